@@ -1,0 +1,45 @@
+# make venv    builds .venv (again only when requirements/ or pyproject.toml changed); PYTHON=python3.12 chooses the interpreter
+# make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
+# make test    runs every test
+# make lint    ruff and mypy
+# make bench   runs the scripts in benchmarks/
+# make clean   removes .venv and caches; runs/ stays
+
+HARDWARE := $(shell { nvidia-smi -L || ls /dev/nvidia0; } >/dev/null 2>&1 && echo gpu || echo cpu)
+LOCK := requirements/lock-$(HARDWARE).txt
+LOCKED := .venv/.locked-$(HARDWARE)
+INSTALLED := .venv/.installed
+BIN := .venv/bin
+
+.PHONY: venv demo test lint bench clean FORCE
+
+venv: $(INSTALLED)
+
+# With PYTHON given the script looks each time whether .venv is of that version.
+$(LOCKED): $(LOCK) $(if $(PYTHON),FORCE)
+	@PYTHON="$(PYTHON)" requirements/venv.sh $(HARDWARE)
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . </dev/null >.venv/package.log 2>&1 \
+		|| { cat .venv/package.log >&2; echo "make venv: installing raybge itself failed" >&2; exit 1; }
+	@$(BIN)/python -m pip check --disable-pip-version-check >.venv/check.log 2>&1 \
+		|| { cat .venv/check.log >&2; echo "make venv: the packages do not fit: does requirements/ lag behind pyproject.toml?" >&2; exit 1; }
+	@touch $@
+
+demo: venv
+	$(BIN)/python -m raybge.demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy raybge
+
+bench: venv
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

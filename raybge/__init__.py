@@ -1,0 +1,30 @@
+"""Fine-tuning of embedding models at any scale, as one Ray program.
+
+Names are loaded when first used, so that `import raybge` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raybge.evaluate import evaluate_retrieval
+    from raybge.mine import mine_hard_negatives
+    from raybge.model.encoder import Encoder
+    from raybge.train import finetune
+
+_HOMES = {
+    "Encoder": "raybge.model.encoder",
+    "mine_hard_negatives": "raybge.mine",
+    "finetune": "raybge.train",
+    "evaluate_retrieval": "raybge.evaluate",
+}
+__all__ = ["Encoder", "evaluate_retrieval", "finetune", "mine_hard_negatives"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'raybge' has no attribute {name!r}")

@@ -1,0 +1,165 @@
+"""Every flag of every command, declared once as dataclass fields.
+
+Names and defaults are those of FlagEmbedding 1.4.2's scripts, so that its users can move over without relearning.
+`None` as the default of pooling, normalising, instructions and lengths means «what the model's folder says».
+How a declaration becomes a parser, a help page and a checked object is in `flags.py`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raybge.flags import flag
+
+MODEL, DATA, LOSS, MINING, METRICS, RUN, SCALE = (
+    "model",
+    "data",
+    "objective",
+    "mining",
+    "evaluation",
+    "run",
+    "workers and cluster",
+)
+POOLING = ("cls", "mean", "last_token")
+
+
+@dataclass(kw_only=True)
+class CommonArguments:
+    """What every command that runs on Ray accepts."""
+
+    num_workers: str | None = flag(None, SCALE, "workers, N or MIN-MAX; left out, the cluster decides", metavar="N")
+    use_gpu: bool | None = flag(None, SCALE, "give each worker a GPU; left out, when the cluster has any")
+    cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
+    storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")
+    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)", unbuilt=True)
+    address: str | None = flag(None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine")
+    on_bad_rows: str = flag("stop", DATA, "what to do with rows that cannot be used", choices=("stop", "skip"))
+    config: str | None = flag(None, RUN, "YAML file of flags; those on the command line override it")
+    dry_run: bool = flag(False, RUN, "print the plan and stop")
+    verbose: bool = flag(False, RUN, "leave the messages of Ray and transformers on the screen")
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """How a model is found and opened."""
+
+    cache_dir: str | None = flag(None, MODEL, "where models from the hub are kept")
+    trust_remote_code: bool = flag(False, MODEL, "let the model's folder bring its own code")
+
+
+@dataclass(kw_only=True)
+class MineArguments(ModelArguments, CommonArguments):
+    """Find hard negatives: the passages that the model ranks high for a query and that are not its answers."""
+
+    model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",))
+    input_file: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
+    output_file: str = flag(..., DATA, "where the groups with their mined `neg` are written (.jsonl, .jsonl.gz, .jsonl.zst)")
+    candidate_pool: list[str] | None = flag(
+        None, DATA, "passages {text} to mine from; left out: every `pos` and `neg` of the input"
+    )
+    range_for_sampling: str = flag("10-210", MINING, "ranks lo-hi to sample from: 0-based, lo to hi-1 of the full ranking")
+    negative_number: int = flag(15, MINING, "negatives for each row")
+    use_gpu_for_searching: bool = flag(False, MINING, "search with faiss on the GPU")
+    search_batch_size: int = flag(64, MINING, "queries searched at a time")
+    shard_size: int = flag(1_000_000, MINING, "passages in one faiss shard")
+    seed: int = flag(42, MINING, "seed of the sampling")
+    overwrite: bool = flag(False, RUN, "mine anew although the output is there")
+    query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
+    query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
+    passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
+    passage_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and passage are joined")
+    batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
+    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
+    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU")
+    embedder_query_max_length: int | None = flag(None, MODEL, "longest query in tokens")
+    embedder_passage_max_length: int | None = flag(None, MODEL, "longest passage in tokens")
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(ModelArguments, CommonArguments):
+    """Measure retrieval: exact search over a corpus, then MRR, nDCG, Recall and MAP."""
+
+    encoder: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("model_name_or_path",))
+    corpus_data: list[str] = flag(..., DATA, "passages {text} or {content}: files, folders or globs")
+    query_data: list[str] = flag(..., DATA, "queries with their answers: {query, pos} or {query, positive}")
+    fp16: bool = flag(False, MODEL, "half precision; off on a CPU")
+    add_instruction: bool = flag(
+        False, MODEL, "put «Represent this sentence for searching relevant passages: » before each query"
+    )
+    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
+    max_query_length: int | None = flag(None, MODEL, "longest query in tokens; 32 where the model's folder does not say")
+    max_passage_length: int | None = flag(None, MODEL, "longest passage in tokens; 128 where the folder does not say")
+    batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
+    index_factory: str = flag("Flat", METRICS, "faiss index; Flat is exact", unbuilt=True)
+    k: int = flag(100, METRICS, "passages retrieved for each query")
+    save_embedding: bool = flag(False, METRICS, "keep the corpus embeddings at save_path", unbuilt=True)
+    load_embedding: bool = flag(False, METRICS, "use the corpus embeddings at save_path", unbuilt=True)
+    save_path: str = flag("embeddings.memmap", METRICS, "file of the corpus embeddings", unbuilt=True)
+    metrics_file: str | None = flag(None, METRICS, "write the metrics as JSON")
+    search_batch_size: int = flag(64, METRICS, "queries searched at a time")
+    shard_size: int = flag(1_000_000, METRICS, "passages in one faiss shard")
+    use_gpu_for_searching: bool = flag(False, METRICS, "search with faiss on the GPU")
+
+
+@dataclass(kw_only=True)
+class TrainArguments(ModelArguments, CommonArguments):
+    """Fine-tune an embedding model on groups {query, pos, neg} with a contrastive objective."""
+
+    model_name_or_path: str = flag(..., MODEL, "model to start from: folder or hub name", aliases=("embedder_name_or_path",))
+    train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
+    overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
+    resume: bool = flag(False, RUN, "continue the run of this output folder", unbuilt=True)
+    warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
+    logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
+
+    config_name: str | None = flag(None, MODEL, "configuration, where it is not the model's own")
+    tokenizer_name: str | None = flag(None, MODEL, "tokenizer, where it is not the model's own")
+    token: str | None = flag(None, MODEL, "token for the hub; HF_TOKEN when left out")
+    use_fast_tokenizer: bool = flag(True, MODEL, "use the tokenizer written in Rust")
+    sentence_pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    normlized: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normalize_embeddings",))
+    fix_position_embedding: bool = flag(False, MODEL, "keep the position embeddings as they are")
+
+    train_group_size: int = flag(8, DATA, "passages of a group: one positive, the rest negatives")
+    query_max_len: int = flag(32, DATA, "longest query in tokens")
+    passage_max_len: int = flag(128, DATA, "longest passage in tokens")
+    pad_to_multiple_of: int | None = flag(None, DATA, "pad to a multiple of this")
+    query_instruction_for_retrieval: str | None = flag(None, DATA, "put before each query")
+    query_instruction_format: str = flag("{}{}", DATA, "how instruction and query are joined")
+    passage_instruction_for_retrieval: str | None = flag(None, DATA, "put before each passage")
+    passage_instruction_format: str = flag("{}{}", DATA, "how instruction and passage are joined")
+    max_example_num_per_dataset: int = flag(100_000_000, DATA, "rows used of each data set", unbuilt=True)
+    same_dataset_within_batch: bool = flag(False, DATA, "a step's rows come from one data set", unbuilt=True)
+    small_threshold: int = flag(0, DATA, "data sets of a folder below this are joined", unbuilt=True)
+    drop_threshold: int = flag(0, DATA, "joined data sets below this are left out", unbuilt=True)
+    shuffle_ratio: float = flag(0.0, DATA, "share of texts whose parts are shuffled", unbuilt=True)
+
+    global_batch_size: int | None = flag(
+        None, LOSS, "groups of one step over all workers; left out: per_device_train_batch_size times the workers"
+    )
+    temperature: float = flag(0.02, LOSS, "scores are divided by this")
+    negatives_cross_device: bool = flag(True, LOSS, "take negatives from all workers' groups")
+    use_inbatch_neg: bool = flag(True, LOSS, "take negatives from other groups at all")
+    sub_batch_size: int | None = flag(None, LOSS, "groups held in memory at a time", unbuilt=True)
+    knowledge_distillation: bool = flag(False, LOSS, "learn from pos_scores and neg_scores", unbuilt=True)
+    kd_loss_type: str = flag("kl_div", LOSS, "how", choices=("kl_div", "m3_kd_loss"), unbuilt=True)
+    use_mrl: bool = flag(False, LOSS, "train prefixes of the vector too", unbuilt=True)
+    mrl_dims: list[int] | None = flag(None, LOSS, "their lengths", unbuilt=True)
+
+    # Flags of transformers.TrainingArguments that were given, by name; `flags.py` reads their declarations.
+    training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})
+
+
+# The TrainingArguments that act today. Any other that is given stops the command: nothing is silently ignored.
+TRAINING_FLAGS = frozenset(
+    """output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps logging_first_step
+    logging_nan_inf_filter log_level log_level_replica report_to run_name project save_strategy save_steps
+    save_total_limit save_only_model seed data_seed full_determinism use_cpu dataloader_drop_last
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_timeout skip_memory_metrics do_train""".split()
+)

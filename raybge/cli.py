@@ -1,0 +1,64 @@
+"""Run a command: parse, keep the screen clean, turn errors into one message and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 something the person can mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raybge.errors import UserError
+from raybge.flags import parse
+from raybge.screen import Screen
+
+COMMANDS = ("mine", "train", "evaluate", "demo")
+PLANNED = ("encode", "merge", "pretrain", "tune")
+
+
+def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv: Sequence[str] | None) -> int:
+    """Parse `argv` into `arguments`, call `function(parsed, screen)`, return the exit code."""
+    screen = Screen()
+    try:
+        parsed = parse(arguments, sys.argv[1:] if argv is None else argv, f"python -m raybge.{name}")
+        with screen.capture(name, enabled=not parsed.verbose):
+            try:
+                function(parsed, screen)
+            except (UserError, KeyboardInterrupt):
+                raise
+            except Exception:
+                screen.log_traceback()
+                raise
+    except UserError as error:
+        screen.error(f"raybge.{name}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        screen.error(f"raybge.{name}: interrupted")
+        return 130
+    except Exception as error:
+        where = f"\nThe whole story is in {screen.log_path}" if screen.log_path else ""
+        screen.error(f"raybge.{name} failed: {type(error).__name__}: {_first_lines(error)}{where}")
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The console entry `raybge COMMAND ...`."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command in COMMANDS:
+        raise SystemExit(importlib.import_module(f"raybge.{command}").main(rest))
+    if command in ("-h", "--help"):
+        print("usage: raybge COMMAND --flag value ...\n\ncommands: " + ", ".join(COMMANDS))
+        print("`raybge COMMAND --help` lists a command's flags.")
+        raise SystemExit(0)
+    state = "is not built yet" if command in PLANNED else "is not a command"
+    print(f"raybge: «{command}» {state}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _first_lines(error: Exception, count: int = 5) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # Ray puts the cause last, after the remote traceback.
+    return "\n".join(lines if len(lines) <= count else lines[-count:])

@@ -1,0 +1,196 @@
+"""Connect to Ray and plan who does the work, without ever asking for more than there is.
+
+Ray's workers and the tasks that read for them draw on the same CPUs. When workers take all of them, reading waits for
+ever and nothing reports it. So a Ray that raybge starts itself has extra CPU slots that only reading uses, and on a
+cluster that it joins a plan must leave at least one CPU free, or the command stops with what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybge.errors import UserError
+
+# Cores of one CPU worker when nothing is said: intra-operator threads gain little beyond.
+CORES_A_WORKER = 8
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to work with. `cpus` leaves out the slots that are kept for reading when `own` is true."""
+
+    own: bool
+    cpus: int
+    gpus: int
+    nodes: int
+    node_cpus: tuple[int, ...]
+
+    @property
+    def room(self) -> int:
+        """CPUs that workers may take in all; the rest reads."""
+        return self.cpus if self.own else self.cpus - 1
+
+    def describe(self) -> str:
+        gpus = f", {self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else ", no GPU"
+        place = "this machine" if self.own else f"Ray cluster of {self.nodes} node{'s' * (self.nodes != 1)}"
+        return f"{place}, {self.cpus} CPUs{gpus}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers (or actors) and what each holds."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    def describe(self, noun: str) -> str:
+        has = f"{self.cpus} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus} GPU" if self.gpus else "")
+        return f"{self.workers} {noun}{'s' * (self.workers != 1)} of {has}"
+
+
+@contextmanager
+def connect(address: str | None = None, verbose: bool = False) -> Iterator[Cluster]:
+    """Join the Ray cluster at `address`, RAY_ADDRESS or a live `ray start`; else start Ray here and stop it afterwards."""
+    import ray
+
+    _quiet(verbose)
+    joined = ray.is_initialized()
+    own = False
+    if not joined:
+        target = address or os.environ.get("RAY_ADDRESS") or _live_head()
+        own = target in (None, "local")
+        _start() if own else _join(str(target))
+    try:
+        yield _look(own)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def plan_workers(
+    cluster: Cluster,
+    num_workers: str | None,
+    use_gpu: bool | None,
+    cpus_per_worker: int | None,
+    *,
+    cores_a_worker: int = CORES_A_WORKER,
+) -> Plan:
+    """One worker per GPU, or without one as many as the cores carry; what was asked for is checked against the cluster.
+
+    Raises UserError, naming the flag and what would fit, when the cluster cannot hold it and leave room for reading.
+    """
+    gpu = cluster.gpus > 0 if use_gpu is None else use_gpu
+    if gpu and not cluster.gpus:
+        raise UserError(f"--use_gpu: {cluster.describe()}")
+    asked = _count(num_workers)
+    if cpus_per_worker is not None and cpus_per_worker < 1:
+        raise UserError(f"--cpus_per_worker must be at least 1, found {cpus_per_worker}")
+    if cluster.room < 1:
+        raise UserError(f"{cluster.describe()}: a worker and the reading for it need at least 2 CPUs")
+    if gpu:
+        workers = asked or cluster.gpus
+        cpus = cpus_per_worker or max(1, min(CORES_A_WORKER, cluster.room // workers))
+    else:
+        cpus = cpus_per_worker or min(cores_a_worker, max(1, cluster.room // asked) if asked else cluster.room)
+        fitting = sum(n // cpus for n in cluster.node_cpus)
+        workers = asked or max(1, min(fitting, cluster.room // cpus))
+    _check(cluster, Plan(workers, cpus, int(gpu)), gpu)
+    return Plan(workers, cpus, int(gpu))
+
+
+def _check(cluster: Cluster, plan: Plan, gpu: bool) -> None:
+    if gpu and plan.workers > cluster.gpus:
+        raise UserError(f"--num_workers {plan.workers}: only {cluster.gpus} GPUs are there ({cluster.describe()})")
+    fitting = min(sum(n // plan.cpus for n in cluster.node_cpus), cluster.room // plan.cpus)
+    if plan.workers > fitting:
+        left = "" if cluster.own else " and leave 1 CPU for reading"
+        raise UserError(
+            f"{plan.describe('worker')} do not fit {cluster.describe()}{left}: at most --num_workers {fitting}"
+            + (f" with --cpus_per_worker {plan.cpus}" if fitting else ", or a lower --cpus_per_worker")
+        )
+
+
+def _count(num_workers: str | None) -> int | None:
+    if num_workers is None:
+        return None
+    if "-" in num_workers.strip("-"):
+        raise UserError("--num_workers MIN-MAX (workers that come and go) is not built yet; give one number")
+    try:
+        count = int(num_workers)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise UserError(f"--num_workers must be a whole number of at least 1, found «{num_workers}»")
+    return count
+
+
+def _look(own: bool) -> Cluster:
+    import ray
+
+    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    node_cpus = tuple(int(r.get("CPU", 0)) - (_reading_slots() if own else 0) for r in alive)
+    gpus = int(sum(r.get("GPU", 0) for r in alive))
+    return Cluster(own=own, cpus=sum(node_cpus), gpus=gpus, nodes=len(alive), node_cpus=node_cpus)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _reading_slots() -> int:
+    return max(2, cores() // 4)
+
+
+def _start() -> None:
+    import ray
+
+    # Ray's ports stay on the loopback interface only when it takes the machine for a single-node one.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    options: dict[str, Any] = {"num_cpus": cores() + _reading_slots(), "include_dashboard": False}
+    ray.init(address="local", log_to_driver=True, **options)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError and its own kinds for the same cause
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
+
+
+def _live_head() -> str | None:
+    """Address of a `ray start` on this machine that still answers: a head that died leaves its file behind."""
+    import ray._common.utils as utils
+
+    path = Path(utils.get_ray_address_file(None))
+    if not path.is_file():
+        return None
+    address = path.read_text().strip()
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return address
+    except (OSError, ValueError):
+        return None
+
+
+def _quiet(verbose: bool) -> None:
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a coming default
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if not verbose else "true")
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.execution_options.preserve_order = True

@@ -1,0 +1,106 @@
+"""What a row must look like: training groups, passages, judged queries. Pure Python, the standard library
+only.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_SHOWN = 60  # characters of a wrong value that a message quotes
+
+
+class RowError(ValueError):
+    """Raised by parse functions: `expected` says what the field must be and what was found, e.g. "must be a
+    string, found 3".
+    """
+
+    def __init__(self, field: str, expected: str):
+        super().__init__(field, expected)  # both, so that the error survives pickling
+        self.field = field
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Group:
+    """One query with its positives and negatives; `prompt` is the row's own instruction, None where it has
+    none.
+    """
+
+    query: str
+    pos: tuple[str, ...]
+    neg: tuple[str, ...]
+    prompt: str | None
+
+
+def parse_group(raw: dict[str, Any]) -> Group:
+    """Training row {"query", "pos", "neg"?, "prompt"?}; other fields are not looked at. RowError where a
+    field is wrong.
+
+    `pos` and `neg` are a string or a list of strings; `neg` may be missing, null or an empty list.
+    """
+    return Group(
+        query=_text(raw, "query"),
+        pos=_texts(raw, "pos"),
+        neg=() if raw.get("neg") in (None, []) else _texts(raw, "neg", "(or be left out)"),
+        prompt=_prompt(raw),
+    )
+
+
+def parse_passage(raw: dict[str, Any]) -> str:
+    """Passage row {"text"}, or the recipe's {"content"}. RowError where neither is a non-empty string."""
+    return _text(raw, "content" if "text" not in raw and "content" in raw else "text")
+
+
+def parse_judged(raw: dict[str, Any]) -> Group:
+    """Evaluation row {"query", "pos"}, or the recipe's {"query", "positive"}; the group's `neg` is empty.
+    RowError as above.
+    """
+    field = "positive" if "pos" not in raw and "positive" in raw else "pos"
+    return Group(query=_text(raw, "query"), pos=_texts(raw, field), neg=(), prompt=_prompt(raw))
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that stand for the text: equal texts, equal keys, on every machine and in every run."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _text(raw: dict[str, Any], field: str) -> str:
+    value = raw.get(field)
+    if not _is_text(value):
+        raise RowError(field, f"must be a non-empty string, {_found(raw, field)}")
+    assert isinstance(value, str)
+    return value
+
+
+def _texts(raw: dict[str, Any], field: str, or_else: str = "") -> tuple[str, ...]:
+    value = raw.get(field)
+    values = value if isinstance(value, list) else [value]
+    wrong = next((index for index, text in enumerate(values) if not _is_text(text)), None)
+    if values and wrong is None:
+        return tuple(values)
+    found = _found(raw, field)
+    if isinstance(value, list) and wrong is not None:
+        found = f"found {_shown(values[wrong])} as item {wrong + 1} of {len(values)}"
+    asked = " ".join(filter(None, ["must be a non-empty string or a list of them", or_else]))
+    raise RowError(field, f"{asked}, {found}")
+
+
+def _prompt(raw: dict[str, Any]) -> str | None:
+    value = raw.get("prompt")
+    if value is not None and not isinstance(value, str):
+        raise RowError("prompt", f"must be a string or null, {_found(raw, 'prompt')}")
+    return value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and not value.isspace()
+
+
+def _found(raw: dict[str, Any], field: str) -> str:
+    return f"found {_shown(raw[field])}" if field in raw else "but the row has no such field"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,0 +1,192 @@
+"""The training loop of one worker: transformers' Trainer, fed by the worker's own stream.
+
+Ray Train starts `train_worker` in every worker. It knows nothing of the command line; `train.py` prepares its config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from raybge.board import Board
+from raybge.data.collate import GroupTokenizer, StepBatch
+from raybge.data.order import Order
+from raybge.data.stream import StepStream
+from raybge.data.survey import Survey
+from raybge.errors import UserError
+from raybge.model.embedding import EmbeddingModel
+from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
+from raybge.model.negatives import Objective
+
+GPU_TOKENS_PER_CHUNK = 32_768
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs to know, prepared by the driver.
+
+    `encoder` are Encoder's arguments, `tokens` those of GroupTokenizer that are not the encoder's, `training` those of
+    TrainingArguments. Paths are absolute: a worker's current folder is Ray's.
+    """
+
+    encoder: dict[str, Any]
+    tokens: dict[str, int]
+    objective: Objective
+    training: dict[str, Any]
+    survey: Survey
+    order: Order
+    output_dir: str
+    marker: str
+    cpus: int
+    reading_cpus: float
+    fix_position_embedding: bool
+    pad_to_multiple_of: int | None
+    logging_dir: str | None
+    board: Board
+
+
+class ContrastiveModel(nn.Module):
+    """An embedding model with its objective: maps a StepBatch to the worker's share of the loss."""
+
+    def __init__(self, embedding: EmbeddingModel, objective: Objective, pad_to_multiple_of: int | None):
+        super().__init__()
+        self.embedding = embedding
+        self.objective = objective
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def forward(self, batch: StepBatch) -> torch.Tensor:
+        """The share of the loss as a scalar; see `Objective.loss`."""
+        device = next(self.parameters()).device
+        chunk = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
+        queries = len(batch.passages_B)
+        # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
+        # vector is kept, gives every parameter a gradient of zero.
+        token_ids = batch.token_ids or [[0]]
+        e_ND = self.embedding.embed(token_ids, chunk, self.pad_to_multiple_of)[: len(batch.token_ids)]
+        passages_B = torch.from_numpy(batch.passages_B).to(device)
+        return self.objective.loss(e_ND[:queries], e_ND[queries:], passages_B)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+
+
+class StreamTrainer(transformers.Trainer):
+    """transformers' Trainer on a stream that is already this worker's own share."""
+
+    def __init__(self, stream: StepStream, encoder: Encoder, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.stream = stream
+        self.encoder = encoder
+        self.recent: list[torch.Tensor] = []
+
+    def get_train_dataloader(self) -> StepStream:  # type: ignore[override]
+        return self.stream
+
+    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:  # type: ignore[override]
+        loss = model(**inputs)
+        self.recent.append(loss.detach())
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
+        self.encoder.save(output_dir or str(self.args.output_dir))
+
+
+class Reporter(transformers.TrainerCallback):
+    """Tells the driver's progress bar where the run is, at most twice a second."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.trainer: StreamTrainer | None = None
+        self.told = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.board.begin(state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        if self.trainer and (now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps):
+            loss = torch.stack(self.trainer.recent).mean().item()
+            self.trainer.recent.clear()
+            self.told = now
+            self.board.tell(state.global_step, loss)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.board.log(dict(logs or {}, step=state.global_step))
+
+
+def train_worker(settings: dict[str, WorkerConfig]) -> None:
+    """Train this worker's share; worker 0 writes the model. Runs inside Ray Train, whose process group it uses."""
+    import ray.train
+
+    config = settings["worker"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if not os.path.exists(config.marker):
+        raise UserError(
+            f"worker {rank} does not see {os.path.dirname(config.marker)}: several machines need an --output_dir (or "
+            "--storage_path) on a folder that all of them share"
+        )
+    torch.set_num_threads(config.cpus)  # Ray sets OMP_NUM_THREADS to what it thinks best
+    if config.logging_dir:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
+    args = transformers.TrainingArguments(**config.training)
+    transformers.set_seed(args.seed)
+    encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
+    if config.fix_position_embedding:
+        _freeze_positions(encoder.model)
+    tokenizer = GroupTokenizer(encoder.tokenizer, encoder.instructions, **config.tokens)
+    reporter = Reporter(config.board)
+    trainer = StreamTrainer(
+        StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
+        encoder,
+        model=ContrastiveModel(encoder.model, config.objective, config.pad_to_multiple_of),
+        args=args,
+        callbacks=[reporter] if rank == 0 else [],
+    )
+    reporter.trainer = trainer
+    trainer.remove_callback(transformers.PrinterCallback)
+    transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
+    result = trainer.train()
+    if rank == 0:
+        metrics = {**result.metrics, "steps": trainer.state.global_step}
+        _write_result(config.output_dir, encoder, trainer, metrics)
+        config.board.finish(metrics)
+
+
+def _freeze_positions(model: EmbeddingModel) -> None:
+    frozen = [p for name, p in model.named_parameters() if "position_embeddings" in name]
+    if not frozen:
+        raise UserError("--fix_position_embedding: this model has no table of position embeddings")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def _write_result(
+    output_dir: str, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]
+) -> None:
+    """Write the model aside, then move it in: a reader of the folder never sees half a model."""
+    output = Path(output_dir)
+    aside = output / ".raybge" / "model"
+    shutil.rmtree(aside, ignore_errors=True)
+    encoder.save(aside)
+    (aside / "train_results.json").write_text(json.dumps(dict(metrics), indent=2) + "\n")
+    trainer.state.save_to_json(str(aside / "trainer_state.json"))
+    for path in sorted(aside.iterdir()):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    aside.rmdir()
+

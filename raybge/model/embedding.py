@@ -1,0 +1,145 @@
+"""The network: a transformer, pooling and normalising, and running it on texts of uneven length.
+
+Letters in tensor names: N texts handed in, B texts in a chunk, T tokens of its longest, D width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybge.errors import UserError
+from raybge.model.folder import POOLINGS
+
+
+class EmbeddingModel(nn.Module):
+    """A transformer that turns each text into one vector.
+
+    Args:
+        backbone: a transformers model whose output has `last_hidden_state`.
+        pooling: "cls" (first token), "mean" (over the text's tokens), "last_token". UserError for any other.
+        normalize: divide each vector by its length.
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: str = "cls", normalize: bool = True) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+        self.backbone = backbone
+        self.pooling = pooling
+        self.normalize = normalize
+        pooler = getattr(backbone, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            # it feeds nothing here: without a gradient, data-parallel training does not wait for one
+            pooler.requires_grad_(False)
+
+    @property
+    def dim(self) -> int:
+        """Width D of a vector."""
+        return int(self._config.hidden_size)
+
+    @property
+    def _config(self) -> Any:
+        return self.backbone.config
+
+    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Embed one padded chunk.
+
+        Args:
+            input_ids_BT: token ids, padded on the right.
+            attention_mask_BT: 1 for a token, 0 for padding.
+
+        Returns:
+            e_BD in fp32, whatever precision the backbone runs in.
+        """
+        h_BTD = self.backbone(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
+        if self.pooling == "cls":
+            e_BD = h_BTD[:, 0].float()
+        elif self.pooling == "mean":
+            mask_BT1 = attention_mask_BT.unsqueeze(-1)
+            e_BD = (h_BTD.float() * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1)
+        else:
+            last_B = attention_mask_BT.sum(dim=1).clamp(min=1) - 1
+            e_BD = h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B].float()
+        return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
+
+    def embed(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        tokens_per_chunk: int,
+        pad_to_multiple_of: int | None = None,
+    ) -> Tensor:
+        """Embed tokenized texts in chunks of similar length, so that little is padded; in the input's order.
+
+        Differentiable: the gradient is that of one padded batch. The same list gives the same chunks and so
+        the same bits; a text's last bits may differ with its company.
+
+        Args:
+            token_ids: N texts as token ids with their special tokens, each at most what the model can hold.
+            tokens_per_chunk: the most tokens, padding counted, of one chunk; a longer text runs alone.
+            pad_to_multiple_of: round a chunk's length up to a multiple of this.
+
+        Returns:
+            e_ND in fp32; (0, D) for no text.
+        """
+        chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk)
+        device = next(self.parameters()).device
+        if not chunks:
+            return torch.zeros(0, self.dim, device=device)
+        e_sorted_ND = torch.cat([self(*self.pad(token_ids, rows, pad_to_multiple_of)) for rows in chunks])
+        position_N = torch.empty(len(token_ids), dtype=torch.long)
+        position_N[torch.tensor([row for rows in chunks for row in rows])] = torch.arange(len(token_ids))
+        return e_sorted_ND[position_N.to(device)]
+
+    def pad(
+        self, token_ids: Sequence[Sequence[int]], rows: Sequence[int], multiple: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """input_ids_BT and attention_mask_BT of some rows, padded on the right, on the model's device."""
+        width = max(1, max(len(token_ids[row]) for row in rows))
+        if multiple:
+            room = max_positions(self.backbone)
+            rounded = -(-width // multiple) * multiple
+            width = rounded if room is None else max(width, min(rounded, room))
+        # RoBERTa-like models number their positions by what is not this id
+        pad_id = getattr(self._config, "pad_token_id", None) or 0
+        ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+        mask_BT = np.zeros((len(rows), width), dtype=np.int64)
+        for b, row in enumerate(rows):
+            ids_BT[b, : len(token_ids[row])] = token_ids[row]
+            mask_BT[b, : len(token_ids[row])] = 1
+        device = next(self.parameters()).device
+        return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+
+
+def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int) -> list[list[int]]:
+    """Row numbers in chunks of similar length, longest first, each of at most `tokens_per_chunk` padded ones.
+
+    Longest first: a chunk that does not fit into memory shows at once, and later ones reuse its memory.
+    """
+    if tokens_per_chunk < 1:
+        raise ValueError(f"tokens_per_chunk must be at least 1, found {tokens_per_chunk}")
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    chunks: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        size = max(1, tokens_per_chunk // max(1, lengths[order[start]]))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks
+
+
+def max_positions(backbone: nn.Module) -> int | None:
+    """The longest text in tokens that the model can hold, None where nothing limits it.
+
+    RoBERTa-like models start counting after the padding's id: their table of 514 positions holds 512 tokens.
+    """
+    for name, module in backbone.named_modules():
+        if name.rsplit(".", 1)[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    limit = getattr(backbone.config, "max_position_embeddings", None)
+    return int(limit) if limit is not None and limit > 0 else None

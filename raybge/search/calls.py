@@ -1,0 +1,42 @@
+"""Ray calls whose results are wanted in order, a few under way at a time, with errors that a person can read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from raybge.errors import UserError
+
+
+def in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
+    """Results of Ray calls, each (function that gives a reference, its arguments...), in their order.
+
+    At most `window` are under way, by default twice the cluster's CPUs.
+    """
+    import ray
+
+    window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    pending: deque[Any] = deque()
+    with unwrapped():
+        for function, *arguments in calls:
+            if len(pending) >= window:
+                yield ray.get(pending.popleft())
+            pending.append(function(*arguments))
+        while pending:
+            yield ray.get(pending.popleft())
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """A UserError raised in a Ray worker comes out as it was, without Ray's wrappers around it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        for _ in range(8):
+            cause = getattr(cause, "cause", None) or (cause.__cause__ if cause else None)
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
+        raise

@@ -1,0 +1,375 @@
+"""Fine-tune an embedding model on groups {"query", "pos", "neg"}.
+
+    python -m raybge.train --model_name_or_path BAAI/bge-small-en-v1.5 --train_data groups.jsonl --output_dir runs/mine
+    python -m raybge.train --help
+
+From Python: `raybge.finetune(model_name_or_path=..., train_data=..., output_dir=..., learning_rate=2e-5)`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybge import cli
+from raybge.arguments import TrainArguments
+from raybge.cluster import Cluster, Plan, connect, plan_workers
+from raybge.errors import UserError
+from raybge.flags import build
+from raybge.screen import Screen
+
+if TYPE_CHECKING:
+    from raybge.board import Board
+    from raybge.data.jsonl import SourceFile
+    from raybge.data.order import Order
+    from raybge.data.survey import Survey
+    from raybge.loop import WorkerConfig
+
+HIDDEN = ".raybge"  # in the output folder: what a run keeps for itself
+POLL_SECONDS = 0.5
+
+
+def finetune(**flags: Any) -> dict[str, float]:
+    """Fine-tune a model; the arguments are the command's flags. Returns the Trainer's metrics.
+
+    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    """
+    arguments = build(TrainArguments, flags)
+    screen = Screen()
+    with screen.capture("train", enabled=not arguments.verbose):
+        return train(arguments, screen)
+
+
+def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
+    """The command: check, read, plan, train, report."""
+    output = _check(arguments)
+    files = _files(arguments)
+    plain = all(f.kind in ("jsonl", "parquet") for f in files)
+    small = _survey(arguments, files, output) if plain and sum(f.size for f in files) <= 64 << 20 else None
+    with connect(arguments.address, arguments.verbose) as cluster:
+        plan = plan_workers(cluster, arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker)
+        survey = small or _survey(arguments, files, output)
+        if survey.bad_count:
+            from raybge.data.survey import named
+
+            screen.say(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
+        batches = _order(arguments, survey, plan)
+        _describe(arguments, screen, cluster, plan, survey, batches)
+        if arguments.dry_run:
+            return {}
+        metrics = _run(arguments, screen, plan, survey, batches, output)
+    screen.say(
+        f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
+        f"({metrics['train_samples_per_second']:,.1f} groups/s), mean loss {metrics['train_loss']:.4f}"
+    )
+    screen.say(f"model: {arguments.training['output_dir']}")
+    return metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(TrainArguments, train, "train", argv)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: TrainArguments) -> Path:
+    """Everything that can be said about the flags alone; returns the output folder."""
+    from raybge.model.folder import Instructions, check_model_folder
+
+    if arguments.temperature <= 0:
+        raise UserError(f"--temperature must be above 0, found {arguments.temperature}")
+    positive = {
+        "train_group_size": arguments.train_group_size,
+        "query_max_len": arguments.query_max_len,
+        "passage_max_len": arguments.passage_max_len,
+        "pad_to_multiple_of": arguments.pad_to_multiple_of,
+        "global_batch_size": arguments.global_batch_size,
+        "per_device_train_batch_size": _device_batch(arguments),
+    }
+    for name, value in positive.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, found {value}")
+    # Now, and not when the trained model is saved.
+    Instructions(
+        arguments.query_instruction_for_retrieval,
+        arguments.query_instruction_format,
+        arguments.passage_instruction_for_retrieval,
+        arguments.passage_instruction_format,
+    ).prefixes()
+    check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
+    for name in ("output_dir", "storage_path"):
+        value = arguments.training["output_dir"] if name == "output_dir" else arguments.storage_path
+        if value and "://" in value:
+            raise UserError(f"--{name} {value}: training into a URI is not built yet; give a folder that all nodes share")
+    output = Path(os.path.abspath(arguments.training["output_dir"]))
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output_dir {output} is a file")
+    if output.exists() and not arguments.overwrite_output_dir and any(p.name != HIDDEN for p in output.iterdir()):
+        raise UserError(f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir")
+    return output
+
+
+def _device_batch(arguments: TrainArguments) -> int:
+    return arguments.training.get("per_device_train_batch_size", 8)
+
+
+def _seed(arguments: TrainArguments) -> int:
+    data_seed = arguments.training.get("data_seed")
+    return arguments.training.get("seed", 42) if data_seed is None else data_seed
+
+
+def _use_gpu(arguments: TrainArguments) -> bool | None:
+    return False if arguments.training.get("use_cpu") else arguments.use_gpu
+
+
+# --- read -------------------------------------------------------------------------------------------------------------
+
+
+def _files(arguments: TrainArguments) -> list[SourceFile]:
+    from raybge.data.files import list_files
+
+    return list_files(arguments.train_data, "--train_data")
+
+
+def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) -> Survey:
+    """Count and check every row. Files that cannot be read from the middle are written out plain once."""
+    from raybge.data.groups import parse_group
+    from raybge.data.order import block_bytes
+    from raybge.data.source import transcode
+    from raybge.data.survey import survey
+
+    storage = Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+    files = transcode(files, str(storage / HIDDEN / "data"))
+    size = block_bytes(sum(f.size for f in files))
+    return survey(files, size, parse_group, arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def _order(arguments: TrainArguments, survey: Survey, plan: Plan) -> Order:
+    from raybge.data.order import Order
+
+    global_batch = arguments.global_batch_size or _device_batch(arguments) * plan.workers
+    drop_last = arguments.training.get("dataloader_drop_last", False)
+    order = Order(survey.rows, global_batch, _seed(arguments), drop_last)
+    order.owned(0, plan.workers)
+    if not order.steps:
+        raise UserError(
+            f"{order.total:,} rows are less than one global batch of {global_batch:,}, and --dataloader_drop_last "
+            "leaves out what is not full"
+        )
+    return order
+
+
+def _describe(
+    arguments: TrainArguments, screen: Screen, cluster: Cluster, plan: Plan, survey: Survey, order: Order
+) -> None:
+    from raybge.model.folder import read_settings
+
+    settings = read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token)
+    pooling = arguments.sentence_pooling_method or settings.pooling
+    normalize = settings.normalize if arguments.normlized is None else arguments.normlized
+    origin = "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
+    screen.say(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
+    screen.say(
+        f"model: {arguments.model_name_or_path}, {pooling} pooling, {'' if normalize else 'not '}normalised ({origin}), "
+        f"query {arguments.query_max_len} / passage {arguments.passage_max_len} tokens"
+    )
+    negatives = "all groups of a step" if arguments.negatives_cross_device else f"blocks of {_device_batch(arguments)} groups"
+    screen.say(
+        f"data: {order.total:,} groups in {len(survey.files)} file{'s' * (len(survey.files) != 1)}; "
+        f"{order.steps:,} steps an epoch of {order.global_batch:,} groups of {arguments.train_group_size}; "
+        f"negatives from {negatives if arguments.use_inbatch_neg else 'the own group'}"
+    )
+    if not plan.gpus:
+        for name in ("fp16", "bf16"):
+            if arguments.training.get(name):
+                screen.say(f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU")
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    arguments: TrainArguments, screen: Screen, plan: Plan, survey: Survey, order: Order, output: Path
+) -> dict[str, float]:
+    from raybge.board import Board
+
+    storage = Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+    hidden = output / HIDDEN
+    hidden.mkdir(parents=True, exist_ok=True)
+    if arguments.overwrite_output_dir:
+        for old in storage.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    marker = hidden / f"run-{uuid.uuid4().hex}"
+    marker.touch()
+    board = Board()
+    try:
+        config = _worker_config(arguments, plan, survey, order, output, storage, marker, board)
+        return _Run(config, plan, storage / HIDDEN / "ray").watch(screen, board, order)
+    finally:
+        marker.unlink(missing_ok=True)
+        shutil.rmtree(storage / HIDDEN / "ray", ignore_errors=True)
+
+
+def _worker_config(
+    arguments: TrainArguments,
+    plan: Plan,
+    survey: Survey,
+    order: Order,
+    output: Path,
+    storage: Path,
+    marker: Path,
+    board: Board,
+) -> WorkerConfig:
+    from raybge.loop import WorkerConfig
+    from raybge.model.negatives import Objective
+
+    name = arguments.model_name_or_path
+    return WorkerConfig(
+        encoder=dict(
+            model_name_or_path=os.path.abspath(name) if os.path.exists(name) else name,
+            normalize_embeddings=arguments.normlized,
+            pooling_method=arguments.sentence_pooling_method,
+            query_instruction_for_retrieval=arguments.query_instruction_for_retrieval,
+            query_instruction_format=arguments.query_instruction_format,
+            passage_instruction_for_retrieval=arguments.passage_instruction_for_retrieval,
+            passage_instruction_format=arguments.passage_instruction_format,
+            trust_remote_code=arguments.trust_remote_code,
+            cache_dir=arguments.cache_dir,
+            tokenizer_name=arguments.tokenizer_name,
+            config_name=arguments.config_name,
+            token=arguments.token,
+            use_fast_tokenizer=arguments.use_fast_tokenizer,
+        ),
+        tokens=dict(
+            group_size=arguments.train_group_size,
+            query_max_len=arguments.query_max_len,
+            passage_max_len=arguments.passage_max_len,
+            seed=_seed(arguments),
+        ),
+        objective=Objective(
+            temperature=arguments.temperature,
+            in_batch=arguments.use_inbatch_neg,
+            cross_device=arguments.negatives_cross_device,
+            block=_device_batch(arguments),
+        ),
+        training=_training_arguments(arguments, plan, order, storage),
+        survey=survey,
+        order=order,
+        output_dir=str(output),
+        marker=str(marker),
+        cpus=plan.cpus,
+        reading_cpus=max(1, plan.cpus // 2),
+        fix_position_embedding=arguments.fix_position_embedding,
+        pad_to_multiple_of=arguments.pad_to_multiple_of,
+        logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
+        board=board,
+    )
+
+
+def _training_arguments(arguments: TrainArguments, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
+    """TrainingArguments for a worker: what was given, and what the stream and the loss need."""
+    given = dict(arguments.training)
+    if not plan.gpus:
+        given |= {"use_cpu": True, "fp16": False, "bf16": False}
+    if arguments.warmup_ratio:
+        if given.get("warmup_steps"):
+            raise UserError("--warmup_ratio and --warmup_steps say the same thing: give one")
+        given["warmup_steps"] = arguments.warmup_ratio
+    return {
+        # The frozen pooler aside, every parameter has a gradient in every step.
+        "ddp_find_unused_parameters": False,
+        **given,
+        "output_dir": str(storage),
+        "per_device_train_batch_size": -(-order.global_batch // plan.workers),
+        "ignore_data_skip": True,  # the stream knows its position
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,  # a batch is ragged token ids, not tensors
+        "disable_tqdm": True,
+    }
+
+
+@dataclass
+class _Run:
+    """One Ray Train run, watched from the main thread, so that Ctrl-C is heard there and not by Ray's own handler."""
+
+    config: WorkerConfig
+    plan: Plan
+    storage: Path
+
+    def watch(self, screen: Screen, board: Board, order: Order) -> dict[str, float]:
+        outcome: dict[str, Any] = {}
+        thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
+        with screen.bar("train", None, "groups") as bar:
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                _show(board, bar, order)
+            _show(board, bar, order)
+        if "error" in outcome:
+            raise _cause(outcome["error"]) from outcome["error"]
+        return board.read().metrics
+
+    def _fit(self, outcome: dict[str, Any]) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from raybge.loop import train_worker
+
+        try:
+            trainer = TorchTrainer(
+                train_worker,
+                train_loop_config={"worker": self.config},
+                scaling_config=ScalingConfig(
+                    num_workers=self.plan.workers,
+                    use_gpu=bool(self.plan.gpus),
+                    resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
+                ),
+                torch_config=TorchConfig(backend="nccl" if self.plan.gpus else "gloo"),
+                run_config=RunConfig(
+                    name=uuid.uuid4().hex,
+                    storage_path=str(self.storage),
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            )
+            trainer.fit()
+        except BaseException as error:  # handed to the main thread
+            outcome["error"] = error
+
+
+def _show(board: Board, bar: Any, order: Order) -> None:
+    import ray
+
+    try:
+        progress = board.read()
+    except ray.exceptions.RayError:
+        return  # the run ended and took Ray with it
+    if progress.total:
+        whole, rest = divmod(progress.total, order.steps)
+        groups = order.total * whole + min(rest * order.global_batch, order.total)
+        bar.total = groups
+        passed, part = divmod(progress.step, order.steps)
+        bar.set_postfix_str(f"loss {progress.loss:.4f}, step {progress.step:,}/{progress.total:,}", refresh=False)
+        bar.update(order.total * passed + min(part * order.global_batch, order.total) - bar.n)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of what Ray Train and Ray wrap around it."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return _cause(next(iter(failures.values())))
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _cause(inner) if isinstance(inner, BaseException) else error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""The schema of a row: what is taken, and what is said about what is not."""
+
+import hashlib
+
+import pytest
+
+from raybge.data.groups import Group, RowError, parse_group, parse_judged, parse_passage, text_key
+
+
+@pytest.mark.parametrize(
+    ("raw", "group"),
+    [
+        ({"query": "q", "pos": "p"}, Group("q", ("p",), (), None)),
+        ({"query": "q", "pos": ["p", "r"], "neg": "n"}, Group("q", ("p", "r"), ("n",), None)),
+        ({"query": "q", "pos": ["p"], "neg": ["n", "n"]}, Group("q", ("p",), ("n", "n"), None)),
+        ({"query": "q", "pos": ["p"], "neg": []}, Group("q", ("p",), (), None)),
+        ({"query": "q", "pos": ["p"], "neg": None, "prompt": None}, Group("q", ("p",), (), None)),
+        ({"query": " q ", "pos": ["p\n"], "prompt": "Find: "}, Group(" q ", ("p\n",), (), "Find: ")),
+        ({"query": "q", "pos": ["p"], "id": 7, "pos_scores": [0.5]}, Group("q", ("p",), (), None)),
+    ],
+)
+def test_group_forms(raw: dict, group: Group) -> None:
+    assert parse_group(raw) == group
+
+
+TEXT = "must be a non-empty string"
+TEXTS = "must be a non-empty string or a list of them"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "expected"),
+    [
+        ({"pos": "p"}, "query", f"{TEXT}, but the row has no such field"),
+        ({"query": None, "pos": "p"}, "query", f"{TEXT}, found null"),
+        ({"query": "", "pos": "p"}, "query", f'{TEXT}, found ""'),
+        ({"query": " \t", "pos": "p"}, "query", f'{TEXT}, found " \\t"'),
+        ({"query": ["q"], "pos": "p"}, "query", f'{TEXT}, found ["q"]'),
+        ({"query": "q"}, "pos", f"{TEXTS}, but the row has no such field"),
+        ({"query": "q", "pos": 3}, "pos", f"{TEXTS}, found 3"),
+        ({"query": "q", "pos": None}, "pos", f"{TEXTS}, found null"),
+        ({"query": "q", "pos": []}, "pos", f"{TEXTS}, found []"),
+        ({"query": "q", "pos": {"p": 1}}, "pos", f'{TEXTS}, found {{"p": 1}}'),
+        ({"query": "q", "pos": ["p", ""]}, "pos", f'{TEXTS}, found "" as item 2 of 2'),
+        ({"query": "q", "pos": ["p", ["r"]]}, "pos", f'{TEXTS}, found ["r"] as item 2 of 2'),
+        ({"query": "q", "pos": "p", "neg": 0}, "neg", f"{TEXTS} (or be left out), found 0"),
+        ({"query": "q", "pos": "p", "neg": False}, "neg", f"{TEXTS} (or be left out), found false"),
+        ({"query": "q", "pos": "p", "neg": ""}, "neg", f'{TEXTS} (or be left out), found ""'),
+        ({"query": "q", "pos": "p", "neg": [1]}, "neg", f"{TEXTS} (or be left out), found 1 as item 1 of 1"),
+        ({"query": "q", "pos": "p", "prompt": 1}, "prompt", "must be a string or null, found 1"),
+    ],
+)
+def test_group_errors(raw: dict, field: str, expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_group(raw)
+    assert (caught.value.field, caught.value.expected) == (field, expected)
+
+
+def test_a_long_value_is_quoted_in_part() -> None:
+    with pytest.raises(RowError) as caught:
+        parse_group({"query": ["x" * 1000], "pos": "p"})
+    assert caught.value.expected == f'{TEXT}, found ["{"x" * 55}...'
+
+
+def test_passages() -> None:
+    assert parse_passage({"text": "t"}) == "t"
+    assert parse_passage({"content": "c", "id": 1}) == "c"
+    assert parse_passage({"text": "t", "content": "c"}) == "t"
+    wrong: list[tuple[dict, str]] = [
+        ({}, "text"),
+        ({"text": ""}, "text"),
+        ({"text": 1, "content": "c"}, "text"),
+    ]
+    for raw, field in wrong:
+        with pytest.raises(RowError) as caught:
+            parse_passage(raw)
+        assert caught.value.field == field
+    with pytest.raises(RowError, match="content"):
+        parse_passage({"content": " "})
+
+
+def test_judged_queries() -> None:
+    group = Group("q", ("p", "r"), (), None)
+    assert parse_judged({"query": "q", "pos": ["p", "r"]}) == group
+    assert parse_judged({"query": "q", "positive": ["p", "r"], "neg": 3}) == group
+    assert parse_judged({"query": "q", "pos": "p", "positive": "x", "prompt": "F"}) == Group(
+        "q", ("p",), (), "F"
+    )
+    with pytest.raises(RowError) as caught:
+        parse_judged({"query": "q", "positive": []})
+    assert caught.value.field == "positive"
+    with pytest.raises(RowError) as caught:
+        parse_judged({"query": "q"})
+    assert caught.value.field == "pos"
+
+
+def test_text_key() -> None:
+    assert text_key("żó") == hashlib.blake2b(b"\xc5\xbc\xc3\xb3", digest_size=16).digest()
+    assert len({text_key(text) for text in ("a", "a ", "A", "\u00e1", "a\u0301")}) == 5

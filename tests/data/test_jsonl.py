@@ -1,0 +1,211 @@
+"""Reading: whatever the cut and the packing, the rows are those of a plain loop over the file's lines."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, read_all
+
+from raybge.data import jsonl
+from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block
+from raybge.data.source import transcode
+from raybge.errors import UserError
+
+
+def whole(path: Path, block_bytes: int = 1 << 20) -> list[dict]:
+    rows = [row for block in read_all(list_files(str(path), "--f"), block_bytes) for row in block]
+    assert all(isinstance(row, Row) for row in rows), rows
+    return [row.raw for row in rows if isinstance(row, Row)]
+
+
+@pytest.mark.parametrize(
+    "buffers", [(4 << 20, 64 << 10), (7, 5), (64, 1)], ids=["as shipped", "tiny", "small"]
+)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_every_cut_gives_the_rows_of_a_plain_loop(
+    content: str, buffers: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "BUFFER", buffers[0])
+    monkeypatch.setattr(jsonl, "TAIL", buffers[1])
+    data = CONTENTS[content]
+    files = list_files(str(put(tmp_path / "a.jsonl", data)), "--f")
+    expected = [(offset, raw) for offset, _, raw in plain_loop(data)]
+    sizes = [1, 2, 3, 17, 64, 100, 333, len(data) - 1, len(data), len(data) + 1]
+    for block_bytes in sizes if len(data) < 4000 else sizes[3:]:
+        blocks = cut(files, block_bytes)
+        assert len(blocks) == math.ceil(len(data) / block_bytes)
+        read = [list(read_block(files, block, anything)) for block in blocks]
+        rows = [row for block in read for row in block]
+        assert [(row.offset, row.raw) for row in rows if isinstance(row, Row)] == expected
+        for block, found in zip(blocks, read, strict=True):
+            assert all(block.start <= row.offset < block.stop for row in found)
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(
+    lines=st.lists(
+        st.one_of(st.just(b""), st.text(max_size=12).map(lambda text: json.dumps({"t": text}).encode()))
+    ),
+    ends=st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=1),
+    last=st.booleans(),
+    block_bytes=st.integers(1, 40),
+    buffer=st.integers(1, 40),
+)
+def test_any_content_and_any_cut(
+    lines: list[bytes], ends: list[bytes], last: bool, block_bytes: int, buffer: int, tmp_path_factory: Any
+) -> None:
+    data = b"".join(line + ends[at % len(ends)] for at, line in enumerate(lines))
+    data = (data if last else data.rstrip(b"\r\n")) or b"{}"
+    path = put(tmp_path_factory.getbasetemp() / "any.jsonl", data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "BUFFER", buffer)
+        patch.setattr(jsonl, "TAIL", 3)
+        read = read_all(list_files(str(path), "--f"), block_bytes)
+    found = [(row.offset, row.raw) for block in read for row in block if isinstance(row, Row)]
+    assert found == [(offset, raw) for offset, _, raw in plain_loop(data)]
+
+
+def test_an_offset_leads_back_to_its_row(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", CONTENTS["blank lines"])
+    files = list_files(str(path), "--f")
+    with path.open("rb") as stream:
+        for row in (row for block in read_all(files, 50) for row in block):
+            stream.seek(row.offset)
+            assert isinstance(row, Row) and json.loads(stream.readline()) == row.raw
+
+
+def test_lines_are_counted_within_the_block(tmp_path: Path) -> None:
+    data = CONTENTS["blank lines"]
+    files = list_files(str(put(tmp_path / "a.jsonl", data)), "--f")
+    (rows,) = read_all(files, len(data))
+    assert [row.line for row in rows] == [line for _, line, _ in plain_loop(data)]
+    first, second = read_all(files, rows[2].offset)
+    assert [row.line for row in first + second] == [
+        rows[0].line,
+        rows[1].line,
+        1,
+        rows[3].line - rows[2].line + 1,
+    ]
+
+
+@pytest.mark.parametrize("buffer", [4 << 20, 1, 13])
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_packed_file_holds_the_rows_of_the_plain_one(
+    packing: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "BUFFER", buffer)
+    path = PACKED[packing](tmp_path)
+    assert whole(path, 100) == ROWS
+    (file,) = list_files(str(path), "--f")
+    (plain,) = transcode([file], str(tmp_path / "cache"))
+    assert plain.name == file.name and plain.kind == "jsonl"
+    again = [row.raw for block in read_all([plain], 100) for row in block if isinstance(row, Row)]
+    assert again == ROWS
+
+
+def test_offsets_in_packed_files(tmp_path: Path) -> None:
+    offsets = [offset for offset, _, _ in plain_loop(PLAIN)]
+    for packing, expected in {"gzip": offsets, "zstd": offsets, "array": [0, 1, 2, 3]}.items():
+        ((*rows,),) = read_all(list_files(str(PACKED[packing](tmp_path)), "--f"), 10)
+        assert [row.offset for row in rows] == expected
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    expected = [{"neg": None, **row} for row in ROWS * 5]
+    pq.write_table(pa.Table.from_pylist(expected), path, row_group_size=3)
+    files = list_files(str(path), "--f")
+    for block_bytes, blocks in [(1, 7), (1 << 20, 1)]:
+        read = read_all(files, block_bytes)
+        rows = [row for block in read for row in block if isinstance(row, Row)]
+        assert len(read) == blocks
+        assert [row.raw for row in rows] == expected
+        assert [row.offset for row in rows] == list(range(20))
+
+
+def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
+    moment = np.datetime64("2024-02-29T12:00:00", "s")
+    table = pa.table({"t": ["a", "b"], "b": [b"\x00", b"\xff"], "at": [moment, moment], "x": [1.5, math.nan]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    ((first, second),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
+    assert isinstance(first, Row) and first.raw == {
+        "t": "a",
+        "b": "AA==",
+        "at": "2024-02-29 12:00:00",
+        "x": 1.5,
+    }
+    assert isinstance(second, BadRow) and "must hold what JSON can say" in second.expected
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
+    broken = pa.array([b"good", b"b\xe9d", b"fine"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
+    assert [type(row) for row in rows] == [Row, BadRow, Row]
+    assert isinstance(rows[1], BadRow) and rows[1].expected == "must be UTF-8 text, found byte 0xe9"
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet", b"PAR1 not really")
+    with pytest.raises(UserError, match="a.parquet is not a whole Parquet file"):
+        cut(list_files(str(path), "--f"), 1 << 20)
+
+
+def test_what_looks_like_half_a_surrogate_pair_but_is_text(tmp_path: Path) -> None:
+    data = rb'{"query": "\ud83d\ude42", "pos": "a path C:\\udata and \\uDC00"}'
+    assert whole(put(tmp_path / "a.jsonl", data)) == [{"query": "🙂", "pos": "a path C:\\udata and \\uDC00"}]
+
+
+def test_json_says_the_same_as_the_standard_library(tmp_path: Path) -> None:
+    data = b'{"a": 1.0, "b": 1e3, "c": 123456789012345678901234567890, "d": "\\u00e9\\/", "a": 2}'
+    assert whole(put(tmp_path / "a.jsonl", data)) == [json.loads(data)]
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ('[{"t": 1}, {"t": }]', 1),
+        ('[{"t": 1}, {"t": 2}', 1),  # without the mark after it, the second may go on
+        ('[{"t": 1} {"t": 2}]', 0),
+        ('[{"t": 1},]', 1),
+        ('[{"t": 1}] [', 1),
+        ("[", 0),
+    ],
+)
+def test_a_broken_array(text: str, good: int, tmp_path: Path) -> None:
+    ((*rows,),) = read_all(list_files(str(put(tmp_path / "a.json", text)), "--f"), 1 << 20)
+    assert [type(row) for row in rows] == [Row] * good + [BadRow]
+
+
+def test_a_broken_array_element_does_not_take_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "BUFFER", 10)
+    monkeypatch.setattr(jsonl, "LONGEST_ELEMENT", 100)
+    path = put(tmp_path / "a.json", '[{"t": "' + "x" * 10_000 + '"}]')
+    sizes = []
+    fill = jsonl._Window.fill
+
+    def measured(window: Any) -> bool:
+        more = fill(window)
+        sizes.append(len(window.text))
+        return more
+
+    monkeypatch.setattr(jsonl._Window, "fill", measured)
+    ((row,),) = read_all(list_files(str(path), "--f"), 1 << 20)
+    assert isinstance(row, BadRow) and max(sizes) < 500
+
+
+def test_blocks_and_errors_survive_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(RowError("pos", "must be there")))
+    assert (error.field, error.expected) == ("pos", "must be there")
+    assert pickle.loads(pickle.dumps(Block(1, 2, 3))) == Block(1, 2, 3)
