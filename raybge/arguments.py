@@ -33,7 +33,9 @@ class CommonArguments:
     cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
     storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")
     max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)", unbuilt=True)
-    address: str | None = flag(None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine")
+    address: str | None = flag(
+        None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine"
+    )
     on_bad_rows: str = flag("stop", DATA, "what to do with rows that cannot be used", choices=("stop", "skip"))
     config: str | None = flag(None, RUN, "YAML file of flags; those on the command line override it")
     dry_run: bool = flag(False, RUN, "print the plan and stop")
@@ -52,13 +54,19 @@ class ModelArguments:
 class MineArguments(ModelArguments, CommonArguments):
     """Find hard negatives: the passages that the model ranks high for a query and that are not its answers."""
 
-    model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",))
+    model_name_or_path: str = flag(
+        ..., MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",)
+    )
     input_file: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
-    output_file: str = flag(..., DATA, "where the groups with their mined `neg` are written (.jsonl, .jsonl.gz, .jsonl.zst)")
+    output_file: str = flag(
+        ..., DATA, "where the groups with their mined `neg` are written (.jsonl, .jsonl.gz, .jsonl.zst)"
+    )
     candidate_pool: list[str] | None = flag(
         None, DATA, "passages {text} to mine from; left out: every `pos` and `neg` of the input"
     )
-    range_for_sampling: str = flag("10-210", MINING, "ranks lo-hi to sample from: 0-based, lo to hi-1 of the full ranking")
+    range_for_sampling: str = flag(
+        "10-210", MINING, "ranks lo-hi to sample from: 0-based, lo to hi-1 of the full ranking"
+    )
     negative_number: int = flag(15, MINING, "negatives for each row")
     use_gpu_for_searching: bool = flag(False, MINING, "search with faiss on the GPU")
     search_batch_size: int = flag(64, MINING, "queries searched at a time")
@@ -90,7 +98,9 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     )
     pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
     normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
-    max_query_length: int | None = flag(None, MODEL, "longest query in tokens; 32 where the model's folder does not say")
+    max_query_length: int | None = flag(
+        None, MODEL, "longest query in tokens; 32 where the model's folder does not say"
+    )
     max_passage_length: int | None = flag(None, MODEL, "longest passage in tokens; 128 where the folder does not say")
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
     index_factory: str = flag("Flat", METRICS, "faiss index; Flat is exact", unbuilt=True)
@@ -105,10 +115,20 @@ class EvaluateArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
+class DemoArguments(CommonArguments):
+    """Mine, fine-tune and evaluate a small model on the docstrings of installed packages."""
+
+    output_dir: str = flag("runs/demo", RUN, "where text, model and summary.json are written; made anew each time")
+    seed: int = flag(42, RUN, "seed of every step")
+
+
+@dataclass(kw_only=True)
 class TrainArguments(ModelArguments, CommonArguments):
     """Fine-tune an embedding model on groups {query, pos, neg} with a contrastive objective."""
 
-    model_name_or_path: str = flag(..., MODEL, "model to start from: folder or hub name", aliases=("embedder_name_or_path",))
+    model_name_or_path: str = flag(
+        ..., MODEL, "model to start from: folder or hub name", aliases=("embedder_name_or_path",)
+    )
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
     overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
     resume: bool = flag(False, RUN, "continue the run of this output folder", unbuilt=True)
@@ -138,7 +158,9 @@ class TrainArguments(ModelArguments, CommonArguments):
     shuffle_ratio: float = flag(0.0, DATA, "share of texts whose parts are shuffled", unbuilt=True)
 
     global_batch_size: int | None = flag(
-        None, LOSS, "groups of one step over all workers; left out: per_device_train_batch_size times the workers"
+        None,
+        LOSS,
+        "groups of one step over all workers; left out: per_device_train_batch_size times the workers",
     )
     temperature: float = flag(0.02, LOSS, "scores are divided by this")
     negatives_cross_device: bool = flag(True, LOSS, "take negatives from all workers' groups")
@@ -153,7 +175,7 @@ class TrainArguments(ModelArguments, CommonArguments):
     training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})
 
 
-# The TrainingArguments that act today. Any other that is given stops the command: nothing is silently ignored.
+# The TrainingArguments that act today. Any other that is given stops the command: none is silently ignored.
 TRAINING_FLAGS = frozenset(
     """output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
     lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
@@ -161,5 +183,6 @@ TRAINING_FLAGS = frozenset(
     gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps logging_first_step
     logging_nan_inf_filter log_level log_level_replica report_to run_name project save_strategy save_steps
     save_total_limit save_only_model seed data_seed full_determinism use_cpu dataloader_drop_last
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_timeout skip_memory_metrics do_train""".split()
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_timeout skip_memory_metrics
+    do_train""".split()
 )

@@ -46,7 +46,7 @@ class Board:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        self._keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def begin(self, total: int) -> None:
         self._keeper.update.remote(total=total)

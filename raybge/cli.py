@@ -22,7 +22,7 @@ def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv
     """Parse `argv` into `arguments`, call `function(parsed, screen)`, return the exit code."""
     screen = Screen()
     try:
-        parsed = parse(arguments, sys.argv[1:] if argv is None else argv, f"python -m raybge.{name}")
+        parsed: Any = parse(arguments, sys.argv[1:] if argv is None else argv, f"python -m raybge.{name}")
         with screen.capture(name, enabled=not parsed.verbose):
             try:
                 function(parsed, screen)

@@ -20,6 +20,9 @@ from raybge.errors import UserError
 # Cores of one CPU worker when nothing is said: intra-operator threads gain little beyond.
 CORES_A_WORKER = 8
 
+# Whether the Ray that this process is connected to was started below, with slots for reading.
+_own = False
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -57,21 +60,25 @@ class Plan:
 
 @contextmanager
 def connect(address: str | None = None, verbose: bool = False) -> Iterator[Cluster]:
-    """Join the Ray cluster at `address`, RAY_ADDRESS or a live `ray start`; else start Ray here and stop it afterwards."""
+    """Join the Ray cluster at `address`, RAY_ADDRESS or a live `ray start`; else start Ray here and stop it afterwards.
+
+    Where this process is connected already, that connection is used and left as it is.
+    """
+    global _own
     import ray
 
     _quiet(verbose)
-    joined = ray.is_initialized()
-    own = False
-    if not joined:
-        target = address or os.environ.get("RAY_ADDRESS") or _live_head()
-        own = target in (None, "local")
-        _start() if own else _join(str(target))
+    if ray.is_initialized():
+        yield _look(_own)
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or _live_head()
+    _own = target in (None, "local")
+    _start() if _own else _join(str(target))
     try:
-        yield _look(own)
+        yield _look(_own)
     finally:
-        if not joined:
-            ray.shutdown()
+        ray.shutdown()
+        _own = False
 
 
 def plan_workers(

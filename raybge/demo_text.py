@@ -36,9 +36,7 @@ LONG_NAME = 8
 MAX_ROWS_PER_MODULE = 15
 
 # A docstring that opens with a section, with a parameter's own line or with an example asks for nothing.
-NO_SENTENCE = re.compile(
-    r"(?:Args|Arguments|Parameters|Returns?|Yields|Examples?)\s*:|\W*\w+\W* ?(?:\(|:|--)|>>>"
-)
+NO_SENTENCE = re.compile(r"(?:Args|Arguments|Parameters|Returns?|Yields|Examples?)\s*:|\W*\w+\W* ?(?:\(|:|--)|>>>")
 
 # Tests answer no question, vendored copies are other packages' text, and site-packages lies inside the
 # standard library's folder.

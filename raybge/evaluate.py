@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import EvaluateArguments
-from raybge.errors import UserError
 from raybge.flags import build
 from raybge.screen import Screen
 
@@ -54,6 +53,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     _check(arguments)
     sources = _sources(arguments)
     options = _encoder_options(arguments)
+    model = describe_model(options)
     stages = Stages()
     with opened(arguments, sources, screen) as (cluster, surveys):
         corpus = Passages(surveys[0], parse_passage, passage_itself)
@@ -66,7 +66,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
             kept = deduplicate(corpus)
         stages.count("deduplicate", len(kept.keep_P), "passages")
         screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        screen.say(describe_model(options))
+        screen.say(model)
         screen.say(describe_data(queries, corpus, kept, arguments.shard_size))
         counts = {"queries": queries.survey.total_rows, "corpus": kept.passages}
         if arguments.dry_run:
@@ -81,7 +81,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     return result
 
 
-# --- check ----------------------------------------------------------------------------------------------------
+# --- check ------------------------------------------------------------------------------------------------
 
 
 def _check(arguments: EvaluateArguments) -> None:
@@ -136,7 +136,7 @@ def _encoder_options(arguments: EvaluateArguments) -> dict[str, Any]:
     }
 
 
-# --- search, measure, report ----------------------------------------------------------------------------------
+# --- search, measure, report ------------------------------------------------------------------------------
 
 
 def relevant(group: Group) -> Sequence[str]:

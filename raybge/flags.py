@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
 from pathlib import Path
@@ -33,9 +33,9 @@ def flag(
     metavar: str | None = None,
     unbuilt: bool = False,
 ) -> Any:
-    """Declare a flag as a dataclass field. `default` `...` means required; `unbuilt` flags stop the command when given."""
+    """Declare a flag as a dataclass field. `...` means required; `unbuilt` stops the command when given."""
     about = dict(group=group, help=help, aliases=aliases, choices=choices, metavar=metavar, unbuilt=unbuilt)
-    return dataclasses.field(default=MISSING if default is ... else default, metadata=about)  # type: ignore[call-overload]
+    return dataclasses.field(default=MISSING if default is ... else default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
 
 
 def build(arguments: type[T], given: Mapping[str, Any]) -> T:
-    """The object of class `arguments` for flags by name (aliases too); checks names, kinds, choices and what is missing."""
+    """The object of class `arguments` for flags by name or alias; checks names, kinds, choices and what is missing."""
     flags = declared(arguments)
     names = {spelling: f for f in flags.values() for spelling in (f.name, *f.aliases)}
     values: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def training_flags() -> dict[str, Flag]:
         name, hint = node.target.id, ast.unparse(node.annotation)
         keywords = {k.arg: k.value for k in node.value.keywords} if isinstance(node.value, ast.Call) else {}
         about = keywords.get("metadata")
-        keys = {k.value: v for k, v in zip(about.keys, about.values, strict=True)} if isinstance(about, ast.Dict) else {}  # type: ignore[union-attr]
+        keys = dict(zip(map(_literal, about.keys), about.values, strict=True)) if isinstance(about, ast.Dict) else {}
         text = _literal(keys.get("help")) or ""
         flags[name] = Flag(
             name=name,
@@ -167,7 +167,9 @@ def _training_kind(hint: str) -> str:
 
 
 def _kind(hint: Any) -> tuple[str, bool]:
-    options = [h for h in (get_args(hint) or (hint,)) if h is not type(None)] if get_origin(hint) is not list else [hint]
+    options = (
+        [h for h in (get_args(hint) or (hint,)) if h is not type(None)] if get_origin(hint) is not list else [hint]
+    )
     many = get_origin(options[0]) is list
     return (get_args(options[0])[0] if many else options[0]).__name__, many
 
@@ -178,7 +180,13 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-READERS = {"bool": _boolean, "int": int, "float": float, "str": str, "json": as_json}
+READERS: dict[str, Callable[[str], Any]] = {
+    "bool": _boolean,
+    "int": int,
+    "float": float,
+    "str": str,
+    "json": as_json,
+}
 EXPECTED = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,), "json": (dict,)}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -72,13 +73,13 @@ class ContrastiveModel(nn.Module):
         queries = len(batch.passages_B)
         # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
         # vector is kept, gives every parameter a gradient of zero.
-        token_ids = batch.token_ids or [[0]]
+        token_ids = batch.token_ids or [np.zeros(1, dtype=np.int64)]
         e_ND = self.embedding.embed(token_ids, chunk, self.pad_to_multiple_of)[: len(batch.token_ids)]
         passages_B = torch.from_numpy(batch.passages_B).to(device)
         return self.objective.loss(e_ND[:queries], e_ND[queries:], passages_B)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]
+        self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
 
 class StreamTrainer(transformers.Trainer):
@@ -90,10 +91,10 @@ class StreamTrainer(transformers.Trainer):
         self.encoder = encoder
         self.recent: list[torch.Tensor] = []
 
-    def get_train_dataloader(self) -> StepStream:  # type: ignore[override]
+    def get_train_dataloader(self) -> StepStream:
         return self.stream
 
-    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:  # type: ignore[override]
+    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         loss = model(**inputs)
         self.recent.append(loss.detach())
         return loss
@@ -173,9 +174,7 @@ def _freeze_positions(model: EmbeddingModel) -> None:
         parameter.requires_grad_(False)
 
 
-def _write_result(
-    output_dir: str, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]
-) -> None:
+def _write_result(output_dir: str, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]) -> None:
     """Write the model aside, then move it in: a reader of the folder never sees half a model."""
     output = Path(output_dir)
     aside = output / ".raybge" / "model"
@@ -189,4 +188,3 @@ def _write_result(
             shutil.rmtree(target)
         path.replace(target)
     aside.rmdir()
-

@@ -1,8 +1,8 @@
 """Retrieval metrics by trec_eval's definitions (pytrec-eval-terrier).
 
 MRR@k: one over the rank of the first relevant passage among the first k, else 0. Recall@k: over all relevant
-passages. nDCG@k: gain 1 for a relevant passage, discount log2(rank + 1). MAP@k: precision at each relevant passage
-among the first k, over all relevant ones.
+passages. nDCG@k: gain 1 for a relevant passage, discount log2(rank + 1). MAP@k: precision at each relevant
+passage among the first k, averaged over all relevant ones.
 
 Letters in array names: Q queries, K ranks.
 """

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from raybge.cluster import Cluster, Plan
+    from raybge.cluster import Plan
     from raybge.data.groups import Group
     from raybge.data.survey import Survey
     from raybge.search.index import Index
     from raybge.search.inputs import Source, Stages
-    from raybge.search.pipeline import Kept, Passages, Piece, Queries
+    from raybge.search.pipeline import Passages, Piece, Queries
 
 
 def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
 def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, sample and write, sum up."""
     from raybge import output
-    from raybge.search.inputs import Stages, opened
+    from raybge.cluster import plan_workers
+    from raybge.search.inputs import Stages, check_search, describe_data, describe_model, opened
     from raybge.search.pipeline import deduplicate, encode
 
     lo, hi = _check(arguments)
@@ -57,37 +58,44 @@ def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
     if output.exists(arguments.output_file, "--output_file") and not arguments.overwrite:
         screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
         return {"output_file": arguments.output_file, "already_there": True}
+    options = _encoder_options(arguments)
+    model = describe_model(options)
     stages = Stages()
     with opened(arguments, sources, screen) as (cluster, surveys):
         queries, pool = _parts(surveys)
-        plan = _plan(arguments, cluster, hi)
+        check_search(arguments.use_gpu_for_searching, cluster, hi, "range_for_sampling")
+        plan = plan_workers(
+            cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
+        )
         with stages("deduplicate"):
             kept = deduplicate(pool)
         stages.count("deduplicate", len(kept.keep_P), "passages")
         hi = _clip(lo, hi, kept.passages, screen)
         sampling = Sampling(lo, hi, arguments.negative_number, arguments.seed)
-        _say_plan(arguments, cluster, plan, queries, pool, kept, sampling, screen)
+        screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+        screen.say(model)
+        screen.say(describe_data(queries, pool, kept, arguments.shard_size))
+        screen.say(f"sampling: {sampling.describe()}")
+        summary: dict[str, Any] = {
+            "rows": queries.survey.total_rows,
+            "passages": kept.passages,
+            "duplicates": kept.dropped,
+            "bad_rows": sum(found.bad_count for found in surveys),
+        }
         if arguments.dry_run:
-            return {"rows": queries.survey.total_rows, "passages": kept.passages, "dry_run": True}
+            return {**summary, "dry_run": True}
         with output.written_aside(arguments.output_file, "--output_file") as out:
             with stages("encode"):
-                pieces = encode(pool, kept, queries, _encoder_options(arguments), plan, screen)
+                pieces = encode(pool, kept, queries, options, plan, screen)
             stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
-            counts = _search_and_write(arguments, sampling, pieces, plan, stages, out, screen)
-    summary = {
-        "rows": queries.survey.total_rows,
-        "passages": kept.passages,
-        "duplicates": kept.dropped,
-        "rows_left_out": queries.survey.bad_count,
-        **counts,
-        "seconds": stages.seconds,
-        "output_file": arguments.output_file,
-    }
-    _say_summary(summary, arguments.negative_number, stages, screen)
+            summary |= _search_and_write(arguments, sampling, pieces, plan, stages, out, screen)
+    summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
+    stages.say(screen)
+    _say_summary(summary, arguments.negative_number, screen)
     return summary
 
 
-# --- check ----------------------------------------------------------------------------------------------------
+# --- check ------------------------------------------------------------------------------------------------
 
 
 def _check(arguments: MineArguments) -> tuple[int, int]:
@@ -111,16 +119,14 @@ def _check(arguments: MineArguments) -> tuple[int, int]:
         passage_format=arguments.passage_instruction_format_for_retrieval,
     )
     if arguments.output_file.endswith(".parquet"):
-        raise UserError(
-            f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst"
-        )
+        raise UserError(f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
     check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
     text = arguments.range_for_sampling
     match = re.fullmatch(r"(\d+)-(\d+)", text.strip())
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
-            f"--range_for_sampling takes two ranks lo-hi with lo below hi, such as 2-200 (0-based, lo to hi-1), "
-            f"found «{text}»"
+            "--range_for_sampling takes two ranks lo-hi with lo below hi, such as 2-200 (0-based, lo to "
+            f"hi-1), found «{text}»"
         )
     return int(match[1]), int(match[2])
 
@@ -152,11 +158,11 @@ def _clip(lo: int, hi: int, passages: int, screen: Screen) -> int:
     return min(hi, passages)
 
 
-# --- plan -----------------------------------------------------------------------------------------------------
+# --- plan -------------------------------------------------------------------------------------------------
 
 
 def _parts(surveys: Sequence[Survey]) -> tuple[Queries, Passages]:
-    """What is searched for, and the pool: the second source, or the groups' own passages where there is none."""
+    """What is searched for, and the pool: the second source, or without one the groups' own passages."""
     from raybge.data.groups import parse_group, parse_passage
     from raybge.search.pipeline import Passages, Queries, passage_itself, passages_of_group
 
@@ -169,16 +175,6 @@ def _parts(surveys: Sequence[Survey]) -> tuple[Queries, Passages]:
 def not_negatives(group: Group) -> Sequence[str]:
     """The texts that are never a row's negatives."""
     return (*group.pos, group.query)
-
-
-def _plan(arguments: MineArguments, cluster: Cluster, hi: int) -> Plan:
-    from raybge.cluster import plan_workers
-    from raybge.search.inputs import check_search
-
-    check_search(arguments.use_gpu_for_searching, cluster, hi, "range_for_sampling")
-    return plan_workers(
-        cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
-    )
 
 
 def _encoder_options(arguments: MineArguments) -> dict[str, Any]:
@@ -200,28 +196,7 @@ def _encoder_options(arguments: MineArguments) -> dict[str, Any]:
     }
 
 
-def _say_plan(
-    arguments: MineArguments,
-    cluster: Cluster,
-    plan: Plan,
-    queries: Queries,
-    pool: Passages,
-    kept: Kept,
-    sampling: Sampling,
-    screen: Screen,
-) -> None:
-    from raybge.search.inputs import describe_data, describe_model
-
-    screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-    screen.say(describe_model(_encoder_options(arguments)))
-    screen.say(describe_data(queries, pool, kept, arguments.shard_size))
-    screen.say(
-        f"sampling: {sampling.number} negatives a row from ranks {sampling.lo} to {sampling.hi - 1}, "
-        f"seed {sampling.seed}"
-    )
-
-
-# --- search, sample, write ------------------------------------------------------------------------------------
+# --- search, sample, write --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -232,6 +207,10 @@ class Sampling:
     hi: int
     number: int
     seed: int
+
+    def describe(self) -> str:
+        """For the plan."""
+        return f"{self.number} negatives a row from ranks {self.lo} to {self.hi - 1}, seed {self.seed}"
 
 
 def _search_and_write(
@@ -270,9 +249,7 @@ class Sampled:
     short: int
 
 
-def sampled(
-    table: pa.Table, ids_QK: np.ndarray, known_N: np.ndarray, index: Index, sampling: Sampling
-) -> Sampled:
+def sampled(table: pa.Table, ids_QK: np.ndarray, known_N: np.ndarray, index: Index, sampling: Sampling) -> Sampled:
     """Draw the negatives of each row of an encoded block. A row's seed is its own place in the input."""
     import json
 
@@ -301,15 +278,14 @@ def sampled(
     return Sampled("".join(lines).encode(), len(lines), filled, short)
 
 
-def _say_summary(summary: dict[str, Any], number: int, stages: Stages, screen: Screen) -> None:
-    stages.say(screen)
+def _say_summary(summary: dict[str, Any], number: int, screen: Screen) -> None:
     screen.say(
-        f"{summary['rows']:,} rows with {number} negatives each, from {summary['passages']:,} passages "
-        f"({summary['duplicates']:,} duplicates dropped)"
+        f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
+        f"duplicates dropped); bad rows left out: {summary['bad_rows']:,}"
     )
     screen.say(
-        f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {number}: "
-        f"{summary['rows_with_fewer']:,}; rows left out as bad: {summary['rows_left_out']:,}"
+        f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {number} "
+        f"negatives, because the pool has no more: {summary['rows_with_fewer']:,}"
     )
     screen.say(f"written: {summary['output_file']}")
 

@@ -46,7 +46,8 @@ class Screen:
             dynamic_ncols=True,
             mininterval=0.2 if self._err.isatty() else 10.0,
             smoothing=0.1,
-            bar_format="{desc:<10} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            bar_format="{desc:<10} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}{unit} "
+            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
         try:
             yield shown
@@ -57,7 +58,9 @@ class Screen:
         """Print rows under their heads; the first column is left-aligned, the others right-aligned."""
         widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
         for row in (head, *rows):
-            cells = [str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            cells = [
+                str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
             self.say("  ".join(cells).rstrip())
 
     @contextmanager

@@ -104,10 +104,14 @@ def _check(arguments: TrainArguments) -> Path:
         arguments.passage_instruction_format,
     ).prefixes()
     check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
-    for name in ("output_dir", "storage_path"):
-        value = arguments.training["output_dir"] if name == "output_dir" else arguments.storage_path
-        if value and "://" in value:
-            raise UserError(f"--{name} {value}: training into a URI is not built yet; give a folder that all nodes share")
+    for name, place in (
+        ("output_dir", arguments.training["output_dir"]),
+        ("storage_path", arguments.storage_path),
+    ):
+        if place and "://" in place:
+            raise UserError(
+                f"--{name} {place}: training into a URI is not built yet; give a folder that all nodes share"
+            )
     output = Path(os.path.abspath(arguments.training["output_dir"]))
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
@@ -177,13 +181,15 @@ def _describe(
     settings = read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token)
     pooling = arguments.sentence_pooling_method or settings.pooling
     normalize = settings.normalize if arguments.normlized is None else arguments.normlized
-    origin = "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
+    says = "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
     screen.say(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
     screen.say(
-        f"model: {arguments.model_name_or_path}, {pooling} pooling, {'' if normalize else 'not '}normalised ({origin}), "
+        f"model: {arguments.model_name_or_path}, {pooling} pooling, {'' if normalize else 'not '}normalised ({says}), "
         f"query {arguments.query_max_len} / passage {arguments.passage_max_len} tokens"
     )
-    negatives = "all groups of a step" if arguments.negatives_cross_device else f"blocks of {_device_batch(arguments)} groups"
+    negatives = (
+        "all groups of a step" if arguments.negatives_cross_device else f"blocks of {_device_batch(arguments)} groups"
+    )
     screen.say(
         f"data: {order.total:,} groups in {len(survey.files)} file{'s' * (len(survey.files) != 1)}; "
         f"{order.steps:,} steps an epoch of {order.global_batch:,} groups of {arguments.train_group_size}; "

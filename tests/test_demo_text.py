@@ -64,11 +64,7 @@ def read(path: Path) -> list[dict]:
 def test_rows_are_valid_and_corpus_holds_every_passage(library: Path, tmp_path: Path) -> None:
     counts = demo_text.build(tmp_path / "out", packages=[PACKAGE, "no_such_package_here"])
     train, dev, corpus = (read(tmp_path / "out" / name) for name in FILES)
-    assert (
-        [counts["train"], counts["dev"], counts["corpus"]]
-        == [len(train), len(dev), len(corpus)]
-        == [16, 4, 20]
-    )
+    assert [counts["train"], counts["dev"], counts["corpus"]] == [len(train), len(dev), len(corpus)] == [16, 4, 20]
     assert counts[PACKAGE] == 20 and counts["no_such_package_here"] == 0
     for row in train + dev:
         assert row["query"].strip() and row["neg"] == []

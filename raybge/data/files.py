@@ -41,9 +41,7 @@ class SourceFile:
     mtime_ns: int
 
 
-def list_files(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str
-) -> list[SourceFile]:
+def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str) -> list[SourceFile]:
     """The data files behind paths, folders (recursive, in sorted order), globs and URIs.
 
     UserError naming `flag` and the path where there is nothing, the file is empty, or its ending is not one
@@ -76,9 +74,7 @@ def _find(name: str, flag: str) -> list[tuple[str, str, pafs.FileInfo]]:
     if info.type == pafs.FileType.Directory:
         found = _in_folder(name)
         if not found:
-            raise UserError(
-                f"{flag}: the folder {name} holds no file that ends in one of {' '.join(ENDINGS)}"
-            )
+            raise UserError(f"{flag}: the folder {name} holds no file that ends in one of {' '.join(ENDINGS)}")
         return found
     matches = _glob(name)
     if not matches:
@@ -152,12 +148,8 @@ def _match(folder: str, pattern: list[str]) -> list[str]:
         base = info.base_name
         child = _child(folder, base)["://" in folder]  # of a URI the form that can be opened
         if pattern[0] == "**" and not base.startswith("."):
-            found += (
-                _match(child, pattern) if info.type == pafs.FileType.Directory else _match(child, pattern[1:])
-            )
-        elif fnmatch.fnmatchcase(base, pattern[0]) and (
-            pattern[0].startswith(".") or not base.startswith(".")
-        ):
+            found += _match(child, pattern) if info.type == pafs.FileType.Directory else _match(child, pattern[1:])
+        elif fnmatch.fnmatchcase(base, pattern[0]) and (pattern[0].startswith(".") or not base.startswith(".")):
             found += _match(child, pattern[1:])
     return found
 

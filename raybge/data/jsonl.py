@@ -8,6 +8,7 @@ cut changes.
 
 import base64
 import codecs
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ def cut(files: Sequence[SourceFile], block_bytes: int) -> list[Block]:
             edges = _row_group_edges(file, block_bytes)
         else:
             edges = [0, file.size]
-        blocks += [Block(index, start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        blocks += [Block(index, start, stop) for start, stop in itertools.pairwise(edges)]
     return blocks
 
 
@@ -330,9 +331,7 @@ class _Window:
                     break
             if len(self.text) - self.at > LONGEST_ELEMENT or not self.fill():
                 break
-        return RowError(
-            "", f"must be a JSON object in a whole JSON array, found text that is not JSON ({wrong})"
-        )
+        return RowError("", f"must be a JSON object in a whole JSON array, found text that is not JSON ({wrong})")
 
 
 def _after_space(text: str, at: int) -> int:

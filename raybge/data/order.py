@@ -1,8 +1,8 @@
 """The order in which an epoch's rows are trained: a function of (seed, epoch, data, global batch) and of nothing else.
 
-Blocks of the files are permuted by (seed, epoch). The permuted rows are cut into M lanes whose lengths differ by at most
-one; M is the largest divisor of the global batch not above 1,024. Each step takes global_batch / M rows from every lane,
-so global batch k is the same rows for any number of workers: worker r of W reads the lanes j with j * W // M == r.
+Blocks of the files are permuted by (seed, epoch). The permuted rows are cut into M lanes whose lengths differ by at
+most one; M is the largest divisor of the global batch not above 1,024. Each step takes global_batch / M rows from every
+lane, so global batch k is the same rows for any number of workers: worker r of W reads lanes j with j * W // M == r.
 Inside a lane, windows of a fixed number of steps are permuted: to start at step k, nothing before its window is read.
 
 Memory: a process that reads a window for all lanes holds max(32,768, global batch) rows; one of W workers a W-th of it.
@@ -69,7 +69,7 @@ class Window:
     lanes: tuple[LaneWindow, ...]
 
     def step_rows(self, step: int) -> list[tuple[int, int]]:
-        """(index into `lanes`, index into that lane's permuted rows) of each row of a step, in the order of the batch."""
+        """(index into `lanes`, index into that lane's permuted rows) of a step's rows, in the batch's order."""
         first = (step - self.first_step) * self.rows_a_step
         return [
             (i, row)
@@ -88,9 +88,7 @@ class Order:
         drop_last: leave out the epoch's last step when it is not full.
     """
 
-    def __init__(
-        self, rows: Sequence[int] | np.ndarray, global_batch: int, seed: int, drop_last: bool = False
-    ):
+    def __init__(self, rows: Sequence[int] | np.ndarray, global_batch: int, seed: int, drop_last: bool = False):
         self.rows = np.asarray(rows, dtype=np.int64)
         self.total = int(self.rows.sum())
         self.global_batch = global_batch
@@ -127,9 +125,7 @@ class Order:
                 start, stop = self.lane_bounds(lane)
                 low = min(start + first_step * self.rows_a_step, stop)
                 seed = (self.seed, epoch, lane, first_step)
-                parts.append(
-                    LaneWindow(lane, _spans(blocks, ends, self.rows, low, min(low + size, stop)), seed)
-                )
+                parts.append(LaneWindow(lane, _spans(blocks, ends, self.rows, low, min(low + size, stop)), seed))
             last_step = min(first_step + self.window_steps, self.steps)
             yield Window(first_step, last_step, self.rows_a_step, tuple(parts))
 

@@ -18,9 +18,7 @@ from raybge.errors import UserError
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-SCHEMA = pa.schema(
-    [("block", pa.int64()), ("file", pa.int32()), ("offset", pa.int64()), ("json", pa.string())]
-)
+SCHEMA = pa.schema([("block", pa.int64()), ("file", pa.int32()), ("offset", pa.int64()), ("json", pa.string())])
 
 
 def to_dataset(survey: Survey, parse: Parse) -> "Dataset":
@@ -49,9 +47,7 @@ def to_dataset(survey: Survey, parse: Parse) -> "Dataset":
                 file, rows = survey.files[block.file], int(survey.rows[index])
                 read = functools.partial(_read, file, block, index, rows, parse)
                 size = file.size if file.kind == "parquet" else block.stop - block.start
-                metadata = BlockMetadata(
-                    num_rows=rows, size_bytes=size, input_files=(file.path,), exec_stats=None
-                )
+                metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=(file.path,), exec_stats=None)
                 tasks.append(ReadTask(read, metadata, SCHEMA, per_task_row_limit))
             return tasks
 
@@ -68,9 +64,7 @@ def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -
             offsets.append(row.offset)
             texts.append(text)
     if len(texts) != rows:
-        raise UserError(
-            f"{file.name} changed while it was in use: a part that held {rows} rows holds {len(texts)}"
-        )
+        raise UserError(f"{file.name} changed while it was in use: a part that held {rows} rows holds {len(texts)}")
     columns = [
         pa.array([index] * rows, pa.int64()),
         pa.array([block.file] * rows, pa.int32()),

@@ -49,9 +49,7 @@ class StepStream:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, StepBatch]]:
-        tables = self._dataset().iter_batches(
-            batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_STEPS
-        )
+        tables = self._dataset().iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_STEPS)
         for expected, table in enumerate(tables, start=self.start_step):
             batch = unpack(table)
             if batch.step != expected:

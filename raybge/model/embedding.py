@@ -69,7 +69,7 @@ class EmbeddingModel(nn.Module):
 
     def embed(
         self,
-        token_ids: Sequence[Sequence[int]],
+        token_ids: Sequence[Sequence[int] | np.ndarray],
         tokens_per_chunk: int,
         pad_to_multiple_of: int | None = None,
     ) -> Tensor:
@@ -96,7 +96,10 @@ class EmbeddingModel(nn.Module):
         return e_sorted_ND[position_N.to(device)]
 
     def pad(
-        self, token_ids: Sequence[Sequence[int]], rows: Sequence[int], multiple: int | None = None
+        self,
+        token_ids: Sequence[Sequence[int] | np.ndarray],
+        rows: Sequence[int],
+        multiple: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """input_ids_BT and attention_mask_BT of some rows, padded on the right, on the model's device."""
         width = max(1, max(len(token_ids[row]) for row in rows))

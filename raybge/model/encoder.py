@@ -274,9 +274,7 @@ def _device(devices: str | int | Sequence[str | int] | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(devices, str | int):
         if len(devices) != 1:
-            raise UserError(
-                f"an Encoder holds one device, found {list(devices)}; the commands use all of them"
-            )
+            raise UserError(f"an Encoder holds one device, found {list(devices)}; the commands use all of them")
         devices = devices[0]
     return torch.device(f"cuda:{devices}" if isinstance(devices, int) else devices)
 
@@ -296,13 +294,9 @@ def _load_backbone(
         raise UserError(f"the model {name} does not load: {_first_line(error)}") from error
     missing = {key for key in loading["missing_keys"] if not key.startswith("pooler.")}
     if missing:
-        raise UserError(
-            f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in all)"
-        )
+        raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in all)")
     if loading["missing_keys"]:
-        backbone.pooler = (
-            None  # not in the file and used by nothing here: not saved with random weights either
-        )
+        backbone.pooler = None  # not in the file and used by nothing here: not saved with random weights either
     return backbone
 
 

@@ -92,9 +92,7 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     settings.prompts = {name: text for name, text in (own.get("prompts") or {}).items() if text is not None}
     settings.default_prompt_name = own.get("default_prompt_name")
     if settings.default_prompt_name is not None and settings.default_prompt_name not in settings.prompts:
-        raise UserError(
-            f"{path}: the default prompt {settings.default_prompt_name!r} is not among its prompts"
-        )
+        raise UserError(f"{path}: the default prompt {settings.default_prompt_name!r} is not among its prompts")
     return settings
 
 
@@ -127,9 +125,7 @@ def _pooling_of(where: str, config: Mapping[str, Any]) -> str:
         modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in _POOLING_OF_MODE:
-        raise UserError(
-            f"{where}: raybge pools by cls, mean or lasttoken, one of them; this model has: {modes}"
-        )
+        raise UserError(f"{where}: raybge pools by cls, mean or lasttoken, one of them; this model has: {modes}")
     if config.get("include_prompt") is False:
         raise UserError(f"{where}: leaving the prompt out of the pooling (include_prompt) is not supported")
     return _POOLING_OF_MODE[modes[0]]
@@ -232,8 +228,8 @@ class Instructions:
         for name, text in texts.items():
             if text.find(mark) != len(text) - 1:
                 raise UserError(
-                    f"the instruction of a {name} does not end with the text ({text.replace(mark, '{}')!r}): a "
-                    "saved model can only carry what comes before it"
+                    f"the instruction of a {name} does not end with the text, {text.replace(mark, '{}')!r}: "
+                    "a saved model can only carry what comes before it"
                 )
         return {name: text[:-1] for name, text in texts.items()}
 
@@ -251,9 +247,7 @@ def _check_format(instruction_format: str, name: str) -> None:
     except (IndexError, KeyError, ValueError):
         text = ""
     if "\x00" not in text or "\x01" not in text:
-        raise UserError(
-            f"{name} {instruction_format!r}: expected two {{}}, for the instruction and for the text"
-        )
+        raise UserError(f"{name} {instruction_format!r}: expected two {{}}, for the instruction and for the text")
 
 
 def write_settings(path: str | Path, settings: FolderSettings, dim: int, versions: Mapping[str, str]) -> None:

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 
-def info_nce(
-    q_BD: Tensor, p_ND: Tensor, targets_B: Tensor, mask_BN: Tensor | None, temperature: float
-) -> Tensor:
+def info_nce(q_BD: Tensor, p_ND: Tensor, targets_B: Tensor, mask_BN: Tensor | None, temperature: float) -> Tensor:
     """InfoNCE: the cross-entropy of each query's positive among the passages it may see.
 
     Contrastive Predictive Coding, https://arxiv.org/abs/1807.03748; with in-batch negatives as in DPR,

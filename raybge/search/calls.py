@@ -1,4 +1,4 @@
-"""Ray calls whose results are wanted in order, a few under way at a time, with errors that a person can read."""
+"""Ray calls whose results are wanted in order, a few under way at a time, with errors a person can read."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def search(
 ) -> Iterator[Any]:
     """What `finish` makes of each block of queries, in order; it runs as a Ray task. Empties `pieces`.
 
-    It is called as finish(table, ids_QK, known_N, *extra): the encoded block, the K = min(k, pool) best passages of
-    each query, and the passage ids of the rows' known keys, one after the other, -1 where the pool has none.
+    It is called as finish(table, ids_QK, known_N, *extra): the encoded block; the K = min(k, pool) best
+    passages of each query; the passage ids of the rows' known keys one after the other, -1 where there is none.
     `batch` queries are searched at a time; few blocks are under way at once.
     """
     import ray

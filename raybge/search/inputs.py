@@ -1,4 +1,4 @@
-"""What the search commands share around their work: checking what they are given, connecting, plan lines, clocks."""
+"""What the search commands share around their work: checks, connecting, lines of the plan, clocks."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def describe_model(options: dict[str, Any]) -> str:
     chosen = options["pooling_method"], options["normalize_embeddings"]
     pooling = chosen[0] or settings.pooling
     normalize = settings.normalize if chosen[1] is None else chosen[1]
-    folder = (
-        "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
-    )
+    folder = "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
     source = "flags" if None not in chosen else folder if chosen == (None, None) else f"flags and {folder}"
     lengths = [
         f"{texts} up to {options[f'{name}_max_length'] or settings.max_length or 'all that fit'} tokens"
@@ -129,13 +127,11 @@ def _surveyed(source: Source, folder: str, on_bad_rows: Any, screen: Screen) -> 
 
 
 def _check_unpacked(cluster: Cluster, storage_path: str | None, sources: Sequence[Source]) -> None:
-    packed = [
-        file.name for source in sources for file in source.files if file.kind in ("gzip", "zstd", "array")
-    ]
+    packed = [file.name for source in sources for file in source.files if file.kind in ("gzip", "zstd", "array")]
     if cluster.nodes > 1 and packed and not storage_path:
         raise UserError(
-            f"--storage_path: {packed[0]} cannot be read from the middle and has to be unpacked; name a folder or URI "
-            f"that all {cluster.nodes} nodes see, or unpack it yourself"
+            f"--storage_path: {packed[0]} cannot be read from the middle and has to be unpacked; name a "
+            f"folder or URI that all {cluster.nodes} nodes see, or unpack it yourself"
         )
 
 
@@ -144,15 +140,14 @@ def check_search(gpu: bool, cluster: Cluster, most: int, flag: str) -> None:
     if gpu:
         check_gpu_search(cluster.gpus)
     if gpu and most > GPU_MOST:
-        raise UserError(
-            f"--{flag} asks for {most:,} candidates: with --use_gpu_for_searching at most {GPU_MOST:,}"
-        )
+        raise UserError(f"--{flag} asks for {most:,} candidates: with --use_gpu_for_searching at most {GPU_MOST:,}")
 
 
 def describe_data(queries: Queries, pool: Passages, kept: Kept, shard_size: int) -> str:
     """The plan line on what is searched for in what."""
     files, shards = len(queries.survey.files), -(-kept.passages // shard_size)
     return (
-        f"data: {queries.survey.total_rows:,} rows in {files:,} file{'s' * (files != 1)}; pool of {kept.passages:,} "
-        f"passages ({kept.dropped:,} duplicates dropped) in {shards:,} shard{'s' * (shards != 1)}"
+        f"data: {queries.survey.total_rows:,} rows in {files:,} file{'s' * (files != 1)}; pool of "
+        f"{kept.passages:,} passages ({kept.dropped:,} duplicates dropped) in {shards:,} "
+        f"shard{'s' * (shards != 1)}"
     )

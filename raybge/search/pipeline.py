@@ -1,8 +1,8 @@
 """From files to vectors on Ray: find the passages' duplicates, encode what is left on Ray Data actors.
 
 What is encoded together is cut by the data alone, never by the number of actors, so that the vectors are the
-same for any number of them. Texts and vectors never pass through the driver: it holds references, and 24 bytes
-for each passage (and as many to sort them) while it looks for duplicates, 1 byte afterwards.
+same for any number of them. Texts and vectors never pass through the driver: it holds references, and 24
+bytes for each passage (and as many to sort them) while it looks for duplicates, 1 byte afterwards.
 
 Letters in array names: P passages (duplicates counted), B blocks, N texts, D width of a vector.
 """
@@ -29,8 +29,8 @@ from raybge.search.shards import words_of
 
 KEY_BLOCKS = 32  # blocks that one task hashes
 
-# One encoded block, passages or queries. `text`: the passage, or the query's row as JSON. `known`: keys as pairs
-# of words: the passage's own, or those of `Queries.known`. `vector` follows, as fixed_size_list<float32>[D].
+# One encoded block, passages or queries. `text`: the passage, or the query's row as JSON. `known`: keys as
+# pairs of words: the passage's own, or those of `Queries.known`. `vector` follows, D float32.
 ENCODED = pa.schema(
     [
         ("file", pa.int32()),
@@ -95,7 +95,7 @@ def passages_of_group(group: Group) -> Sequence[str]:
     return group.pos + group.neg
 
 
-# ---- duplicates ---------------------------------------------------------------------------------------------
+# --- duplicates -------------------------------------------------------------------------------------------
 
 
 def deduplicate(passages: Passages) -> Kept:
@@ -137,7 +137,7 @@ def _keys(
     return np.array(counts, np.int64), words_of(keys)
 
 
-# ---- encoding -----------------------------------------------------------------------------------------------
+# --- encoding ---------------------------------------------------------------------------------------------
 
 
 def encode(
@@ -145,8 +145,8 @@ def encode(
 ) -> tuple[list[Piece], list[Piece]]:
     """Encode the kept passages and all queries, block by block, on `plan.workers` actors.
 
-    `options` are the Encoder's. Returns the encoded blocks (`ENCODED` and `vector`) of passages and of queries, in
-    order; they lie in Ray's object store, which spills to disk what memory does not hold.
+    `options` are the Encoder's. Returns the encoded blocks (`ENCODED` and `vector`) of passages and of
+    queries, in order; they lie in Ray's object store, which spills to disk what memory does not hold.
     """
     import ray
 
@@ -177,9 +177,7 @@ def encode(
     return found[:border], found[border:]
 
 
-def _reads(
-    passages: Passages, kept: Kept, queries: Queries
-) -> list[tuple[Callable[[], list[pa.Table]], int]]:
+def _reads(passages: Passages, kept: Kept, queries: Queries) -> list[tuple[Callable[[], list[pa.Table]], int]]:
     """What reads each block, passages first, and the bytes it reads."""
     import ray
 
@@ -202,9 +200,10 @@ def _size(file: SourceFile, block: Block) -> int:
 
 
 def _dataset(reads: Sequence[Callable[[], list[pa.Table]]], sizes: Sequence[int]) -> Any:
-    """A Ray dataset of one block for each of `reads`, whole and in order, here and in the map_batches after it.
+    """A Ray dataset of one block for each of `reads`, whole and in order, here and after a map_batches.
 
-    Passages and queries are one dataset, so that the actors load the model once: Ray's `union` deals blocks in turn.
+    Passages and queries are one dataset, so that the actors load the model once; Ray's own `union` would deal
+    their blocks in turn.
     """
     import ray
     from ray.data.block import BlockMetadata
@@ -219,10 +218,7 @@ def _dataset(reads: Sequence[Callable[[], list[pa.Table]]], sizes: Sequence[int]
         def get_read_tasks(
             self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
         ) -> list[ReadTask]:
-            about = [
-                BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                for size in sizes
-            ]
+            about = [BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None) for size in sizes]
             return [ReadTask(read, metadata, READ) for read, metadata in zip(reads, about, strict=True)]
 
     dataset = ray.data.read_datasource(TextDatasource(), override_num_blocks=len(reads))
@@ -275,9 +271,7 @@ def _read_queries(
 
 def _check_unchanged(file: SourceFile, found: int, expected: int) -> None:
     if found != expected:
-        raise UserError(
-            f"{file.name} changed while it was in use: a part that held {expected:,} texts holds {found:,}"
-        )
+        raise UserError(f"{file.name} changed while it was in use: a part that held {expected:,} texts holds {found:,}")
 
 
 def _table(
@@ -303,7 +297,7 @@ def _table(
 
 
 class _Embed:
-    """The Ray Data actor: takes a block as it is read (`READ`), gives it with vectors in place of query and prompt."""
+    """The Ray Data actor: takes a block as it is read (`READ`), gives it encoded (`ENCODED`, `vector`)."""
 
     def __init__(self, options: dict[str, Any], plan: Plan) -> None:
         import torch

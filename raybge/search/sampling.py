@@ -13,8 +13,8 @@ def draw(
 ) -> tuple[np.ndarray, int]:
     """`number` distinct passages from the candidates, none of them banned, in random order.
 
-    Where the candidates do not suffice, the rest is drawn from all passages 0 to passages-1 that are neither banned
-    nor taken; fewer come back where those do not suffice either.
+    Where the candidates do not suffice, the rest is drawn from all passages 0 to passages-1 that are neither
+    banned nor taken; fewer come back where those do not suffice either.
 
     Returns:
         The drawn ids, and how many of them are such fills.
@@ -33,9 +33,7 @@ def _others(taken: np.ndarray, number: int, passages: int, rng: np.random.Genera
     if passages <= 4 * (len(taken) + number):
         free = np.setdiff1d(np.arange(passages), taken)
         return rng.choice(free, min(number, len(free)), replace=False)
-    seen = set(
-        taken.tolist()
-    )  # most passages are free: draw until there are enough, whatever the pool's size
+    seen = set(taken.tolist())  # most passages are free: draw until there are enough, whatever the pool's size
     fills: list[int] = []
     while len(fills) < number:
         one = int(rng.integers(passages))

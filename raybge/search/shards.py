@@ -173,8 +173,8 @@ def check_gpu_search(gpus: int) -> None:
 
     if not hasattr(faiss, "GpuIndexFlatIP"):
         raise UserError(
-            "--use_gpu_for_searching: the installed faiss is faiss-cpu; install raybge's extra `gpu` instead of "
-            "`cpu`, or leave the flag out"
+            "--use_gpu_for_searching: the installed faiss is faiss-cpu; install raybge's extra `gpu` instead "
+            "of `cpu`, or leave the flag out"
         )
     if not gpus:
         raise UserError("--use_gpu_for_searching: no GPU is there; leave the flag out to search on the CPU")

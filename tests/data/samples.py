@@ -34,9 +34,7 @@ def anything(raw: dict) -> dict:
     return raw
 
 
-def read_all(
-    files: list[SourceFile], block_bytes: int, parse: Callable = anything
-) -> list[list[Row | BadRow]]:
+def read_all(files: list[SourceFile], block_bytes: int, parse: Callable = anything) -> list[list[Row | BadRow]]:
     return [list(read_block(files, block, parse)) for block in cut(files, block_bytes)]
 
 
@@ -76,9 +74,7 @@ PACKED: dict[str, Callable[[Path], Path]] = {
     ),
     "zstd": lambda folder: put(folder / "a.jsonl.zst", as_zstd(PLAIN)),
     "array": lambda folder: put(folder / "a.json", json.dumps(ROWS, ensure_ascii=False)),
-    "array, indented, escaped": lambda folder: put(
-        folder / "b.json", "\ufeff \r\n " + json.dumps(ROWS, indent=3)
-    ),
+    "array, indented, escaped": lambda folder: put(folder / "b.json", "\ufeff \r\n " + json.dumps(ROWS, indent=3)),
     "lines in .json": lambda folder: put(folder / "c.json", b"\n" + PLAIN),
 }
 

@@ -70,7 +70,10 @@ def test_a_share_becomes_token_ids(tokenizer):
     assert batch.step == 7
     assert batch.rows == [(0, 10), (1, 20)]
     assert batch.passages_B.tolist() == [3, 1]
-    assert texts[:2] == [["ask", "q"], ["say", "q"]]  # the row's own prompt stands before the flag's instruction
+    assert texts[:2] == [
+        ["ask", "q"],
+        ["say", "q"],
+    ]  # the row's own prompt stands before the flag's instruction
     assert texts[2] == ["say", "a", "b", "c"]  # cut to 4
     assert sorted(texts[3:5]) == [["say", "b"], ["say", "c"]]
     assert texts[5] == ["say", "d"]

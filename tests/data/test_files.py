@@ -41,9 +41,7 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     files = list_files(["d", f"file://{tmp_path}/d"], "--f")
     monkeypatch.chdir("/")  # a worker's folder is another one
-    assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [
-        ROWS
-    ] * 12
+    assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [ROWS] * 12
 
 
 @pytest.mark.parametrize(
@@ -60,9 +58,7 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ([], "--train_data: no path was given"),
     ],
 )
-def test_paths_that_lead_nowhere(
-    path: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_that_lead_nowhere(path: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "d" / "README.md", "x")
     put(tmp_path / "empty.jsonl", "")
     (tmp_path / "hollow").mkdir()

@@ -82,9 +82,7 @@ def test_judged_queries() -> None:
     group = Group("q", ("p", "r"), (), None)
     assert parse_judged({"query": "q", "pos": ["p", "r"]}) == group
     assert parse_judged({"query": "q", "positive": ["p", "r"], "neg": 3}) == group
-    assert parse_judged({"query": "q", "pos": "p", "positive": "x", "prompt": "F"}) == Group(
-        "q", ("p",), (), "F"
-    )
+    assert parse_judged({"query": "q", "pos": "p", "positive": "x", "prompt": "F"}) == Group("q", ("p",), (), "F")
     with pytest.raises(RowError) as caught:
         parse_judged({"query": "q", "positive": []})
     assert caught.value.field == "positive"

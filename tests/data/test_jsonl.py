@@ -25,9 +25,7 @@ def whole(path: Path, block_bytes: int = 1 << 20) -> list[dict]:
     return [row.raw for row in rows if isinstance(row, Row)]
 
 
-@pytest.mark.parametrize(
-    "buffers", [(4 << 20, 64 << 10), (7, 5), (64, 1)], ids=["as shipped", "tiny", "small"]
-)
+@pytest.mark.parametrize("buffers", [(4 << 20, 64 << 10), (7, 5), (64, 1)], ids=["as shipped", "tiny", "small"])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_every_cut_gives_the_rows_of_a_plain_loop(
     content: str, buffers: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,9 +48,7 @@ def test_every_cut_gives_the_rows_of_a_plain_loop(
 
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
-    lines=st.lists(
-        st.one_of(st.just(b""), st.text(max_size=12).map(lambda text: json.dumps({"t": text}).encode()))
-    ),
+    lines=st.lists(st.one_of(st.just(b""), st.text(max_size=12).map(lambda text: json.dumps({"t": text}).encode()))),
     ends=st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=1),
     last=st.booleans(),
     block_bytes=st.integers(1, 40),
@@ -184,9 +180,7 @@ def test_a_broken_array(text: str, good: int, tmp_path: Path) -> None:
     assert [type(row) for row in rows] == [Row] * good + [BadRow]
 
 
-def test_a_broken_array_element_does_not_take_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_array_element_does_not_take_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BUFFER", 10)
     monkeypatch.setattr(jsonl, "LONGEST_ELEMENT", 100)
     path = put(tmp_path / "a.json", '[{"t": "' + "x" * 10_000 + '"}]')

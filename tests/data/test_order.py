@@ -1,4 +1,4 @@
-"""Lanes: the same global batches for any number of workers, each row once, resumable without reading what came before."""
+"""Lanes: the same global batches for any number of workers, each row once, and a start in the middle of an epoch."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,16 @@ def test_drop_last_leaves_out_what_is_not_full():
 
 
 def test_lanes_are_the_largest_divisor_up_to_1024():
-    assert [lane_count(g) for g in (1, 7, 32, 1024, 1500, 2048, 65_536, 1031)] == [1, 7, 32, 1024, 750, 1024, 1024, 1]
+    assert [lane_count(g) for g in (1, 7, 32, 1024, 1500, 2048, 65_536, 1031)] == [
+        1,
+        7,
+        32,
+        1024,
+        750,
+        1024,
+        1024,
+        1,
+    ]
 
 
 def test_more_workers_than_lanes_are_refused():
@@ -93,7 +102,7 @@ def test_blocks_are_a_function_of_the_size():
 
 
 def test_neighbours_in_the_file_are_far_apart_afterwards():
-    """A row's neighbour in the file comes, on average, about as far away as in a uniform shuffle (a third of the epoch)."""
+    """On average a row's neighbour comes about as far away as in a uniform shuffle: a third of the epoch."""
     rows = np.full(200, 20)
     order = Order(rows, 16, seed=0)
     position = {row: at for at, row in enumerate(r for step in batches(order, 1) for r in step)}

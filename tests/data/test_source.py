@@ -41,9 +41,7 @@ def test_transcode_writes_once_and_whole(tmp_path: Path) -> None:
     damaged = put(tmp_path / "in" / "cut.jsonl.gz", gzip.compress(PLAIN)[:-9])
     with pytest.raises(UserError, match="cut.jsonl.gz is not a whole gzip file"):
         transcode(list_files(str(damaged), "--f"), str(cache))
-    with pytest.raises(
-        UserError, match=r"broken.json:2: the row must be a JSON object in a whole JSON array"
-    ):
+    with pytest.raises(UserError, match=r"broken.json:2: the row must be a JSON object in a whole JSON array"):
         transcode(list_files(str(put(tmp_path / "broken.json", '[{"a": 1}, {"b": }]')), "--f"), str(cache))
     with pytest.raises(UserError, match="none.jsonl.gz holds no rows"):
         transcode(list_files(str(put(tmp_path / "none.jsonl.gz", gzip.compress(b""))), "--f"), str(cache))
@@ -56,9 +54,7 @@ def test_transcode_keeps_bad_rows_for_the_survey_to_name(tmp_path: Path) -> None
     packed = read_all(list_files(str(path), "--f"), 1 << 20)[0]
     for rows in (read_all(plain, 1 << 20)[0], packed):
         assert [(type(row), row.line) for row in rows] == [(Row, 1), (BadRow, 2), (BadRow, 3), (Row, 4)]
-        assert [row.expected for row in rows if isinstance(row, BadRow)][
-            1
-        ] == "must be a JSON object, found a number"
+        assert [row.expected for row in rows if isinstance(row, BadRow)][1] == "must be a JSON object, found a number"
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +90,9 @@ def test_dataset_has_one_block_a_block(ray_here: Any, tmp_path: Path) -> None:
     dataset = to_dataset(found, good_query)
     assert dataset.count() == found.total_rows == 4 * 257
 
-    tables = [
-        ray_here.get(ref) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs
-    ]
+    tables = [ray_here.get(ref) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
     seen: list[tuple] = []
-    assert [
-        table.num_rows for table in tables
-    ] == found.rows.tolist()  # a Block, a Ray block, the empty ones too
+    assert [table.num_rows for table in tables] == found.rows.tolist()  # a Block, a Ray block, the empty ones too
     for index, table in enumerate(tables):
         assert table.schema.equals(source.SCHEMA, check_metadata=False)
         assert set(table["block"].to_pylist()) <= {index}
@@ -136,9 +128,7 @@ def test_a_large_block_stays_whole(ray_here: Any, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ray_here.data.DataContext.get_current(), "target_max_block_size", 10_000)
     put(tmp_path / "a.jsonl", lines_of([{"query": "x" * 1000}] * 200))
     found = survey(list_files(str(tmp_path), "--f"), 100_000, good_query)
-    tables: list[Any] = list(
-        to_dataset(found, good_query).iter_batches(batch_size=None, batch_format="pyarrow")
-    )
+    tables: list[Any] = list(to_dataset(found, good_query).iter_batches(batch_size=None, batch_format="pyarrow"))
     assert [table.num_rows for table in tables] == found.rows.tolist() and len(tables) == 3
 
 
@@ -146,15 +136,11 @@ def test_a_file_that_changed_is_named(ray_here: Any, tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", GOOD * 4)
     found = survey(list_files(str(path), "--f"), 1 << 20, good_query)
     put(path, GOOD * 2)
-    with pytest.raises(
-        Exception, match="a.jsonl changed while it was in use: a part that held 4 rows holds 2"
-    ):
+    with pytest.raises(Exception, match="a.jsonl changed while it was in use: a part that held 4 rows holds 2"):
         to_dataset(found, good_query).take_all()
 
 
-def test_survey_on_ray_equals_survey_here(
-    ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_survey_on_ray_equals_survey_here(ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "a.jsonl", (GOOD * 3 + b'{"query": 1}\n\n') * 300)
     put(tmp_path / "b.jsonl.gz", gzip.compress(GOOD * 50))
     pq.write_table(pa.table({"query": ["q"] * 9, "pos": ["p"] * 9}), tmp_path / "c.parquet", row_group_size=2)
@@ -175,7 +161,7 @@ def test_survey_on_ray_equals_survey_here(
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(UserError, match=r"a.jsonl cannot be opened") as caught:
         survey(files, 1000, parse_group)
-    assert "Traceback" not in str(caught.value)
+    assert type(caught.value) is UserError  # and not Ray's wrapper, whose message is a traceback
 
 
 def test_transcode_on_ray(ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +175,7 @@ def test_transcode_on_ray(ray_here: Any, tmp_path: Path, monkeypatch: pytest.Mon
     put(made[0], gzip.compress(PLAIN)[:-9])
     with pytest.raises(UserError, match="a.jsonl.gz is not a whole gzip file") as caught:
         transcode(list_files(str(made[0]), "--f"), str(tmp_path / "there"))
-    assert "Traceback" not in str(caught.value)
+    assert type(caught.value) is UserError  # and not Ray's wrapper, whose message is a traceback
 
 
 def test_reading_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
@@ -203,7 +189,4 @@ def test_reading_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
         "assert survey(files, 100, parse_group).total_rows == 1\n"
         "print([name for name in ('ray', 'torch', 'pandas') if name in sys.modules])"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -111,13 +111,9 @@ def test_many_bad_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         survey(files, 1 << 20, parse_group)
     lines = str(caught.value).split("\n")
-    assert [line.split(": ")[0] for line in lines[:10]] == [
-        f"{tmp_path}/a.jsonl:{line}" for line in range(2, 12)
-    ]
+    assert [line.split(": ")[0] for line in lines[:10]] == [f"{tmp_path}/a.jsonl:{line}" for line in range(2, 12)]
     assert lines[10:] == ["and 2,490 more"]
-    with pytest.raises(
-        UserError, match="\nand at least 1,0.. more$"
-    ):  # no need to read a terabyte to the end
+    with pytest.raises(UserError, match="\nand at least 1,0.. more$"):  # no need to read a terabyte to the end
         survey(files, 1000, parse_group)
     found = survey(files, 1000, parse_group, on_bad_rows="skip")
     assert (found.total_rows, found.bad_count) == (1, 2500)
@@ -125,9 +121,7 @@ def test_many_bad_rows(tmp_path: Path) -> None:
     files = list_files(str(put(tmp_path / "a.jsonl", b"3\n" * 12)), "--f")
     with pytest.raises(UserError) as caught:
         survey(files, 1000, parse_group, on_bad_rows="skip")
-    assert str(caught.value).startswith("there is no usable row in ") and str(caught.value).endswith(
-        "and 2 more"
-    )
+    assert str(caught.value).startswith("there is no usable row in ") and str(caught.value).endswith("and 2 more")
 
 
 def test_survey_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,9 +67,7 @@ def test_a_folder_that_sentence_transformers_writes_today(tiny, tmp_path, mode, 
 
 
 def test_a_folder_that_says_nothing_has_the_recipes_defaults(tmp_path):
-    folder = folder_with(
-        tmp_path, {"config.json": {}, "tokenizer_config.json": {"model_max_length": int(1e30)}}
-    )
+    folder = folder_with(tmp_path, {"config.json": {}, "tokenizer_config.json": {"model_max_length": int(1e30)}})
     assert read_settings(folder) == FolderSettings("cls", True, {}, None, None, "default")
 
 

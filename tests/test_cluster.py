@@ -1,0 +1,113 @@
+"""Plans: never more than there is, always room to read, and a message that says what would fit."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from raybge import cluster
+from raybge.cluster import Cluster, plan_workers
+from raybge.errors import UserError
+
+
+def machine(cpus, gpus=0, own=True, nodes=1):
+    return Cluster(own=own, cpus=cpus * nodes, gpus=gpus * nodes, nodes=nodes, node_cpus=(cpus,) * nodes)
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "workers", "cpus"),
+    [
+        (machine(2), {}, 1, 2),
+        (machine(2), {"num_workers": "2"}, 2, 1),
+        (machine(2), {"num_workers": "1", "cpus_per_worker": 2}, 1, 2),  # all cores: reading shares them
+        (machine(1), {}, 1, 1),
+        (machine(64), {}, 8, 8),
+        (machine(4, own=False), {}, 1, 3),  # a cluster that others use: one CPU stays free to read
+        (machine(8, own=False, nodes=2), {"cpus_per_worker": 8}, 1, 8),
+        (machine(32, gpus=8), {}, 8, 4),
+        (machine(32, gpus=8), {"num_workers": "4"}, 4, 8),
+        (machine(32, gpus=8), {"use_gpu": False}, 4, 8),
+    ],
+)
+def test_what_is_left_out_is_chosen(place, asked, workers, cpus):
+    plan = plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
+    assert (plan.workers, plan.cpus) == (workers, cpus)
+    assert plan.workers * plan.cpus <= place.room
+
+
+def test_actors_may_be_smaller():
+    plan = plan_workers(machine(2), None, None, None, cores_a_worker=1)
+    assert (plan.workers, plan.cpus) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "says"),
+    [
+        (machine(2), {"num_workers": "3"}, "at most --num_workers 2"),
+        (machine(2, own=False), {"num_workers": "2"}, "leave 1 CPU for reading: at most --num_workers 1"),
+        (machine(1, own=False), {}, "at least 2 CPUs"),
+        (machine(2), {"cpus_per_worker": 3}, "a lower --cpus_per_worker"),
+        (
+            machine(4, own=False, nodes=4),
+            {"cpus_per_worker": 8},
+            "a lower --cpus_per_worker",
+        ),  # no node has 8
+        (machine(2), {"use_gpu": True}, "no GPU"),
+        (machine(32, gpus=2), {"num_workers": "3"}, "only 2 GPUs"),
+        (machine(2), {"num_workers": "0"}, "at least 1"),
+        (machine(2), {"num_workers": "two"}, "found «two»"),
+        (machine(2), {"num_workers": "1-4"}, "not built yet"),
+        (machine(2), {"cpus_per_worker": 0}, "at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(place, asked, says):
+    with pytest.raises(UserError, match=says):
+        plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
+
+
+def test_a_dead_head_is_not_joined(tmp_path, monkeypatch):
+    """`ray start` leaves its address behind when it is killed."""
+    import ray._common.utils as utils
+
+    path = tmp_path / "ray_current_cluster"
+    monkeypatch.setattr(utils, "get_ray_address_file", lambda _: str(path))
+    assert cluster._live_head() is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert cluster._live_head() == path.read_text()
+    assert cluster._live_head() is None
+
+
+def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
+    """In a process of its own: Ray's life is what is looked at."""
+    code = textwrap.dedent(
+        """
+        import ray
+        from raybge.cluster import connect, cores
+        from raybge.errors import UserError
+
+        with connect() as cluster:
+            assert cluster.own and cluster.cpus == cores() and ray.cluster_resources()["CPU"] > cores()
+            with connect() as inner:  # the outer one stays, and its slots for reading are not for workers
+                assert inner == cluster
+            assert ray.is_initialized()
+        assert not ray.is_initialized()
+        ray.init(address="local", num_cpus=3)
+        with connect() as joined:
+            assert not joined.own and joined.cpus == 3
+        assert ray.is_initialized()
+        ray.shutdown()
+        try:
+            with connect("127.0.0.1:1"):
+                pass
+        except UserError as error:
+            print(error)
+        """
+    )
+    environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "cannot join the Ray cluster at 127.0.0.1:1" in done.stdout

@@ -1,0 +1,363 @@
+"""Training on real Ray Train workers: the order, the objective, the result, and what stops it."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from raybge import train as train_module
+from raybge.arguments import TrainArguments
+from raybge.cluster import Plan
+from raybge.data.collate import GroupTokenizer
+from raybge.data.files import list_files
+from raybge.data.groups import parse_group
+from raybge.data.order import Order
+from raybge.data.source import transcode
+from raybge.data.stream import StepStream
+from raybge.data.survey import survey
+from raybge.errors import UserError
+from raybge.flags import build, declared
+from raybge.model.folder import Instructions
+from raybge.train import finetune, main
+
+WORDS = [
+    "what",
+    "is",
+    "a",
+    "lane",
+    "row",
+    "block",
+    "of",
+    "the",
+    "text",
+    "that",
+    "we",
+    "read",
+    "and",
+    "sort",
+    "by",
+    "length",
+    "in",
+    "chunks",
+    "on",
+    "one",
+    "node",
+]
+ROWS, BATCH = 50, 6
+
+
+def group(i: int) -> dict:
+    random = np.random.default_rng(i)
+
+    def text(n: int) -> str:
+        return " ".join(random.choice(WORDS, n))
+
+    return {
+        "query": text(3) + f" {i}",
+        "pos": [text(8)],
+        "neg": [text(8) for _ in range(i % 4)],
+        "extra": {"rides": "along"},
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with a plain and a packed file, 50 groups in all."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = [json.dumps(group(i)) + "\n" for i in range(ROWS)]
+    (folder / "a.jsonl").write_text("".join(lines[:30]))
+    with gzip.open(folder / "b.jsonl.gz", "wt") as packed:
+        packed.writelines(lines[30:])
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+# --- the order, on real workers ---------------------------------------------------------------------------------------
+
+
+def read_share(config: dict) -> None:
+    """A Train worker that reads its steps as training does, and writes down the rows."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    stream = StepStream(*config["parts"], rank, world, 1, start_step=config["start"])
+    seen = [item["batch"].rows for item in stream]
+    (config["folder"] / f"{rank}.json").write_text(json.dumps(seen))
+
+
+def global_batches(parts, world: int, folder: Path, start: int = 0) -> list[list[tuple[int, int]]]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    folder.mkdir()
+    DataParallelTrainer(
+        read_share,
+        train_loop_config={"parts": parts, "start": start, "folder": folder},
+        scaling_config=ScalingConfig(num_workers=world, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(storage_path=str(folder / "ray"), name="read"),
+    ).fit()
+    shares = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    return [[tuple(row) for share in step for row in share] for step in zip(*shares, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def parts(data, tiny, tmp_path_factory):
+    """Survey, order and tokenizer of the 50 groups, in batches of 6: the last step has 2 rows."""
+    from transformers import AutoTokenizer
+
+    files = transcode(list_files(str(data), "--train_data"), str(tmp_path_factory.mktemp("plain")))
+    found = survey(files, 256, parse_group)
+    assert len(found.blocks) > 10
+    tokenizer = GroupTokenizer(AutoTokenizer.from_pretrained(tiny()), Instructions(), 3, 8, 12, seed=1)
+    return found, Order(found.rows, BATCH, seed=1), tokenizer
+
+
+def test_global_batches_are_the_same_for_any_number_of_workers(parts, tmp_path):
+    alone = global_batches(parts, 1, tmp_path / "1")
+    seen = [row for step in alone for row in step]
+    assert len(seen) == len(set(seen)) == ROWS
+    assert [len(step) for step in alone] == [6] * 8 + [2]
+    for world in (2, 3, 4):
+        assert global_batches(parts, world, tmp_path / str(world)) == alone
+    assert global_batches(parts, 3, tmp_path / "middle", start=5) == alone[5:]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def flags_of(tiny_model: str, data: Path, output: Path, **more) -> dict:
+    flags = dict(
+        model_name_or_path=tiny_model,
+        train_data=[str(data)],
+        output_dir=str(output),
+        global_batch_size=BATCH,
+        train_group_size=3,
+        learning_rate=1e-3,
+        num_train_epochs=2,
+        temperature=0.1,
+        logging_steps=1,
+        cpus_per_worker=1,
+        passage_max_len=16,
+    )
+    return flags | more
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tiny, tmp_path_factory) -> dict[str, Path]:
+    """Dropout is off in the tiny model. "one": 1 worker; "three": 3 workers; "again": the first once more."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, workers in (("one", "1"), ("three", "3"), ("again", "1")):
+        more = {"save_strategy": "epoch"} if name == "one" else {"save_strategy": "no"}
+        finetune(**flags_of(tiny(), data, folder / name, num_workers=workers, **more))
+    return {name: folder / name for name in ("one", "three", "again")}
+
+
+def test_three_workers_train_as_one_does(runs):
+    """The loss of every step, the last of each epoch (two rows, one worker without any) included."""
+    one, three = losses(runs["one"]), losses(runs["three"])
+    assert len(one) == len(three) == 18
+    assert three == pytest.approx(one, abs=2e-4)
+    assert np.mean(one[-6:]) < 0.8 * np.mean(one[:6])
+    ours, theirs = (load_file(runs[name] / "model.safetensors") for name in ("one", "three"))
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=0, atol=1e-4)
+
+
+def test_one_seed_gives_equal_files(runs):
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "modules.json"):
+        assert (runs["one"] / name).read_bytes() == (runs["again"] / name).read_bytes()
+
+
+def test_the_folder_of_a_run(runs):
+    folder = runs["one"]
+    results = json.loads((folder / "train_results.json").read_text())
+    assert results["steps"] == 18
+    assert results["train_samples_per_second"] == pytest.approx(2 * ROWS / results["train_runtime"], rel=0.05)
+    assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-18", "checkpoint-9"]
+    assert (folder / "checkpoint-9" / "modules.json").is_file()
+    assert not list(folder.rglob("training_args.bin"))
+    assert not (folder / ".raybge" / "ray").exists()
+    assert oct((folder / "model.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~umask())
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_model_opens_in_sentence_transformers(runs, tiny):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from raybge import Encoder
+
+    texts = ["what is a lane", "we read and sort the text by length"]
+    ours = Encoder(str(runs["one"])).encode_corpus(texts)
+    theirs = sentence_transformers.SentenceTransformer(str(runs["one"]), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    before = Encoder(tiny()).encode_corpus(texts)
+    assert np.abs(ours - before).max() > 1e-2
+
+
+# --- what stops it ----------------------------------------------------------------------------------------------------
+
+
+def stopped(capfd, flags: dict, code: int = 2) -> str:
+    argv = []
+    for name, value in flags.items():
+        argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    assert main(argv) == code
+    message = capfd.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("not json", "bad.jsonl:2: the row must be a JSON object"),
+        ('["a list"]', "bad.jsonl:2: the row must be a JSON object, found a list"),
+        ('{"pos": ["p"]}', 'bad.jsonl:2: "query" must be a non-empty string'),
+        ('{"query": "q"}', 'bad.jsonl:2: "pos" must be'),
+        ('{"query": "q", "pos": [3]}', 'bad.jsonl:2: "pos" must be'),
+        ('{"query": " ", "pos": ["p"]}', 'bad.jsonl:2: "query" must be a non-empty string'),
+    ],
+)
+def test_bad_rows_are_named_and_the_output_is_left_alone(capfd, tiny, tmp_path, line, says):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "q", "pos": ["p"]}\n' + line + "\n")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "precious").write_text("kept")
+    message = stopped(capfd, flags_of(tiny(), bad, output, overwrite_output_dir=True))
+    assert says in message
+    assert (output / "precious").read_text() == "kept"
+    assert [p.name for p in output.iterdir() if not p.name.startswith(".")] == ["precious"]
+
+
+def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("".join(json.dumps(group(i)) + "\n" for i in range(9)) + "not json\n")
+    flags = flags_of(tiny(), bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
+    finetune(**flags)
+    shown = capfd.readouterr().out
+    assert "skipped 1 rows" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"train_data": "nowhere.jsonl"}, "--train_data"),
+        ({"temperature": 0}, "--temperature must be above 0"),
+        ({"train_group_size": 0}, "--train_group_size must be at least 1"),
+        ({"query_instruction_format": "{}"}, "query_instruction_format"),
+        ({"passage_instruction_for_retrieval": "x", "passage_instruction_format": "{}{}!"}, "saved model"),
+        ({"num_workers": 3, "global_batch_size": 2}, "at most 2"),
+        ({"num_workers": 20}, "do not fit"),
+        ({"global_batch_size": 64, "dataloader_drop_last": True}, "less than one global batch"),
+        ({"output_dir": "s3://bucket/model"}, "--output_dir"),
+        ({"model_name_or_path": "."}, "--model_name_or_path"),
+        ({"learning_rat": 1e-5}, "did you mean --learning_rate?"),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in stopped(capfd, flags_of(tiny(), data, tmp_path / "out", **flags))
+
+
+def test_an_output_folder_that_is_not_empty_is_kept(capfd, tiny, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    assert "--overwrite_output_dir" in stopped(capfd, flags_of(tiny(), data, tmp_path / "out"))
+
+
+def test_what_goes_wrong_in_a_worker_is_one_message(capfd, tiny, data, tmp_path):
+    """An optimiser that does not exist is known only to transformers, inside the worker."""
+    message = stopped(capfd, flags_of(tiny(), data, tmp_path / "out", optim="nonsense"), code=1)
+    assert "nonsense" in message and message.count("\n") < 12
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+# --- every flag acts --------------------------------------------------------------------------------------------------
+
+OTHER = {
+    "config": None,  # read by the parser
+    "dry_run": None,  # tested above
+    "verbose": None,  # the screen's
+    "address": None,  # test_cluster.py
+    "num_workers": None,  # the plan's, test_cluster.py
+    "use_gpu": None,
+    "cpus_per_worker": None,
+    "on_bad_rows": None,  # tested above
+    "overwrite_output_dir": None,  # tested above
+    "storage_path": "elsewhere",
+    "sentence_pooling_method": "mean",
+    "query_instruction_format": "{}: {}",
+    "passage_instruction_format": "{}: {}",
+}
+
+
+def worker_config(arguments: TrainArguments, folder: Path) -> str:
+    order = train_module._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
+    storage = Path(arguments.storage_path or folder)
+    config = train_module._worker_config(
+        arguments, Plan(2, 1, 0), survey_of_nothing(), order, folder, storage, folder / "marker", None
+    )
+    return repr(config) + repr(vars(config.order))
+
+
+def survey_of_nothing():
+    from raybge.data.survey import Survey
+
+    return Survey([], [], np.array([100]), np.array([100]), [], 0)
+
+
+@pytest.mark.parametrize("name", [f.name for f in declared(TrainArguments).values() if not f.unbuilt])
+def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
+    f = declared(TrainArguments)[name]
+    given = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
+    if (name in OTHER and OTHER[name] is None) or name in given or name == "do_train":
+        pytest.skip("has a test of its own, or is needed always")
+    numbers = {"bool": f.default is False, "int": 7, "float": 0.25, "str": "other", "json": {"a": 1}}
+    value = OTHER.get(name, numbers[f.kind])
+    changed = build(TrainArguments, {**given, name: [value] if f.many else value})
+    assert worker_config(changed, tmp_path) != worker_config(build(TrainArguments, given), tmp_path)
+
+
+def test_training_arguments_reach_the_trainer(runs):
+    """A schedule that transformers documents: linear from 1e-3 to 0 over 18 steps."""
+    history = json.loads((runs["one"] / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-3 * (18 - step) / 18 for step in range(18)], abs=1e-9)
+
+
+def test_position_embeddings_can_be_kept(tiny):
+    from raybge import Encoder
+    from raybge.loop import _freeze_positions
+
+    model = Encoder(tiny()).model
+    _freeze_positions(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and "pooler" not in name}
+    assert frozen == {"backbone.embeddings.position_embeddings.weight"}
+    model.backbone.embeddings.position_embeddings = torch.nn.Identity()
+    with pytest.raises(UserError, match="--fix_position_embedding"):
+        _freeze_positions(model)
