@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raybge.data.groups import Group
+    from raybge.search.index import Index
     from raybge.search.inputs import Source
+    from raybge.search.pipeline import Piece
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 QUERY_LENGTH, PASSAGE_LENGTH = 32, 128  # the recipe's, where the model's folder does not say
@@ -47,6 +49,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     """The command: check, read, plan, encode, search, measure, sum up."""
     from raybge.cluster import plan_workers
     from raybge.data.groups import parse_judged, parse_passage
+    from raybge.search.index import hold
     from raybge.search.inputs import Stages, check_search, describe_data, describe_model, opened
     from raybge.search.pipeline import Passages, Queries, deduplicate, encode, passage_itself
 
@@ -72,9 +75,14 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
         if arguments.dry_run:
             return {**counts}
         with stages("encode"):
-            pieces = encode(corpus, kept, queries, options, plan, screen)
+            passages, rows = encode(corpus, kept, queries, options, plan, screen)
         stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
-        metrics = _search_and_measure(arguments, pieces, plan, stages, screen)
+        with stages("index"):
+            gpus = cluster.gpus if arguments.use_gpu_for_searching else 0
+            index = hold(passages, arguments.shard_size, plan, gpus)
+        with index, stages("search"):
+            metrics = _search_and_measure(arguments, index, rows, screen)
+        stages.count("search", queries.survey.total_rows, "queries")
     stages.say(screen)
     result = {**metrics, **counts}
     _report(arguments, result, screen)
@@ -145,24 +153,20 @@ def relevant(group: Group) -> Sequence[str]:
 
 
 def _search_and_measure(
-    arguments: EvaluateArguments, pieces: Any, plan: Any, stages: Any, screen: Screen
+    arguments: EvaluateArguments, index: Index, pieces: list[Piece], screen: Screen
 ) -> dict[str, float]:
     from raybge.metrics import CUTOFFS
-    from raybge.search.index import hold, search
+    from raybge.search.index import search
 
-    passages, queries = pieces
-    rows = sum(piece.rows for piece in queries)
+    rows = sum(piece.rows for piece in pieces)
     cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= arguments.k]
     sums: Counter[str] = Counter()
     absent = 0
-    with stages("index"):
-        index = hold(passages, arguments.shard_size, plan, arguments.use_gpu_for_searching)
-    with index, stages("search"), screen.bar("search", rows, "queries") as bar:
-        for done in search(index, queries, arguments.k, arguments.search_batch_size, judged, cutoffs):
+    with screen.bar("search", rows, "queries") as bar:
+        for done in search(index, pieces, arguments.k, arguments.search_batch_size, judged, cutoffs):
             sums.update(done.sums)
             absent += done.absent
             bar.update(done.rows)
-    stages.count("search", rows, "queries")
     if absent:
         screen.say(f"{absent:,} answers are not in the corpus: they count as relevant and not found")
     return {name: total / rows for name, total in sums.items()}

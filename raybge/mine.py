@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from raybge.cluster import Plan
     from raybge.data.groups import Group
     from raybge.data.survey import Survey
     from raybge.search.index import Index
-    from raybge.search.inputs import Source, Stages
+    from raybge.search.inputs import Source
     from raybge.search.pipeline import Passages, Piece, Queries
 
 
@@ -50,6 +49,7 @@ def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, sample and write, sum up."""
     from raybge import output
     from raybge.cluster import plan_workers
+    from raybge.search.index import hold
     from raybge.search.inputs import Stages, check_search, describe_data, describe_model, opened
     from raybge.search.pipeline import deduplicate, encode
 
@@ -86,9 +86,14 @@ def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
             return {**summary, "dry_run": True}
         with output.written_aside(arguments.output_file, "--output_file") as out:
             with stages("encode"):
-                pieces = encode(pool, kept, queries, options, plan, screen)
+                passages, rows = encode(pool, kept, queries, options, plan, screen)
             stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
-            summary |= _search_and_write(arguments, sampling, pieces, plan, stages, out, screen)
+            gpus = cluster.gpus if arguments.use_gpu_for_searching else 0
+            with stages("index"):
+                index = hold(passages, arguments.shard_size, plan, gpus)
+            with index, stages("search"):
+                summary |= _search_and_write(arguments, sampling, index, rows, out, screen)
+            stages.count("search", queries.survey.total_rows, "rows")
     summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
     stages.say(screen)
     _say_summary(summary, arguments.negative_number, screen)
@@ -216,26 +221,20 @@ class Sampling:
 def _search_and_write(
     arguments: MineArguments,
     sampling: Sampling,
-    pieces: tuple[list[Piece], list[Piece]],
-    plan: Plan,
-    stages: Stages,
+    index: Index,
+    pieces: list[Piece],
     out: Any,
     screen: Screen,
 ) -> dict[str, int]:
-    from raybge.search.index import hold, search
+    from raybge.search.index import search
 
-    passages, queries = pieces
-    rows = sum(piece.rows for piece in queries)
     filled = short = 0
-    with stages("index"):
-        index = hold(passages, arguments.shard_size, plan, arguments.use_gpu_for_searching)
-    with index, stages("search"), screen.bar("search", rows, "rows") as bar:
+    with screen.bar("search", sum(piece.rows for piece in pieces), "rows") as bar:
         batch = arguments.search_batch_size
-        for done in search(index, queries, sampling.hi, batch, sampled, index, sampling):
+        for done in search(index, pieces, sampling.hi, batch, sampled, index, sampling):
             out.write(done.lines)
             filled, short = filled + done.filled, short + done.short
             bar.update(done.rows)
-    stages.count("search", rows, "rows")
     return {"rows_filled": filled, "rows_with_fewer": short}
 
 

@@ -37,8 +37,8 @@ def words() -> list[str]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A sentence-transformers folder with a random BERT of two layers: mean pooling, normalised, 16 tokens.
 
-    Its words are those of the fixture `words`; anything else is one unknown token, so texts that differ in their words differ in
-    their vectors.
+    Its words are those of the fixture `words`; anything else is one unknown token, so texts that differ in
+    their words differ in their vectors.
     """
     import tokenizers
     import torch

@@ -5,6 +5,7 @@ and each trap of the reference tool.
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,12 +52,7 @@ def write(path: Path, rows: list) -> Path:
 
 
 def read(path: Path) -> list:
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return (
-        [json.loads(line) for line in raw.decode().splitlines() if line]
-        if b"\xe2\x80\xa8" not in raw
-        else [json.loads(line) for line in raw.decode().split("\n") if line]
-    )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def mined(ray_of_six, data, tiny_model, tmp_path_factory):
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 2048)
-        for actors, shard in ((1, 64), (2, 64), (3, 64), (3, 150), (2, 1000)):
+        for actors, shard in ((1, 64), (2, 64), (3, 64), (2, 1000)):
             output = folder / f"{actors}-{shard}" / "mined.jsonl"
             summary = mine_hard_negatives(
                 model_name_or_path=tiny_model,
@@ -89,8 +85,8 @@ def test_the_bytes_are_the_same_for_one_two_and_three_actors(mined):
     assert mined[1, 64][0] == mined[2, 64][0] == mined[3, 64][0]
 
 
-def test_one_two_and_five_shards_give_the_same(mined):
-    assert mined[2, 1000][0] == mined[3, 150][0] == mined[3, 64][0]
+def test_one_and_five_shards_give_the_same(mined):
+    assert mined[2, 1000][0] == mined[3, 64][0]
 
 
 def test_candidates_are_those_of_one_exact_search(mined, data, tiny_model):
@@ -193,9 +189,8 @@ def test_a_model_that_does_not_load_is_named_without_a_traceback(ray_of_six, dat
     broken = tmp_path / "model"
     shutil.copytree(tiny_model, broken)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
-    assert main(flags(str(broken), data, tmp_path / "out")) != 0
-    said = capfd.readouterr().err
-    assert "Traceback" not in said and "safetensors" in said.lower()
+    assert main(flags(str(broken), data, tmp_path / "out")) == 2
+    assert f"raybge.mine: the model {broken} does not load" in capfd.readouterr().err
 
 
 def flags(model, data, folder, **changed):
@@ -280,18 +275,17 @@ class FakeIndex:
 
 
 def block():
-    import pyarrow as pa
-
     from raybge.search.pipeline import _table
 
     rows = ['{"query": "a", "pos": "x"}', '{"neg": [], "query": "b", "pos": "y"}']
     table = _table(0, [0, 27], rows, [["x", "a"], ["y", "b"]], None, None)
-    return table, np.tile(np.arange(40), (2, 1)), np.array([12, -1, 5, 13]), pa
+    return table, np.tile(np.arange(40), (2, 1)), np.array([12, -1, 5, 13])
 
 
 def negatives(seed, lo=10, hi=20, number=5):
-    table, ids_QK, known_N, _ = block()
-    lines = sampled(table, ids_QK, known_N, FakeIndex(), Sampling(lo, hi, number, seed)).lines
+    table, ids_QK, known_N = block()
+    index: Any = FakeIndex()
+    lines = sampled(table, ids_QK, known_N, index, Sampling(lo, hi, number, seed)).lines
     return [json.loads(line)["neg"] for line in lines.splitlines()]
 
 

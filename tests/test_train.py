@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from tiny import make_tiny
 
 from raybge import train as train_module
 from raybge.arguments import TrainArguments
@@ -77,8 +79,15 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """Without dropout, so that runs on different numbers of workers can be compared."""
+    return make_tiny(tmp_path_factory.mktemp("model") / "tiny", dropout=0.0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -121,7 +130,7 @@ def parts(data, tiny, tmp_path_factory):
     files = transcode(list_files(str(data), "--train_data"), str(tmp_path_factory.mktemp("plain")))
     found = survey(files, 256, parse_group)
     assert len(found.blocks) > 10
-    tokenizer = GroupTokenizer(AutoTokenizer.from_pretrained(tiny()), Instructions(), 3, 8, 12, seed=1)
+    tokenizer = GroupTokenizer(AutoTokenizer.from_pretrained(tiny), Instructions(), 3, 8, 12, seed=1)
     return found, Order(found.rows, BATCH, seed=1), tokenizer
 
 
@@ -166,7 +175,7 @@ def runs(data, tiny, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for name, workers in (("one", "1"), ("three", "3"), ("again", "1")):
         more = {"save_strategy": "epoch"} if name == "one" else {"save_strategy": "no"}
-        finetune(**flags_of(tiny(), data, folder / name, num_workers=workers, **more))
+        finetune(**flags_of(tiny, data, folder / name, num_workers=workers, **more))
     return {name: folder / name for name in ("one", "three", "again")}
 
 
@@ -212,7 +221,7 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
     ours = Encoder(str(runs["one"])).encode_corpus(texts)
     theirs = sentence_transformers.SentenceTransformer(str(runs["one"]), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    before = Encoder(tiny()).encode_corpus(texts)
+    before = Encoder(tiny).encode_corpus(texts)
     assert np.abs(ours - before).max() > 1e-2
 
 
@@ -246,7 +255,7 @@ def test_bad_rows_are_named_and_the_output_is_left_alone(capfd, tiny, tmp_path, 
     output = tmp_path / "out"
     output.mkdir()
     (output / "precious").write_text("kept")
-    message = stopped(capfd, flags_of(tiny(), bad, output, overwrite_output_dir=True))
+    message = stopped(capfd, flags_of(tiny, bad, output, overwrite_output_dir=True))
     assert says in message
     assert (output / "precious").read_text() == "kept"
     assert [p.name for p in output.iterdir() if not p.name.startswith(".")] == ["precious"]
@@ -255,7 +264,7 @@ def test_bad_rows_are_named_and_the_output_is_left_alone(capfd, tiny, tmp_path, 
 def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("".join(json.dumps(group(i)) + "\n" for i in range(9)) + "not json\n")
-    flags = flags_of(tiny(), bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
+    flags = flags_of(tiny, bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
     finetune(**flags)
     shown = capfd.readouterr().out
     assert "skipped 1 rows" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
@@ -281,18 +290,18 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
 )
 def test_flags_that_cannot_be_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, says):
     monkeypatch.chdir(tmp_path)
-    assert says in stopped(capfd, flags_of(tiny(), data, tmp_path / "out", **flags))
+    assert says in stopped(capfd, flags_of(tiny, data, tmp_path / "out", **flags))
 
 
 def test_an_output_folder_that_is_not_empty_is_kept(capfd, tiny, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
-    assert "--overwrite_output_dir" in stopped(capfd, flags_of(tiny(), data, tmp_path / "out"))
+    assert "--overwrite_output_dir" in stopped(capfd, flags_of(tiny, data, tmp_path / "out"))
 
 
 def test_what_goes_wrong_in_a_worker_is_one_message(capfd, tiny, data, tmp_path):
     """An optimiser that does not exist is known only to transformers, inside the worker."""
-    message = stopped(capfd, flags_of(tiny(), data, tmp_path / "out", optim="nonsense"), code=1)
+    message = stopped(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense"), code=1)
     assert "nonsense" in message and message.count("\n") < 12
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -354,7 +363,7 @@ def test_position_embeddings_can_be_kept(tiny):
     from raybge import Encoder
     from raybge.loop import _freeze_positions
 
-    model = Encoder(tiny()).model
+    model = Encoder(tiny).model
     _freeze_positions(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad and "pooler" not in name}
     assert frozen == {"backbone.embeddings.position_embeddings.weight"}

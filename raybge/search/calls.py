@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,8 +36,11 @@ def unwrapped() -> Iterator[None]:
         yield
     except Exception as error:
         cause: BaseException | None = error
-        for _ in range(8):
-            cause = getattr(cause, "cause", None) or (cause.__cause__ if cause else None)
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is not None:
+            raise UserError(str(cause)) from None
+        # of an actor that could not start, Ray keeps the traceback's text alone
+        if said := re.findall(rf"^{UserError.__module__}.UserError: (.+)$", str(error), re.MULTILINE):
+            raise UserError(said[-1]) from None
         raise

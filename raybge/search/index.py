@@ -53,18 +53,19 @@ class Index:
         return found
 
 
-def hold(pieces: list[Piece], shard_size: int, plan: Plan, gpu: bool) -> Index:
+def hold(pieces: list[Piece], shard_size: int, plan: Plan, gpus: int) -> Index:
     """Put encoded passages into shards of `shard_size`, on no more actors than the plan has.
 
+    With `gpus`, those of the cluster that may search, there is one for each actor; 0 searches on the CPU.
     Empties `pieces`: the shards hold copies, and Ray's object store is freed as they take them over.
     """
     import ray
 
     passages = sum(piece.rows for piece in pieces)
-    actors = min(plan.workers, -(-passages // shard_size))
+    actors = min(plan.workers, -(-passages // shard_size), *([gpus] if gpus else []))
     actor: Any = ray.remote(Host)
-    actor = actor.options(num_cpus=plan.cpus, num_gpus=1 if gpu else 0, scheduling_strategy="SPREAD")
-    index = Index([actor.remote(shard_size, plan.cpus, gpu) for _ in range(actors)], shard_size, passages)
+    actor = actor.options(num_cpus=plan.cpus, num_gpus=min(gpus, 1), scheduling_strategy="SPREAD")
+    index = Index([actor.remote(shard_size, plan.cpus, gpus > 0) for _ in range(actors)], shard_size, passages)
     try:
         with unwrapped():
             _fill(index, pieces)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raybge.cluster import Plan
 from raybge.data.files import list_files
-from raybge.data.groups import parse_group, parse_passage
+from raybge.data.groups import parse_group, parse_passage, text_key
 from raybge.data.jsonl import cut
 from raybge.errors import UserError
 from raybge.search import pipeline
@@ -31,7 +31,7 @@ def test_keys_are_counted_by_block_in_the_order_of_the_file(tmp_path):
     blocks = [(files[0], block) for block in cut(files, 100)]
     counts, keys = pipeline._keys(blocks, parse_passage, pipeline.passage_itself)
     assert len(counts) == len(blocks) > 3 and counts.sum() == 40
-    assert keys.tolist() == words_of([pipeline.text_key(text) for text in texts]).tolist()
+    assert keys.tolist() == words_of([text_key(text) for text in texts]).tolist()
     assert pipeline.first_of_each(keys).nonzero()[0].tolist() == list(range(7))
 
 
@@ -77,9 +77,10 @@ def test_a_block_without_passages_gives_an_empty_one(tiny_model):
     assert vectors_of(encoded).shape == (0, 32) and keys_of(encoded)[0].shape == (0, 2)
 
 
-def test_vectors_that_are_no_numbers_stop_the_run(tiny_model):
+def test_vectors_that_are_no_numbers_stop_the_run(tiny_model, monkeypatch):
     actor = pipeline._Embed(options(tiny_model), Plan(1, 1, 0))
-    actor._encoder.encode_corpus = lambda texts, convert_to_numpy: np.full((len(texts), 32), np.nan, np.float32)
+    nothing = np.full((1, 32), np.nan, np.float32)
+    monkeypatch.setattr(actor._encoder, "encode_corpus", lambda texts, convert_to_numpy: nothing)
     with pytest.raises(RuntimeError, match="inf or nan"):
         actor(block_of(["bk"]))
 

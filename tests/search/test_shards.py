@@ -92,9 +92,14 @@ def test_lists_are_as_long_as_the_shard_at_most():
 
 
 def test_the_search_batch_is_what_is_searched_at_a_time(monkeypatch):
-    sizes = []
+    sizes: list[int] = []
     search = Shard.search
-    monkeypatch.setattr(Shard, "search", lambda self, q, k: (sizes.append(len(q)), search(self, q, k))[1])
+
+    def noted(self, q_QD, k):
+        sizes.append(len(q_QD))
+        return search(self, q_QD, k)
+
+    monkeypatch.setattr(Shard, "search", noted)
     host = held(whole_numbers(50), [str(i) for i in range(50)], 50)[0]
     host.search(table_of(whole_numbers(10), [""] * 10, [[]] * 10), 3, 4)
     assert sorted(sizes) == [2, 4, 4]
