@@ -24,12 +24,12 @@ from raybge.flags import build
 from raybge.screen import Screen
 
 METRICS = ("nDCG@10", "MRR@10", "Recall@10")
-MINING = {"range_for_sampling": "2-30", "negative_number": 4}
+MINING = {"range_for_sampling": "5-50", "negative_number": 4}
 TRAINING = {
     "num_train_epochs": 1,
     "global_batch_size": 32,
     "train_group_size": 2,
-    "learning_rate": 1e-4,
+    "learning_rate": 2e-4,
     "warmup_ratio": 0.1,
     "temperature": 0.05,
     "save_strategy": "no",

@@ -89,15 +89,24 @@ class StreamTrainer(transformers.Trainer):
         super().__init__(**kwargs)
         self.stream = stream
         self.encoder = encoder
-        self.recent: list[torch.Tensor] = []
+        self.recent: list[tuple[torch.Tensor, int]] = []
 
     def get_train_dataloader(self) -> StepStream:
         return self.stream
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         loss = model(**inputs)
-        self.recent.append(loss.detach())
+        batch = inputs["batch"]
+        # The loss is scaled for the mean over workers (see Objective): this undoes it.
+        total = loss.detach() * self.stream.order.size(batch.step) / self.stream.world
+        self.recent.append((total, len(batch.passages_B)))
         return loss
+
+    def recent_loss(self) -> float:
+        """Mean loss of this worker's own queries since the last call, nan when there were none."""
+        totals, rows = zip(*self.recent, strict=True)
+        self.recent = []
+        return torch.stack(totals).sum().item() / sum(rows) if sum(rows) else float("nan")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
@@ -118,10 +127,8 @@ class Reporter(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = time.monotonic()
         if self.trainer and (now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps):
-            loss = torch.stack(self.trainer.recent).mean().item()
-            self.trainer.recent.clear()
             self.told = now
-            self.board.tell(state.global_step, loss)
+            self.board.tell(state.global_step, self.trainer.recent_loss())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.board.log(dict(logs or {}, step=state.global_step))

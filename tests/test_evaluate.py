@@ -35,7 +35,10 @@ def data(tmp_path_factory, words):
     # queries share words with their answers, so that a random model finds some of them
     asked = [" ".join([*text.split()[:5], str(rng.choice(words))]) for text in texts]
     queries = [{"query": asked[i], "pos": [texts[i], texts[(i + 40) % 150]]} for i in range(60)]
-    queries += [{"query": asked[0], "positive": texts[5]}, {"query": asked[7], "pos": [texts[7], texts[7], "gone"]}]
+    queries += [
+        {"query": asked[0], "positive": texts[5]},
+        {"query": asked[7], "pos": [texts[7], texts[7], "gone", "gone"]},
+    ]
     folder = tmp_path_factory.mktemp("data")
     corpus = [{"text": text} for text in texts[:100]] + [{"content": text} for text in texts[90:]]
     return write(folder / "corpus.jsonl", corpus), write(folder / "dev.jsonl", queries), texts, queries

@@ -8,7 +8,7 @@ from raybge.search.sampling import draw
 
 
 @given(
-    st.integers(1, 60).flatmap(
+    st.integers(1, 20).flatmap(
         lambda passages: st.tuples(
             st.just(passages),
             st.lists(st.integers(-1, passages - 1), unique=True, max_size=20),
