@@ -192,6 +192,8 @@ EXPECTED = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)
 
 def _convert(f: Flag, value: Any) -> Any:
     """`value`, from YAML or Python, as the kind that the flag has."""
+    if isinstance(value, Path):
+        value = str(value)
     if value is None or (f.transformers and not isinstance(value, str)):
         return value  # TrainingArguments checks its own objects
     if f.many:
@@ -202,8 +204,8 @@ def _convert(f: Flag, value: Any) -> Any:
             value = READERS[f.kind](value)
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"--{f.name} takes {_article(f.kind)}, found «{value}»") from None
-    if f.kind == "str" and isinstance(value, int | float | Path) and not isinstance(value, bool):
-        value = str(value)  # YAML reads `num_workers: 2` as a number, Python passes paths as objects
+    if f.kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # YAML reads `num_workers: 2` as a number
     if not isinstance(value, EXPECTED[f.kind]) or (isinstance(value, bool) and f.kind in ("int", "float")):
         raise UserError(f"--{f.name} takes {_article(f.kind)}, found {value!r}")
     if f.choices and value not in f.choices:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
@@ -41,6 +42,11 @@ def test_both_spellings(name):
 
 def given(**flags):
     return {"model_name_or_path": "m", "train_data": "a.jsonl", "output_dir": "out", **flags}
+
+
+def test_paths_may_be_objects():
+    built = build(TrainArguments, given(output_dir=Path("out"), train_data=Path("a.jsonl")))
+    assert (built.training["output_dir"], built.train_data) == ("out", ["a.jsonl"])
 
 
 def test_the_recipes_own_commands_parse():

@@ -22,7 +22,7 @@ from raybge.screen import Screen
 from raybge.search.pipeline import Kept, Passages, Queries
 from raybge.search.shards import GPU_MOST, check_gpu_search
 
-BLOCK_BYTES = 1 << 20  # of the input: what is read, encoded and searched for together
+BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together
 
 
 @dataclass(frozen=True)

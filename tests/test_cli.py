@@ -1,0 +1,102 @@
+"""Exit codes, one clean message, and a screen that others cannot write on."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from raybge import cli
+from raybge.arguments import CommonArguments
+from raybge.errors import UserError
+from raybge.screen import Screen
+
+
+@dataclass(kw_only=True)
+class Arguments(CommonArguments):
+    """A command for these tests."""
+
+
+def raising(error):
+    def function(arguments, screen):
+        print("noise of a library")
+        os.write(2, b"noise of a native library\n")
+        screen.say("a line for the person")
+        if error is not None:
+            raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (None, 0, ""),
+        (UserError("--x must be y"), 2, "raybge.work: --x must be y\n"),
+        (KeyboardInterrupt(), 130, "raybge.work: interrupted\n"),
+        (ValueError("broken"), 1, "raybge.work failed: ValueError: broken"),
+    ],
+)
+def test_exit_codes_and_messages(capfd, error, code, says):
+    assert cli.run(Arguments, raising(error), "work", []) == code
+    shown = capfd.readouterr()
+    assert "noise" not in shown.out + shown.err
+    assert "Traceback" not in shown.err
+    assert shown.err.startswith(says)
+    log = re.search(r"log: (.*)", shown.out)[1]
+    with open(log) as file:
+        kept = file.read()
+    assert "noise of a library" in kept and "noise of a native library" in kept
+    assert ("Traceback" in kept) == (code == 1)
+    assert "a line for the person" in shown.out
+    assert (log in shown.err) == (code == 1)
+
+
+def test_verbose_leaves_the_noise_on_the_screen(capfd):
+    assert cli.run(Arguments, raising(None), "work", ["--verbose"]) == 0
+    assert "noise of a native library" in capfd.readouterr().err
+
+
+def test_wrong_flags_end_with_2_and_no_log(capfd):
+    assert cli.run(Arguments, raising(None), "work", ["--nmu_workers", "2"]) == 2
+    shown = capfd.readouterr()
+    assert "did you mean --num_workers?" in shown.err
+    assert shown.out == ""
+
+
+def test_the_terminal_is_given_back(capfd):
+    screen = Screen()
+    with screen.capture("work", enabled=True), screen.capture("inner", enabled=True):
+        print("into the log")
+    print("onto the screen")
+    assert capfd.readouterr().out.endswith("onto the screen\n")
+
+
+def test_a_bar_shows_count_rate_and_time_left(capfd):
+    with Screen().bar("encode", 4, "texts") as bar:
+        bar.update(4)
+    shown = capfd.readouterr().err
+    assert "encode" in shown and "4/4 texts" in shown and "texts/s" in shown
+
+
+def test_a_table_is_aligned(capfd):
+    Screen().table(("", "before", "after"), [("nDCG@10", "0.5000", "0.6000"), ("MRR", "1", "2")])
+    assert capfd.readouterr().out == "         before   after\nnDCG@10  0.5000  0.6000\nMRR           1       2\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["--help"], 0, "mine, train, evaluate, demo"),
+        (["tune"], 2, "is not built yet"),
+        (["frobnicate"], 2, "is not a command"),
+        (["train", "--help"], 0, "usage: python -m raybge.train"),
+    ],
+)
+def test_the_console_entry(argv, code, says):
+    run = [sys.executable, "-c", "from raybge.cli import main; main()", *argv]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
