@@ -8,14 +8,11 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """How far a training run is. `loss` is the mean since the last word, `logs` what the Trainer logged, `metrics` its
-    final ones.
-    """
+    """How far a training run is. `loss` is the mean since the last word, `metrics` are the Trainer's final ones."""
 
     total: int = 0
     step: int = 0
     loss: float = float("nan")
-    logs: list[dict[str, float]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -28,9 +25,6 @@ class _Keeper:
     def update(self, **values: Any) -> None:
         for name, value in values.items():
             setattr(self.progress, name, value)
-
-    def log(self, entry: dict[str, float]) -> None:
-        self.progress.logs.append(entry)
 
     def read(self) -> Progress:
         return self.progress
@@ -53,9 +47,6 @@ class Board:
 
     def tell(self, step: int, loss: float) -> None:
         self._keeper.update.remote(step=step, loss=loss)
-
-    def log(self, entry: dict[str, float]) -> None:
-        self._keeper.log.remote(entry)
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Say the run's metrics, and wait until they are said: the worker ends right after."""

@@ -8,6 +8,7 @@ cluster that it joins a plan must leave at least one CPU free, or the command st
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ class Cluster:
     gpus: int
     nodes: int
     node_cpus: tuple[int, ...]
+    node_gpus: tuple[int, ...]
+
+    def fitting(self, cpus: int, gpu: bool) -> int:
+        """Workers of `cpus` CPUs, and a GPU each with `gpu`, that the nodes hold beside the reading."""
+        held = (min(c // cpus, g) if gpu else c // cpus for c, g in zip(self.node_cpus, self.node_gpus, strict=True))
+        return min(sum(held), self.room // cpus)
 
     @property
     def room(self) -> int:
@@ -65,13 +72,16 @@ def connect(address: str | None = None, verbose: bool = False) -> Iterator[Clust
     Where this process is connected already, that connection is used and left as it is.
     """
     global _own
+    target = address or os.environ.get("RAY_ADDRESS") or _live_head()
+    if target in (None, "local"):
+        # Ray reads this when it is imported: its ports stay on the loopback interface of a machine that is alone.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     _quiet(verbose)
     if ray.is_initialized():
         yield _look(_own)
         return
-    target = address or os.environ.get("RAY_ADDRESS") or _live_head()
     _own = target in (None, "local")
     _start() if _own else _join(str(target))
     try:
@@ -103,19 +113,24 @@ def plan_workers(
         raise UserError(f"{cluster.describe()}: a worker and the reading for it need at least 2 CPUs")
     if gpu:
         workers = asked or cluster.gpus
-        cpus = cpus_per_worker or max(1, min(CORES_A_WORKER, cluster.room // workers))
+        most = min(CORES_A_WORKER, max(1, cluster.room // workers))
     else:
-        cpus = cpus_per_worker or min(cores_a_worker, max(1, cluster.room // asked) if asked else cluster.room)
-        fitting = sum(n // cpus for n in cluster.node_cpus)
-        workers = asked or max(1, min(fitting, cluster.room // cpus))
-    _check(cluster, Plan(workers, cpus, int(gpu)), gpu)
-    return Plan(workers, cpus, int(gpu))
+        workers = asked or 1
+        most = min(cores_a_worker, max(1, cluster.room // workers), max(cluster.node_cpus))
+    if gpu and workers > cluster.gpus:
+        raise UserError(f"--num_workers {workers}: only {cluster.gpus} GPUs are there ({cluster.describe()})")
+    # The largest share of the cores that still lets all workers find a node.
+    fits = (cpus for cpus in range(most, 1, -1) if cluster.fitting(cpus, gpu) >= workers)
+    cpus = cpus_per_worker or next(fits, 1)
+    if not gpu and not asked:
+        workers = max(1, cluster.fitting(cpus, gpu))
+    plan = Plan(workers, cpus, int(gpu))
+    _check(cluster, plan)
+    return plan
 
 
-def _check(cluster: Cluster, plan: Plan, gpu: bool) -> None:
-    if gpu and plan.workers > cluster.gpus:
-        raise UserError(f"--num_workers {plan.workers}: only {cluster.gpus} GPUs are there ({cluster.describe()})")
-    fitting = min(sum(n // plan.cpus for n in cluster.node_cpus), cluster.room // plan.cpus)
+def _check(cluster: Cluster, plan: Plan) -> None:
+    fitting = cluster.fitting(plan.cpus, plan.gpus > 0)
     if plan.workers > fitting:
         left = "" if cluster.own else " and leave 1 CPU for reading"
         raise UserError(
@@ -143,8 +158,8 @@ def _look(own: bool) -> Cluster:
 
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     node_cpus = tuple(int(r.get("CPU", 0)) - (_reading_slots() if own else 0) for r in alive)
-    gpus = int(sum(r.get("GPU", 0) for r in alive))
-    return Cluster(own=own, cpus=sum(node_cpus), gpus=gpus, nodes=len(alive), node_cpus=node_cpus)
+    node_gpus = tuple(int(r.get("GPU", 0)) for r in alive)
+    return Cluster(own, sum(node_cpus), sum(node_gpus), len(alive), node_cpus, node_gpus)
 
 
 def cores() -> int:
@@ -156,11 +171,19 @@ def _reading_slots() -> int:
     return max(2, cores() // 4)
 
 
+def reading_cpus(cluster: Cluster, plan: Plan) -> float:
+    """CPUs for each training worker's reading: an even share of what the workers leave.
+
+    A paused reading task keeps its CPU. Where one worker's task could take another's share, the other would read
+    nothing, and both would wait for each other in the next collective.
+    """
+    free = _reading_slots() if cluster.own else cluster.cpus - plan.workers * plan.cpus
+    return max(free / plan.workers, 1e-3)
+
+
 def _start() -> None:
     import ray
 
-    # Ray's ports stay on the loopback interface only when it takes the machine for a single-node one.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     options: dict[str, Any] = {"num_cpus": cores() + _reading_slots(), "include_dashboard": False}
     ray.init(address="local", log_to_driver=True, **options)
 
@@ -168,6 +191,9 @@ def _start() -> None:
 def _join(address: str) -> None:
     import ray
 
+    # Ray itself asks an address where nobody answers for minutes.
+    if re.fullmatch(r"[^/]+:\d+", address) and not _answers(address):
+        raise UserError(f"cannot join the Ray cluster at {address}: nothing answers there")
     try:
         ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError and its own kinds for the same cause
@@ -177,18 +203,26 @@ def _join(address: str) -> None:
 
 def _live_head() -> str | None:
     """Address of a `ray start` on this machine that still answers: a head that died leaves its file behind."""
-    import ray._common.utils as utils
-
-    path = Path(utils.get_ray_address_file(None))
+    path = address_file()
     if not path.is_file():
         return None
     address = path.read_text().strip()
+    return address if _answers(address) else None
+
+
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return address
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
     except (OSError, ValueError):
-        return None
+        return False
+
+
+def address_file() -> Path:
+    """Where `ray start` leaves its address; without importing Ray, since what is set before that depends on it."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
 
 
 def _quiet(verbose: bool) -> None:

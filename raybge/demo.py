@@ -26,7 +26,7 @@ from raybge.screen import Screen
 METRICS = ("nDCG@10", "MRR@10", "Recall@10")
 MINING = {"range_for_sampling": "5-50", "negative_number": 4}
 TRAINING = {
-    "num_train_epochs": 1,
+    "max_steps": 64,
     "global_batch_size": 32,
     "train_group_size": 2,
     "learning_rate": 2e-4,
@@ -35,6 +35,7 @@ TRAINING = {
     "save_strategy": "no",
 }
 LENGTHS = {"query": 32, "passage": 128}
+TRAINED_PASSAGE = 64  # tokens; half the time, and what a docstring is about stands at its beginning
 
 
 def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
             seed=arguments.seed,
             overwrite=True,
             embedder_query_max_length=LENGTHS["query"],
-            embedder_passage_max_length=LENGTHS["passage"],
+            embedder_passage_max_length=TRAINED_PASSAGE,
         ),
     )
     train_it = build(
@@ -90,7 +91,7 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
             **common,
             seed=arguments.seed,
             query_max_len=LENGTHS["query"],
-            passage_max_len=LENGTHS["passage"],
+            passage_max_len=TRAINED_PASSAGE,
         ),
     )
     before_it = build(EvaluateArguments, dict(**measuring, **common, encoder=model))

@@ -82,7 +82,10 @@ def build(arguments: type[T], given: Mapping[str, Any]) -> T:
         if spelling not in names:
             raise UserError(_unknown(f"--{spelling}", flags))
         f = names[spelling]
-        values[f.name] = _convert(f, value)
+        value = _convert(f, value)
+        if value is None:
+            continue  # as if it was not given
+        values[f.name] = value
         if f.unbuilt and values[f.name] != f.default:
             raise UserError(f"--{f.name} is not built yet")
     missing = [f"--{f.name}" for f in flags.values() if f.default is MISSING and f.name not in values]

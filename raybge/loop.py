@@ -25,7 +25,7 @@ from raybge.data.order import Order
 from raybge.data.stream import StepStream
 from raybge.data.survey import Survey
 from raybge.errors import UserError
-from raybge.model.embedding import EmbeddingModel
+from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
 from raybge.model.negatives import Objective
 
@@ -48,7 +48,7 @@ class WorkerConfig:
     survey: Survey
     order: Order
     output_dir: str
-    marker: str
+    markers: tuple[str, ...]
     cpus: int
     reading_cpus: float
     fix_position_embedding: bool
@@ -97,6 +97,8 @@ class StreamTrainer(transformers.Trainer):
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         loss = model(**inputs)
         batch = inputs["batch"]
+        if self.stream.rank:
+            return loss  # worker 0 alone reports
         # The loss is scaled for the mean over workers (see Objective): this undoes it.
         total = loss.detach() * self.stream.order.size(batch.step) / self.stream.world
         self.recent.append((total, len(batch.passages_B)))
@@ -130,9 +132,6 @@ class Reporter(transformers.TrainerCallback):
             self.told = now
             self.board.tell(state.global_step, self.trainer.recent_loss())
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.board.log(dict(logs or {}, step=state.global_step))
-
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
     """Train this worker's share; worker 0 writes the model. Runs inside Ray Train, whose process group it uses."""
@@ -141,11 +140,7 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     config = settings["worker"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if not os.path.exists(config.marker):
-        raise UserError(
-            f"worker {rank} does not see {os.path.dirname(config.marker)}: several machines need an --output_dir (or "
-            "--storage_path) on a folder that all of them share"
-        )
+    _check_shared(config, rank)
     torch.set_num_threads(config.cpus)  # Ray sets OMP_NUM_THREADS to what it thinks best
     if config.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
@@ -154,7 +149,7 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
     if config.fix_position_embedding:
         _freeze_positions(encoder.model)
-    tokenizer = GroupTokenizer(encoder.tokenizer, encoder.instructions, **config.tokens)
+    tokenizer = GroupTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.tokens, encoder))
     reporter = Reporter(config.board)
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
@@ -168,9 +163,25 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
     result = trainer.train()
     if rank == 0:
+        _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
         metrics = {**result.metrics, "steps": trainer.state.global_step}
         _write_result(config.output_dir, encoder, trainer, metrics)
         config.board.finish(metrics)
+
+
+def _check_shared(config: WorkerConfig, rank: int) -> None:
+    for marker in config.markers:
+        if not os.path.exists(marker):
+            raise UserError(
+                f"worker {rank} does not see {os.path.dirname(marker)}: several machines need an --output_dir and a "
+                "--storage_path on folders that all of them share"
+            )
+
+
+def _clipped(tokens: dict[str, int], encoder: Encoder) -> dict[str, int]:
+    """The arguments of GroupTokenizer with lengths that the model can hold."""
+    room = max_positions(encoder.model.backbone)
+    return {name: min(value, room) if room and name.endswith("_len") else value for name, value in tokens.items()}
 
 
 def _freeze_positions(model: EmbeddingModel) -> None:

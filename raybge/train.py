@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import TrainArguments
-from raybge.cluster import Cluster, Plan, connect, plan_workers
+from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
 from raybge.errors import UserError
 from raybge.flags import build
 from raybge.screen import Screen
@@ -48,10 +48,13 @@ def finetune(**flags: Any) -> dict[str, float]:
 
 def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
     """The command: check, read, plan, train, report."""
+    from raybge.data.files import list_files
+    from raybge.data.survey import IN_PROCESS_BYTES
+
     output = _check(arguments)
-    files = _files(arguments)
-    plain = all(f.kind in ("jsonl", "parquet") for f in files)
-    small = _survey(arguments, files, output) if plain and sum(f.size for f in files) <= 64 << 20 else None
+    files = list_files(arguments.train_data, "--train_data")
+    # Small data is read before Ray starts, so that what is wrong with it is said at once.
+    small = _survey(arguments, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
     with connect(arguments.address, arguments.verbose) as cluster:
         plan = plan_workers(cluster, arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker)
         survey = small or _survey(arguments, files, output)
@@ -63,7 +66,7 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
         _describe(arguments, screen, cluster, plan, survey, batches)
         if arguments.dry_run:
             return {}
-        metrics = _run(arguments, screen, plan, survey, batches, output)
+        metrics = _run(arguments, screen, plan, reading_cpus(cluster, plan), survey, batches, output)
     screen.say(
         f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
         f"({metrics['train_samples_per_second']:,.1f} groups/s), mean loss {metrics['train_loss']:.4f}"
@@ -112,7 +115,13 @@ def _check(arguments: TrainArguments) -> Path:
             raise UserError(
                 f"--{name} {place}: training into a URI is not built yet; give a folder that all nodes share"
             )
+    if _seed(arguments) < 0 or arguments.training.get("seed", 0) < 0:
+        raise UserError("--seed and --data_seed must be at least 0")
     output = Path(os.path.abspath(arguments.training["output_dir"]))
+    if arguments.overwrite_output_dir and output in Path(os.path.abspath(arguments.model_name_or_path)).parents:
+        raise UserError(
+            f"--model_name_or_path {arguments.model_name_or_path} lies in the --output_dir that is to be overwritten"
+        )
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
     if output.exists() and not arguments.overwrite_output_dir and any(p.name != HIDDEN for p in output.iterdir()):
@@ -136,12 +145,6 @@ def _use_gpu(arguments: TrainArguments) -> bool | None:
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
-def _files(arguments: TrainArguments) -> list[SourceFile]:
-    from raybge.data.files import list_files
-
-    return list_files(arguments.train_data, "--train_data")
-
-
 def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
     from raybge.data.groups import parse_group
@@ -150,7 +153,8 @@ def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) ->
     from raybge.data.survey import survey
 
     storage = Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
-    files = transcode(files, str(storage / HIDDEN / "data"))
+    # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
+    files = transcode(files, str(storage / HIDDEN / "data"), ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(f.size for f in files))
     return survey(files, size, parse_group, arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
 
@@ -205,7 +209,13 @@ def _describe(
 
 
 def _run(
-    arguments: TrainArguments, screen: Screen, plan: Plan, survey: Survey, order: Order, output: Path
+    arguments: TrainArguments,
+    screen: Screen,
+    plan: Plan,
+    reading: float,
+    survey: Survey,
+    order: Order,
+    output: Path,
 ) -> dict[str, float]:
     from raybge.board import Board
 
@@ -215,25 +225,30 @@ def _run(
     if arguments.overwrite_output_dir:
         for old in storage.glob("checkpoint-*"):
             shutil.rmtree(old)
-    marker = hidden / f"run-{uuid.uuid4().hex}"
-    marker.touch()
+    run = f"run-{uuid.uuid4().hex}"
+    markers = (hidden / run, storage / HIDDEN / run)
+    for marker in markers:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
     board = Board()
     try:
-        config = _worker_config(arguments, plan, survey, order, output, storage, marker, board)
-        return _Run(config, plan, storage / HIDDEN / "ray").watch(screen, board, order)
+        config = _worker_config(arguments, plan, reading, survey, order, output, storage, markers, board)
+        return _Run(config, plan, storage / HIDDEN / f"ray-{run}").watch(screen, board, order)
     finally:
-        marker.unlink(missing_ok=True)
-        shutil.rmtree(storage / HIDDEN / "ray", ignore_errors=True)
+        for marker in markers:
+            marker.unlink(missing_ok=True)
+        shutil.rmtree(storage / HIDDEN / f"ray-{run}", ignore_errors=True)
 
 
 def _worker_config(
     arguments: TrainArguments,
     plan: Plan,
+    reading: float,
     survey: Survey,
     order: Order,
     output: Path,
     storage: Path,
-    marker: Path,
+    markers: tuple[Path, ...],
     board: Board,
 ) -> WorkerConfig:
     from raybge.loop import WorkerConfig
@@ -272,9 +287,9 @@ def _worker_config(
         survey=survey,
         order=order,
         output_dir=str(output),
-        marker=str(marker),
+        markers=tuple(map(str, markers)),
         cpus=plan.cpus,
-        reading_cpus=max(1, plan.cpus // 2),
+        reading_cpus=reading,
         fix_position_embedding=arguments.fix_position_embedding,
         pad_to_multiple_of=arguments.pad_to_multiple_of,
         logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,

@@ -1,6 +1,5 @@
 """Plans: never more than there is, always room to read, and a message that says what would fit."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,12 +8,17 @@ import textwrap
 import pytest
 
 from raybge import cluster
-from raybge.cluster import Cluster, plan_workers
+from raybge.cluster import Cluster, Plan, plan_workers
 from raybge.errors import UserError
 
 
 def machine(cpus, gpus=0, own=True, nodes=1):
-    return Cluster(own=own, cpus=cpus * nodes, gpus=gpus * nodes, nodes=nodes, node_cpus=(cpus,) * nodes)
+    return of_nodes(*[(cpus, gpus)] * nodes, own=own)
+
+
+def of_nodes(*nodes, own=False):
+    cpus, gpus = zip(*nodes, strict=True)
+    return Cluster(own, sum(cpus), sum(gpus), len(nodes), cpus, gpus)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,8 @@ def machine(cpus, gpus=0, own=True, nodes=1):
         (machine(32, gpus=8), {}, 8, 4),
         (machine(32, gpus=8), {"num_workers": "4"}, 4, 8),
         (machine(32, gpus=8), {"use_gpu": False}, 4, 8),
+        (of_nodes((16, 0), (8, 8)), {}, 8, 1),  # the head's CPUs carry no GPU worker
+        (machine(4, own=False, nodes=2), {}, 1, 4),  # no node has 7, though 7 are left beside the reading
     ],
 )
 def test_what_is_left_out_is_chosen(place, asked, workers, cpus):
@@ -70,15 +76,30 @@ def test_what_does_not_fit_is_refused(place, asked, says):
 
 def test_a_dead_head_is_not_joined(tmp_path, monkeypatch):
     """`ray start` leaves its address behind when it is killed."""
-    import ray._common.utils as utils
-
-    path = tmp_path / "ray_current_cluster"
-    monkeypatch.setattr(utils, "get_ray_address_file", lambda _: str(path))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    path = tmp_path / "ray" / "ray_current_cluster"
+    path.parent.mkdir()
     assert cluster._live_head() is None
     with socket.create_server(("127.0.0.1", 0)) as server:
         path.write_text(f"127.0.0.1:{server.getsockname()[1]}")
         assert cluster._live_head() == path.read_text()
     assert cluster._live_head() is None
+
+
+def test_the_address_file_is_where_ray_keeps_it():
+    from ray._common.utils import get_ray_address_file
+
+    assert get_ray_address_file(None) == str(cluster.address_file())
+
+
+@pytest.mark.parametrize(
+    ("place", "plan", "share"),
+    [(machine(2), Plan(2, 1, 0), 1), (machine(16), Plan(8, 2, 0), 0.5), (machine(8, own=False), Plan(2, 3, 0), 1)],
+)
+def test_reading_is_shared_evenly(place, plan, share, monkeypatch):
+    """Together no more than is left: one worker's paused reading cannot keep another's from starting."""
+    monkeypatch.setattr(cluster, "cores", lambda: place.cpus)
+    assert cluster.reading_cpus(place, plan) == share
 
 
 def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
@@ -107,7 +128,6 @@ def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
             print(error)
         """
     )
-    environment = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "2"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "cannot join the Ray cluster at 127.0.0.1:1" in done.stdout

@@ -14,6 +14,8 @@ def test_text_to_summary(tmp_path, monkeypatch, capfd):
     few = functools.partial(demo_text.build, packages=("numpy",), rows_per_package=40, dev_rows=10)
     monkeypatch.setattr(demo_text, "build", few)
     monkeypatch.setattr(demo, "LENGTHS", {"query": 16, "passage": 24})
+    monkeypatch.setattr(demo, "TRAINED_PASSAGE", 24)
+    monkeypatch.setitem(demo.TRAINING, "max_steps", 2)
     assert main(["--output_dir", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert set(summary) == {"before", "after", "seconds"}

@@ -202,7 +202,7 @@ def test_the_folder_of_a_run(runs):
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-18", "checkpoint-9"]
     assert (folder / "checkpoint-9" / "modules.json").is_file()
     assert not list(folder.rglob("training_args.bin"))
-    assert not (folder / ".raybge" / "ray").exists()
+    assert not list((folder / ".raybge").glob("*run-*"))
     assert oct((folder / "model.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~umask())
 
 
@@ -265,7 +265,7 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     finetune(**flags)
     shown = capfd.readouterr().out
     assert "skipped 1 rows" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
-    assert not list((tmp_path / "out").glob("*"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows is kept
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,7 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
         ({"model_name_or_path": "."}, "--model_name_or_path"),
         ({"learning_rat": 1e-5}, "did you mean --learning_rate?"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio"),
+        ({"seed": -1}, "--seed"),
     ],
 )
 def test_flags_that_cannot_be_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, says):
@@ -326,7 +327,7 @@ def worker_config(arguments: TrainArguments, folder: Path) -> str:
     order = train_module._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
     storage = Path(arguments.storage_path or folder)
     config = train_module._worker_config(
-        arguments, Plan(2, 1, 0), survey_of_nothing(), order, folder, storage, folder / "marker", None
+        arguments, Plan(2, 1, 0), 1.0, survey_of_nothing(), order, folder, storage, (folder / "marker",), None
     )
     return repr(config) + repr(vars(config.order))
 
@@ -354,6 +355,16 @@ def test_training_arguments_reach_the_trainer(runs):
     history = json.loads((runs["one"] / "trainer_state.json").read_text())["log_history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     assert rates == pytest.approx([1e-3 * (18 - step) / 18 for step in range(18)], abs=1e-9)
+
+
+def test_lengths_are_cut_to_what_the_model_holds(tiny):
+    from raybge.loop import _clipped
+
+    assert _clipped({"query_max_len": 8, "passage_max_len": 999, "seed": 999}, Encoder(tiny)) == {
+        "query_max_len": 8,
+        "passage_max_len": 32,
+        "seed": 999,
+    }
 
 
 def test_position_embeddings_can_be_kept(tiny):

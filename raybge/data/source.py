@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raybge.data.files import BUFFER, SourceFile, filesystem, open_stream
 from raybge.data.groups import RowError
-from raybge.data.jsonl import Block, Parse, Row, array_elements, scan
+from raybge.data.jsonl import BadRow, Block, Parse, Row, array_elements, scan
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, fingerprint, ray_is_connected, result_of
 from raybge.errors import UserError
 
@@ -74,8 +75,10 @@ def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -
     return [pa.Table.from_arrays(columns, schema=SCHEMA)]
 
 
-def transcode(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
-    """The files with each gzip, zstd and array file replaced by a plain .jsonl under `folder`; the others as
+def transcode(
+    files: Sequence[SourceFile], folder: str, kinds: Sequence[str] = ("gzip", "zstd", "array")
+) -> list[SourceFile]:
+    """The files with each one of `kinds` replaced by a plain .jsonl under `folder`; the others as
     they are.
 
     A file is written once, under a name made from its fingerprint, and used again. `name` stays the person's
@@ -84,7 +87,7 @@ def transcode(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
     file is damaged or holds nothing.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
-    packed = [file for file in files if file.kind in ("gzip", "zstd", "array")]
+    packed = [file for file in files if file.kind in kinds]
     if ray_is_connected() and sum(file.size for file in packed) > IN_PROCESS_BYTES:
         import ray
 
@@ -106,7 +109,7 @@ def _transcode(file: SourceFile, folder: str) -> SourceFile:
         aside = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
             with open_stream(file) as packed, store.open_output_stream(aside) as out:
-                (_unpack_array if file.kind == "array" else _unpack)(file, packed, out)
+                UNPACK[file.kind](file, packed, out)
             store.move(aside, path)
         except BaseException:
             if store.get_file_info(aside).is_file:
@@ -135,3 +138,14 @@ def _unpack_array(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -
             raise UserError(f"{file.name}:{number + 1}: the row {text.expected}")
         # bytes that are not UTF-8 stay as they are, to be named when the row is read
         out.write(text.encode(errors="surrogateescape") + b"\n")
+
+
+def _unpack_parquet(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
+    groups = pq.read_metadata(packed).num_row_groups
+    for row, text in scan(file, Block(0, 0, groups), dict):
+        if isinstance(row, BadRow):
+            raise UserError(f"{file.name}:{row.line}: the row {row.expected}")
+        out.write(text.encode() + b"\n")
+
+
+UNPACK = {"gzip": _unpack, "zstd": _unpack, "array": _unpack_array, "parquet": _unpack_parquet}

@@ -79,7 +79,11 @@ class StepStream:
                     for w in windows
                 ]
 
-        dataset = ray.data.read_datasource(LaneSource(), override_num_blocks=len(windows))
+        dataset = ray.data.read_datasource(
+            LaneSource(),
+            override_num_blocks=len(windows),
+            ray_remote_args={"num_cpus": min(1.0, self.reading_cpus)},
+        )
         dataset.context.target_max_block_size = STREAM_BYTES
         dataset.context.execution_options.preserve_order = True
         dataset.context.execution_options.resource_limits = ExecutionResources(cpu=self.reading_cpus)
