@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from tqdm import tqdm
@@ -73,25 +73,36 @@ class Screen:
         log, self.log_path = tempfile.mkstemp(prefix=f"raybge-{name}-{stamp}-", suffix=".log")
         sys.stdout.flush()
         sys.stderr.flush()
+        terminal = self._out, self._err
         kept = os.dup(1), os.dup(2)
-        self._out, self._err = (io.TextIOWrapper(os.fdopen(os.dup(fd), "wb"), line_buffering=True) for fd in kept)
+        self._out, self._err = (
+            _terminal(s, fd, k) for s, fd, k in zip((sys.stdout, sys.stderr), (1, 2), kept, strict=True)
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.close(log)
         logging.captureWarnings(True)
         self.say(f"log: {self.log_path}")
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for fd, saved in zip((1, 2), kept, strict=True):
-                os.dup2(saved, fd)
-                os.close(saved)
-            logging.captureWarnings(False)
-            self._out, self._err = sys.stdout, sys.stderr
+        # Python's own streams too: in a notebook they are not the descriptors.
+        with os.fdopen(log, "a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+            try:
+                yield
+            finally:
+                logging.captureWarnings(False)
+                for fd, saved in zip((1, 2), kept, strict=True):
+                    os.dup2(saved, fd)
+                    os.close(saved)
+                self._out, self._err = terminal
 
     def log_traceback(self) -> None:
         """Write the exception being handled to the log (to the terminal when nothing is captured)."""
         traceback.print_exc()
         sys.stderr.flush()
+
+
+def _terminal(stream: Any, fd: int, kept: int) -> Any:
+    """Where the person reads `stream`: itself in a notebook, else the terminal that `fd` was, now at `kept`."""
+    try:
+        is_descriptor = stream.fileno() == fd
+    except (OSError, ValueError, AttributeError):
+        is_descriptor = False
+    return io.TextIOWrapper(os.fdopen(os.dup(kept), "wb"), line_buffering=True) if is_descriptor else stream
