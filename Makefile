@@ -2,7 +2,6 @@
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
 # make test    runs every test
 # make lint    ruff and mypy
-# make bench   runs the scripts in benchmarks/
 # make clean   removes .venv and caches; runs/ stays
 
 HARDWARE := $(shell { nvidia-smi -L || ls /dev/nvidia0; } >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -11,7 +10,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test lint bench clean FORCE
+.PHONY: venv demo test lint clean FORCE
 
 venv: $(INSTALLED)
 
@@ -36,9 +35,6 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
-
-bench: venv
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

