@@ -26,7 +26,7 @@ from raybge.screen import Screen
 METRICS = ("nDCG@10", "MRR@10", "Recall@10")
 MINING = {"range_for_sampling": "5-50", "negative_number": 4}
 TRAINING = {
-    "max_steps": 64,
+    "max_steps": 60,
     "global_batch_size": 32,
     "train_group_size": 2,
     "learning_rate": 2e-4,

@@ -59,8 +59,8 @@ def build(
     folder: Path,
     seed: int = 42,
     packages: Sequence[str] = PACKAGES,
-    rows_per_package: int = 600,
-    dev_rows: int = 600,
+    rows_per_package: int = 400,
+    dev_rows: int = 400,
 ) -> dict[str, int]:
     """Write train.jsonl, dev.jsonl and corpus.jsonl into `folder`; return the counts.
 
