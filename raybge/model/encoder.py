@@ -247,6 +247,9 @@ class Encoder:
         )
         backbone: Any = self.model.backbone
         backbone.save_pretrained(path)
+        mode = (Path(path) / "config.json").stat().st_mode
+        for weights in Path(path).glob("*.safetensors"):
+            weights.chmod(mode)  # safetensors writes files that only their owner can read
         # a fast tokenizer keeps the last call's truncation and would write it
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = settings.max_length
