@@ -12,10 +12,12 @@ from typing import Any
 
 from raybge.flags import flag
 
-MODEL, DATA, LOSS, MINING, METRICS, RUN, SCALE = (
+MODEL, LORA, DATA, LOSS, VALIDATION, MINING, METRICS, RUN, SCALE = (
     "model",
+    "low-rank adaptation",
     "data",
     "objective",
+    "evaluation while training",
     "mining",
     "evaluation",
     "run",
@@ -143,6 +145,17 @@ class TrainArguments(ModelArguments, CommonArguments):
     normlized: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normalize_embeddings",))
     fix_position_embedding: bool = flag(False, MODEL, "keep the position embeddings as they are")
 
+    use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and leave the model's weights", unbuilt=True)
+    lora_rank: int = flag(64, LORA, "rank of the adapters", unbuilt=True)
+    lora_alpha: float = flag(16, LORA, "adapters are scaled by alpha / rank", unbuilt=True)
+    lora_dropout: float = flag(0.1, LORA, "dropout in front of the adapters", unbuilt=True)
+    target_modules: list[str] | None = flag(
+        None, LORA, "names of the linear layers that get adapters; left out: all but embeddings", unbuilt=True
+    )
+    save_merged_lora_model: bool = flag(
+        False, LORA, "save the model with the adapters merged in, not the adapters", unbuilt=True
+    )
+
     train_group_size: int = flag(8, DATA, "passages of a group: one positive, the rest negatives")
     query_max_len: int = flag(32, DATA, "longest query in tokens")
     passage_max_len: int = flag(128, DATA, "longest passage in tokens")
@@ -157,6 +170,17 @@ class TrainArguments(ModelArguments, CommonArguments):
     drop_threshold: int = flag(0, DATA, "joined data sets below this are left out", unbuilt=True)
     shuffle_ratio: float = flag(0.0, DATA, "share of texts whose parts are shuffled", unbuilt=True)
 
+    dataset_weights: list[str] | None = flag(
+        None, DATA, "how often an epoch has each row of a data set: NAME=WEIGHT ...; 1 where not named", unbuilt=True
+    )
+
+    eval_data: list[str] | None = flag(
+        None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs", unbuilt=True
+    )
+    eval_corpus: list[str] | None = flag(
+        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data", unbuilt=True
+    )
+
     global_batch_size: int | None = flag(
         None,
         LOSS,
@@ -170,6 +194,19 @@ class TrainArguments(ModelArguments, CommonArguments):
     kd_loss_type: str = flag("kl_div", LOSS, "how", choices=("kl_div", "m3_kd_loss"), unbuilt=True)
     use_mrl: bool = flag(False, LOSS, "train prefixes of the vector too", unbuilt=True)
     mrl_dims: list[int] | None = flag(None, LOSS, "their lengths", unbuilt=True)
+    score_block: int | None = flag(
+        None, LOSS, "passages scored at a time, so that no score matrix is ever whole", unbuilt=True
+    )
+    bidirectional: bool = flag(False, LOSS, "also find the query of each positive among all queries", unbuilt=True)
+    mask_known_positives: bool = flag(
+        True, LOSS, "a passage with the text of one of the query's positives is no negative", unbuilt=True
+    )
+    false_negative_margin: float | None = flag(
+        None, LOSS, "leave out negatives whose cosine is above the positive's minus this", unbuilt=True
+    )
+    guide_model: str | None = flag(
+        None, LOSS, "model that gives the cosines for the margin; left out: the one in training", unbuilt=True
+    )
 
     # Flags of transformers.TrainingArguments that were given, by name; `flags.py` reads their declarations.
     training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})

@@ -14,22 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import nn
 
 from raybge.board import Board
-from raybge.data.collate import GroupTokenizer, StepBatch
+from raybge.data.collate import GroupTokenizer
 from raybge.data.order import Order
 from raybge.data.stream import StepStream
 from raybge.data.survey import Survey
 from raybge.errors import UserError
+from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import EmbeddingModel, max_positions
-from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
+from raybge.model.encoder import Encoder
 from raybge.model.negatives import Objective
 
-GPU_TOKENS_PER_CHUNK = 32_768
 REPORT_SECONDS = 0.5
 
 
@@ -57,31 +56,6 @@ class WorkerConfig:
     board: Board
 
 
-class ContrastiveModel(nn.Module):
-    """An embedding model with its objective: maps a StepBatch to the worker's share of the loss."""
-
-    def __init__(self, embedding: EmbeddingModel, objective: Objective, pad_to_multiple_of: int | None):
-        super().__init__()
-        self.embedding = embedding
-        self.objective = objective
-        self.pad_to_multiple_of = pad_to_multiple_of
-
-    def forward(self, batch: StepBatch) -> torch.Tensor:
-        """The share of the loss as a scalar; see `Objective.loss`."""
-        device = next(self.parameters()).device
-        chunk = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
-        queries = len(batch.passages_B)
-        # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
-        # vector is kept, gives every parameter a gradient of zero.
-        token_ids = batch.token_ids or [np.zeros(1, dtype=np.int64)]
-        e_ND = self.embedding.embed(token_ids, chunk, self.pad_to_multiple_of)[: len(batch.token_ids)]
-        passages_B = torch.from_numpy(batch.passages_B).to(device)
-        return self.objective.loss(e_ND[:queries], e_ND[queries:], passages_B)
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
-
-
 class StreamTrainer(transformers.Trainer):
     """transformers' Trainer on a stream that is already this worker's own share."""
 
@@ -100,7 +74,7 @@ class StreamTrainer(transformers.Trainer):
         if self.stream.rank:
             return loss  # worker 0 alone reports
         # The loss is scaled for the mean over workers (see Objective): this undoes it.
-        total = loss.detach() * self.stream.order.size(batch.step) / self.stream.world
+        total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
         self.recent.append((total, len(batch.passages_B)))
         return loss
 

@@ -34,12 +34,21 @@ class StepBatch:
 
     `rows`: (file, offset) of each group. `token_ids`: B queries, then M passages, each an array of ids.
     `passages_B`: passages of each group, int64; a group's positive is its first.
+    `passage_keys_M`: int64 key of each passage's text. `known_B`: how many positives the file knows of each query;
+    `known_keys`: their text keys, one query after the other. `alone_B`: whether the query sees its own group only.
+    `teacher_M`: a teacher's score of each passage, fp32. `guide_ids`: as `token_ids`, for the guide model.
     """
 
     step: int
     rows: list[tuple[int, int]]
     token_ids: list[np.ndarray]
     passages_B: np.ndarray
+    passage_keys_M: np.ndarray | None = None
+    known_B: np.ndarray | None = None
+    known_keys: np.ndarray | None = None
+    alone_B: np.ndarray | None = None
+    teacher_M: np.ndarray | None = None
+    guide_ids: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ class Order:
         mine = [j for j in range(self.lanes) if j * world // self.lanes == rank]
         return range(mine[0], mine[-1] + 1)
 
-    def size(self, step: int) -> int:
-        """Rows of a step over all workers: the global batch, or what is left of the epoch."""
+    def size(self, epoch: int, step: int) -> int:
+        """Rows of an epoch's step over all workers: the global batch, or what is left of the epoch."""
         lengths = np.diff(np.arange(self.lanes + 1) * self.total // self.lanes)
         return int(np.clip(lengths - step * self.rows_a_step, 0, self.rows_a_step).sum())
 

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from transformers import BertConfig, BertModel
 
 from raybge.data.collate import StepBatch
-from raybge.loop import ContrastiveModel
+from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.negatives import Objective, gather_counts, gather_rows
 
