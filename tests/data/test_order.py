@@ -37,7 +37,7 @@ def test_every_row_once_and_the_same_batches_for_any_number_of_workers(rows, glo
         alone = batches(order, 1)
         seen = [row for step in alone for row in step]
         assert sorted(seen) == [(b, r) for b, n in enumerate(rows) for r in range(n)]
-        assert [len(step) for step in alone] == [order.size(epoch, k) for k in range(order.steps)]
+        assert [len(step) for step in alone] == [order.size(0, k) for k in range(order.steps)]
         assert max(len(step) for step in alone) <= global_batch
         # All steps are full but those at the end, where lanes run out.
         assert sum(len(step) < global_batch for step in alone) <= 1
