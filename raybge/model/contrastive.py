@@ -6,36 +6,76 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raybge.data.collate import StepBatch
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
-from raybge.model.negatives import Objective
+from raybge.model.negatives import Groups, Objective
 
 GPU_TOKENS_PER_CHUNK = 32_768
 
 
 class ContrastiveModel(nn.Module):
-    """An embedding model with its objective: maps a StepBatch to the worker's share of the loss."""
+    """An embedding model with its objective: maps a StepBatch to the worker's share of the loss.
 
-    def __init__(self, embedding: EmbeddingModel, objective: Objective, pad_to_multiple_of: int | None):
+    Args:
+        pad_to_multiple_of: round the length of a chunk of texts up to a multiple of this.
+        sub_batch_size: texts whose activations are held at a time; None holds those of all.
+        guide: a model that says which negatives are too good (`Objective.margin`); it is not trained.
+    """
+
+    def __init__(
+        self,
+        embedding: EmbeddingModel,
+        objective: Objective,
+        pad_to_multiple_of: int | None = None,
+        sub_batch_size: int | None = None,
+        guide: EmbeddingModel | None = None,
+    ):
         super().__init__()
         self.embedding = embedding
         self.objective = objective
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.sub_batch_size = sub_batch_size
+        # Not a submodule: it is neither saved nor trained nor wrapped.
+        self._guide = (guide,)
 
-    def forward(self, batch: StepBatch) -> torch.Tensor:
+    def forward(self, batch: StepBatch) -> Tensor:
         """The share of the loss as a scalar; see `Objective.loss`."""
-        device = next(self.parameters()).device
-        chunk = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         queries = len(batch.passages_B)
+        e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
+        guide = None
+        if self._guide[0] is not None:
+            assert batch.guide_ids is not None
+            with torch.no_grad():
+                g_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
+            guide = g_ND[:queries], g_ND[queries:]
+        return self.objective.loss(e_ND[:queries], e_ND[queries:], groups_of(batch, e_ND.device), guide)
+
+    def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
+        device = next(model.parameters()).device
+        tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
         # vector is kept, gives every parameter a gradient of zero.
-        token_ids = batch.token_ids or [np.zeros(1, dtype=np.int64)]
-        e_ND = self.embedding.embed(token_ids, chunk, self.pad_to_multiple_of)[: len(batch.token_ids)]
-        passages_B = torch.from_numpy(batch.passages_B).to(device)
-        return self.objective.loss(e_ND[:queries], e_ND[queries:], passages_B)
+        ids = token_ids or [np.zeros(1, dtype=np.int64)]
+        return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
+
+
+def groups_of(batch: StepBatch, device: torch.device) -> Groups:
+    """The part of a batch that the objective reads, as tensors."""
+
+    def tensor(array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(device)
+
+    return Groups(
+        passages_B=torch.from_numpy(batch.passages_B).to(device),
+        alone_B=tensor(batch.alone_B) if batch.alone_B is not None and batch.alone_B.any() else None,
+        key_M=tensor(batch.passage_keys_M),
+        known_B=tensor(batch.known_B),
+        known_key_R=tensor(batch.known_keys),
+        teacher_M=tensor(batch.teacher_M),
+    )

@@ -5,12 +5,14 @@ Letters in tensor names: N texts handed in, B texts in a chunk, T tokens of its 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from raybge.errors import UserError
 from raybge.model.folder import POOLINGS
@@ -72,25 +74,32 @@ class EmbeddingModel(nn.Module):
         token_ids: Sequence[Sequence[int] | np.ndarray],
         tokens_per_chunk: int,
         pad_to_multiple_of: int | None = None,
+        sub_batch_size: int | None = None,
     ) -> Tensor:
         """Embed tokenized texts in chunks of similar length, so that little is padded; in the input's order.
 
         Differentiable: the gradient is that of one padded batch. The same list gives the same chunks and so
         the same bits; a text's last bits may differ with its company.
 
+        With `sub_batch_size` only one chunk's activations are held at a time: the forward pass keeps none, and the
+        backward pass computes each chunk again, with the same dropout. This is GradCache's bound on memory,
+        https://arxiv.org/abs/2101.06983, by checkpointing each chunk.
+
         Args:
             token_ids: N texts as token ids with their special tokens, each at most what the model can hold.
             tokens_per_chunk: the most tokens, padding counted, of one chunk; a longer text runs alone.
             pad_to_multiple_of: round a chunk's length up to a multiple of this.
+            sub_batch_size: the most texts of one chunk.
 
         Returns:
             e_ND in fp32; (0, D) for no text.
         """
-        chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk)
+        chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk, sub_batch_size)
         device = next(self.parameters()).device
         if not chunks:
             return torch.zeros(0, self.dim, device=device)
-        e_sorted_ND = torch.cat([self(*self.pad(token_ids, rows, pad_to_multiple_of)) for rows in chunks])
+        run = self if sub_batch_size is None else functools.partial(checkpoint, self, use_reentrant=False)
+        e_sorted_ND = torch.cat([run(*self.pad(token_ids, rows, pad_to_multiple_of)) for rows in chunks])
         position_N = torch.empty(len(token_ids), dtype=torch.long)
         position_N[torch.tensor([row for rows in chunks for row in rows])] = torch.arange(len(token_ids))
         return e_sorted_ND[position_N.to(device)]
@@ -118,8 +127,9 @@ class EmbeddingModel(nn.Module):
         return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
 
 
-def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int) -> list[list[int]]:
-    """Row numbers in chunks of similar length, longest first, each of at most `tokens_per_chunk` padded ones.
+def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None = None) -> list[list[int]]:
+    """Row numbers in chunks of similar length, longest first, each of at most `tokens_per_chunk` padded tokens and of
+    at most `texts` rows.
 
     Longest first: a chunk that does not fit into memory shows at once, and later ones reuse its memory.
     """
@@ -130,6 +140,7 @@ def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int) -> list[list[int]
     start = 0
     while start < len(order):
         size = max(1, tokens_per_chunk // max(1, lengths[order[start]]))
+        size = min(size, texts or size)
         chunks.append(order[start : start + size])
         start += size
     return chunks

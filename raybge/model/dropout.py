@@ -1,0 +1,165 @@
+"""Dropout on a CPU at a price that does not exceed the rest of the network's.
+
+torch draws a Bernoulli number for each element, on one core, and attention with dropout leaves its fused path. Here one
+64-bit draw of torch's generator serves four elements, and attention with dropout works on slices that stay in the
+cache. Probabilities are the model's, to one in 65,536 parts; the numbers drawn are others than torch's own.
+
+Letters in tensor names: B texts, H heads, T tokens, D width of a head, S slices of (text, head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "raybge"  # of the attention below, among those of transformers
+SLICE_NUMBERS = 1 << 19  # attention weights worked on at a time: 2 MiB
+_LEVELS = 1 << 16
+
+
+def use_fast_dropout(backbone: nn.Module) -> None:
+    """Let a transformers model drop as this module does, wherever it runs on a CPU in fp32 and nothing else differs."""
+    for module in backbone.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+    if isinstance(backbone, transformers.PreTrainedModel) and backbone.config._attn_implementation == "sdpa":
+        backbone.set_attn_implementation(NAME)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, faster on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or self.p == 1 or input.device.type != "cpu":
+            return super().forward(input)
+        numbers = torch.empty(input.shape)
+        scale = _kept(numbers, self.p)
+        return input * numbers.ge_(0).mul_(scale).to(input.dtype)
+
+
+def _kept(numbers: Tensor, p: float) -> float:
+    """Fill an fp32 tensor with numbers that are negative with probability p and never 0; 1 over the share that is not."""
+    words = torch.empty((numbers.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
+    dropped = min(max(round(p * _LEVELS), 1), _LEVELS - 1)
+    numbers.copy_(words.view(torch.int16)[: numbers.numel()].view(numbers.shape))
+    numbers.add_(_LEVELS // 2 - dropped + 0.5)
+    return _LEVELS / (_LEVELS - dropped)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention as transformers' AttentionInterface calls it: torch's own but for dropout in fp32 on a CPU.
+
+    Args:
+        query, key, value: (B, H, T, D).
+        attention_mask: bool, True where a query sees a key, or numbers that are added to the scores; (B or 1, 1, T, T).
+
+    Returns:
+        (B, T, H, D), and no weights.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    ours = (
+        0 < dropout < 1
+        and query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype == torch.float32
+        and query.shape == key.shape == value.shape
+        and (attention_mask is not None or not causal)
+        and kwargs.get("position_bias") is None
+        and kwargs.get("softcap") is None
+    )
+    if not ours:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out_BHTD = _DropoutAttention.apply(query, key, value, attention_mask, dropout, scale)
+    return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+class _DropoutAttention(torch.autograd.Function):
+    """softmax(q k^T scale + mask), dropout, times v.
+
+    The weights are kept with the sign of what was dropped: a softmax is never negative, so |x| are the weights before
+    the dropout and max(x, 0) those after it, but for the factor 1 / (1 - p).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask: Tensor | None, p: float, scale: float
+    ) -> Tensor:
+        texts, heads, tokens, _ = q_BHTD.shape
+        x_BHTT = q_BHTD.new_empty(texts, heads, tokens, tokens)
+        out_BHTD = torch.empty_like(v_BHTD, memory_format=torch.contiguous_format)
+        factor = 1.0
+        for part, (weight_STT, number_STT) in _parts(x_BHTT):
+            x_STT = x_BHTT[part].flatten(0, 1)
+            torch.bmm(_flat(q_BHTD, part) * scale, _flat(k_BHTD, part).transpose(1, 2), out=x_STT)
+            if mask is not None:
+                _add_mask(x_BHTT[part], mask[part] if len(mask) > 1 else mask)
+            torch.softmax(x_STT, dim=-1, out=weight_STT)
+            factor = _kept(number_STT, p)
+            torch.copysign(weight_STT, number_STT, out=x_STT)
+            torch.clamp(x_STT, min=0, out=number_STT)
+            torch.bmm(number_STT, _flat(v_BHTD, part), out=out_BHTD[part].flatten(0, 1))
+        out_BHTD *= factor
+        ctx.save_for_backward(q_BHTD, k_BHTD, v_BHTD, x_BHTT, out_BHTD)
+        ctx.scale, ctx.factor = scale, factor
+        return out_BHTD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_BHTD, k_BHTD, v_BHTD, x_BHTT, out_BHTD = ctx.saved_tensors
+        grad_q, grad_k, grad_v = (torch.empty_like(out_BHTD) for _ in range(3))
+        for part, (grad_STT, after_STT) in _parts(x_BHTT):
+            x_STT, grad_STD = x_BHTT[part].flatten(0, 1), _flat(grads[0], part)
+            dot_ST1 = (grad_STD * out_BHTD[part].flatten(0, 1)).sum(dim=-1, keepdim=True)
+            grad_STD = grad_STD * ctx.factor
+            torch.clamp(x_STT, min=0, out=after_STT)
+            torch.bmm(after_STT.transpose(1, 2), grad_STD, out=grad_v[part].flatten(0, 1))
+            torch.bmm(grad_STD, _flat(v_BHTD, part).transpose(1, 2), out=grad_STT)
+            # Of a softmax: each weight times what its own gradient exceeds the weighted mean by.
+            grad_STT.mul_(after_STT).addcmul_(torch.abs(x_STT, out=after_STT), dot_ST1, value=-1)
+            torch.bmm(grad_STT, _flat(k_BHTD, part) * ctx.scale, out=grad_q[part].flatten(0, 1))
+            torch.bmm(grad_STT.transpose(1, 2), _flat(q_BHTD, part) * ctx.scale, out=grad_k[part].flatten(0, 1))
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+def _add_mask(score_BHTT: Tensor, mask: Tensor) -> None:
+    if mask.dtype == torch.bool:
+        score_BHTT.masked_fill_(~mask, -torch.inf)
+    else:
+        score_BHTT.add_(mask)
+
+
+def _parts(x_BHTT: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Texts in runs whose attention weights are about SLICE_NUMBERS, with two tensors of a run's size to work in."""
+    texts, heads, tokens, _ = x_BHTT.shape
+    size = min(texts, max(1, SLICE_NUMBERS // (heads * tokens * tokens)))
+    room = x_BHTT.new_empty(2, size * heads, tokens, tokens)
+    for first in range(0, texts, size):
+        slices = min(size, texts - first) * heads
+        yield slice(first, first + size), (room[0, :slices], room[1, :slices])
+
+
+def _flat(x_BHTD: Tensor, part: slice) -> Tensor:
+    return x_BHTD[part].flatten(0, 1)
+
+
+transformers.AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
