@@ -1,0 +1,122 @@
+"""Fast dropout against torch's own arithmetic, with the same elements dropped."""
+
+import copy
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+
+from raybge.model import dropout as module
+from raybge.model.dropout import NAME, Dropout, _DropoutAttention, use_fast_dropout
+
+
+def heads(texts: int = 5, tokens: int = 7) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(texts, tokens, 3, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+@pytest.mark.parametrize("slice_numbers", [1, 300, 1 << 19])
+def test_attention_is_softmax_dropout_product(monkeypatch, mask, slice_numbers):
+    """What was dropped is read back from a product with the identity; with it, plain autograd must agree."""
+    monkeypatch.setattr(module, "SLICE_NUMBERS", slice_numbers)
+    q, k, v = heads()
+    sees = torch.ones(5, 1, 1, 7, dtype=torch.bool)
+    sees[1, ..., 5:] = False
+    given = {None: None, "bool": sees.expand(5, 1, 7, 7), "float": torch.where(sees, 0.0, -1e9)}[mask]
+    scale, p = 8**-0.5, 0.25
+
+    def attend(values: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return _DropoutAttention.apply(q, k, values, given, p, scale)
+
+    score = q @ k.transpose(2, 3) * scale
+    score = score if mask is None else score.masked_fill(~sees, -torch.inf)
+    weight = torch.softmax(score, dim=-1)
+    with torch.no_grad():
+        eye = torch.eye(7).expand(5, 3, 7, 7).contiguous()
+        kept = attend(eye) != 0
+    out, expected = attend(v), (weight * kept / (1 - p)) @ v
+    share = kept[weight > 0].float().mean().item()
+    assert share == pytest.approx(1 - p, abs=0.06)
+    assert torch.allclose(out, expected, atol=1e-5)
+    towards = torch.randn_like(out)
+    ours = torch.autograd.grad(out, (q, k, v), towards)
+    theirs = torch.autograd.grad(expected, (q, k, v), towards)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.norm() > 0.1
+        assert (a - b).norm() / b.norm() < 1e-5
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1e-4])
+def test_elements_are_dropped_with_the_probability_and_the_mean_is_kept(p):
+    """Four standard deviations of a binomial."""
+    torch.manual_seed(0)
+    count = 400_000
+    out = Dropout(p)(torch.ones(count))
+    dropped = (out == 0).float().mean().item()
+    assert abs(dropped - p) < 4 * (p * (1 - p) / count) ** 0.5 + 1 / 65_536
+    assert out.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
+    neighbours = ((out[1:] == 0) & (out[:-1] == 0)).float().mean().item()
+    assert neighbours == pytest.approx(p * p, abs=4 * (p * p / count) ** 0.5 + 1e-5)
+
+
+def test_gradient_of_dropout_reaches_what_was_kept():
+    x = torch.randn(100, requires_grad=True)
+    out = Dropout(0.3)(x)
+    out.sum().backward()
+    assert torch.equal(x.grad != 0, out != 0)
+    assert torch.allclose(x.grad * x.detach(), out.detach())
+
+
+def test_one_seed_drops_the_same_and_another_does_not():
+    def run(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return Dropout(0.5)(torch.ones(1000))
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+SIZE = {"vocab_size": 50, "max_position_embeddings": 32}
+MODELS = {
+    "bert": lambda: BertModel(
+        BertConfig(**SIZE, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    ),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(**SIZE, dim=16, n_layers=2, n_heads=2, hidden_dim=32)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_drops_in_training_and_is_unchanged_otherwise(name):
+    torch.manual_seed(0)
+    stock = MODELS[name]()
+    fast = copy.deepcopy(stock)
+    use_fast_dropout(fast)
+    assert fast.config._attn_implementation == NAME
+    inputs = {
+        "input_ids": torch.randint(5, 50, (3, 9)),
+        "attention_mask": (torch.arange(9) < torch.tensor([[9], [4], [1]])).long(),
+    }
+    kept = inputs["attention_mask"].bool()
+
+    def run(model: torch.nn.Module) -> torch.Tensor:
+        return model(**inputs).last_hidden_state[kept]
+
+    assert torch.allclose(run(fast.eval()), run(stock.eval()), atol=1e-6)
+    # In training: another draw each time, around the same mean as torch's own.
+    fast.train(), stock.train()
+    with torch.no_grad():
+        ours = torch.stack([run(fast) for _ in range(200)])
+        theirs = torch.stack([run(stock) for _ in range(200)])
+    assert not torch.equal(ours[0], ours[1])
+    error = ((ours.var(0) + theirs.var(0)) / 200).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() / error.clamp(min=1e-6)).mean() < 1.2  # 0.8 is expected of noise
+    assert ours.std(0).mean().item() == pytest.approx(theirs.std(0).mean().item(), rel=0.1)
+
+
+def test_saved_configuration_names_no_attention_of_ours(tmp_path):
+    model = MODELS["bert"]()
+    use_fast_dropout(model)
+    model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
