@@ -143,6 +143,7 @@ def read_rows(
     `all_good`: every line of the block is a good row, as the survey found; then a row is found by counting lines, and
     the others are not parsed. Numbers that the block no longer holds are left out of the answer.
     """
+    stream.seek(0)  # where `_lines` expects a file that is read from its start
     found: dict[int, Row] = {}
     number, last = 0, max(wanted, default=-1)
     for line, (offset, data) in enumerate(_lines(stream, block.start, block.stop), start=1):
