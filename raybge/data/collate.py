@@ -147,7 +147,8 @@ def shuffle_parts(text: str, ratio: float, random: np.random.Generator) -> str:
 
 def unpack(table: pa.Table) -> StepBatch:
     """The StepBatch of a table of one row."""
-    column = {name: _values(table, name) for name in SCHEMA.names if name != "step"}
+    column = {name: _values(table, name) for name in SCHEMA.names[1:]}
+    scored, guided = (table.column(name)[0].is_valid for name in ("teacher", "guide_tokens"))
     return StepBatch(
         step=table.column("step")[0].as_py(),
         rows=list(zip(column["file"].tolist(), column["offset"].tolist(), strict=True)),
@@ -157,16 +158,17 @@ def unpack(table: pa.Table) -> StepBatch:
         known_B=column["known"],
         known_keys=column["known_keys"],
         alone_B=column["alone"],
-        teacher_M=column["teacher"],
-        guide_ids=None if column["guide_tokens"] is None else _split(column["guide_tokens"], column["guide_lengths"]),
+        teacher_M=column["teacher"] if scored else None,
+        guide_ids=_split(column["guide_tokens"], column["guide_lengths"]) if guided else None,
     )
 
 
-def _values(table: pa.Table, name: str) -> np.ndarray | None:
-    """The list in a column as an array of its own, None where it is null."""
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    """The list in a column as an array of its own: one that can be written to, as torch wants, and that does not hold
+    Ray's memory. Empty where the column is null.
+    """
     values = table.column(name)[0].values
-    # a copy, so that it can be written to, which torch wants, and does not hold Ray's memory
-    return None if values is None else values.to_numpy(zero_copy_only=False).copy()
+    return np.zeros(0) if values is None else values.to_numpy(zero_copy_only=False).copy()
 
 
 def _split(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

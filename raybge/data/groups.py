@@ -111,11 +111,11 @@ def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
     value = raw.get(field)
     if count == 0 and value in (None, []):
         return ()
-    values = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [value]
     wrong = next((index for index, score in enumerate(values) if not _is_score(score)), None)
     if len(values) == count and wrong is None:
         return tuple(float(score) for score in values)
-    asked = f"must be a list of {count} numbers, one for each of {of}" if count != 1 else f"must be a number for {of}"
+    asked = f"must be a list of {count} number{'s' * (count != 1)}, one for each of {of}"
     if not isinstance(value, list):
         raise RowError(field, f"{asked}, {_found(raw, field)}")
     if wrong is not None:

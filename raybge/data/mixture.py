@@ -3,10 +3,10 @@
 Of a file all rows are used or a sample of them, each once an epoch or by a weight, in one pool with other files or in a
 pool of its own. Every choice is a function of (seed, epoch, data): two processes that ask get the same answer.
 
-A sequence goes through its blocks in rounds. Each round takes a random sixteenth of every block's rows, blocks in
-random order, so rows that are neighbours in a file come in different rounds with probability 15/16, as far apart as in a
-uniform shuffle of everything. The price: what is read for rows at different times is read each time, a byte up to 16
-times an epoch. That is cheap beside the tokenizer, which needs about a thousand times as long for it.
+A sequence goes through its blocks in rounds. Each round takes a random sixteenth of every block's rows, the blocks in
+random order: rows that are neighbours in a file come in different rounds with probability 15/16, and are then as far
+apart as in a uniform shuffle of everything. The price is that a block is read up to 16 times an epoch, though only once
+for a window. Lines that are not wanted are not parsed, and to find a byte costs a thousandth of tokenising it.
 
 Letters in array names: B blocks, F files, R rounds.
 """

@@ -73,9 +73,7 @@ class StepStream:
         # A task is a few numbers: it works out by itself what its window reads.
         tasks = [
             ReadTask(
-                functools.partial(
-                    _read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step)
-                ),
+                functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step)),
                 about,
                 SCHEMA,
             )
