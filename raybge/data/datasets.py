@@ -57,8 +57,8 @@ class DataSets:
         short = {pool for pool, steps in enumerate(order.steps_D) if not steps}
         for one in self.kept:
             members = list(one.files)
-            epoch = int(mixture.total_F[members].sum())
-            notes = [f"{one.rows:,} of {int(rows_F[members].sum()):,} rows"] * (one.rows < rows_F[members].sum())
+            rows, epoch = int(rows_F[members].sum()), int(mixture.total_F[members].sum())
+            notes = [f"{one.rows:,} of {rows:,} rows"] * (one.rows < rows)
             notes += [f"{epoch:,} an epoch"] * (epoch != one.rows)
             notes += ["own negatives only"] * (self.alone >= set(members))
             if mixture.pool_F[members[0]] in short:
