@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -154,8 +153,6 @@ class Reading:
 def _read_shared(shared: Any, epoch: int, rank: int, world: int, start_step: int) -> Iterator[pa.Table]:
     import ray
 
-    # Windows are read side by side, one core each: a tokenizer that takes every core would take them from training.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     reading = _opened(shared.hex(), lambda: ray.get(shared))
     window = next(reading.order.windows(epoch, rank, world, start_step))
     yield from reading.steps(epoch, window, start_step)

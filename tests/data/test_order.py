@@ -1,5 +1,5 @@
-"""Lanes: the same global batches for any number of workers, each row as often as it should, and a start in the middle of
-an epoch; with one sequence and with one for each data set.
+"""Lanes: the same global batches for any number of workers, each row as often as it should come, and a start in the
+middle of an epoch; with one sequence and with one for each data set.
 """
 
 from collections import Counter
