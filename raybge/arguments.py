@@ -164,14 +164,14 @@ class TrainArguments(ModelArguments, CommonArguments):
     query_instruction_format: str = flag("{}{}", DATA, "how instruction and query are joined")
     passage_instruction_for_retrieval: str | None = flag(None, DATA, "put before each passage")
     passage_instruction_format: str = flag("{}{}", DATA, "how instruction and passage are joined")
-    max_example_num_per_dataset: int = flag(100_000_000, DATA, "rows used of each data set", unbuilt=True)
-    same_dataset_within_batch: bool = flag(False, DATA, "a step's rows come from one data set", unbuilt=True)
-    small_threshold: int = flag(0, DATA, "data sets of a folder below this are joined", unbuilt=True)
-    drop_threshold: int = flag(0, DATA, "joined data sets below this are left out", unbuilt=True)
-    shuffle_ratio: float = flag(0.0, DATA, "share of texts whose parts are shuffled", unbuilt=True)
+    max_example_num_per_dataset: int = flag(100_000_000, DATA, "rows used of each data set")
+    same_dataset_within_batch: bool = flag(False, DATA, "a step's rows come from one data set")
+    small_threshold: int = flag(0, DATA, "data sets of a folder below this are joined")
+    drop_threshold: int = flag(0, DATA, "joined data sets below this are left out")
+    shuffle_ratio: float = flag(0.0, DATA, "share of positives above 100 characters whose three parts are shuffled")
 
     dataset_weights: list[str] | None = flag(
-        None, DATA, "how often an epoch has each row of a data set: NAME=WEIGHT ...; 1 where not named", unbuilt=True
+        None, DATA, "how often an epoch has each row of a file or folder: NAME=WEIGHT ...; 1 where not named"
     )
 
     eval_data: list[str] | None = flag(

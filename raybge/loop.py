@@ -23,6 +23,7 @@ from raybge.data.collate import GroupTokenizer
 from raybge.data.order import Order
 from raybge.data.stream import StepStream
 from raybge.data.survey import Survey
+from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import EmbeddingModel, max_positions
@@ -36,12 +37,13 @@ REPORT_SECONDS = 0.5
 class WorkerConfig:
     """What a worker needs to know, prepared by the driver.
 
-    `encoder` are Encoder's arguments, `tokens` those of GroupTokenizer that are not the encoder's, `training` those of
-    TrainingArguments. Paths are absolute: a worker's current folder is Ray's.
+    `encoder` are Encoder's arguments, `lengths` and `draws` those of TextTokenizer and GroupTokenizer that are not the
+    encoder's, `training` those of TrainingArguments. Paths are absolute: a worker's current folder is Ray's.
     """
 
     encoder: dict[str, Any]
-    tokens: dict[str, int]
+    lengths: dict[str, int]
+    draws: dict[str, Any]
     objective: Objective
     training: dict[str, Any]
     survey: Survey
@@ -123,7 +125,8 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
     if config.fix_position_embedding:
         _freeze_positions(encoder.model)
-    tokenizer = GroupTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.tokens, encoder))
+    texts = TextTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.lengths, encoder))
+    tokenizer = GroupTokenizer(texts, **config.draws)
     reporter = Reporter(config.board)
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
@@ -152,10 +155,10 @@ def _check_shared(config: WorkerConfig, rank: int) -> None:
             )
 
 
-def _clipped(tokens: dict[str, int], encoder: Encoder) -> dict[str, int]:
-    """The arguments of GroupTokenizer with lengths that the model can hold."""
+def _clipped(lengths: dict[str, int], encoder: Encoder) -> dict[str, int]:
+    """The lengths, where they are more than the model can hold, cut to that."""
     room = max_positions(encoder.model.backbone)
-    return {name: min(value, room) if room and name.endswith("_len") else value for name, value in tokens.items()}
+    return {name: min(value, room) if room else value for name, value in lengths.items()}
 
 
 def _freeze_positions(model: EmbeddingModel) -> None:

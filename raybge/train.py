@@ -26,6 +26,7 @@ from raybge.screen import Screen
 
 if TYPE_CHECKING:
     from raybge.board import Board
+    from raybge.data.datasets import DataSets
     from raybge.data.jsonl import SourceFile
     from raybge.data.order import Order
     from raybge.data.survey import Survey
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: TrainArguments) -> Path:
     """Everything that can be said about the flags alone; returns the output folder."""
+    from raybge.data.datasets import parse_weights
     from raybge.model.folder import Instructions, check_model_folder
 
     if arguments.temperature <= 0:
@@ -93,12 +95,19 @@ def _check(arguments: TrainArguments) -> Path:
         "query_max_len": arguments.query_max_len,
         "passage_max_len": arguments.passage_max_len,
         "pad_to_multiple_of": arguments.pad_to_multiple_of,
+        "max_example_num_per_dataset": arguments.max_example_num_per_dataset,
         "global_batch_size": arguments.global_batch_size,
         "per_device_train_batch_size": _device_batch(arguments),
     }
     for name, value in positive.items():
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, found {value}")
+    for name in ("small_threshold", "drop_threshold"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} must be at least 0, found {getattr(arguments, name)}")
+    if not 0 <= arguments.shuffle_ratio <= 1:
+        raise UserError(f"--shuffle_ratio must be from 0 to 1, found {arguments.shuffle_ratio}")
+    parse_weights(arguments.dataset_weights or [])
     # Now, and not when the trained model is saved.
     Instructions(
         arguments.query_instruction_for_retrieval,
@@ -147,7 +156,7 @@ def _use_gpu(arguments: TrainArguments) -> bool | None:
 
 def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
-    from raybge.data.groups import parse_group
+    from raybge.data.groups import parse_group, parse_scored_group
     from raybge.data.order import block_bytes
     from raybge.data.source import transcode
     from raybge.data.survey import survey
@@ -156,18 +165,34 @@ def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) ->
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, str(storage / HIDDEN / "data"), ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(f.size for f in files))
-    return survey(files, size, parse_group, arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
+    parse = parse_scored_group if arguments.knowledge_distillation else parse_group
+    return survey(files, size, parse, arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
+
+
+def _data_sets(arguments: TrainArguments, survey: Survey) -> DataSets:
+    from raybge.data.datasets import arrange, parse_weights
+
+    return arrange(
+        survey,
+        arguments.max_example_num_per_dataset,
+        arguments.small_threshold,
+        arguments.drop_threshold,
+        parse_weights(arguments.dataset_weights or []),
+        arguments.same_dataset_within_batch,
+    )
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
 def _order(arguments: TrainArguments, survey: Survey, plan: Plan) -> Order:
-    from raybge.data.order import Order
+    from raybge.data.order import Order, window_rows
 
     global_batch = arguments.global_batch_size or _device_batch(arguments) * plan.workers
     drop_last = arguments.training.get("dataloader_drop_last", False)
-    order = Order(survey.rows, global_batch, _seed(arguments), drop_last)
+    mixture = _data_sets(arguments, survey).mixture
+    window = window_rows(sum(f.size for f in survey.files), survey.total_rows)
+    order = Order(survey.rows, global_batch, _seed(arguments), drop_last, mixture, window)
     order.owned(0, plan.workers)
     if not order.steps:
         raise UserError(
@@ -195,10 +220,12 @@ def _describe(
         "all groups of a step" if arguments.negatives_cross_device else f"blocks of {_device_batch(arguments)} groups"
     )
     screen.say(
-        f"data: {order.total:,} groups in {len(survey.files)} file{'s' * (len(survey.files) != 1)}; "
+        f"data: {order.total:,} groups an epoch from {len(survey.files)} file{'s' * (len(survey.files) != 1)}; "
         f"{order.steps:,} steps an epoch of {order.global_batch:,} groups of {arguments.train_group_size}; "
         f"negatives from {negatives if arguments.use_inbatch_neg else 'the own group'}"
     )
+    for line in _data_sets(arguments, survey).describe(survey, order):
+        screen.say(line)
     if not plan.gpus:
         for name in ("fp16", "bf16"):
             if arguments.training.get(name):
@@ -271,11 +298,13 @@ def _worker_config(
             token=arguments.token,
             use_fast_tokenizer=arguments.use_fast_tokenizer,
         ),
-        tokens=dict(
+        lengths=dict(query_max_len=arguments.query_max_len, passage_max_len=arguments.passage_max_len),
+        draws=dict(
             group_size=arguments.train_group_size,
-            query_max_len=arguments.query_max_len,
-            passage_max_len=arguments.passage_max_len,
             seed=_seed(arguments),
+            shuffle_ratio=arguments.shuffle_ratio,
+            alone=_data_sets(arguments, survey).alone,
+            scored=arguments.knowledge_distillation,
         ),
         objective=Objective(
             temperature=arguments.temperature,

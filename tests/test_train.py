@@ -16,12 +16,14 @@ from raybge import train as train_module
 from raybge.arguments import TrainArguments
 from raybge.cluster import Plan
 from raybge.data.collate import GroupTokenizer
+from raybge.data.datasets import arrange
 from raybge.data.files import list_files
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.source import transcode
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
+from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.flags import build, declared
 from raybge.model.encoder import Encoder
@@ -122,6 +124,20 @@ def global_batches(parts, world: int, folder: Path, start: int = 0) -> list[list
     return [[tuple(row) for share in step for row in share] for step in zip(*shares, strict=True)]
 
 
+def test_batches_of_one_data_set_are_the_same_for_any_number_of_workers(parts, data, tmp_path):
+    """`--same_dataset_within_batch`: 30 and 20 rows in steps of 6, all of a step of one file."""
+    found, _, tokenizer = parts
+    order = Order(found.rows, BATCH, 1, False, arrange(found, 10**8, together=True).mixture)
+    apart = (found, order, tokenizer)
+    alone = global_batches(apart, 1, tmp_path / "1")
+    assert [len(step) for step in alone] == [order.size(0, step) for step in range(9)]
+    assert sorted(len(step) for step in alone) == [2] + [6] * 8
+    assert all(len({file for file, _ in step}) == 1 for step in alone)
+    assert len({row for step in alone for row in step}) == ROWS
+    assert global_batches(apart, 3, tmp_path / "3") == alone
+    assert global_batches(apart, 3, tmp_path / "middle", start=4) == alone[4:]
+
+
 @pytest.fixture(scope="module")
 def parts(data, tiny, tmp_path_factory):
     """Survey, order and tokenizer of the 50 groups, in batches of 6: the last step has 2 rows."""
@@ -130,7 +146,8 @@ def parts(data, tiny, tmp_path_factory):
     files = transcode(list_files(str(data), "--train_data"), str(tmp_path_factory.mktemp("plain")))
     found = survey(files, 256, parse_group)
     assert len(found.blocks) > 10
-    tokenizer = GroupTokenizer(AutoTokenizer.from_pretrained(tiny), Instructions(), 3, 8, 12, seed=1)
+    texts = TextTokenizer(AutoTokenizer.from_pretrained(tiny), Instructions(), 8, 12)
+    tokenizer = GroupTokenizer(texts, 3, seed=1)
     return found, Order(found.rows, BATCH, seed=1), tokenizer
 
 
@@ -268,10 +285,41 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows is kept
 
 
+def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
+    """What each of them changes, as the plan of a run shows it."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for name, rows in (("a", 20), ("b", 3), ("c_no_in_batch_neg", 4)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(group(i)) + "\n" for i in range(rows)))
+    flags = flags_of(tiny, folder, tmp_path / "out", dry_run=True, overwrite_output_dir=True)
+
+    def plan(**more) -> list[str]:
+        finetune(**flags, **more)
+        lines = capfd.readouterr().out.splitlines()
+        return [line.replace(f"{folder}/", "").strip() for line in lines if line.startswith(("data:", "  "))]
+
+    assert "27 groups an epoch from 3 files; 5 steps" in plan()[0]
+    assert plan()[1:] == [
+        "a.jsonl: 20 groups",
+        "b.jsonl: 3 groups",
+        "c_no_in_batch_neg.jsonl: 4 groups; own negatives only",
+    ]
+    assert "6 steps" in plan(same_dataset_within_batch=True)[0]
+    assert plan(small_threshold=5)[1:] == ["a.jsonl: 20 groups", "(2 small files): 7 groups"]
+    assert plan(small_threshold=5, drop_threshold=8)[2] == "left out by --drop_threshold: (2 small files): 7 groups"
+    assert plan(max_example_num_per_dataset=5)[1] == "a.jsonl: 5 groups; 5 of 20 rows"
+    assert plan(dataset_weights=[f"{folder}/b.jsonl=2.5"])[2] == "b.jsonl: 3 groups; 8 an epoch"
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ({"train_data": "nowhere.jsonl"}, "--train_data"),
+        ({"dataset_weights": "a=b"}, "--dataset_weights a=b: expected NAME=WEIGHT"),
+        ({"dataset_weights": "a.jsnl=2"}, "a.jsonl?"),
+        ({"small_threshold": -1}, "--small_threshold must be at least 0"),
+        ({"max_example_num_per_dataset": 0}, "--max_example_num_per_dataset must be at least 1"),
+        ({"shuffle_ratio": 1.5}, "--shuffle_ratio must be from 0 to 1"),
         ({"temperature": 0}, "--temperature must be above 0"),
         ({"train_group_size": 0}, "--train_group_size must be at least 1"),
         ({"query_instruction_format": "{}"}, "query_instruction_format"),
@@ -316,6 +364,10 @@ OTHER = {
     "cpus_per_worker": None,
     "on_bad_rows": None,  # tested above
     "overwrite_output_dir": None,  # tested above
+    "small_threshold": None,  # these four: data/test_datasets.py and test_flags_of_data_sets_are_said below
+    "drop_threshold": None,
+    "same_dataset_within_batch": None,
+    "dataset_weights": None,
     "storage_path": "elsewhere",
     "sentence_pooling_method": "mean",
     "query_instruction_format": "{}: {}",
@@ -333,9 +385,11 @@ def worker_config(arguments: TrainArguments, folder: Path) -> str:
 
 
 def survey_of_nothing():
+    from raybge.data.jsonl import Block, SourceFile
     from raybge.data.survey import Survey
 
-    return Survey([], [], np.array([100]), np.array([100]), [], 0)
+    file = SourceFile("d", "/d", 100, "jsonl", 0)
+    return Survey([file], [Block(0, 0, 100)], np.array([100]), np.array([100]), [], 0)
 
 
 @pytest.mark.parametrize("name", [f.name for f in declared(TrainArguments).values() if not f.unbuilt])
@@ -360,11 +414,8 @@ def test_training_arguments_reach_the_trainer(runs):
 def test_lengths_are_cut_to_what_the_model_holds(tiny):
     from raybge.loop import _clipped
 
-    assert _clipped({"query_max_len": 8, "passage_max_len": 999, "seed": 999}, Encoder(tiny)) == {
-        "query_max_len": 8,
-        "passage_max_len": 32,
-        "seed": 999,
-    }
+    cut = _clipped({"query_max_len": 8, "passage_max_len": 999}, Encoder(tiny))
+    assert cut == {"query_max_len": 8, "passage_max_len": 32}
 
 
 def test_position_embeddings_can_be_kept(tiny):

@@ -1,4 +1,4 @@
-"""From a step's rows to tokens: draw each group's passages, put instructions before the texts, tokenise.
+"""From a step's rows to tokens: draw each group's passages, shuffle what is to be shuffled, tokenise.
 
 This runs where the rows are read, so the training process receives token ids and never waits for a tokenizer.
 """
@@ -7,23 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raybge.data.groups import Group
+from raybge.data.groups import Group, short_key
 from raybge.data.jsonl import Row
-from raybge.model.folder import Instructions
+from raybge.data.mixture import generator
+from raybge.data.tokens import TextTokenizer
 
+LONG = 100  # characters above which a positive may be shuffled, as in the recipe
+
+# A step's share is one row; see StepBatch. A column that was not asked for is null.
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
         ("file", pa.list_(pa.int32())),
         ("offset", pa.list_(pa.int64())),
-        ("passages", pa.list_(pa.int32())),
+        ("passages", pa.list_(pa.int64())),
+        ("passage_keys", pa.list_(pa.int64())),
+        ("known", pa.list_(pa.int64())),
+        ("known_keys", pa.list_(pa.int64())),
+        ("alone", pa.list_(pa.bool_())),
         ("lengths", pa.list_(pa.int32())),
         ("tokens", pa.list_(pa.int32())),
+        ("teacher", pa.list_(pa.float32())),
+        ("guide_lengths", pa.list_(pa.int32())),
+        ("guide_tokens", pa.list_(pa.int32())),
     ]
 )
 
@@ -56,74 +66,110 @@ class GroupTokenizer:
     """Draws and tokenises the passages of groups.
 
     Args:
-        tokenizer: of transformers.
-        instructions: what goes before queries and passages; a row's own prompt replaces the query's.
+        texts: the model's way from texts to tokens.
         group_size: passages a group, one positive and the rest negatives.
-        query_max_len, passage_max_len: in tokens, special ones included.
         seed: of the draw, together with epoch and row.
+        shuffle_ratio: share of the long positives whose three parts are put into another order.
+        alone: files whose queries see their own group only.
+        scored: the groups carry a teacher's scores, and the batch is to have them.
+        guide: a second model's way to tokens; the batch then has those too.
     """
 
-    tokenizer: Any
-    instructions: Instructions
+    texts: TextTokenizer
     group_size: int
-    query_max_len: int
-    passage_max_len: int
     seed: int
+    shuffle_ratio: float = 0.0
+    alone: frozenset[int] = frozenset()
+    scored: bool = False
+    guide: TextTokenizer | None = None
 
-    def __call__(self, epoch: int, step: int, rows: Sequence[Row]) -> pa.Table:
-        """The share of a step as a table of one row (see SCHEMA); no rows give empty lists."""
-        queries, passages, sizes = [], [], []
-        for row in rows:
+    def __call__(self, epoch: int, step: int, rows: Sequence[Row], copies: Sequence[int] | None = None) -> pa.Table:
+        """The share of a step as a table of one row (see SCHEMA); no rows give empty lists.
+
+        `copies`: which of its appearances in the epoch each row's is, counted from 0; each draws anew.
+        """
+        queries: list[tuple[str, str | None]] = []
+        passages: list[str] = []
+        keys: list[int] = []
+        sizes: list[int] = []
+        teacher: list[float] = []
+        for row, copy in zip(rows, copies or [0] * len(rows), strict=True):
             group: Group = row.value
-            drawn = draw(group, self.group_size, (self.seed, epoch, row.file, row.offset))
-            queries.append(self.instructions.query_text(group.query, group.prompt))
-            passages += [self.instructions.passage_text(text) for text in drawn]
-            sizes.append(len(drawn))
-        ids = self._tokenize(queries, self.query_max_len) + self._tokenize(passages, self.passage_max_len)
-        columns = {
-            "step": [step],
-            "file": [[row.file for row in rows]],
-            "offset": [[row.offset for row in rows]],
-            "passages": [sizes],
-            "lengths": [[len(each) for each in ids]],
-            "tokens": [[token for each in ids for token in each]],
-        }
-        return pa.table(columns, schema=SCHEMA)
+            random = generator("draw", self.seed, epoch, row.file, row.offset, copy)
+            positive, negatives = draw(len(group.pos), len(group.neg), self.group_size, random)
+            texts = [group.pos[positive], *(group.neg[i] for i in negatives)]
+            keys += map(short_key, texts)
+            sizes.append(len(texts))
+            if self.scored:
+                teacher += [group.pos_scores[positive], *(group.neg_scores[i] for i in negatives)]
+            texts[0] = shuffle_parts(texts[0], self.shuffle_ratio, random)
+            queries.append((group.query, group.prompt))
+            passages += texts
+        lengths, tokens = self.texts(queries, passages)
+        guide_lengths, guide_tokens = self.guide(queries, passages) if self.guide else (None, None)
+        columns = dict(
+            file=[row.file for row in rows],
+            offset=[row.offset for row in rows],
+            passages=sizes,
+            passage_keys=keys,
+            known=[len(row.value.pos) for row in rows],
+            known_keys=[short_key(text) for row in rows for text in row.value.pos],
+            alone=[row.file in self.alone for row in rows],
+            lengths=lengths,
+            tokens=tokens,
+            teacher=teacher if self.scored else None,
+            guide_lengths=guide_lengths,
+            guide_tokens=guide_tokens,
+        )
+        return pa.table({"step": [step], **{name: [values] for name, values in columns.items()}}, schema=SCHEMA)
 
-    def _tokenize(self, texts: list[str], max_length: int) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
 
-
-def draw(group: Group, size: int, seed: tuple[int, ...]) -> list[str]:
-    """One positive and `size` - 1 negatives of a group; the draw depends on `seed` alone.
+def draw(positives: int, negatives: int, size: int, random: np.random.Generator) -> tuple[int, list[int]]:
+    """Which positive, and which `size` - 1 negatives, of a group that has so many.
 
     A negative comes twice only after all have come; a group without negatives gives its positive alone.
     """
-    random = np.random.default_rng(seed)
-    drawn = [group.pos[random.integers(len(group.pos))]]
-    while group.neg and len(drawn) < size:
-        order = random.permutation(len(group.neg))[: size - len(drawn)]
-        drawn += [group.neg[i] for i in order]
-    return drawn
+    positive = int(random.integers(positives))
+    drawn: list[int] = []
+    while negatives and len(drawn) < size - 1:
+        drawn += random.permutation(negatives)[: size - 1 - len(drawn)].tolist()
+    return positive, drawn
+
+
+def shuffle_parts(text: str, ratio: float, random: np.random.Generator) -> str:
+    """A share `ratio` of the texts above 100 characters with their three parts in random order, as in the recipe."""
+    if not ratio or len(text) <= LONG or random.random() >= ratio:
+        return text
+    size = len(text) // 3 + 1
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    return " ".join(parts[i] for i in random.permutation(len(parts)))
 
 
 def unpack(table: pa.Table) -> StepBatch:
     """The StepBatch of a table of one row."""
-    column = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
-    flat = {name: column[name].flatten().to_numpy() for name in SCHEMA.names if name != "step"}
-    ends = np.cumsum(flat["lengths"])
+    column = {name: _values(table, name) for name in SCHEMA.names[1:]}
+    scored, guided = (table.column(name)[0].is_valid for name in ("teacher", "guide_tokens"))
     return StepBatch(
-        step=column["step"][0].as_py(),
-        rows=list(zip(flat["file"].tolist(), flat["offset"].tolist(), strict=True)),
-        token_ids=np.split(flat["tokens"], ends[:-1]) if len(ends) else [],
-        passages_B=flat["passages"].astype(np.int64),
+        step=table.column("step")[0].as_py(),
+        rows=list(zip(column["file"].tolist(), column["offset"].tolist(), strict=True)),
+        token_ids=_split(column["tokens"], column["lengths"]),
+        passages_B=column["passages"],
+        passage_keys_M=column["passage_keys"],
+        known_B=column["known"],
+        known_keys=column["known_keys"],
+        alone_B=column["alone"],
+        teacher_M=column["teacher"] if scored else None,
+        guide_ids=_split(column["guide_tokens"], column["guide_lengths"]) if guided else None,
     )
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    """The list in a column as an array of its own: one that can be written to, as torch wants, and that does not hold
+    Ray's memory. Empty where the column is null.
+    """
+    values = table.column(name)[0].values
+    return np.zeros(0) if values is None else values.to_numpy(zero_copy_only=False).copy()
+
+
+def _split(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []

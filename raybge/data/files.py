@@ -7,7 +7,7 @@ import fnmatch
 import os
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -31,7 +31,8 @@ SPACE = b" \t\r\n"  # JSON's own white space
 @dataclass(frozen=True)
 class SourceFile:
     """`name` is what the person calls the file, `path` what is opened (absolute path or URI), `size` in
-    bytes.
+    bytes. `folder` is the folder that the person named and that this file was found in, "" where the file itself
+    was named.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SourceFile:
     size: int
     kind: Kind
     mtime_ns: int
+    folder: str = ""
 
 
 def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str) -> list[SourceFile]:
@@ -53,7 +55,7 @@ def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     files = []
     for name in [os.fspath(each) for each in names]:
         try:
-            files += [_source(*found, flag) for found in _find(name, flag)]
+            files += [_source(found, flag) for found in _find(name, flag)]
         except (OSError, pa.ArrowException) as err:
             raise UserError(f"{flag}: {name} cannot be opened ({err})") from err
     return files
@@ -66,11 +68,19 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
-def _find(name: str, flag: str) -> list[tuple[str, str, pafs.FileInfo]]:
-    """(name, path to open, info) of each data file behind one path."""
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    path: str
+    info: pafs.FileInfo
+    folder: str = ""
+
+
+def _find(name: str, flag: str) -> list[_Found]:
+    """Each data file behind one path."""
     info = _info(name)
     if info.type == pafs.FileType.File:
-        return [(name, _absolute(name), info)]
+        return [_Found(name, _absolute(name), info)]
     if info.type == pafs.FileType.Directory:
         found = _in_folder(name)
         if not found:
@@ -85,7 +95,7 @@ def _find(name: str, flag: str) -> list[tuple[str, str, pafs.FileInfo]]:
         if info.type == pafs.FileType.Directory:
             found += _in_folder(match)
         elif _kind(info.path):
-            found.append((match, _absolute(match), info))
+            found.append(_Found(match, _absolute(match), info))
     if not found:
         raise UserError(f"{flag}: {name} matches no file that ends in one of {' '.join(ENDINGS)}")
     return found
@@ -100,7 +110,7 @@ def _absolute(name: str) -> str:
     return name if "://" in name else filesystem(name)[1]
 
 
-def _in_folder(name: str) -> list[tuple[str, str, pafs.FileInfo]]:
+def _in_folder(name: str) -> list[_Found]:
     store, root = filesystem(name)
     found = []
     for info in store.get_file_info(pafs.FileSelector(root, recursive=True)):
@@ -108,8 +118,8 @@ def _in_folder(name: str) -> list[tuple[str, str, pafs.FileInfo]]:
         hidden = any(part.startswith(".") for part in relative.split("/"))
         if info.type == pafs.FileType.File and not hidden and _kind(relative):
             child, path = _child(name, relative)
-            found.append((child, path, info))
-    return sorted(found, key=lambda each: each[0])
+            found.append(_Found(child, path, info, name))
+    return sorted(found, key=lambda each: each.name)
 
 
 def _child(folder: str, relative: str) -> tuple[str, str]:
@@ -159,15 +169,15 @@ def _kind(path: str) -> Kind | None:
     return next((ENDINGS[ending] for ending in ENDINGS if lower.endswith(ending)), None)
 
 
-def _source(name: str, path: str, info: pafs.FileInfo, flag: str) -> SourceFile:
-    kind = _kind(info.path)
+def _source(found: _Found, flag: str) -> SourceFile:
+    kind = _kind(found.info.path)
     if kind is None:
-        raise UserError(f"{flag}: {name} must end in one of {' '.join(ENDINGS)}")
-    if not info.size:
-        raise UserError(f"{flag}: {name} is an empty file")
-    file = SourceFile(name, path, info.size, kind, info.mtime_ns or 0)
+        raise UserError(f"{flag}: {found.name} must end in one of {' '.join(ENDINGS)}")
+    if not found.info.size:
+        raise UserError(f"{flag}: {found.name} is an empty file")
+    file = SourceFile(found.name, found.path, found.info.size, kind, found.info.mtime_ns or 0, found.folder)
     if kind == "array" and not _is_array(file):
-        file = SourceFile(name, path, info.size, "jsonl", info.mtime_ns or 0)
+        file = replace(file, kind="jsonl")
     return file
 
 

@@ -4,7 +4,8 @@ only.
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 _SHOWN = 60  # characters of a wrong value that a message quotes
@@ -24,13 +25,15 @@ class RowError(ValueError):
 @dataclass(frozen=True)
 class Group:
     """One query with its positives and negatives; `prompt` is the row's own instruction, None where it has
-    none.
+    none. `pos_scores` and `neg_scores` are a teacher's, one for each of `pos` and `neg`, where they were asked for.
     """
 
     query: str
     pos: tuple[str, ...]
     neg: tuple[str, ...]
     prompt: str | None
+    pos_scores: tuple[float, ...] = ()
+    neg_scores: tuple[float, ...] = ()
 
 
 def parse_group(raw: dict[str, Any]) -> Group:
@@ -44,6 +47,18 @@ def parse_group(raw: dict[str, Any]) -> Group:
         pos=_texts(raw, "pos"),
         neg=() if raw.get("neg") in (None, []) else _texts(raw, "neg", "(or be left out)"),
         prompt=_prompt(raw),
+    )
+
+
+def parse_scored_group(raw: dict[str, Any]) -> Group:
+    """As parse_group, for distillation: a row must have {"pos_scores", "neg_scores"} too, a finite number for each of
+    `pos` and `neg`; without negatives `neg_scores` may be missing, null or an empty list.
+    """
+    group = parse_group(raw)
+    return replace(
+        group,
+        pos_scores=_scores(raw, "pos", len(group.pos)),
+        neg_scores=_scores(raw, "neg", len(group.neg)),
     )
 
 
@@ -65,6 +80,11 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def short_key(text: str) -> int:
+    """The first 8 bytes of `text_key` as a signed number."""
+    return int.from_bytes(text_key(text)[:8], "little", signed=True)
+
+
 def _text(raw: dict[str, Any], field: str) -> str:
     value = raw.get(field)
     if not _is_text(value):
@@ -84,6 +104,27 @@ def _texts(raw: dict[str, Any], field: str, or_else: str = "") -> tuple[str, ...
         found = f"found {_shown(values[wrong])} as item {wrong + 1} of {len(values)}"
     asked = " ".join(filter(None, ["must be a non-empty string or a list of them", or_else]))
     raise RowError(field, f"{asked}, {found}")
+
+
+def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
+    field = f"{of}_scores"
+    value = raw.get(field)
+    if count == 0 and value in (None, []):
+        return ()
+    values: list[Any] = value if isinstance(value, list) else [value]
+    wrong = next((index for index, score in enumerate(values) if not _is_score(score)), None)
+    if len(values) == count and wrong is None:
+        return tuple(float(score) for score in values)
+    asked = f"must be a list of {count} number{'s' * (count != 1)}, one for each of {of}"
+    if not isinstance(value, list):
+        raise RowError(field, f"{asked}, {_found(raw, field)}")
+    if wrong is not None:
+        raise RowError(field, f"{asked}, found {_shown(value[wrong])} as item {wrong + 1} of {len(value)}")
+    raise RowError(field, f"{asked}, found {len(value)}")
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38 and math.isfinite(value)
 
 
 def _prompt(raw: dict[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from raybge.data.files import BUFFER, SPACE, SourceFile, list_files, open_stream
 from raybge.data.groups import RowError
 from raybge.errors import UserError
 
-__all__ = ["BadRow", "Block", "Row", "RowError", "SourceFile", "cut", "list_files", "read_block", "scan"]
+__all__ = ["BadRow", "Block", "Row", "RowError", "SourceFile", "cut", "list_files", "read_block", "read_rows", "scan"]
 
 Parse = Callable[[dict[str, Any]], Any]
 # offset; the row's JSON text, what is wrong with it, or None for a blank line
@@ -121,18 +121,46 @@ def scan(file: SourceFile, block: Block, parse: Parse) -> Iterator[tuple[Row | B
     row.
     """
     for line, (offset, text) in enumerate(_elements(file, block), start=1):
-        if text is None:
-            yield None, ""
+        row = None if text is None else _row(block, offset, line, text, parse)
+        yield row, text if isinstance(row, Row) and isinstance(text, str) else ""
+
+
+def _row(block: Block, offset: int, line: int, text: str | RowError, parse: Parse) -> Row | BadRow:
+    try:
+        if isinstance(text, RowError):
+            raise text
+        raw = _object(text)
+        return Row(block.file, offset, line, raw, parse(raw))
+    except RowError as err:
+        return BadRow(block.file, offset, line, err.field, err.expected)
+
+
+def read_rows(
+    stream: pa.NativeFile, block: Block, parse: Parse, wanted: Collection[int], all_good: bool
+) -> dict[int, Row]:
+    """Some of the good rows of a block of an open .jsonl file, by their numbers among its good rows, from 0.
+
+    `all_good`: every line of the block is a good row, as the survey found; then a row is found by counting lines, and
+    the others are not parsed. Numbers that the block no longer holds are left out of the answer.
+    """
+    stream.seek(0)  # where `_lines` expects a file that is read from its start
+    found: dict[int, Row] = {}
+    number, last = 0, max(wanted, default=-1)
+    for line, (offset, data) in enumerate(_lines(stream, block.start, block.stop), start=1):
+        if number > last:
+            break
+        if all_good and number not in wanted:
+            number += 1
             continue
-        try:
-            if isinstance(text, RowError):
-                raise text
-            raw = _object(text)
-            row = Row(block.file, offset, line, raw, parse(raw))
-        except RowError as err:
-            yield BadRow(block.file, offset, line, err.field, err.expected), ""
-        else:
-            yield row, text
+        text = _line_text(offset, data)
+        row = None if text is None else _row(block, offset, line, text, parse)
+        if isinstance(row, Row):
+            if number in wanted:
+                found[number] = row
+            number += 1
+        elif all_good:
+            break  # the file is not what it was
+    return found
 
 
 def _elements(file: SourceFile, block: Block) -> Iterator[Element]:

@@ -1,25 +1,32 @@
 """The order in which an epoch's rows are trained: a function of (seed, epoch, data, global batch) and of nothing else.
 
-Blocks of the files are permuted by (seed, epoch). The permuted rows are cut into M lanes whose lengths differ by at
-most one; M is the largest divisor of the global batch not above 1,024. Each step takes global_batch / M rows from every
-lane, so global batch k is the same rows for any number of workers: worker r of W reads lanes j with j * W // M == r.
+An epoch's rows stand in one shuffled sequence, or in one for each data set (`mixture.py`). A sequence is cut into M
+lanes whose lengths differ by at most one; M is the largest divisor of the global batch not above 1,024. Each step takes
+global_batch / M rows from every lane, so global batch k is the same rows for any number of workers: worker r of W reads
+lanes j with j * W // M == r. With several sequences a seeded schedule says which one a step takes its rows from.
 Inside a lane, windows of a fixed number of steps are permuted: to start at step k, nothing before its window is read.
 
-Memory: a process that reads a window for all lanes holds max(32,768, global batch) rows; one of W workers a W-th of it.
+Memory: a process that reads a window for all lanes holds its rows: at most 32,768, of about 64 MiB of text, or one
+global batch if that is more; one of W workers holds a W-th of it. The first windows are short, so that the first step
+comes soon.
 The idea of lanes is MosaicML Streaming's «elastic determinism»: https://docs.mosaicml.com/projects/streaming
+
+Letters in array names: D pools (sequences), S steps of an epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from raybge.data.mixture import Mixture, Sequence, Span, generator
 from raybge.errors import UserError
 
 MAX_LANES = 1024
-WINDOW_ROWS = 32_768
+WINDOW_ROWS, WINDOW_BYTES = 32_768, 64 << 20
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 16 << 10, 1 << 20, 8192
 
 
@@ -28,18 +35,14 @@ def block_bytes(total_bytes: int) -> int:
     return min(max(total_bytes // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
+def window_rows(total_bytes: int, total_rows: int) -> int:
+    """Rows of a window: 64 MiB of rows of the data's mean size, at most 32,768."""
+    return max(1, min(WINDOW_ROWS, WINDOW_BYTES * total_rows // max(total_bytes, 1)))
+
+
 def lane_count(global_batch: int) -> int:
     """M: the largest divisor of the global batch not above 1,024."""
     return next(m for m in range(min(global_batch, MAX_LANES), 0, -1) if global_batch % m == 0)
-
-
-@dataclass(frozen=True)
-class Span:
-    """Rows [start, stop) of a block, counted among the block's good rows."""
-
-    block: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -52,52 +55,78 @@ class LaneWindow:
 
     @property
     def rows(self) -> int:
-        return sum(s.stop - s.start for s in self.spans)
+        return sum(len(s.rows) for s in self.spans)
 
     def permutation(self) -> np.ndarray:
         """The order in which the window's rows are trained."""
-        return np.random.default_rng(self.seed).permutation(self.rows)
+        return generator("window", *self.seed).permutation(self.rows)
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one worker reads for steps [first_step, last_step): one LaneWindow for each of its lanes."""
+    """What one worker reads for steps [first_step, last_step).
+
+    `lanes`: a LaneWindow for each of its `width` lanes, and so for each pool that the steps need, pool after pool.
+    `steps`: for each step its pool's place among those, and how many of the window's steps took from it before.
+    """
 
     first_step: int
-    last_step: int
     rows_a_step: int  # from each lane
+    width: int
+    steps: tuple[tuple[int, int], ...]
     lanes: tuple[LaneWindow, ...]
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + len(self.steps)
 
     def step_rows(self, step: int) -> list[tuple[int, int]]:
         """(index into `lanes`, index into that lane's permuted rows) of a step's rows, in the batch's order."""
-        first = (step - self.first_step) * self.rows_a_step
+        place, before = self.steps[step - self.first_step]
+        first = before * self.rows_a_step
         return [
             (i, row)
-            for i, lane in enumerate(self.lanes)
-            for row in range(first, min(first + self.rows_a_step, lane.rows))
+            for i in range(place * self.width, (place + 1) * self.width)
+            for row in range(first, min(first + self.rows_a_step, self.lanes[i].rows))
         ]
 
 
 class Order:
-    """The order of all epochs of one data set.
+    """The order of all epochs of a run's data.
 
     Args:
         rows: good rows of each block, in file order.
         global_batch: rows of one step over all workers.
         seed: changes every order.
-        drop_last: leave out the epoch's last step when it is not full.
+        drop_last: leave out a sequence's last step when it is not full.
+        mixture: what an epoch has of the rows; left out, each row once in one sequence.
+        window_rows: rows of a window, rounded down to whole steps, and up to one.
     """
 
-    def __init__(self, rows: Sequence[int] | np.ndarray, global_batch: int, seed: int, drop_last: bool = False):
+    def __init__(
+        self,
+        rows: AnySequence[int] | np.ndarray,
+        global_batch: int,
+        seed: int,
+        drop_last: bool = False,
+        mixture: Mixture | None = None,
+        window_rows: int = WINDOW_ROWS,
+    ):
         self.rows = np.asarray(rows, dtype=np.int64)
-        self.total = int(self.rows.sum())
+        self.mixture = mixture or Mixture.of_everything(self.rows)
         self.global_batch = global_batch
         self.seed = seed
         self.lanes = lane_count(global_batch)
         self.rows_a_step = global_batch // self.lanes
-        self.window_steps = max(1, WINDOW_ROWS // global_batch)
-        longest = -(-self.total // self.lanes)
-        self.steps = self.total // global_batch if drop_last else -(-longest // self.rows_a_step)
+        self.window_steps = max(1, window_rows // global_batch)
+        kept = self.mixture.pool_F >= 0
+        total_D = np.bincount(self.mixture.pool_F[kept], self.mixture.total_F[kept], self.mixture.pools)
+        self.total_D = total_D.astype(np.int64)
+        self.total = int(self.total_D.sum())
+        longest_D = -(-self.total_D // self.lanes)
+        self.steps_D = self.total_D // global_batch if drop_last else -(-longest_D // self.rows_a_step)
+        self.steps = int(self.steps_D.sum())
+        self.known: tuple[int, np.ndarray, np.ndarray] | None = None  # the schedule that was asked last
 
     def owned(self, rank: int, world: int) -> range:
         """The lanes that worker `rank` of `world` reads. UserError when there are more workers than lanes."""
@@ -110,41 +139,60 @@ class Order:
         return range(mine[0], mine[-1] + 1)
 
     def size(self, epoch: int, step: int) -> int:
-        """Rows of an epoch's step over all workers: the global batch, or what is left of the epoch."""
-        lengths = np.diff(np.arange(self.lanes + 1) * self.total // self.lanes)
-        return int(np.clip(lengths - step * self.rows_a_step, 0, self.rows_a_step).sum())
+        """Rows of an epoch's step over all workers: the global batch, or what is left of the step's sequence."""
+        pool_S, nth_S = self.schedule(epoch)
+        lengths = np.diff(np.arange(self.lanes + 1) * self.total_D[pool_S[step]] // self.lanes)
+        return int(np.clip(lengths - nth_S[step] * self.rows_a_step, 0, self.rows_a_step).sum())
 
-    def lane_bounds(self, lane: int) -> tuple[int, int]:
-        """The lane's rows [start, stop) in the sequence of permuted blocks."""
-        return lane * self.total // self.lanes, (lane + 1) * self.total // self.lanes
+    def schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """pool_S and nth_S: the pool that each step takes its rows from, and how many steps did so before it."""
+        if self.known is None or self.known[0] != epoch:
+            pool_S = np.repeat(np.arange(len(self.steps_D)), self.steps_D)
+            if len(self.steps_D) > 1:
+                pool_S = generator("schedule", self.seed, epoch).permutation(pool_S)
+            nth_S = np.empty(self.steps, np.int64)
+            by_pool = np.argsort(pool_S, kind="stable")
+            nth_S[by_pool] = np.arange(self.steps) - np.repeat(np.cumsum(self.steps_D) - self.steps_D, self.steps_D)
+            self.known = (epoch, pool_S, nth_S)
+        return self.known[1:]
+
+    def window_bounds(self, start_step: int = 0) -> list[tuple[int, int]]:
+        """Steps [first, last) of each window, from the one that holds `start_step` on: 1, 1, 2, 4, ... steps, then
+        `window_steps`.
+        """
+        bounds, first = [], 0
+        while first < self.steps:
+            last = min(first + min(max(first, 1), self.window_steps), self.steps)
+            if last > start_step:
+                bounds.append((first, last))
+            first = last
+        return bounds
 
     def windows(self, epoch: int, rank: int, world: int, start_step: int = 0) -> Iterator[Window]:
         """What worker `rank` of `world` reads in an epoch, from the window that holds `start_step` on."""
-        blocks = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        ends = np.cumsum(self.rows[blocks])
+        pool_S, nth_S = self.schedule(epoch)
         lanes = self.owned(rank, world)
-        size = self.window_steps * self.rows_a_step
-        for first_step in range(start_step - start_step % self.window_steps, self.steps, self.window_steps):
+        sequences: dict[int, Sequence] = {}
+        for first, last in self.window_bounds(start_step):
+            steps = list(zip(pool_S[first:last].tolist(), nth_S[first:last].tolist(), strict=True))
+            begin: dict[int, int] = {}  # of each pool, in the order in which the window needs them
+            for pool, nth in steps:
+                begin.setdefault(pool, nth)
+            ends = {pool: nth + 1 for pool, nth in steps}
             parts = []
-            for lane in lanes:
-                start, stop = self.lane_bounds(lane)
-                low = min(start + first_step * self.rows_a_step, stop)
-                seed = (self.seed, epoch, lane, first_step)
-                parts.append(LaneWindow(lane, _spans(blocks, ends, self.rows, low, min(low + size, stop)), seed))
-            last_step = min(first_step + self.window_steps, self.steps)
-            yield Window(first_step, last_step, self.rows_a_step, tuple(parts))
+            for pool in begin:
+                if pool not in sequences:
+                    sequences[pool] = Sequence(self.rows, self.mixture, pool, self.seed, epoch)
+                for lane in lanes:
+                    low, high = self._lane_rows(pool, lane, begin[pool], ends[pool])
+                    seed = (self.seed, epoch, pool, lane, first)
+                    parts.append(LaneWindow(lane, sequences[pool].spans(low, high), seed))
+            place = {pool: at for at, pool in enumerate(begin)}
+            where = tuple((place[pool], nth - begin[pool]) for pool, nth in steps)
+            yield Window(first, self.rows_a_step, len(lanes), where, tuple(parts))
 
-
-def _spans(blocks: np.ndarray, ends: np.ndarray, rows: np.ndarray, low: int, high: int) -> tuple[Span, ...]:
-    """Rows [low, high) of the permuted sequence as spans of blocks; `ends` is where each permuted block ends in it."""
-    spans = []
-    at = int(np.searchsorted(ends, low, side="right"))
-    while low < high:
-        block = int(blocks[at])
-        begin = int(ends[at]) - int(rows[block])
-        stop = min(high, int(ends[at]))
-        if stop > low:
-            spans.append(Span(block, low - begin, stop - begin))
-            low = stop
-        at += 1
-    return tuple(spans)
+    def _lane_rows(self, pool: int, lane: int, first: int, last: int) -> tuple[int, int]:
+        """The rows of its sequence that a lane gives to the pool's steps [first, last)."""
+        start, stop = (int(j * self.total_D[pool] // self.lanes) for j in (lane, lane + 1))
+        low = min(start + first * self.rows_a_step, stop)
+        return low, min(start + last * self.rows_a_step, stop)

@@ -5,6 +5,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -118,7 +119,7 @@ def _transcode(file: SourceFile, folder: str) -> SourceFile:
         info = store.get_file_info(path)
     if not info.size:
         raise UserError(f"{file.name} holds no rows")
-    return SourceFile(file.name, target, info.size, "jsonl", info.mtime_ns or 0)
+    return replace(file, path=target, size=info.size, kind="jsonl", mtime_ns=info.mtime_ns or 0)
 
 
 def _unpack(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raybge.data.collate import SCHEMA, GroupTokenizer, StepBatch, unpack
-from raybge.data.groups import parse_group
-from raybge.data.jsonl import Row, read_block
-from raybge.data.order import LaneWindow, Order, Window
+from raybge.data.files import SourceFile, open_stream
+from raybge.data.groups import parse_group, parse_scored_group
+from raybge.data.jsonl import Block, Row, read_rows
+from raybge.data.mixture import Span
+from raybge.data.order import Order, Window
 from raybge.data.survey import Survey
 from raybge.errors import UserError
 
-# Steps leave a reading task in blocks of about this size: the first ones arrive before the window is through.
-STREAM_BYTES = 1 << 20
+# Steps leave a reading task in blocks of about this size. Small, so that a step waits for few others: a step of a large
+# batch is a block by itself.
+STREAM_BYTES = 64 << 10
 PREFETCHED_STEPS = 4
 
 
@@ -62,9 +67,17 @@ class StepStream:
         from ray.data.block import BlockMetadata
         from ray.data.datasource import Datasource, ReadTask
 
-        shared = ray.put((self.survey, self.tokenizer))
-        windows = list(self.order.windows(self.epoch, self.rank, self.world, self.start_step))
-        epoch, start_step = self.epoch, self.start_step
+        shared = ray.put(Reading.of(self.survey, self.order, self.tokenizer))
+        about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        # A task is a few numbers: it works out by itself what its window reads.
+        tasks = [
+            ReadTask(
+                functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step)),
+                about,
+                SCHEMA,
+            )
+            for first, _ in self.order.window_bounds(self.start_step)
+        ]
 
         class LaneSource(Datasource):
             """One read task a window."""
@@ -73,15 +86,11 @@ class StepStream:
                 return None
 
             def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-                about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-                return [
-                    ReadTask(functools.partial(_read_shared, shared, w, epoch, start_step), about, SCHEMA)
-                    for w in windows
-                ]
+                return tasks
 
         dataset = ray.data.read_datasource(
             LaneSource(),
-            override_num_blocks=len(windows),
+            override_num_blocks=len(tasks),
             ray_remote_args={"num_cpus": min(1.0, self.reading_cpus)},
         )
         dataset.context.target_max_block_size = STREAM_BYTES
@@ -91,31 +100,70 @@ class StepStream:
         return dataset
 
 
-def _read_shared(shared: Any, window: Window, epoch: int, start_step: int) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class Reading:
+    """What all reading tasks of a worker share: mostly arrays, which Ray maps into a task without copying.
+
+    `blocks_B3`: file, start and stop of each block. `all_good_B`: each of its lines is a good row.
+    """
+
+    files: list[SourceFile]
+    blocks_B3: np.ndarray
+    all_good_B: np.ndarray
+    order: Order
+    tokenizer: GroupTokenizer
+
+    @classmethod
+    def of(cls, survey: Survey, order: Order, tokenizer: GroupTokenizer) -> Reading:
+        blocks_B3 = np.array([(b.file, b.start, b.stop) for b in survey.blocks], np.int64).reshape(-1, 3)
+        return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer)
+
+    def steps(self, epoch: int, window: Window, start_step: int = 0) -> Iterator[pa.Table]:
+        """A window's steps from `start_step` on, each as the table that the tokenizer makes of its rows."""
+        spans = [span for lane in window.lanes for span in lane.spans]
+        found = self._rows(spans)
+        lanes = []
+        for lane in window.lanes:
+            rows = [(found[span.block][number], span.copy) for span in lane.spans for number in span.rows]
+            lanes.append([rows[i] for i in lane.permutation()])
+        for step in range(max(window.first_step, start_step), window.last_step):
+            chosen = [lanes[i][position] for i, position in window.step_rows(step)]
+            yield self.tokenizer(epoch, step, [row for row, _ in chosen], [copy for _, copy in chosen])
+
+    def _rows(self, spans: list[Span]) -> dict[int, dict[int, Row]]:
+        """The rows of the spans by block and number; each file is opened, and each block read, once."""
+        wanted: dict[int, set[int]] = {}
+        for span in spans:
+            wanted.setdefault(span.block, set()).update(span.rows)
+        parse = parse_scored_group if self.tokenizer.scored else parse_group
+        found = {}
+        for number, blocks in itertools.groupby(sorted(wanted), key=lambda block: int(self.blocks_B3[block, 0])):
+            file = self.files[number]
+            with open_stream(file) as stream:
+                for block in blocks:
+                    where = Block(*self.blocks_B3[block].tolist())
+                    rows = read_rows(stream, where, parse, wanted[block], bool(self.all_good_B[block]))
+                    if len(rows) != len(wanted[block]):
+                        raise UserError(f"{file.name} changed while it was in use")
+                    # of a row only what was parsed is kept: other fields can be large
+                    found[block] = {at: replace(row, raw={}) for at, row in rows.items()}
+        return found
+
+
+def _read_shared(shared: Any, epoch: int, rank: int, world: int, start_step: int) -> Iterator[pa.Table]:
     import ray
 
-    survey, tokenizer = ray.get(shared)
-    yield from read_window(survey, tokenizer, window, epoch, start_step)
+    reading = _opened(shared.hex(), lambda: ray.get(shared))
+    window = next(reading.order.windows(epoch, rank, world, start_step))
+    yield from reading.steps(epoch, window, start_step)
 
 
-def read_window(
-    survey: Survey, tokenizer: GroupTokenizer, window: Window, epoch: int, start_step: int = 0
-) -> Iterator[pa.Table]:
-    """A window's steps from `start_step` on, each as the table that `tokenizer` makes of its rows."""
-    lanes = [_read_lane(survey, lane) for lane in window.lanes]
-    orders = [lane.permutation() for lane in window.lanes]
-    for step in range(max(window.first_step, start_step), window.last_step):
-        rows = [lanes[i][orders[i][position]] for i, position in window.step_rows(step)]
-        yield tokenizer(epoch, step, rows)
+_OPEN: dict[str, Reading] = {}
 
 
-def _read_lane(survey: Survey, lane: LaneWindow) -> list[Row]:
-    rows: list[Row] = []
-    for span in lane.spans:
-        block = survey.blocks[span.block]
-        good = (row for row in read_block(survey.files, block, parse_group) if isinstance(row, Row))
-        found = [row for _, row in zip(range(span.stop), good, strict=False)][span.start :]
-        if len(found) != span.stop - span.start:
-            raise UserError(f"{survey.files[block.file].name} changed while it was in use")
-        rows += found
-    return rows
+def _opened(name: str, get: Any) -> Reading:
+    """What was shared under a name. A process keeps the last: making a tokenizer of its bytes can take a second."""
+    if name not in _OPEN:
+        _OPEN.clear()
+        _OPEN[name] = get()
+    return _OPEN[name]

@@ -39,6 +39,11 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     put(tmp_path / "d" / "x[1].jsonl", PLAIN)
     assert names("d/x[1].jsonl") == ["d/x[1].jsonl"]
 
+    # the folder that was named, if one was, goes with each file
+    assert {file.folder for file in list_files("d/", "--f")} == {"d/"}
+    assert [file.folder for file in list_files(["d/sub", "d/a.jsonl", "d/*.jsonl"], "--f")][:3] == ["d/sub"] * 2 + [""]
+    assert {file.folder for file in list_files("d/s*", "--f")} == {"d/sub"}
+
     files = list_files(["d", f"file://{tmp_path}/d"], "--f")
     monkeypatch.chdir("/")  # a worker's folder is another one
     assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [ROWS] * 12

@@ -4,7 +4,16 @@ import hashlib
 
 import pytest
 
-from raybge.data.groups import Group, RowError, parse_group, parse_judged, parse_passage, text_key
+from raybge.data.groups import (
+    Group,
+    RowError,
+    parse_group,
+    parse_judged,
+    parse_passage,
+    parse_scored_group,
+    short_key,
+    text_key,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,57 @@ def test_a_long_value_is_quoted_in_part() -> None:
     assert caught.value.expected == f'{TEXT}, found ["{"x" * 55}...'
 
 
+SEVEN = {"query": "q", "pos": ["p", "r"], "neg": list("abcdefg"), "pos_scores": [1, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "pos_scores", "neg_scores"),
+    [
+        ({**SEVEN, "neg_scores": [7, 6, 5, 4, 3, 2, -1.5]}, (1.0, 0.5), (7.0, 6.0, 5.0, 4.0, 3.0, 2.0, -1.5)),
+        ({"query": "q", "pos": "p", "pos_scores": [2]}, (2.0,), ()),
+        ({"query": "q", "pos": "p", "pos_scores": 2, "neg": "n", "neg_scores": 3}, (2.0,), (3.0,)),
+        ({"query": "q", "pos": "p", "neg": [], "pos_scores": [2], "neg_scores": None}, (2.0,), ()),
+    ],
+)
+def test_scored_groups(raw: dict, pos_scores: tuple, neg_scores: tuple) -> None:
+    group = parse_scored_group(raw)
+    assert (group.pos_scores, group.neg_scores) == (pos_scores, neg_scores)
+    assert (group.query, group.pos, group.neg) == (parse_group(raw).query, parse_group(raw).pos, parse_group(raw).neg)
+    assert parse_group(raw).pos_scores == ()
+
+
+NUMBERS = "must be a list of 7 numbers, one for each of neg"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "expected"),
+    [
+        ({}, "query", f"{TEXT}, but the row has no such field"),
+        (SEVEN, "neg_scores", f"{NUMBERS}, but the row has no such field"),
+        ({**SEVEN, "neg_scores": None}, "neg_scores", f"{NUMBERS}, found null"),
+        ({**SEVEN, "neg_scores": [1, 2, 3, 4, 5]}, "neg_scores", f"{NUMBERS}, found 5"),
+        ({**SEVEN, "neg_scores": [1, 2, "3", 4, 5, 6, 7]}, "neg_scores", f'{NUMBERS}, found "3" as item 3 of 7'),
+        ({**SEVEN, "neg_scores": [1, 2, True, 4, 5, 6, 7]}, "neg_scores", f"{NUMBERS}, found true as item 3 of 7"),
+        ({**SEVEN, "neg_scores": [1, 2, 3, 4, 5, 6, 1e999]}, "neg_scores", f"{NUMBERS}, found Infinity as item 7 of 7"),
+        ({**SEVEN, "neg_scores": [1, 2, 3, 4, 5, 6, 1e39]}, "neg_scores", f"{NUMBERS}, found 1e+39 as item 7 of 7"),
+        (
+            {"query": "q", "pos": "p"},
+            "pos_scores",
+            "must be a list of 1 number, one for each of pos, but the row has no such field",
+        ),
+        (
+            {"query": "q", "pos": "p", "pos_scores": 1, "neg_scores": [1]},
+            "neg_scores",
+            "must be a list of 0 numbers, one for each of neg, found 1",
+        ),
+    ],
+)
+def test_scored_group_errors(raw: dict, field: str, expected: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse_scored_group(raw)
+    assert (caught.value.field, caught.value.expected) == (field, expected)
+
+
 def test_passages() -> None:
     assert parse_passage({"text": "t"}) == "t"
     assert parse_passage({"content": "c", "id": 1}) == "c"
@@ -93,4 +153,5 @@ def test_judged_queries() -> None:
 
 def test_text_key() -> None:
     assert text_key("żó") == hashlib.blake2b(b"\xc5\xbc\xc3\xb3", digest_size=16).digest()
+    assert short_key("żó") == int.from_bytes(text_key("żó")[:8], "little", signed=True)
     assert len({text_key(text) for text in ("a", "a ", "A", "\u00e1", "a\u0301")}) == 5

@@ -14,7 +14,8 @@ import pytest
 from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, read_all
 
 from raybge.data import jsonl
-from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block
+from raybge.data.files import open_stream
+from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block, read_rows
 from raybge.data.source import transcode
 from raybge.errors import UserError
 
@@ -203,3 +204,44 @@ def test_blocks_and_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(RowError("pos", "must be there")))
     assert (error.field, error.expected) == ("pos", "must be there")
     assert pickle.loads(pickle.dumps(Block(1, 2, 3))) == Block(1, 2, 3)
+
+
+# --- some rows of a block ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 777, 1 << 20])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_rows_by_number_are_those_of_the_whole_block(content: str, block_bytes: int, tmp_path: Path) -> None:
+    """With and without knowing that every line is a good row; blocks in any order, from one open file."""
+    files = list_files(str(put(tmp_path / "a.jsonl", CONTENTS[content])), "--f")
+    with open_stream(files[0]) as stream:
+        for block in reversed(cut(files, block_bytes)[:200]):
+            rows = [row for row in read_block(files, block, anything) if isinstance(row, Row)]
+            for wanted in ({0}, {1, 3}, set(range(0, len(rows), 2)), set(range(len(rows))), set()):
+                expected = {at: rows[at] for at in wanted if at < len(rows)}
+                assert read_rows(stream, block, anything, wanted, all_good=False) == expected
+                if "blank" not in content:
+                    assert read_rows(stream, block, anything, wanted, all_good=True) == expected
+
+
+def test_rows_by_number_count_good_rows_only(tmp_path: Path) -> None:
+    bad = b'{"t": 1}\n\nnot json\n{"t": 2}\n[]\n{"t": 3}\n'
+    files = list_files(str(put(tmp_path / "a.jsonl", bad)), "--f")
+    with open_stream(files[0]) as stream:
+        found = read_rows(stream, Block(0, 0, len(bad)), anything, {0, 2}, all_good=False)
+        assert {at: (row.raw["t"], row.line) for at, row in found.items()} == {0: (1, 1), 2: (3, 6)}
+        # a file that has changed gives fewer rows than were asked for, and never others
+        assert read_rows(stream, Block(0, 0, len(bad)), anything, {0, 2}, all_good=True).keys() == {0}
+
+
+def test_rows_that_are_not_wanted_are_not_parsed(tmp_path: Path) -> None:
+    files = list_files(str(put(tmp_path / "a.jsonl", b'{"t": 1}\n' * 50)), "--f")
+    parsed: list[dict] = []
+
+    def parse(raw: dict) -> dict:
+        parsed.append(raw)
+        return raw
+
+    with open_stream(files[0]) as stream:
+        read_rows(stream, Block(0, 0, files[0].size), parse, {7, 30}, all_good=True)
+    assert len(parsed) == 2

@@ -1,0 +1,88 @@
+"""Texts to token ids: instructions in front, cut to length, long texts not read to their end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raybge.model.folder import Instructions
+
+HEAD_CHARACTERS = 8  # of a long text are tokenised at first, for each token that may be kept
+MARGIN = 16  # tokens that must lie between what is kept and the end of the head
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A model's way from queries and passages to token ids.
+
+    Args:
+        tokenizer: of transformers.
+        instructions: what goes before queries and passages; a row's own prompt replaces the query's.
+        query_max_len, passage_max_len: in tokens, special ones included.
+    """
+
+    tokenizer: Any
+    instructions: Instructions
+    query_max_len: int
+    passage_max_len: int
+
+    def __call__(self, queries: Sequence[tuple[str, str | None]], passages: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """(lengths, tokens), int32, of the queries and then of the passages; a query comes with its row's prompt."""
+        ids = self._encode([self.instructions.query_text(*query) for query in queries], self.query_max_len)
+        ids += self._encode([self.instructions.passage_text(text) for text in passages], self.passage_max_len)
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        return lengths, np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
+
+    def _encode(self, texts: list[str], max_length: int) -> list[list[int]]:
+        """What `tokenizer(texts, truncation=True, max_length=max_length)` gives.
+
+        A text of many times the length is tokenised up to a white space some way behind what is kept. Tokens are words
+        or parts of words wherever there is a pre-tokenizer, so what comes later cannot change those; where the head
+        turns out to be too short, the whole text is tokenised after all.
+        """
+        if not texts:
+            return []
+        backend = self._backend(max_length)
+        if backend is None:
+            return self.tokenizer(
+                texts,
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+        limit = HEAD_CHARACTERS * max_length
+        heads = [_head(text, limit) if backend.pre_tokenizer is not None else text for text in texts]
+        found = backend.encode_batch_fast(heads)
+        again = [
+            i
+            for i, (head, text) in enumerate(zip(heads, texts, strict=True))
+            if len(head) < len(text) and sum(len(rest) for rest in found[i].overflowing) < MARGIN
+        ]
+        for i, whole in zip(again, backend.encode_batch_fast([texts[i] for i in again]), strict=True):
+            found[i] = whole
+        return [each.ids for each in found]
+
+    def _backend(self, max_length: int) -> Any:
+        """The Rust tokenizer, set to cut at `max_length`; None where there is none or it keeps a text's end."""
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast or tokenizer.truncation_side != "right":
+            return None
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.enable_truncation(max_length)
+        backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+        return backend
+
+
+def _head(text: str, limit: int) -> str:
+    """The text up to the last space or line end before `limit`; the whole of it where that saves little."""
+    if len(text) < 1.5 * limit:
+        return text
+    end = max(text.rfind(" ", 0, limit), text.rfind("\n", 0, limit))
+    return text[:end] if end > limit // 2 else text

@@ -1,0 +1,162 @@
+"""Which data sets a run has, and what becomes of each."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raybge.data.datasets import DataSets, arrange, parse_weights
+from raybge.data.files import list_files
+from raybge.data.groups import parse_group
+from raybge.data.order import Order
+from raybge.data.survey import Survey, survey
+from raybge.errors import UserError
+
+SIZES = {"d/big.jsonl": 60, "d/mid.jsonl": 20, "d/one.jsonl": 5, "d/sub/two.jsonl": 4, "tiny.jsonl": 3}
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Survey:
+    """A folder of four files, 60, 20, 5 and 4 rows, and a file of 3 that is named by itself."""
+    monkeypatch.chdir(tmp_path)
+    write(SIZES)
+    return read("d", "tiny.jsonl")
+
+
+def write(sizes: dict[str, int]) -> None:
+    for name, rows in sizes.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("".join(json.dumps({"query": f"q{i}", "pos": [name]}) + "\n" for i in range(rows)))
+
+
+def read(*paths: str) -> Survey:
+    return survey(list_files(list(paths), "--train_data"), 200, parse_group)
+
+
+def shown(sets: DataSets) -> dict[str, int]:
+    return {one.name: one.rows for one in sets.kept}
+
+
+def epoch(sets: DataSets, found: Survey) -> list[int]:
+    """Rows that an epoch has of each file."""
+    order = Order(found.rows, 4, 0, False, sets.mixture)
+    files = [
+        found.blocks[span.block].file
+        for window in order.windows(0, 0, 1)
+        for lane in window.lanes
+        for span in lane.spans
+        for _ in span.rows
+    ]
+    return np.bincount(files, minlength=len(found.files)).tolist()
+
+
+def test_each_file_is_a_data_set(found):
+    sets = arrange(found, 10**8)
+    assert shown(sets) == SIZES
+    assert sets.left_out == () and sets.alone == frozenset()
+    assert sets.mixture.pools == 1
+    assert epoch(sets, found) == [60, 20, 5, 4, 3]
+
+
+def test_small_files_of_a_folder_are_joined_a_file_that_was_named_stays(found):
+    sets = arrange(found, 10**8, small_threshold=10, together=True)
+    assert shown(sets) == {"d/big.jsonl": 60, "d/mid.jsonl": 20, "d/ (2 small files)": 9, "tiny.jsonl": 3}
+    assert sets.mixture.pool_F.tolist() == [0, 1, 2, 2, 3]
+    assert shown(arrange(found, 10**8, small_threshold=5)) == SIZES  # one small file is joined with nothing
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_joined_data_sets_that_are_too_small_are_left_out(found, together):
+    sets = arrange(found, 10**8, small_threshold=10, drop_threshold=10, together=together)
+    assert shown(sets) == {"d/big.jsonl": 60, "d/mid.jsonl": 20, "tiny.jsonl": 3}
+    assert [one.name for one in sets.left_out] == ["d/ (2 small files)"]
+    assert epoch(sets, found) == [60, 20, 0, 0, 3]
+    assert arrange(found, 10**8, small_threshold=10, drop_threshold=9).left_out == ()
+    assert arrange(found, 10**8, small_threshold=0, drop_threshold=10).left_out == ()
+
+
+def test_a_folder_of_small_files_only_leaves_nothing(found):
+    with pytest.raises(UserError, match=r"--drop_threshold 100 leaves out all .* d/ \(4 small files\) \(89 rows\)"):
+        arrange(read("d"), 10**8, small_threshold=90, drop_threshold=100)
+
+
+def test_each_folder_joins_its_own(found):
+    write({"e/x.jsonl": 2, "e/y.jsonl": 2})
+    sets = arrange(read("d", "e/"), 10**8, small_threshold=10)
+    assert list(shown(sets)) == ["d/big.jsonl", "d/mid.jsonl", "d/ (2 small files)", "e/ (2 small files)"]
+
+
+def test_at_most_so_many_rows_of_each_file(found):
+    sets = arrange(found, 10)
+    assert shown(sets) == {
+        "d/big.jsonl": 10,
+        "d/mid.jsonl": 10,
+        "d/one.jsonl": 5,
+        "d/sub/two.jsonl": 4,
+        "tiny.jsonl": 3,
+    }
+    assert epoch(sets, found) == [10, 10, 5, 4, 3]
+    # rows that are used are what is held against the thresholds
+    assert len(arrange(found, 10, small_threshold=11).kept) == 2
+
+
+def test_weights_by_file_and_by_folder(found):
+    sets = arrange(found, 10**8, weights={"d": 2.5, "d/big.jsonl": 0.5})
+    assert epoch(sets, found) == [30, 50, 13, 10, 3]  # 5 * 2.5 rounds up
+    assert epoch(arrange(found, 10**8, weights={"d/": 2, "tiny.jsonl": 3}), found) == [120, 40, 10, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("big.jsonl", "; did you mean d/big.jsonl?"),
+        ("d/bgi.jsonl", "; did you mean d/big.jsonl?"),
+        ("tinny.jsonl", "; did you mean tiny.jsonl?"),
+        ("elsewhere", ""),
+    ],
+)
+def test_a_weight_of_what_is_no_data_set(found, name, hint):
+    with pytest.raises(UserError) as caught:
+        arrange(found, 10**8, weights={name: 2.0})
+    assert str(caught.value) == f"--dataset_weights: --train_data has no {name}{hint}"
+
+
+def test_how_weights_are_written():
+    assert parse_weights(["a.jsonl=2", "s3://b/c?x=y=0.5", "d = e=1e1"]) == {
+        "a.jsonl": 2.0,
+        "s3://b/c?x=y": 0.5,
+        "d = e": 10.0,
+    }
+    for wrong in ("a.jsonl", "a=", "=2", "a=0", "a=-1", "a=nan", "a=inf", "a=101", "a=x"):
+        with pytest.raises(UserError, match=f"--dataset_weights {wrong}: expected NAME=WEIGHT"):
+            parse_weights(["b=1", wrong])
+    with pytest.raises(UserError, match="names a twice"):
+        parse_weights(["a=1", "a=2"])
+
+
+def test_names_that_say_own_negatives_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["d/a_no_in_batch_neg.jsonl", "d/no_in_batch_neg_b.jsonl", "e_no_in_batch_neg/c.jsonl", "f/d.jsonl"]
+    write(dict.fromkeys([*names, "e_no_in_batch_neg/deep/g.jsonl"], 2))
+    assert arrange(read("d", "e_no_in_batch_neg/", "f"), 10**8).alone == {0, 2, 3}
+    assert arrange(read("e_no_in_batch_neg/c.jsonl", "f/d.jsonl"), 10**8).alone == {0}
+
+
+def test_what_a_person_sees_of_them(found):
+    order = Order(found.rows, 8, 0)
+    assert arrange(read("tiny.jsonl"), 10**8).describe(read("tiny.jsonl"), Order([3], 1, 0)) == []
+    assert arrange(found, 10**8).describe(found, order) == [f"  {name}: {rows} groups" for name, rows in SIZES.items()]
+    sets = arrange(found, 30, 10, 10, {"d": 2}, together=True)
+    order = Order(found.rows, 8, 0, True, sets.mixture)
+    assert sets.describe(found, order) == [
+        "  d/big.jsonl: 30 groups; 30 of 60 rows; 60 an epoch",
+        "  d/mid.jsonl: 20 groups; 40 an epoch",
+        "  tiny.jsonl: 3 groups; left out by --dataloader_drop_last: less than a global batch of 8",
+        "  left out by --drop_threshold: d/ (2 small files): 9 groups",
+    ]
+    write({"x_no_in_batch_neg.jsonl": 2})
+    alone = read("x_no_in_batch_neg.jsonl")
+    assert arrange(alone, 10**8).describe(alone, Order([2], 2, 0)) == [
+        "  x_no_in_batch_neg.jsonl: 2 groups; own negatives only"
+    ]

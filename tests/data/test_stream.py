@@ -1,0 +1,127 @@
+"""What a reading task reads of the files, without Ray: the rows that the order names, and nothing twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import _tokenizer
+
+from raybge.data import stream as stream_module
+from raybge.data.collate import GroupTokenizer, StepBatch, unpack
+from raybge.data.files import list_files, open_stream
+from raybge.data.groups import parse_group, parse_scored_group
+from raybge.data.mixture import Mixture
+from raybge.data.order import Order
+from raybge.data.stream import Reading
+from raybge.data.survey import survey
+from raybge.data.tokens import TextTokenizer
+from raybge.errors import UserError
+from raybge.model.folder import Instructions
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two files; the second has a bad row and a blank line in it."""
+    lines = [json.dumps({"query": f"q {i}", "pos": [f"p {i}", "row"], "extra": "x" * 50}) for i in range(90)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:60]) + "\n")
+    (tmp_path / "b.jsonl").write_text("\n".join([*lines[60:70], "", "not json", *lines[70:]]) + "\n")
+    return tmp_path
+
+
+def reading(data: Path, order=None, scored: bool = False, global_batch: int = 8) -> Reading:
+    parse = parse_scored_group if scored else parse_group
+    found = survey(list_files(str(data), "--f"), 1000, parse, "skip")
+    order = Order(found.rows, global_batch, 0, mixture=order and order(found), window_rows=24)
+    texts = TextTokenizer(_tokenizer("bert"), Instructions(), 8, 8)
+    return Reading.of(found, order, GroupTokenizer(texts, 2, 0, scored=scored))
+
+
+def steps(read: Reading, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> list[StepBatch]:
+    windows = read.order.windows(epoch, rank, world, start)
+    return [unpack(table) for window in windows for table in read.steps(epoch, window, start)]
+
+
+def test_every_row_is_read_once_and_the_share_of_workers_is_the_whole(data):
+    alone = steps(reading(data))
+    rows = [row for step in alone for row in step.rows]
+    offsets = [(0, at) for at in offsets_of(data / "a.jsonl")] + [(1, at) for at in offsets_of(data / "b.jsonl")]
+    assert sorted(rows) == offsets
+    assert [step.step for step in alone] == list(range(12))
+    shares = [steps(reading(data), rank=rank, world=3) for rank in range(3)]
+    assert [[row for share in step for row in share.rows] for step in zip(*shares, strict=True)] == [
+        step.rows for step in alone
+    ]
+    assert [step.rows for step in steps(reading(data), start=5)] == [step.rows for step in alone[5:]]
+
+
+def offsets_of(path: Path) -> list[int]:
+    found, at = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.startswith(b"{"):
+            found.append(at)
+        at += len(line)
+    return found
+
+
+def test_a_row_is_tokenised_as_it_stands_in_the_file(data):
+    read = reading(data)
+    texts = [(data / name).read_bytes() for name in ("a.jsonl", "b.jsonl")]
+    for batch in steps(read):
+        for at, (file, offset) in enumerate(batch.rows):
+            raw = json.loads(texts[file][offset:].split(b"\n")[0])
+            wanted = read.tokenizer.texts.tokenizer(raw["query"])["input_ids"]
+            assert batch.token_ids[at].tolist() == wanted
+            assert batch.known_B[at] == 2
+
+
+def test_rows_of_a_weight_come_again_and_draw_anew(data):
+    def twice(found):
+        file_B = np.array([block.file for block in found.blocks])
+        return Mixture(file_B, np.array([60, 30]), np.array([1.0, 20.0]), np.zeros(2, int))
+
+    read = reading(data, twice)
+    drawn: dict[tuple[int, int], list[int]] = {}
+    for batch in steps(read):
+        for row, key in zip(batch.rows, batch.passage_keys_M, strict=True):
+            drawn.setdefault(row, []).append(int(key))
+    assert {file: {len(keys) for row, keys in drawn.items() if row[0] == file} for file in (0, 1)} == {0: {1}, 1: {20}}
+    # one of two positives, 20 times: all the same happens once in 500,000 rows
+    assert all(len(set(keys)) == 2 for row, keys in drawn.items() if row[0] == 1)
+
+
+def test_a_window_opens_a_file_once_and_reads_a_block_once(data, monkeypatch):
+    opened, blocks = [], []
+    monkeypatch.setattr(stream_module, "open_stream", lambda file: opened.append(file.name) or open_stream(file))
+    read_rows = stream_module.read_rows
+    monkeypatch.setattr(
+        stream_module, "read_rows", lambda stream, block, *rest: blocks.append(block) or read_rows(stream, block, *rest)
+    )
+    read = reading(data)
+    for window in read.order.windows(0, 0, 1):
+        opened.clear(), blocks.clear()
+        list(read.steps(0, window))
+        assert len(opened) <= 2
+        assert len(blocks) == len(set(blocks)) > 0
+
+
+def test_files_that_change_while_they_are_used_are_named(data):
+    read = reading(data)
+    (data / "a.jsonl").write_text((data / "a.jsonl").read_text()[:-300])
+    with pytest.raises(UserError, match=r"a.jsonl changed while it was in use"):
+        steps(read)
+
+
+def test_a_teachers_scores_come_along(data):
+    lines = [json.dumps({"query": "q", "pos": ["p"], "pos_scores": [i / 4]}) for i in range(20)]
+    (data / "a.jsonl").write_text("\n".join(lines) + "\n")
+    (data / "b.jsonl").unlink()
+    batches = steps(reading(data, scored=True))
+    assert sorted(score for batch in batches for score in batch.teacher_M.tolist()) == [i / 4 for i in range(20)]
+
+
+def test_what_tasks_share_is_arrays(data):
+    """A million blocks must not be unpickled by every task."""
+    read = reading(data)
+    assert read.blocks_B3.shape == (len(read.order.rows), 3)
+    assert read.all_good_B.tolist().count(False) == 1  # the block with the bad row
