@@ -185,6 +185,8 @@ def publish(aside: Path, output: Path) -> None:
         for old in output.glob(pattern):
             if old.is_file():
                 old.unlink()
+            if old.parent != output and not any(old.parent.iterdir()):
+                old.parent.rmdir()
     last = ("config.json", "modules.json", RESULTS)
     for path in sorted(aside.iterdir(), key=lambda p: (last.index(p.name) if p.name in last else -1, p.name)):
         target = output / path.name

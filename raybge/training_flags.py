@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from raybge.data.order import Order
 
 METRICS = ("nDCG@10", "MRR@10")  # what evaluation while training measures
-# TrainingArguments that the driver acts on itself.
-_NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval")
+# TrainingArguments that the driver acts on itself; it is Ray that starts the process group.
+_NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval", "ddp_backend")
 
 
 def check(arguments: TrainArguments) -> None:
