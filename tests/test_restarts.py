@@ -82,7 +82,7 @@ def argv(flags: dict) -> list[str]:
 
 
 def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
-    """Have `act()` run in worker `rank` before it trains update `step`, once when `once` names a file to remember by."""
+    """Have `act()` run in worker `rank` before it trains update `step`; once, where `once` is a file to remember by."""
     train = loop.train_worker
 
     def broken(settings: dict) -> None:
@@ -113,7 +113,7 @@ def run_out_of_disk() -> None:
     raise OSError(28, "No space left on device")
 
 
-# --- a lost worker ------------------------------------------------------------------------------------------------------
+# --- a lost worker --------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(flags, undisturbed, tmp_path, monkeypatch, capfd):
@@ -177,7 +177,7 @@ def test_a_mistake_is_not_repeated(flags, tmp_path, monkeypatch):
         finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=-1)
 
 
-# --- Ctrl-C -------------------------------------------------------------------------------------------------------------
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch):
     assert ray.is_initialized()
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_metrics_before_and_after(flags, tmp_path, capfd):

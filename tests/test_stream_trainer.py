@@ -126,7 +126,7 @@ def logged(trainer: StreamTrainer, *names: str) -> list[tuple]:
     return [(e["step"], *(e[n] for n in names)) for e in history if all(n in e for n in names)]
 
 
-# --- resuming -----------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_model_without_its_optimizer_is_no_place_to_continue(trainer, tmp_path
     assert newest(tmp_path) is None
 
 
-# --- the loss and its gradient ------------------------------------------------------------------------------------------
+# --- the loss and its gradient --------------------------------------------------------------------------------------
 
 
 class Gradients(transformers.TrainerCallback):
@@ -273,7 +273,7 @@ def test_noise_on_the_embeddings_and_activation_checkpointing_reach_the_network(
     np.testing.assert_allclose(logged(saving, "loss"), logged(plain, "loss"), atol=1e-5)
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_the_best_model_by_metric_is_loaded_at_the_end(trainer, tmp_path):
