@@ -34,7 +34,7 @@ class CommonArguments:
     use_gpu: bool | None = flag(None, SCALE, "give each worker a GPU; left out, when the cluster has any")
     cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
     storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")
-    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)", unbuilt=True)
+    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)")
     address: str | None = flag(
         None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine"
     )
@@ -133,7 +133,7 @@ class TrainArguments(ModelArguments, CommonArguments):
     )
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
     overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
-    resume: bool = flag(False, RUN, "continue the run of this output folder", unbuilt=True)
+    resume: bool = flag(False, RUN, "continue the run of this output folder")
     warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
     logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
 
@@ -175,7 +175,7 @@ class TrainArguments(ModelArguments, CommonArguments):
     )
 
     eval_data: list[str] | None = flag(
-        None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs", unbuilt=True
+        None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs"
     )
     eval_corpus: list[str] | None = flag(
         None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data", unbuilt=True
@@ -212,14 +212,49 @@ class TrainArguments(ModelArguments, CommonArguments):
     training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})
 
 
-# The TrainingArguments that act today. Any other that is given stops the command: none is silently ignored.
-TRAINING_FLAGS = frozenset(
-    """output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
-    lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
-    gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps logging_first_step
-    logging_nan_inf_filter log_level log_level_replica report_to run_name project save_strategy save_steps
-    save_total_limit save_only_model seed data_seed full_determinism use_cpu dataloader_drop_last
-    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_timeout skip_memory_metrics
-    do_train""".split()
-)
+_OWN_READING = "Ray Data reads and tokenises, in the same order for any number of workers"
+_RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 over --eval_data): there are no predictions to gather"
+_HUB = "workers hold no login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
+
+# The TrainingArguments that cannot act here, each with its reason: giving one stops the command, none is silently
+# ignored. All others go to the Trainer; `training_flags.py` says what else it needs to know of them.
+REFUSED: dict[str, str] = {
+    "average_tokens_across_devices": "the loss is a mean over groups, not over tokens",
+    "label_smoothing_factor": "there are no class labels to smooth: a query's target is its positive",
+    "label_names": "there are no labels: a query's target is its positive",
+    "bf16_full_eval": "the model is measured while it trains, and transformers then keeps the training's precision",
+    "fp16_full_eval": "the model is measured while it trains, and transformers then keeps the training's precision",
+    "use_liger_kernel": "Liger's kernels replace a language model's layers and its loss",
+    "liger_kernel_config": "Liger's kernels replace a language model's layers and its loss",
+    "auto_find_batch_size": "the batch is part of the objective; lower --sub_batch_size instead",
+    "disable_tqdm": "workers have no screen: raybge shows one bar for all of them",
+    "prediction_loss_only": _RETRIEVAL,
+    "eval_do_concat_batches": _RETRIEVAL,
+    "eval_use_gather_object": _RETRIEVAL,
+    "eval_accumulation_steps": _RETRIEVAL,
+    "include_for_metrics": _RETRIEVAL,
+    "batch_eval_metrics": _RETRIEVAL,
+    "do_predict": "measure the finished model with raybge.evaluate",
+    "save_on_each_node": "checkpoints lie in one folder that all nodes share",
+    "enable_jit_checkpoint": "Ray Train runs the loop in a thread, where SIGTERM is not heard",
+    "push_to_hub": _HUB,
+    "hub_token": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+    "ignore_data_skip": "a resumed run starts reading at its position, without reading what came before",
+    "restore_callback_states_from_checkpoint": "no callback of a run has a state",
+    "parallelism_config": "training is data-parallel; large models are sharded with --fsdp or --deepspeed",
+    "dataloader_num_workers": _OWN_READING,
+    "dataloader_pin_memory": _OWN_READING,
+    "dataloader_persistent_workers": _OWN_READING,
+    "dataloader_prefetch_factor": _OWN_READING,
+    "dataloader_multiprocessing_context": _OWN_READING,
+    "dataloader_in_order": _OWN_READING,
+    "remove_unused_columns": _OWN_READING,
+    "train_sampling_strategy": _OWN_READING,
+    "length_column_name": "each step is sorted by length anyway",
+    "local_rank": "Ray Train gives each worker its rank",
+}

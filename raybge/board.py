@@ -8,12 +8,16 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """How far a training run is. `loss` is the mean since the last word, `metrics` are the Trainer's final ones."""
+    """How far a training run is. `loss` is the mean since the last word, `measured` the last evaluation's metrics,
+    `metrics` are the Trainer's final ones, `workers` the actors that train.
+    """
 
     total: int = 0
     step: int = 0
     loss: float = float("nan")
+    measured: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    workers: list[Any] = field(default_factory=list)
 
 
 class _Keeper:
@@ -25,6 +29,9 @@ class _Keeper:
     def update(self, **values: Any) -> None:
         for name, value in values.items():
             setattr(self.progress, name, value)
+
+    def join(self, worker: Any) -> None:
+        self.progress.workers.append(worker)
 
     def read(self) -> Progress:
         return self.progress
@@ -42,11 +49,21 @@ class Board:
         )
         self._keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote()
 
-    def begin(self, total: int) -> None:
-        self._keeper.update.remote(total=total)
+    def join(self) -> None:
+        """Called in each worker: whoever reads the board can then end it."""
+        import ray
+
+        self._keeper.join.remote(ray.get_runtime_context().current_actor)
+
+    def begin(self, total: int, step: int) -> None:
+        """A run of `total` updates starts, or continues after `step` of them."""
+        self._keeper.update.remote(total=total, step=step)
 
     def tell(self, step: int, loss: float) -> None:
         self._keeper.update.remote(step=step, loss=loss)
+
+    def measured(self, metrics: dict[str, float]) -> None:
+        self._keeper.update.remote(measured=metrics)
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Say the run's metrics, and wait until they are said: the worker ends right after."""

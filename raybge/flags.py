@@ -52,6 +52,7 @@ class Flag:
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
     unbuilt: bool = False
+    refused: str | None = None  # why giving it stops the command
     transformers: bool = False
 
 
@@ -88,6 +89,8 @@ def build(arguments: type[T], given: Mapping[str, Any]) -> T:
         values[f.name] = value
         if f.unbuilt and values[f.name] != f.default:
             raise UserError(f"--{f.name} is not built yet")
+        if f.refused and values[f.name] != f.default:
+            raise UserError(f"--{f.name} cannot be used: {f.refused}")
     missing = [f"--{f.name}" for f in flags.values() if f.default is MISSING and f.name not in values]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}")
@@ -108,10 +111,21 @@ def declared(arguments: type) -> dict[str, Flag]:
     return flags
 
 
+def given(arguments: Any) -> dict[str, Any]:
+    """The flags of a checked object that are not at their defaults; no secrets."""
+    flags = declared(type(arguments))
+    values = {**vars(arguments), **getattr(arguments, "training", {})}
+    return {
+        name: values[name]
+        for name, f in flags.items()
+        if name in values and values[name] != f.default and not name.endswith("token")
+    }
+
+
 @cache
 def training_flags() -> dict[str, Flag]:
     """The flags of transformers.TrainingArguments, read from its source."""
-    from raybge.arguments import TRAINING_FLAGS
+    from raybge.arguments import REFUSED
 
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -135,7 +149,7 @@ def training_flags() -> dict[str, Flag]:
             default=MISSING if name == "output_dir" else _literal(keywords.get("default")),
             group="transformers.TrainingArguments",
             help=text.replace("%%", "%"),
-            unbuilt=name not in TRAINING_FLAGS,
+            refused=REFUSED.get(name),
             transformers=True,
         )
     return flags
@@ -144,11 +158,14 @@ def training_flags() -> dict[str, Flag]:
 def as_json(value: str) -> Any:
     """A JSON object given as text or as the path of a file."""
     try:
-        return json.loads(value if value.lstrip().startswith("{") else Path(value).read_text())
+        found = json.loads(value if value.lstrip().startswith("{") else Path(value).read_text())
     except OSError as error:
         raise UserError(f"cannot read {value}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{value} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{value}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def _takes_training(arguments: type) -> bool:
@@ -190,6 +207,21 @@ READERS: dict[str, Callable[[str], Any]] = {
     "str": str,
     "json": as_json,
 }
+
+
+def _reader(f: Flag) -> Callable[[str], Any]:
+    """What makes a flag's value out of text; what is wrong inside a file is said with the flag's name."""
+
+    def read(text: str) -> Any:
+        try:
+            return READERS[f.kind](text)
+        except UserError as error:
+            raise UserError(f"--{f.name}: {error}") from error
+
+    read.__name__ = f.kind  # argparse names the kind in its message
+    return read
+
+
 EXPECTED = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,), "json": (dict,)}
 
 
@@ -204,7 +236,7 @@ def _convert(f: Flag, value: Any) -> Any:
         return [_convert(dataclasses.replace(f, many=False), v) for v in value]
     try:
         if isinstance(value, str) and f.kind != "str":
-            value = READERS[f.kind](value)
+            value = _reader(f)(value)
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(f"--{f.name} takes {_article(f.kind)}, found «{value}»") from None
     if f.kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -274,7 +306,7 @@ def _parser(arguments: type, flags: Iterable[Flag], prog: str, show_all: bool) -
         group = "required" if f.default is MISSING else f.group
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        options: dict[str, Any] = {"dest": f.name, "type": READERS[f.kind], "help": _help(f, hidden)}
+        options: dict[str, Any] = {"dest": f.name, "type": _reader(f), "help": _help(f, hidden)}
         if f.kind == "bool":
             options |= {"nargs": "?", "const": True, "metavar": "BOOL"}
         else:
@@ -293,4 +325,5 @@ def _help(f: Flag, hidden: bool) -> str:
     if hidden:
         return argparse.SUPPRESS
     shown = "" if f.default in (MISSING, None) else f" (default: {f.default})"
-    return (f.help + shown + (" [not built yet]" if f.unbuilt else "")).replace("%", "%%")
+    state = " [not built yet]" if f.unbuilt else f" [refused: {f.refused}]" if f.refused else ""
+    return (f.help + shown + state).replace("%", "%%")

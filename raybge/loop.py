@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
 
 from raybge.board import Board
+from raybge.checkpoints import HIDDEN, RESULTS, Identity, publish
 from raybge.data.collate import GroupTokenizer
 from raybge.data.order import Order
 from raybge.data.stream import StepStream
@@ -29,8 +28,10 @@ from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.negatives import Objective
+from raybge.stream_trainer import Reporter, StreamTrainer
 
-REPORT_SECONDS = 0.5
+if TYPE_CHECKING:
+    from raybge.validation import ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class WorkerConfig:
     """What a worker needs to know, prepared by the driver.
 
     `encoder` are Encoder's arguments, `lengths` and `draws` those of TextTokenizer and GroupTokenizer that are not the
-    encoder's, `training` those of TrainingArguments. Paths are absolute: a worker's current folder is Ray's.
+    encoder's, `training` those of TrainingArguments, `card` those of Card that the run does not find out.
+    `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's.
     """
 
     encoder: dict[str, Any]
@@ -56,57 +58,10 @@ class WorkerConfig:
     pad_to_multiple_of: int | None
     logging_dir: str | None
     board: Board
-
-
-class StreamTrainer(transformers.Trainer):
-    """transformers' Trainer on a stream that is already this worker's own share."""
-
-    def __init__(self, stream: StepStream, encoder: Encoder, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.stream = stream
-        self.encoder = encoder
-        self.recent: list[tuple[torch.Tensor, int]] = []
-
-    def get_train_dataloader(self) -> StepStream:
-        return self.stream
-
-    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        loss = model(**inputs)
-        batch = inputs["batch"]
-        if self.stream.rank:
-            return loss  # worker 0 alone reports
-        # The loss is scaled for the mean over workers (see Objective): this undoes it.
-        total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
-        self.recent.append((total, len(batch.passages_B)))
-        return loss
-
-    def recent_loss(self) -> float:
-        """Mean loss of this worker's own queries since the last call, nan when there were none."""
-        totals, rows = zip(*self.recent, strict=True)
-        self.recent = []
-        return torch.stack(totals).sum().item() / sum(rows) if sum(rows) else float("nan")
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
-        self.encoder.save(output_dir or str(self.args.output_dir))
-
-
-class Reporter(transformers.TrainerCallback):
-    """Tells the driver's progress bar where the run is, at most twice a second."""
-
-    def __init__(self, board: Board):
-        self.board = board
-        self.trainer: StreamTrainer | None = None
-        self.told = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.board.begin(state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.monotonic()
-        if self.trainer and (now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps):
-            self.told = now
-            self.board.tell(state.global_step, self.trainer.recent_loss())
+    identity: Identity
+    validation: ValidationConfig | None = None
+    resume_from: str | None = None
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
@@ -116,34 +71,74 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     config = settings["worker"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    config.board.join()
     _check_shared(config, rank)
     torch.set_num_threads(config.cpus)  # Ray sets OMP_NUM_THREADS to what it thinks best
     if config.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
-    args = transformers.TrainingArguments(**config.training)
+    args = _arguments(config)
     transformers.set_seed(args.seed)
+    trainer = _trainer(config, args, rank, world)
+    transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
+    result = trainer.train(resume_from_checkpoint=config.resume_from)
+    after = _last_measured(trainer)
+    weights = trainer.whole_weights()
+    if rank == 0:
+        _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
+        metrics = {**result.metrics, **after, "steps": trainer.state.global_step}
+        _write_result(config, trainer, weights, metrics)
+        config.board.finish(metrics)
+
+
+def _arguments(config: WorkerConfig) -> transformers.TrainingArguments:
+    training = dict(config.training)
+    if config.validation and not config.resume_from:
+        training["eval_on_start"] = True  # the model card says what training gained
+    try:
+        return transformers.TrainingArguments(**training)
+    except (ValueError, ImportError) as error:  # flags that do not go together, known to transformers alone
+        raise UserError(f"transformers.TrainingArguments: {error}") from error
+
+
+def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int) -> StreamTrainer:
     encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
     if config.fix_position_embedding:
         _freeze_positions(encoder.model)
+    if args.torch_compile:
+        # The network alone: around it are ragged lists, which a compiler would only break its graph at.
+        backend, mode = args.torch_compile_backend, args.torch_compile_mode
+        encoder.model.backbone.compile(backend=backend, mode=mode, dynamic=True)
+        args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    validation = None
+    if config.validation:
+        from raybge.validation import Validation
+
+        validation = Validation(config.validation, rank, world)
+    model = ContrastiveModel(encoder.model, config.objective, config.pad_to_multiple_of)
+    _introduce(model, encoder.model.backbone)
     texts = TextTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.lengths, encoder))
     tokenizer = GroupTokenizer(texts, **config.draws)
-    reporter = Reporter(config.board)
+    reporter = Reporter(config.board if rank == 0 else None)
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
         encoder,
-        model=ContrastiveModel(encoder.model, config.objective, config.pad_to_multiple_of),
+        config.identity,
+        validation,
+        _report_to_ray,
+        model=model,
         args=args,
-        callbacks=[reporter] if rank == 0 else [],
+        callbacks=[reporter],
     )
     reporter.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
-    transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
-    result = trainer.train()
-    if rank == 0:
-        _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
-        metrics = {**result.metrics, "steps": trainer.state.global_step}
-        _write_result(config.output_dir, encoder, trainer, metrics)
-        config.board.finish(metrics)
+    return trainer
+
+
+def _introduce(model: Any, backbone: Any) -> None:
+    """What the Trainer and its helpers ask of the model they train, and find only on transformers' own."""
+    model.config = backbone.config
+    model.get_input_embeddings = backbone.get_input_embeddings
+    model.activation_checkpointing_enable = backbone.activation_checkpointing_enable
 
 
 def _check_shared(config: WorkerConfig, rank: int) -> None:
@@ -169,17 +164,51 @@ def _freeze_positions(model: EmbeddingModel) -> None:
         parameter.requires_grad_(False)
 
 
-def _write_result(output_dir: str, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]) -> None:
-    """Write the model aside, then move it in: a reader of the folder never sees half a model."""
-    output = Path(output_dir)
-    aside = output / ".raybge" / "model"
+def _report_to_ray(folder: Path) -> None:
+    """Tell Ray Train of a checkpoint. It lies where it should: what Ray keeps is a pointer of a few bytes."""
+    import ray.train
+
+    context = ray.train.get_context()
+    pointer = None
+    if context.get_world_rank() == 0:
+        place = Path(context.get_storage().experiment_fs_path) / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "pointer.json").write_text(json.dumps({"path": str(folder)}))
+        pointer = ray.train.Checkpoint.from_directory(place)
+    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+    ray.train.report({"checkpoint": str(folder)}, checkpoint=pointer, checkpoint_upload_mode=mode)
+
+
+def _measured(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if name.startswith("eval_") and "@" in name}
+
+
+def _last_measured(trainer: StreamTrainer) -> dict[str, float]:
+    """The metrics of the model that is saved, measured now where the last evaluation was of another one."""
+    if trainer.validation is None:
+        return {}
+    last = [e for e in trainer.state.log_history if _measured(e)][-1:]
+    same = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    return _measured(last[0] if same else trainer.evaluate())
+
+
+def _write_result(
+    config: WorkerConfig,
+    trainer: StreamTrainer,
+    weights: dict[str, torch.Tensor] | None,
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write model, card and results aside, then move them in."""
+    from raybge.model.card import Card
+
+    aside = Path(config.output_dir) / HIDDEN / "model"
     shutil.rmtree(aside, ignore_errors=True)
-    encoder.save(aside)
-    (aside / "train_results.json").write_text(json.dumps(dict(metrics), indent=2) + "\n")
+    trainer.encoder.save(aside, weights)
+    history = trainer.state.log_history
+    before = next((_measured(e) for e in history if _measured(e) and not e["step"]), None)
+    plain = {name.removeprefix("eval_"): value for name, value in (before or {}).items()}
+    after = {name.removeprefix("eval_"): value for name, value in _measured(metrics).items()}
+    Card(**config.card, history=history, before=plain or None, after=after or None).write(aside)
     trainer.state.save_to_json(str(aside / "trainer_state.json"))
-    for path in sorted(aside.iterdir()):
-        target = output / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    aside.rmdir()
+    (aside / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
+    publish(aside, Path(config.output_dir))

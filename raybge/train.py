@@ -10,30 +10,31 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import TrainArguments
+from raybge.checkpoints import HIDDEN, Identity, discard, finished, resumes, starting_point
 from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
 from raybge.errors import UserError
-from raybge.flags import build
+from raybge.flags import build, given
 from raybge.screen import Screen
+from raybge.training_flags import accumulation, process_group, training_arguments
+from raybge.training_flags import check as check_training
 
 if TYPE_CHECKING:
     from raybge.board import Board
+    from raybge.checkpoints import Checkpoint
     from raybge.data.datasets import DataSets
     from raybge.data.jsonl import SourceFile
     from raybge.data.order import Order
     from raybge.data.survey import Survey
     from raybge.loop import WorkerConfig
-
-HIDDEN = ".raybge"  # in the output folder: what a run keeps for itself
-POLL_SECONDS = 0.5
+    from raybge.validation import ValidationConfig
 
 
 def finetune(**flags: Any) -> dict[str, float]:
@@ -53,6 +54,13 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
     from raybge.data.survey import IN_PROCESS_BYTES
 
     output = _check(arguments)
+    if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
+        screen.say(f"nothing to continue: the run of {output} is finished")
+        return metrics
+    start = starting_point(arguments.training, arguments.resume, _storage(arguments, output))
+    if start and arguments.global_batch_size is None:
+        # The workers may be others than at the start; what the objective depends on is not.
+        arguments = replace(arguments, global_batch_size=start.identity.global_batch)
     files = list_files(arguments.train_data, "--train_data")
     # Small data is read before Ray starts, so that what is wrong with it is said at once.
     small = _survey(arguments, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
@@ -65,15 +73,23 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
             screen.say(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
         batches = _order(arguments, survey, plan)
         _describe(arguments, screen, cluster, plan, survey, batches)
+        _say_start(arguments, screen, start)
         if arguments.dry_run:
             return {}
-        metrics = _run(arguments, screen, plan, reading_cpus(cluster, plan), survey, batches, output)
+        metrics = _run(arguments, screen, plan, reading_cpus(cluster, plan), survey, batches, output, start)
     screen.say(
         f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
         f"({metrics['train_samples_per_second']:,.1f} groups/s), mean loss {metrics['train_loss']:.4f}"
     )
     screen.say(f"model: {arguments.training['output_dir']}")
     return metrics
+
+
+def _say_start(arguments: TrainArguments, screen: Screen, start: Checkpoint | None) -> None:
+    if start:
+        screen.say(f"continues from {start.path}: {start.step:,} updates are done")
+    elif resumes(arguments.training, arguments.resume):
+        screen.say("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,16 +142,37 @@ def _check(arguments: TrainArguments) -> Path:
             )
     if _seed(arguments) < 0 or arguments.training.get("seed", 0) < 0:
         raise UserError("--seed and --data_seed must be at least 0")
+    check_training(arguments)
     output = Path(os.path.abspath(arguments.training["output_dir"]))
+    _check_output(arguments, output)
+    return output
+
+
+def _check_output(arguments: TrainArguments, output: Path) -> None:
+    """Whether the output folder may be written."""
+    resume = resumes(arguments.training, arguments.resume)
+    if arguments.overwrite_output_dir and resume:
+        raise UserError("--overwrite_output_dir removes the run that is to be continued: leave it out, or the other")
     if arguments.overwrite_output_dir and output in Path(os.path.abspath(arguments.model_name_or_path)).parents:
         raise UserError(
             f"--model_name_or_path {arguments.model_name_or_path} lies in the --output_dir that is to be overwritten"
         )
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
-    if output.exists() and not arguments.overwrite_output_dir and any(p.name != HIDDEN for p in output.iterdir()):
-        raise UserError(f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir")
-    return output
+    if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
+        return
+    if not resume:
+        raise UserError(
+            f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir, or --resume to "
+            "continue its run"
+        )
+    if not (output / HIDDEN).is_dir():
+        raise UserError(f"--output_dir {output} is not empty, and there is no run in it to continue")
+
+
+def _storage(arguments: TrainArguments, output: Path) -> Path:
+    """Where checkpoints lie."""
+    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
 
 
 def _device_batch(arguments: TrainArguments) -> int:
@@ -161,7 +198,7 @@ def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) ->
     from raybge.data.source import transcode
     from raybge.data.survey import survey
 
-    storage = Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+    storage = _storage(arguments, output)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, str(storage / HIDDEN / "data"), ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(f.size for f in files))
@@ -243,15 +280,17 @@ def _run(
     survey: Survey,
     order: Order,
     output: Path,
+    start: Checkpoint | None,
 ) -> dict[str, float]:
     from raybge.board import Board
+    from raybge.launch import Launch
 
-    storage = Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+    storage = _storage(arguments, output)
     hidden = output / HIDDEN
     hidden.mkdir(parents=True, exist_ok=True)
     if arguments.overwrite_output_dir:
         for old in storage.glob("checkpoint-*"):
-            shutil.rmtree(old)
+            discard(old)
     run = f"run-{uuid.uuid4().hex}"
     markers = (hidden / run, storage / HIDDEN / run)
     for marker in markers:
@@ -260,7 +299,12 @@ def _run(
     board = Board()
     try:
         config = _worker_config(arguments, plan, reading, survey, order, output, storage, markers, board)
-        return _Run(config, plan, storage / HIDDEN / f"ray-{run}").watch(screen, board, order)
+        if start:
+            start.check(config.identity)
+            config = replace(config, resume_from=start.path)
+        group = process_group(arguments, plan)
+        launch = Launch(config, plan, group, storage, storage / HIDDEN / f"ray-{run}", arguments.max_failures)
+        return launch.watch(screen)
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
@@ -312,7 +356,7 @@ def _worker_config(
             cross_device=arguments.negatives_cross_device,
             block=_device_batch(arguments),
         ),
-        training=_training_arguments(arguments, plan, order, storage),
+        training=training_arguments(arguments, plan, order, storage),
         survey=survey,
         order=order,
         output_dir=str(output),
@@ -323,102 +367,42 @@ def _worker_config(
         pad_to_multiple_of=arguments.pad_to_multiple_of,
         logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
         board=board,
+        identity=Identity.of(survey, order, accumulation(arguments)),
+        validation=_validation(arguments, storage),
+        card=_card(arguments, survey),
     )
 
 
-def _training_arguments(arguments: TrainArguments, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
-    """TrainingArguments for a worker: what was given, and what the stream and the loss need."""
-    given = dict(arguments.training)
-    if not plan.gpus:
-        given |= {"use_cpu": True, "fp16": False, "bf16": False}
-    if arguments.warmup_ratio:
-        if given.get("warmup_steps"):
-            raise UserError("--warmup_ratio and --warmup_steps say the same thing: give one")
-        given["warmup_steps"] = arguments.warmup_ratio
-    return {
-        # The frozen pooler aside, every parameter has a gradient in every step.
-        "ddp_find_unused_parameters": False,
-        **given,
-        "output_dir": str(storage),
-        "per_device_train_batch_size": -(-order.global_batch // plan.workers),
-        "ignore_data_skip": True,  # the stream knows its position
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,  # a batch is ragged token ids, not tensors
-        "disable_tqdm": True,
-    }
+def _validation(arguments: TrainArguments, storage: Path) -> ValidationConfig | None:
+    if not arguments.eval_data:
+        return None
+    from raybge.validation import prepare
+
+    return prepare(arguments, storage)
 
 
-@dataclass
-class _Run:
-    """One Ray Train run, watched from the main thread, so that Ctrl-C is heard there and not by Ray's own handler."""
-
-    config: WorkerConfig
-    plan: Plan
-    storage: Path
-
-    def watch(self, screen: Screen, board: Board, order: Order) -> dict[str, float]:
-        outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
-        with screen.bar("train", None, "groups") as bar:
-            thread.start()
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                _show(board, bar, order)
-            _show(board, bar, order)
-        if "error" in outcome:
-            raise _cause(outcome["error"]) from outcome["error"]
-        return board.read().metrics
-
-    def _fit(self, outcome: dict[str, Any]) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from raybge.loop import train_worker
-
-        try:
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config={"worker": self.config},
-                scaling_config=ScalingConfig(
-                    num_workers=self.plan.workers,
-                    use_gpu=bool(self.plan.gpus),
-                    resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
-                ),
-                torch_config=TorchConfig(backend="nccl" if self.plan.gpus else "gloo"),
-                run_config=RunConfig(
-                    name=uuid.uuid4().hex,
-                    storage_path=str(self.storage),
-                    failure_config=FailureConfig(max_failures=0),
-                ),
-            )
-            trainer.fit()
-        except BaseException as error:  # handed to the main thread
-            outcome["error"] = error
-
-
-def _show(board: Board, bar: Any, order: Order) -> None:
+def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
+    """What the model card says of the run before it starts; secrets stay out of it."""
     import ray
+    import torch
+    import transformers
 
-    try:
-        progress = board.read()
-    except ray.exceptions.RayError:
-        return  # the run ended and took Ray with it
-    if progress.total:
-        whole, rest = divmod(progress.total, order.steps)
-        groups = order.total * whole + min(rest * order.global_batch, order.total)
-        bar.total = groups
-        passed, part = divmod(progress.step, order.steps)
-        bar.set_postfix_str(f"loss {progress.loss:.4f}, step {progress.step:,}/{progress.total:,}", refresh=False)
-        bar.update(order.total * passed + min(part * order.global_batch, order.total) - bar.n)
+    from raybge import __version__
 
-
-def _cause(error: BaseException) -> BaseException:
-    """The exception that a worker raised, out of what Ray Train and Ray wrap around it."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return _cause(next(iter(failures.values())))
-    inner = getattr(error, "cause", None) or error.__cause__
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    rows = dict.fromkeys((f.name for f in survey.files), 0)
+    for block, count in zip(survey.blocks, survey.rows, strict=True):
+        rows[survey.files[block.file].name] += int(count)
+    return dict(
+        base_model=arguments.model_name_or_path,
+        data=list(rows.items()),
+        flags=given(arguments),
+        versions={
+            "raybge": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "ray": ray.__version__,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Dropout(nn.Dropout):
 
 
 def _kept(numbers: Tensor, p: float) -> float:
-    """Fill an fp32 tensor with numbers, negative with probability p and never 0; returns 1 over the share that is not."""
+    """Fill an fp32 tensor with numbers, negative with probability p and never 0. Returns 1 over the share above 0."""
     words = torch.empty((numbers.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     dropped = min(max(round(p * _LEVELS), 1), _LEVELS - 1)
     numbers.copy_(words.view(torch.int16)[: numbers.numel()].view(numbers.shape))

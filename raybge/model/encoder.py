@@ -231,7 +231,7 @@ class Encoder:
         result = e_ND[0] if one else e_ND
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the model as a sentence-transformers folder, which transformers and FlagEmbedding open too.
 
         The maximal length it carries is the larger of the queries' and the passages'; its prompts are the
@@ -246,7 +246,8 @@ class Encoder:
             max_length=max(self.query_max_length, self.passage_max_length),
         )
         backbone: Any = self.model.backbone
-        backbone.save_pretrained(path)
+        own = {k.removeprefix("embedding.backbone."): v for k, v in (state_dict or {}).items()} or None
+        backbone.save_pretrained(path, state_dict=own)
         mode = (Path(path) / "config.json").stat().st_mode
         for weights in Path(path).glob("*.safetensors"):
             weights.chmod(mode)  # safetensors writes files that only their owner can read
@@ -259,6 +260,11 @@ class Encoder:
         tokenizer.save_pretrained(path)
         versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
         write_settings(path, settings, self.dim, versions)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load the weights of a folder that `save` wrote, in place."""
+        backbone: Any = self.model.backbone
+        backbone.load_state_dict(type(backbone).from_pretrained(path).state_dict())
 
 
 @contextlib.contextmanager

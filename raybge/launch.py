@@ -1,0 +1,168 @@
+"""Running the training workers: start them through Ray Train, show how far they are, start them again when one is lost.
+
+Restarts are counted here and not by Ray Train's FailureConfig. What a person has to mend is then never tried again, the
+screen says where a restart continues, and Ctrl-C ends the run wherever it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybge.checkpoints import newest
+from raybge.errors import UserError
+
+if TYPE_CHECKING:
+    from raybge.cluster import Plan
+    from raybge.loop import WorkerConfig
+    from raybge.screen import Screen
+
+POLL_SECONDS = 0.5
+# Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
+# worker that failed will not; Ray's default of 30 would only delay the message.
+LEAVE_SECONDS = "3"
+
+
+@dataclass
+class Launch:
+    """A training run.
+
+    Args:
+        config: what each worker is told.
+        plan: how many workers, and what each holds.
+        group: arguments of Ray Train's TorchConfig.
+        storage: where checkpoints lie.
+        folder: where Ray Train keeps its own notes.
+        max_failures: restarts after a failure, -1 for no limit.
+    """
+
+    config: WorkerConfig
+    plan: Plan
+    group: dict[str, Any]
+    storage: Path
+    folder: Path
+    max_failures: int = 0
+
+    def watch(self, screen: Screen) -> dict[str, float]:
+        """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
+        board = self.config.board
+        failures = 0
+        with screen.bar("train", None, "groups") as bar:
+            while (error := self._attempt(bar)) is not None:
+                cause = _cause(error)
+                failures += 1
+                if isinstance(cause, UserError) or not self._may_restart(failures):
+                    raise cause from error
+                start = newest(self.storage)
+                if start:
+                    self.config = replace(self.config, resume_from=start.path)
+                at = f"continues from step {start.step:,}" if start else "starts again from the beginning"
+                limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
+                bar.write(f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}", file=bar.fp)
+        return board.read().metrics
+
+    def _may_restart(self, failures: int) -> bool:
+        return self.max_failures == -1 or failures <= self.max_failures
+
+    def _attempt(self, bar: Any) -> BaseException | None:
+        """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
+        outcome: list[BaseException] = []
+        thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
+        with self._ended_on_interrupt():
+            thread.start()
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                _show(self.config, bar)
+        _show(self.config, bar)
+        return outcome[0] if outcome else None
+
+    @contextlib.contextmanager
+    def _ended_on_interrupt(self) -> Iterator[None]:
+        """End the workers when the block is left by an error: where Ray goes on without us, they would too."""
+        import ray
+
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(ray.exceptions.RayError):
+                for worker in self.config.board.read().workers:
+                    ray.kill(worker)
+            raise
+
+    def _fit(self, outcome: list[BaseException]) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from raybge.loop import train_worker
+
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
+        try:
+            TorchTrainer(
+                train_worker,
+                train_loop_config={"worker": self.config},
+                scaling_config=ScalingConfig(
+                    num_workers=self.plan.workers,
+                    use_gpu=bool(self.plan.gpus),
+                    resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
+                ),
+                torch_config=TorchConfig(**self.group),
+                run_config=RunConfig(
+                    name=uuid.uuid4().hex,  # Ray Train would continue a name that it knows
+                    storage_path=str(self.folder),
+                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                ),
+            ).fit()
+        except BaseException as error:  # handed to the main thread
+            outcome.append(error)
+
+
+def _show(config: WorkerConfig, bar: Any) -> None:
+    import ray
+
+    try:
+        progress = config.board.read()
+    except ray.exceptions.RayError:
+        return  # the run ended and took Ray with it
+    if not progress.total:
+        return
+    order, accumulated = config.order, config.identity.gradient_accumulation_steps
+
+    def groups(updates: int) -> int:
+        epochs, rest = divmod(updates, -(-order.steps // accumulated))
+        return order.total * epochs + min(rest * accumulated * order.global_batch, order.total)
+
+    bar.total = groups(progress.total)
+    says = [f"loss {progress.loss:.4f}", f"step {progress.step:,}/{progress.total:,}"]
+    says += [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in progress.measured.items() if "nDCG" in name]
+    bar.set_postfix_str(", ".join(says), refresh=False)
+    bar.update(groups(progress.step) - bar.n)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of what Ray Train and Ray wrap around it.
+
+    Where several failed, the first failure makes others fail in their collectives: the one that a person can mend, or
+    else one that is no torn connection, says more.
+    """
+    failures = list((getattr(error, "worker_failures", None) or {}).values())
+    if failures:
+        causes = [_cause(failure) for failure in failures]
+        return min(causes, key=lambda cause: (not isinstance(cause, UserError), _collateral(cause)))
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _cause(inner) if isinstance(inner, BaseException) else error
+
+
+def _collateral(error: BaseException) -> bool:
+    """Whether another worker's end is what made this one fail."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error).lower() or "nccl" in str(error).lower()
+
+
+def _first_line(error: BaseException) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__

@@ -1,0 +1,211 @@
+"""transformers' Trainer on a worker's own stream: position, loss, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from raybge.board import Board
+from raybge.checkpoints import Identity, discard, rotate, seal
+from raybge.data.stream import StepStream
+from raybge.model.encoder import Encoder
+
+if TYPE_CHECKING:
+    from raybge.validation import Validation
+
+REPORT_SECONDS = 0.5
+
+
+class StreamTrainer(transformers.Trainer):
+    """transformers' Trainer on a stream that is already this worker's own share.
+
+    Args:
+        stream: of the worker; the Trainer's epochs are its epochs.
+        encoder: whose model is being trained; it saves, loads and is measured.
+        identity: written into each checkpoint.
+        validation: measures the encoder, None where there is no --eval_data.
+        on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
+    """
+
+    control: Any  # the Trainer's
+    loss_is_scaled_for_ga = False  # a step's loss is a mean: the Trainer divides it by the steps of an update
+
+    def __init__(
+        self,
+        stream: StepStream,
+        encoder: Encoder,
+        identity: Identity,
+        validation: Validation | None = None,
+        on_checkpoint: Callable[[Path], None] | None = None,
+        **kwargs: Any,
+    ):
+        # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
+        super().__init__(eval_dataset=range(0) if validation else None, **kwargs)
+        self.stream = stream
+        self.encoder = encoder
+        self.identity = identity
+        self.validation = validation
+        self.on_checkpoint = on_checkpoint
+        self.recent: list[tuple[torch.Tensor, int]] = []
+
+    # --- the stream's position ---
+
+    def get_train_dataloader(self) -> StepStream:
+        return self.stream
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        """A resumed run logs, evaluates and saves as its own flags say, not as those in the checkpoint."""
+        found = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        return found
+
+    def _run_epoch(self, **about: Any) -> None:
+        """The Trainer's epoch from where a checkpoint left it: the stream starts there and nothing is read before it.
+
+        The Trainer would ask accelerate to skip batches of a DataLoader. It is told of an epoch of the remaining
+        length instead; an epoch that starts at its beginning is the same thing with nothing done.
+        """
+        if self.state.global_step >= self.state.max_steps:  # a run that stopped after its last checkpoint
+            self.control.should_training_stop = True
+            return
+        done = self.state.global_step - about["epoch"] * about["num_update_steps_per_epoch"]
+        self.stream.start_step = done * self.args.gradient_accumulation_steps
+        about["num_update_steps_per_epoch"] -= done
+        about["steps_in_epoch"] -= self.stream.start_step
+        super()._run_epoch(**about)
+
+    def position(self) -> tuple[int, int]:
+        """(epoch, steps of its stream) that are done."""
+        updates = -(-len(self.stream) // self.args.gradient_accumulation_steps)
+        epoch, done = divmod(self.state.global_step, updates)
+        return epoch, done * self.args.gradient_accumulation_steps
+
+    # --- the loss ---
+
+    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        loss = model(**inputs)
+        batch = inputs["batch"]
+        if self.stream.rank:
+            return loss  # worker 0 alone reports
+        # The loss is scaled for the mean over workers (see Objective): this undoes it.
+        total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
+        self.recent.append((total, len(batch.passages_B)))
+        return loss
+
+    def recent_loss(self) -> float:
+        """Mean loss of this worker's own queries since the last call, nan when there were none."""
+        totals, rows = zip(*self.recent, strict=True)
+        self.recent = []
+        return torch.stack(totals).sum().item() / sum(rows) if sum(rows) else float("nan")
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
+        """Tokens of the texts themselves: nothing here pads a whole batch."""
+        if self.args.include_num_input_tokens_seen == "no":
+            return
+        own = torch.tensor(sum(map(len, inputs["batch"].token_ids)), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(own).sum().item())
+
+    # --- evaluation ---
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the model on all workers together; the metrics are logged as `eval_NAME`."""
+        assert self.validation is not None
+        start = time.monotonic()
+        with self._gathered():
+            found = self.validation.measure(self.encoder)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        metrics["eval_runtime"] = round(time.monotonic() - start, 4)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @contextlib.contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """All weights in place while the block runs, where FSDP keeps them in shards."""
+        sharded = [m for m in self.model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
+        for module in sharded:
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
+
+    # --- checkpoints ---
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's checkpoint, declared whole when every worker has written its part."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            discard(folder)  # half of one, from a run that was stopped here
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if not self.args.save_only_model:  # without the optimizer it is a model to use, not a place to continue
+                seal(folder, self.state.global_step, *self.position(), self.identity)
+            rotate(folder, limit, self.state.best_model_checkpoint)  # only now: the older ones were what there was
+        if self.on_checkpoint:
+            self.on_checkpoint(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
+        if self.args.should_save:
+            self.encoder.save(output_dir or str(self.args.output_dir), state_dict)
+
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights by name where those in memory are shards, on worker 0; None where they are whole. Collective."""
+        if self.is_fsdp_enabled:
+            return self.accelerator.get_state_dict(self.model)
+        return self.accelerator.get_state_dict(self.deepspeed) if self.is_deepspeed_enabled else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.encoder.load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.encoder.load_weights(self.state.best_model_checkpoint)
+
+
+class Reporter(transformers.TrainerCallback):
+    """Keeps the epoch's fraction right, and on worker 0 tells the driver's bar where the run is, twice a second."""
+
+    def __init__(self, board: Board | None):
+        self.board = board
+        self.trainer: StreamTrainer | None = None
+        self.told = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.board:
+            self.board.begin(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        stream = self.trainer.stream
+        if stream.start_step:  # the Trainer counted the part of the epoch that was left
+            left = state.epoch - stream.epoch
+            state.epoch = stream.epoch + (stream.start_step + left * (len(stream) - stream.start_step)) / len(stream)
+        now = time.monotonic()
+        if self.board and (now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps):
+            self.told = now
+            self.board.tell(state.global_step, self.trainer.recent_loss())
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
+        if self.board:
+            self.board.measured({name: value for name, value in metrics.items() if "@" in name})

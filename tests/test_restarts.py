@@ -1,0 +1,224 @@
+"""Runs that are lost: a killed worker, a full disk, Ctrl-C, a second start. Real Ray Train workers."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load_file
+from tiny import make_tiny
+
+from raybge import loop
+from raybge.checkpoints import newest
+from raybge.errors import UserError
+from raybge.stream_trainer import StreamTrainer
+from raybge.train import finetune, main
+
+WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
+LAST = 6  # updates of a run: 2 epochs of 3 steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> dict:
+    """With dropout: the random state counts. Two workers, a checkpoint every 2 updates."""
+    folder = tmp_path_factory.mktemp("given")
+
+    def group(i: int) -> dict:
+        random = np.random.default_rng(i)
+        query, *texts = (" ".join(random.choice(WORDS, n)) for n in (3, 8, 8, 8))
+        return {"query": query, "pos": texts[:1], "neg": texts[1:]}
+
+    (folder / "groups.jsonl").write_text("".join(json.dumps(group(i)) + "\n" for i in range(16)))
+    return dict(
+        model_name_or_path=make_tiny(folder / "tiny", dropout=0.1),
+        train_data=[str(folder / "groups.jsonl")],
+        global_batch_size=6,
+        train_group_size=3,
+        learning_rate=1e-3,
+        num_train_epochs=2,
+        temperature=0.1,
+        logging_steps=1,
+        num_workers="2",
+        cpus_per_worker=1,
+        passage_max_len=16,
+        save_steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    finetune(**flags, output_dir=str(output))
+    return output
+
+
+def assert_same_model(output: Path, other: Path) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (output, other))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+def argv(flags: dict) -> list[str]:
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
+
+
+def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
+    """Have `act()` run in worker `rank` before it trains update `step`; once, where `once` is a file to remember by."""
+    train = loop.train_worker
+
+    def broken(settings: dict) -> None:
+        whole = StreamTrainer.training_step
+
+        def training_step(self, *args, **kwargs):
+            first = once is None or not once.exists()
+            if self.stream.rank == rank and self.state.global_step == step and first:
+                if once:
+                    once.touch()
+                act()
+            return whole(self, *args, **kwargs)
+
+        StreamTrainer.training_step = training_step
+        try:
+            train(settings)
+        finally:
+            StreamTrainer.training_step = whole
+
+    monkeypatch.setattr(loop, "train_worker", broken)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_out_of_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+# --- a lost worker --------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(flags, undisturbed, tmp_path, monkeypatch, capfd):
+    """kill -9 in the second epoch, in the middle between two checkpoints."""
+    fault(monkeypatch, rank=1, step=5, once=tmp_path / "died", act=die)
+    output = tmp_path / "out"
+    metrics = finetune(**flags, output_dir=str(output), max_failures=1)
+    assert (tmp_path / "died").exists() and metrics["steps"] == LAST
+    assert "continues from step 4, restart 1 of 1" in capfd.readouterr().err
+    assert_same_model(output, undisturbed)
+    assert {p.name for p in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+
+
+def test_a_full_disk_ends_the_run_and_a_second_start_continues_it(flags, undisturbed, tmp_path, monkeypatch, capfd):
+    """One worker raises while the other waits for it in a collective: nobody waits for ever."""
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        fault(patch, rank=0, step=3, once=None, act=run_out_of_disk)
+        start = time.monotonic()
+        assert main(argv({**flags, "output_dir": output})) == 1
+        assert time.monotonic() - start < 90
+    message = capfd.readouterr().err
+    assert "No space left on device" in message and "Traceback" not in message
+    assert newest(output).step == 2 and not (output / "modules.json").exists()
+
+    assert main(argv({**flags, "output_dir": output})) == 2  # an output folder with something in it
+    assert "--resume" in capfd.readouterr().err
+    other = {**flags, "global_batch_size": 4}
+    assert main(argv({**other, "output_dir": output, "resume": True})) == 2
+    assert "--global_batch_size is 4, but 6 in" in capfd.readouterr().err
+
+    # The workers' number is another thing than the objective: without the flag, the batch stays what it was.
+    del other["global_batch_size"]
+    assert main(argv({**other, "output_dir": output, "resume": True})) == 0
+    assert "continues from" in capfd.readouterr().out
+    assert_same_model(output, undisturbed)
+
+    assert main(argv({**flags, "output_dir": output, "resume": True})) == 0
+    assert "is finished" in capfd.readouterr().out
+
+
+def test_nothing_to_continue_is_said(flags, tmp_path, capfd):
+    finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, dry_run=True)
+    assert "nothing to continue" in capfd.readouterr().out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    with pytest.raises(UserError, match="there is no run in it"):
+        finetune(**flags, output_dir=str(tmp_path / "mine"), resume=True)
+    with pytest.raises(UserError, match="--overwrite_output_dir removes the run"):
+        finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, overwrite_output_dir=True)
+
+
+def test_a_mistake_is_not_repeated(flags, tmp_path, monkeypatch):
+    """max_failures is for what may go better the next time."""
+
+    def refuse() -> None:
+        raise UserError("--something is wrong")
+
+    fault(monkeypatch, rank=1, step=1, once=None, act=refuse)
+    with pytest.raises(UserError, match="--something is wrong"):
+        finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=-1)
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch):
+    """Also where Ray was there before the command and goes on after it."""
+    started = tmp_path / "started"
+
+    def hang() -> None:
+        started.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    fault(monkeypatch, rank=0, step=1, once=None, act=hang)
+
+    def interrupt() -> None:
+        while not started.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(**flags, output_dir=str(tmp_path / "out"))
+    limit = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < limit:
+            os.kill(int(started.read_text()), 0)
+            time.sleep(0.1)
+        pytest.fail("the worker goes on")
+    assert ray.is_initialized()
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_before_and_after(flags, tmp_path, capfd):
+    output = tmp_path / "out"
+    more = dict(eval_data=flags["train_data"], eval_strategy="steps", eval_steps=2, load_best_model_at_end=True)
+    metrics = finetune(**flags, **more, output_dir=str(output), metric_for_best_model="nDCG@10")
+    state = json.loads((output / "trainer_state.json").read_text())
+    measured = {e["step"]: e["eval_nDCG@10"] for e in state["log_history"] if "eval_nDCG@10" in e}
+    assert set(measured) == {0, 2, 4, 6}
+    assert metrics["eval_nDCG@10"] == json.loads((output / "train_results.json").read_text())["eval_nDCG@10"]
+    assert state["best_metric"] == max(value for step, value in measured.items() if step)
+    assert metrics["eval_nDCG@10"] == pytest.approx(state["best_metric"], abs=1e-6)
+    assert (output / "README.md").is_file()
