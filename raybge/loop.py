@@ -25,8 +25,9 @@ from raybge.data.stream import StepStream
 from raybge.data.survey import Survey
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
-from raybge.model.embedding import EmbeddingModel, max_positions
+from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
+from raybge.model.folder import remove_weights
 from raybge.model.negatives import Objective
 
 REPORT_SECONDS = 0.5
@@ -51,6 +52,7 @@ class WorkerConfig:
     cpus: int
     reading_cpus: float
     fix_position_embedding: bool
+    merge_adapters: bool
     pad_to_multiple_of: int | None
     logging_dir: str | None
     board: Board
@@ -122,7 +124,7 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     transformers.set_seed(args.seed)
     encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
     if config.fix_position_embedding:
-        _freeze_positions(encoder.model)
+        encoder.model.freeze_positions()
     tokenizer = GroupTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.tokens, encoder))
     reporter = Reporter(config.board)
     trainer = StreamTrainer(
@@ -139,7 +141,7 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     if rank == 0:
         _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
         metrics = {**result.metrics, "steps": trainer.state.global_step}
-        _write_result(config.output_dir, encoder, trainer, metrics)
+        _write_result(config, encoder, trainer, metrics)
         config.board.finish(metrics)
 
 
@@ -158,22 +160,17 @@ def _clipped(tokens: dict[str, int], encoder: Encoder) -> dict[str, int]:
     return {name: min(value, room) if room and name.endswith("_len") else value for name, value in tokens.items()}
 
 
-def _freeze_positions(model: EmbeddingModel) -> None:
-    frozen = [p for name, p in model.named_parameters() if "position_embeddings" in name]
-    if not frozen:
-        raise UserError("--fix_position_embedding: this model has no table of position embeddings")
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-
-
-def _write_result(output_dir: str, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]) -> None:
+def _write_result(
+    config: WorkerConfig, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]
+) -> None:
     """Write the model aside, then move it in: a reader of the folder never sees half a model."""
-    output = Path(output_dir)
+    output = Path(config.output_dir)
     aside = output / ".raybge" / "model"
     shutil.rmtree(aside, ignore_errors=True)
-    encoder.save(aside)
+    encoder.save(aside, merge_adapters=config.merge_adapters)
     (aside / "train_results.json").write_text(json.dumps(dict(metrics), indent=2) + "\n")
     trainer.state.save_to_json(str(aside / "trainer_state.json"))
+    remove_weights(output)  # adapters of an earlier run beside a whole model would be taken for its own
     for path in sorted(aside.iterdir()):
         target = output / path.name
         if target.is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raybge.errors import UserError
+from raybge.model.lora import require_peft
 
 POOLINGS = ("cls", "mean", "last_token")
 
@@ -224,6 +225,7 @@ def check_model_folder(path: str, flag: str) -> None:
             raise UserError(f"{flag} {path}: both a model's weights and adapters ({_ADAPTER}) are here: remove one")
         if not has(*_ADAPTER_WEIGHTS):
             raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_ADAPTER_WEIGHTS)}")
+        require_peft(f"{flag} {path}, which holds adapters,")
         return
     if not has("config.json"):
         raise UserError(f"{flag} {path}: no model here, config.json is missing")
