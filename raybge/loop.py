@@ -160,9 +160,7 @@ def _clipped(tokens: dict[str, int], encoder: Encoder) -> dict[str, int]:
     return {name: min(value, room) if room and name.endswith("_len") else value for name, value in tokens.items()}
 
 
-def _write_result(
-    config: WorkerConfig, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]
-) -> None:
+def _write_result(config: WorkerConfig, encoder: Encoder, trainer: StreamTrainer, metrics: Mapping[str, float]) -> None:
     """Write the model aside, then move it in: a reader of the folder never sees half a model."""
     output = Path(config.output_dir)
     aside = output / ".raybge" / "model"

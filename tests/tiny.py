@@ -61,7 +61,12 @@ def _settings(kind: str, dropout: float) -> dict[str, Any]:
         return {**names, "max_position_embeddings": 32, "dropout": dropout, "attention_dropout": dropout}
     if kind == "gpt2":
         names = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.5}
-        return {**names, **{f"{part}_pdrop": dropout for part in ("resid", "embd", "attn")}, "bos_token_id": 2, "eos_token_id": 3}
+        return {
+            **names,
+            **{f"{part}_pdrop": dropout for part in ("resid", "embd", "attn")},
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
     return {**size, **own[kind]}
 
 
@@ -70,7 +75,9 @@ def tokenizer(kind: str) -> Any:
     import tokenizers
     import transformers
 
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if kind in ("roberta", "mpnet") else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    special = (
+        ["<s>", "<pad>", "</s>", "<unk>"] if kind in ("roberta", "mpnet") else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    )
     vocab = {word: i for i, word in enumerate(special + SENTENCE.split() + ["##s"])}
     pad, unknown, first, last = (special[1], special[3], special[0], special[2]) if special[0] == "<s>" else special
     core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=unknown))

@@ -102,10 +102,14 @@ def merged(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
     require_peft(f"the model {folder}, which holds adapters,")
     from peft import PeftModel
 
+    wants_gradient = {name: p.requires_grad for name, p in backbone.named_parameters()}
     try:
-        return PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
+        whole = PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the adapters of {folder} do not fit its base model: {first_line(error)}") from error
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(wants_gradient[name])  # peft has frozen them all
+    return whole
 
 
 def merged_weights(backbone: Any, state_dict: Mapping[str, Any]) -> dict[str, Any]:
