@@ -1,24 +1,36 @@
 """Tiny random models with their tokenizers, one of each family, made in a second."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SENTENCE = "what is a lane row block of the text that we read and sort by length in chunks on one node"
+WORDS = [*SENTENCE.split(), "##s"]
 ENCODERS = ("bert", "roberta", "distilbert", "mpnet", "modernbert", "nomic_bert")
 DECODERS = ("qwen3", "llama", "gpt2")
 KINDS = ENCODERS + DECODERS
 
 
 def make_tiny(
-    folder: Path, kind: str = "bert", pooler: bool = True, dropout: float = 0.1, head: bool = False, **more: Any
+    folder: Path,
+    kind: str = "bert",
+    pooler: bool = True,
+    dropout: float = 0.1,
+    head: bool = False,
+    words: Sequence[str] = WORDS,
+    **more: Any,
 ) -> str:
     """Write a random model of two layers for texts of 32 tokens and return its folder.
 
     It has weights, configuration and tokenizer, and none of sentence-transformers' files. `kind` is one of KINDS, with
-    what the family is known for: roberta and mpnet number positions behind the padding's id, modernbert's first layer
+    what the family is known for: roberta and mpnet number positions behind the padding's id, modernbert's second layer
     sees 4 tokens to each side, qwen3's tokenizer ends a text with a token and pads on the left, llama's begins it with
-    one and has none for padding, gpt2's adds nothing. `head`: with a language model's head. `more`: of the
-    configuration.
+    one and has none for padding, gpt2's adds nothing.
+
+    Args:
+        head: with a language model's head.
+        words: all that the tokenizer knows, at most 60; more with `vocab_size`.
+        more: of the configuration.
     """
     import torch
     import transformers
@@ -35,7 +47,7 @@ def make_tiny(
             if parameter.dim() == 1 and "bias" in name:
                 parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
     model.save_pretrained(folder)
-    tokenizer(kind).save_pretrained(folder)
+    tokenizer(kind, words).save_pretrained(folder)
     return str(folder)
 
 
@@ -70,8 +82,8 @@ def _settings(kind: str, dropout: float) -> dict[str, Any]:
     return {**size, **own[kind]}
 
 
-def tokenizer(kind: str) -> Any:
-    """Splits at white space; the words of SENTENCE, "##s" and the special tokens are all it knows."""
+def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
+    """Splits at white space; anything but `words` is one unknown token."""
     import tokenizers
     import transformers
 
