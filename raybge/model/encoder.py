@@ -45,8 +45,8 @@ class Encoder:
     """An embedding model with its tokenizer, on one device. Called as FlagEmbedding's FlagModel is.
 
     An argument left None is what the model's folder says: pooling, normalising, prompts, maximal length;
-    where it says nothing: cls, normalised, no prompt, what the model can hold. Half precision is on for a GPU
-    and never on a CPU, where it would round the weights and gain nothing.
+    where it says nothing: an encoder's first token or a decoder's last, normalised, no prompt, what the model can
+    hold. Half precision is on for a GPU and never on a CPU, where it would round the weights and gain nothing.
 
     Args:
         model_name_or_path: a local folder, or a model's name on the hub.

@@ -14,6 +14,7 @@ from tiny import DECODERS, ENCODERS, KINDS
 from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, is_causal, max_positions
 from raybge.model.encoder import Encoder
+from raybge.model.lora import Lora
 
 TEXTS = [
     "lane",
@@ -93,8 +94,9 @@ def train_a_step(encoder: Encoder) -> list[str]:
     torch.manual_seed(1)
     model = encoder.model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    e_ND = model.embed(encoder.tokenize([text for text in TEXTS if text], 32), 100)
+    e_ND = model.embed(encoder.tokenize(TEXTS, 32), 100)
     (e_ND @ e_ND.T).tril(-1).pow(2).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in trained.values())  # a text without a token too
     # the key's bias adds the same to all scores of a query: its gradient is zero but for rounding
     still = [n for n, p in trained.items() if p.grad is None or (p.grad.norm() == 0 and "bias" not in n)]
     torch.optim.AdamW(trained.values(), lr=0.01).step()
@@ -186,6 +188,12 @@ def test_only_decoders_are_causal_and_none_pools_its_first_token(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_keeps_no_cache_of_what_it_read(tiny, kind):
+    backbone = Encoder(tiny(kind), devices="cpu").model.backbone
+    assert backbone(input_ids=torch.tensor([[5, 6]])).past_key_values is None
+
+
+@pytest.mark.parametrize("kind", DECODERS)
 def test_the_tokenizer_is_saved_as_it_was_but_able_to_pad(tiny, tmp_path, kind):
     folder = tiny(kind)
     before = transformers.AutoTokenizer.from_pretrained(folder)
@@ -200,10 +208,13 @@ def test_the_tokenizer_is_saved_as_it_was_but_able_to_pad(tiny, tmp_path, kind):
     assert config.get("pad_token_id") == json.loads(Path(folder, "config.json").read_text()).get("pad_token_id")
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "dropout": 0.0}])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
-def test_a_decoder_opens_in_flag_embedding(tiny, tmp_path, kind):
+def test_a_decoder_opens_in_flag_embedding(tiny, tmp_path_factory, kind, lora):
     peers = pytest.importorskip("FlagEmbedding", reason="FlagEmbedding is not installed", exc_type=ImportError)
-    encoder = Encoder(tiny(kind), query_instruction_for_retrieval="what is ", devices="cpu")
+    tmp_path = tmp_path_factory.mktemp("saved")
+    adapters = Lora(**lora) if lora else None
+    encoder = Encoder(tiny(kind), query_instruction_for_retrieval="what is ", lora=adapters, devices="cpu")
     train_a_step(encoder)
     encoder.save(tmp_path)
     peer = peers.FlagLLMModel(
