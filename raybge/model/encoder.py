@@ -251,9 +251,9 @@ class Encoder:
             prompts={**self.settings.prompts, **self.instructions.prefixes()},
             max_length=max(self.query_max_length, self.passage_max_length),
         )
+        own = None if state_dict is None else self._own(state_dict)
         folder = Path(path)
         remove_weights(folder)
-        own = None if state_dict is None else self._own(state_dict)
         if merge_adapters and self.lora:
             self._save_whole(folder, own)
         else:

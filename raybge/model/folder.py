@@ -235,7 +235,8 @@ def check_model_folder(path: str, flag: str) -> None:
 
 def remove_weights(path: str | Path) -> None:
     """Remove an earlier model's weights and adapters from a folder that gets another's: never must both be there."""
-    for pattern in ("config.json", _ADAPTER, "model*.safetensors*", "pytorch_model*.bin*", "adapter_model.*"):
+    shards = ("model-?????-of-?????.safetensors", "pytorch_model-?????-of-?????.bin")
+    for pattern in ("config.json", *_WEIGHTS, *shards, _ADAPTER, *_ADAPTER_WEIGHTS):
         for old in Path(path).glob(pattern):
             old.unlink()
 

@@ -105,7 +105,7 @@ def merged(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
     wants_gradient = {name: p.requires_grad for name, p in backbone.named_parameters()}
     try:
         whole = PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:  # the last: no kind that adds up
         raise UserError(f"the adapters of {folder} do not fit its base model: {first_line(error)}") from error
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(wants_gradient[name])  # peft has frozen them all
@@ -150,9 +150,12 @@ def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Non
 
 
 def check_continues(lora: Lora, folder: str, said: Mapping[str, Any]) -> None:
-    """Adapters that are trained further keep their scale: `said` is their adapter_config.json."""
+    """Adapters that are trained further keep their kind and scale: `said` is their adapter_config.json."""
     for name, wanted, found in (("rank", lora.rank, said.get("r")), ("alpha", lora.alpha, said.get("lora_alpha"))):
         if wanted != found:
             raise UserError(
                 f"--lora_{name} {wanted}: the adapters of {folder}, which are to be trained further, have {found}"
             )
+    for name in ("use_rslora", "alpha_pattern"):
+        if said.get(name):
+            raise UserError(f"the adapters of {folder} have {name}: raybge does not train such further")

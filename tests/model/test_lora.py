@@ -144,7 +144,8 @@ def test_weights_that_workers_gathered_are_those_written(tiny, tmp_path, lora, m
     assert_close(Encoder(str(tmp_path / "a"), devices="cpu").encode(TEXTS), expected)
     whole.popitem()
     with pytest.raises(ValueError, match=r"not the weights of this model.*\(1 in all\)"):
-        encoder.save(tmp_path / "b", whole)
+        encoder.save(tmp_path / "a", whole)
+    assert_close(Encoder(str(tmp_path / "a"), devices="cpu").encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,6 +200,10 @@ def test_adapters_are_trained_further(trained, tmp_path):
             Encoder(str(tmp_path / "first"), lora=lora, devices="cpu")
     with pytest.raises(UserError, match="they differ in"):
         Encoder(str(tmp_path / "first"), lora=Lora(4, 6, 0.0, ("query",)), devices="cpu")
+    config = tmp_path / "first" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_rslora": True}))
+    with pytest.raises(UserError, match="have use_rslora"):
+        Encoder(str(tmp_path / "first"), lora=LORA, devices="cpu")
 
 
 @pytest.mark.parametrize(
