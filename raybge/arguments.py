@@ -145,16 +145,14 @@ class TrainArguments(ModelArguments, CommonArguments):
     normlized: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normalize_embeddings",))
     fix_position_embedding: bool = flag(False, MODEL, "keep the position embeddings as they are")
 
-    use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and leave the model's weights", unbuilt=True)
-    lora_rank: int = flag(64, LORA, "rank of the adapters", unbuilt=True)
-    lora_alpha: float = flag(16, LORA, "adapters are scaled by alpha / rank", unbuilt=True)
-    lora_dropout: float = flag(0.1, LORA, "dropout in front of the adapters", unbuilt=True)
+    use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and leave the model's weights")
+    lora_rank: int = flag(64, LORA, "rank of the adapters")
+    lora_alpha: float = flag(16, LORA, "adapters are scaled by alpha / rank")
+    lora_dropout: float = flag(0.1, LORA, "dropout in front of the adapters")
     target_modules: list[str] | None = flag(
-        None, LORA, "names of the linear layers that get adapters; left out: all but embeddings", unbuilt=True
+        None, LORA, "names of the linear layers that get adapters; left out: all but embeddings and heads"
     )
-    save_merged_lora_model: bool = flag(
-        False, LORA, "save the model with the adapters merged in, not the adapters", unbuilt=True
-    )
+    save_merged_lora_model: bool = flag(False, LORA, "save the whole model with the adapters added, not the adapters")
 
     train_group_size: int = flag(8, DATA, "passages of a group: one positive, the rest negatives")
     query_max_len: int = flag(32, DATA, "longest query in tokens")

@@ -25,7 +25,7 @@ from raybge.data.survey import Survey
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
-from raybge.model.embedding import EmbeddingModel, max_positions
+from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.negatives import Objective
 from raybge.stream_trainer import Reporter, StreamTrainer
@@ -55,6 +55,7 @@ class WorkerConfig:
     cpus: int
     reading_cpus: float
     fix_position_embedding: bool
+    merge_adapters: bool
     pad_to_multiple_of: int | None
     logging_dir: str | None
     board: Board
@@ -103,7 +104,7 @@ def _arguments(config: WorkerConfig) -> transformers.TrainingArguments:
 def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int) -> StreamTrainer:
     encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
     if config.fix_position_embedding:
-        _freeze_positions(encoder.model)
+        encoder.model.freeze_positions()
     if args.torch_compile:
         # The network alone: around it are ragged lists, which a compiler would only break its graph at.
         backend, mode = args.torch_compile_backend, args.torch_compile_mode
@@ -156,14 +157,6 @@ def _clipped(lengths: dict[str, int], encoder: Encoder) -> dict[str, int]:
     return {name: min(value, room) if room else value for name, value in lengths.items()}
 
 
-def _freeze_positions(model: EmbeddingModel) -> None:
-    frozen = [p for name, p in model.named_parameters() if "position_embeddings" in name]
-    if not frozen:
-        raise UserError("--fix_position_embedding: this model has no table of position embeddings")
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-
-
 def _report_to_ray(folder: Path) -> None:
     """Tell Ray Train of a checkpoint. It lies where it should: what Ray keeps is a pointer of a few bytes."""
     import ray.train
@@ -203,7 +196,7 @@ def _write_result(
 
     aside = Path(config.output_dir) / HIDDEN / "model"
     shutil.rmtree(aside, ignore_errors=True)
-    trainer.encoder.save(aside, weights)
+    trainer.encoder.save(aside, weights, config.merge_adapters)
     history = trainer.state.log_history
     before = next((_measured(e) for e in history if _measured(e) and not e["step"]), None)
     plain = {name.removeprefix("eval_"): value for name, value in (before or {}).items()}

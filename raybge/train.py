@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raybge.data.order import Order
     from raybge.data.survey import Survey
     from raybge.loop import WorkerConfig
+    from raybge.model.lora import Lora
     from raybge.validation import ValidationConfig
 
 
@@ -132,6 +133,7 @@ def _check(arguments: TrainArguments) -> Path:
         arguments.passage_instruction_format,
     ).prefixes()
     check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
+    _lora(arguments)
     for name, place in (
         ("output_dir", arguments.training["output_dir"]),
         ("storage_path", arguments.storage_path),
@@ -173,6 +175,30 @@ def _check_output(arguments: TrainArguments, output: Path) -> None:
 def _storage(arguments: TrainArguments, output: Path) -> Path:
     """Where checkpoints lie."""
     return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+
+
+def _lora(arguments: TrainArguments) -> Lora | None:
+    """The adapters that the flags ask for; None for none."""
+    from raybge.flags import declared
+    from raybge.model.lora import Lora
+
+    if not arguments.use_lora:
+        flags = declared(TrainArguments)
+        for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
+            if getattr(arguments, name) != flags[name].default:
+                raise UserError(f"--{name} says something of adapters: it needs --use_lora")
+        return None
+    if arguments.fix_position_embedding:
+        raise UserError("--fix_position_embedding: with --use_lora only the adapters are trained anyway")
+    if arguments.config_name and not arguments.save_merged_lora_model:
+        raise UserError("--config_name: adapters carry no configuration of their own: add --save_merged_lora_model")
+    targets = arguments.target_modules
+    return Lora(
+        arguments.lora_rank,
+        arguments.lora_alpha,
+        arguments.lora_dropout,
+        None if targets is None else tuple(targets),
+    )
 
 
 def _device_batch(arguments: TrainArguments) -> int:
@@ -341,6 +367,7 @@ def _worker_config(
             config_name=arguments.config_name,
             token=arguments.token,
             use_fast_tokenizer=arguments.use_fast_tokenizer,
+            lora=_lora(arguments),
         ),
         lengths=dict(query_max_len=arguments.query_max_len, passage_max_len=arguments.passage_max_len),
         draws=dict(
@@ -364,6 +391,7 @@ def _worker_config(
         cpus=plan.cpus,
         reading_cpus=reading,
         fix_position_embedding=arguments.fix_position_embedding,
+        merge_adapters=arguments.save_merged_lora_model,
         pad_to_multiple_of=arguments.pad_to_multiple_of,
         logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
         board=board,

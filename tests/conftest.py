@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import settings
+from tiny import make_tiny
 
 # Set here, at import: Ray and Hugging Face read these when first imported; Ray's workers inherit them.
 os.environ.update(
@@ -40,31 +41,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     Its words are those of the fixture `words`; anything else is one unknown token, so texts that differ in
     their words differ in their vectors.
     """
-    import tokenizers
-    import torch
-    import transformers
-
     from raybge.model.folder import FolderSettings, write_settings
 
     folder = tmp_path_factory.mktemp("tiny_model")
-    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    core.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(vocab),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    size = {"vocab_size": 4 + len(WORDS), "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
+    make_tiny(folder, pooler=False, words=WORDS, **size)
     write_settings(folder, FolderSettings(pooling="mean", normalize=True, max_length=16), 32, {})
     return str(folder)

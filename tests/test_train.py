@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import torch
 from tiny import make_tiny
 
 from raybge import train as train_module
@@ -24,7 +23,6 @@ from raybge.data.source import transcode
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
 from raybge.data.tokens import TextTokenizer
-from raybge.errors import UserError
 from raybge.flags import build, declared
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
@@ -239,6 +237,28 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
     assert np.abs(ours - before).max() > 1e-2
 
 
+def test_adapters_of_a_decoder(data, tmp_path):
+    """On two workers, each of which waits for the gradient of every adapter; then merged, into the same folder."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("peft")
+    base = make_tiny(tmp_path / "base", "qwen3")
+    flags = flags_of(base, data, tmp_path / "out", num_workers=2, max_steps=3, save_strategy="no")
+    flags |= {"use_lora": True, "lora_rank": 4, "learning_rate": 0.01, "gradient_checkpointing": True}
+    texts = ["what is a lane", "we read and sort the text by length"]
+    weights = {"config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"}
+    found = []
+    for merge in (False, True):
+        finetune(**flags, save_merged_lora_model=merge, overwrite_output_dir=merge)
+        present = {name for name in weights if (tmp_path / "out" / name).is_file()}
+        assert present == {name for name in weights if name.startswith("adapter") != merge}
+        ours = Encoder(str(tmp_path / "out")).encode_corpus(texts)
+        peer = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+        np.testing.assert_allclose(peer.encode(texts), ours, atol=1e-5)
+        found.append(ours)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
+    assert np.abs(found[0] - Encoder(base).encode_corpus(texts)).max() > 1e-2
+
+
 # --- what stops it ----------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +352,11 @@ def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
         ({"learning_rat": 1e-5}, "did you mean --learning_rate?"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio"),
         ({"seed": -1}, "--seed"),
+        ({"lora_rank": 8}, "--lora_rank says something of adapters: it needs --use_lora"),
+        ({"save_merged_lora_model": True}, "it needs --use_lora"),
+        ({"use_lora": True, "lora_rank": 0}, "--lora_rank must be at least 1"),
+        ({"use_lora": True, "fix_position_embedding": True}, "--fix_position_embedding"),
+        ({"use_lora": True, "config_name": "other"}, "--config_name"),
     ],
 )
 def test_flags_that_cannot_be_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, says):
@@ -375,6 +400,11 @@ OTHER = {
     "query_instruction_format": "{}: {}",
     "passage_instruction_format": "{}: {}",
 }
+# what a flag is of use with
+NEEDS = {
+    name: {"use_lora": True}
+    for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model")
+}
 
 
 def worker_config(arguments: TrainArguments, folder: Path) -> str:
@@ -404,6 +434,7 @@ def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
         pytest.skip("has a test of its own, or is needed always")
     numbers = {"bool": f.default is False, "int": 7, "float": 0.25, "str": "other", "json": {"a": 1}}
     value = OTHER.get(name, numbers[f.kind])
+    given |= NEEDS.get(name, {})
     changed = build(TrainArguments, {**given, name: [value] if f.many else value})
     assert worker_config(changed, tmp_path) != worker_config(build(TrainArguments, given), tmp_path)
 
@@ -420,15 +451,3 @@ def test_lengths_are_cut_to_what_the_model_holds(tiny):
 
     cut = _clipped({"query_max_len": 8, "passage_max_len": 999}, Encoder(tiny))
     assert cut == {"query_max_len": 8, "passage_max_len": 32}
-
-
-def test_position_embeddings_can_be_kept(tiny):
-    from raybge.loop import _freeze_positions
-
-    model = Encoder(tiny).model
-    _freeze_positions(model)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and "pooler" not in name}
-    assert frozen == {"backbone.embeddings.position_embeddings.weight"}
-    model.backbone.embeddings.position_embeddings = torch.nn.Identity()
-    with pytest.raises(UserError, match="--fix_position_embedding"):
-        _freeze_positions(model)

@@ -1,51 +1,107 @@
-"""A tiny random model with its tokenizer, made in a second."""
+"""Tiny random models with their tokenizers, one of each family, made in a second."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 SENTENCE = "what is a lane row block of the text that we read and sort by length in chunks on one node"
-SPECIAL = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "roberta": ["<s>", "<pad>", "</s>", "<unk>"]}
+WORDS = [*SENTENCE.split(), "##s"]
+ENCODERS = ("bert", "roberta", "distilbert", "mpnet", "modernbert", "nomic_bert")
+DECODERS = ("qwen3", "llama", "gpt2")
+KINDS = ENCODERS + DECODERS
 
 
-def make_tiny(folder: Path, kind: str = "bert", pooler: bool = True, dropout: float = 0.1) -> str:
-    """Write a random model of two layers for texts of 32 tokens, kind "bert" or "roberta", and return its folder.
+def make_tiny(
+    folder: Path,
+    kind: str = "bert",
+    pooler: bool = True,
+    dropout: float = 0.1,
+    head: bool = False,
+    words: Sequence[str] = WORDS,
+    **more: Any,
+) -> str:
+    """Write a random model of two layers for texts of 32 tokens and return its folder.
 
-    It has weights, configuration and tokenizer, and none of sentence-transformers' files.
+    It has weights, configuration and tokenizer, and none of sentence-transformers' files. `kind` is one of KINDS, with
+    what the family is known for: roberta and mpnet number positions behind the padding's id, modernbert's second layer
+    sees 4 tokens to each side, qwen3's tokenizer ends a text with a token and pads on the left, llama's begins it with
+    one and has none for padding, gpt2's adds nothing.
+
+    Args:
+        head: with a language model's head.
+        words: all that the tokenizer knows, at most 60; more with `vocab_size`.
+        more: of the configuration.
     """
     import torch
     import transformers
 
     torch.manual_seed(0)
-    size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    size |= {"intermediate_size": 32, "initializer_range": 0.5}
-    size |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    if kind == "bert":
-        config = transformers.BertConfig(**size, max_position_embeddings=32, pad_token_id=0)
-        model = transformers.BertModel(config, pooler)
-    else:
-        special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-        config = transformers.RobertaConfig(**size, **special, max_position_embeddings=34, type_vocab_size=1)
-        model = transformers.RobertaModel(config, pooler)
+    config = transformers.AutoConfig.for_model(kind, **{**_settings(kind, dropout), **more})
+    auto: Any = transformers.AutoModel
+    if head:
+        auto = transformers.AutoModelForCausalLM if kind in DECODERS else transformers.AutoModelForMaskedLM
+    options = {} if pooler or head else {"add_pooling_layer": False}
+    model = auto.from_config(config, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and "bias" in name:
+                parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
     model.save_pretrained(folder)
-    _tokenizer(kind).save_pretrained(folder)
+    tokenizer(kind, words).save_pretrained(folder)
     return str(folder)
 
 
-def _tokenizer(kind: str) -> Any:
+def _settings(kind: str, dropout: float) -> dict[str, Any]:
+    """Of the configuration: two layers, 16 wide, two heads, weights large enough to tell texts apart."""
+    size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 32, "initializer_range": 0.5, "max_position_embeddings": 32, "pad_token_id": 0}
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    rope = {"num_key_value_heads": 1, "head_dim": 8, "attention_dropout": dropout, "bos_token_id": 2, "eos_token_id": 3}
+    behind = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": 34}
+    special = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    own: dict[str, dict[str, Any]] = {
+        "bert": dropouts,
+        "nomic_bert": dropouts,
+        "roberta": {**dropouts, **behind, "type_vocab_size": 1},
+        "mpnet": {**dropouts, **behind},
+        "modernbert": {**special, "local_attention": 8, "attention_dropout": dropout, "embedding_dropout": dropout},
+        "qwen3": rope,
+        "llama": {**rope, "pad_token_id": None},
+    }
+    if kind == "distilbert":
+        names = {"vocab_size": 64, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "initializer_range": 0.5}
+        return {**names, "max_position_embeddings": 32, "dropout": dropout, "attention_dropout": dropout}
+    if kind == "gpt2":
+        names = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.5}
+        return {
+            **names,
+            **{f"{part}_pdrop": dropout for part in ("resid", "embd", "attn")},
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
+    return {**size, **own[kind]}
+
+
+def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
+    """Splits at white space; anything but `words` is one unknown token."""
     import tokenizers
     import transformers
 
-    special = SPECIAL[kind]
+    special = (
+        ["<s>", "<pad>", "</s>", "<unk>"] if kind in ("roberta", "mpnet") else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    )
     vocab = {word: i for i, word in enumerate(special + SENTENCE.split() + ["##s"])}
-    if kind == "bert":
-        pad, unknown, first, last = special
-    else:
-        first, pad, last, unknown = special
+    pad, unknown, first, last = (special[1], special[3], special[0], special[2]) if special[0] == "<s>" else special
     core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=unknown))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    around = {"qwen3": f"$A {last}", "llama": f"{first} $A", "gpt2": "$A"}.get(kind, f"{first} $A {last}")
     core.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{first} $A {last}", special_tokens=[(first, vocab[first]), (last, vocab[last])]
+        single=around, special_tokens=[(token, vocab[token]) for token in (first, last)]
     )
+    names = {"unk_token": unknown, "bos_token" if kind in DECODERS else "cls_token": first}
+    names |= {"eos_token" if kind in DECODERS else "sep_token": last}
+    if kind not in ("llama", "gpt2"):
+        names["pad_token"] = pad
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=pad, unk_token=unknown, cls_token=first, sep_token=last
+        tokenizer_object=core, padding_side="left" if kind == "qwen3" else "right", **names
     )

@@ -1,15 +1,39 @@
-"""The model card of a run."""
+"""The model card of a result: README.md with the front matter that the hub reads. Nothing in it is made up.
+
+A card is a pure function of what it is given. Paths are cut to their last part and tokens are left out: a card is made
+to be published.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+MAX_ROWS = 20  # of the loss curve's table, and of the evaluation's
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
+_TEXTS = re.compile(r"instruction|prompt")  # flags whose values may hold a slash and are no path
+_NAMES = re.compile(r"(model_name_or_path|config_name|tokenizer_name|guide_model|hub_model_id)$")
+
 
 @dataclass(frozen=True)
 class Card:
-    """What a run's README.md says."""
+    """What a reader of a model wants to know.
+
+    Args:
+        base_model: name on the hub, or an absolute path, of which the last part is shown.
+        data: name and rows of each data set.
+        flags: those that were given and those whose value the run chose, by name.
+        history: `log_history` of transformers' Trainer.
+        before, after: metrics of the base model and of the result; None: not measured.
+        versions: of the libraries.
+    """
 
     base_model: str
     data: list[tuple[str, int]]
@@ -19,10 +43,164 @@ class Card:
     after: dict[str, float] | None
     versions: dict[str, str]
 
-    def text(self) -> str:
-        """The card."""
-        return f"# {self.base_model}\n\nbefore {self.before}, after {self.after}\n"
-
     def write(self, folder: Path) -> None:
-        """Write README.md."""
-        (Path(folder) / "README.md").write_text(self.text())
+        """Write the card as README.md of a model's folder."""
+        (Path(folder) / "README.md").write_text(self.text(), encoding="utf-8")
+
+    def text(self) -> str:
+        """The card in Markdown, front matter first."""
+        sections = [
+            self._front_matter(),
+            self._opening(),
+            _USE,
+            self._metrics(),
+            self._data(),
+            self._curve(),
+            self._evaluations(),
+            self._flags(),
+            self._versions(),
+        ]
+        return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+    @property
+    def _on_hub(self) -> bool:
+        return _HUB_NAME.fullmatch(self.base_model) is not None
+
+    def _front_matter(self) -> str:
+        about: dict[str, Any] = {
+            "library_name": "sentence-transformers",
+            "pipeline_tag": "sentence-similarity",
+            "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "raybge"],
+        }
+        if self._on_hub:
+            about["base_model"] = self.base_model
+        return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
+
+    def _opening(self) -> str:
+        name = base_name(self.base_model)
+        base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self._on_hub else f"`{name}`"
+        title = name.rsplit("/", 1)[-1]
+        return (
+            f"# {title}, fine-tuned\n\nAn embedding model: texts become vectors, near one another where one answers "
+            f"the other. Fine-tuned from {base} with raybge."
+        )
+
+    def _metrics(self) -> str:
+        if not self.before and not self.after:
+            return ""
+        before, after = self.before or {}, self.after or {}
+        rows = [[name, _number(before.get(name)), _number(after.get(name))] for name in {**before, **after}]
+        return "## Results\n\n" + _table(["metric", "before", "after"], rows)
+
+    def _data(self) -> str:
+        if not self.data:
+            return ""
+        rows = [[f"`{base_name(name)}`", f"{count:,}"] for name, count in self.data]
+        if len(rows) > 1:
+            rows.append(["all", f"{sum(count for _, count in self.data):,}"])
+        return "## Training data\n\nGroups of a query, passages that answer it and passages that do not.\n\n" + _table(
+            ["data set", "rows"], rows
+        )
+
+    def _curve(self) -> str:
+        entries = [entry for entry in self.history if "loss" in entry]
+        if not entries:
+            return ""
+        names = ["step", "epoch", "loss", "learning_rate"]
+        rows = [[_number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
+        return "## Loss while training\n\n" + _table([name.replace("_", " ") for name in names], rows)
+
+    def _evaluations(self) -> str:
+        entries = [entry for entry in self.history if any(_is_metric(name) for name in entry)]
+        if not entries:
+            return ""
+        metrics = list(dict.fromkeys(name for entry in entries for name in entry if _is_metric(name)))
+        names = ["step", "epoch", *metrics]
+        rows = [[_number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
+        heads = [name.removeprefix("eval_") for name in names]
+        return "## Evaluation while training\n\n" + _table(heads, rows)
+
+    def _flags(self) -> str:
+        rows = [
+            [f"`{name}`", _shown(name, value)]
+            for name, value in sorted(self.flags.items())
+            if not _SECRET.search(name) and value is not None
+        ]
+        return "## Flags\n\n" + _table(["flag", "value"], rows) if rows else ""
+
+    def _versions(self) -> str:
+        if not self.versions:
+            return ""
+        return "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in sorted(self.versions.items()))
+
+
+_USE = """## How to use it
+
+With sentence-transformers; each side's prompt, if the model has one, is put in front by itself:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/of/this/folder")
+queries = model.encode_query(["what is a lane?"])
+passages = model.encode_document(["A lane is a part of the road."])
+scores = model.similarity(queries, passages)
+```
+
+With raybge:
+
+```python
+import raybge
+
+encoder = raybge.Encoder("path/of/this/folder")
+scores = encoder.encode_queries(["what is a lane?"]) @ encoder.encode_corpus(["A lane is a part of the road."]).T
+```"""
+
+
+def base_name(path: str) -> str:
+    """The last part of a path or URI; a name on the hub as it is."""
+    if _HUB_NAME.fullmatch(path) and not path.startswith("."):
+        return path
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+
+
+def thinned(entries: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """At most `most` entries at even distances, first and last among them."""
+    if len(entries) <= most:
+        return list(entries)
+    return [entries[round(i * (len(entries) - 1) / (most - 1))] for i in range(most)]
+
+
+def _is_metric(name: str) -> bool:
+    """A metric of an evaluation, and not how long it took."""
+    return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else f"{value:,}"
+
+
+def _shown(name: str, value: Any) -> str:
+    """A flag's value as code in a table's cell."""
+    text = json.dumps(_without_paths(name, value), ensure_ascii=False, default=str)
+    fence = "``" if "`" in text else "`"
+    return f"{fence}{text}{fence}".replace("|", "\\|")
+
+
+def _without_paths(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(key, each) for key, each in value.items() if not _SECRET.search(str(key))}
+    if isinstance(value, list | tuple):
+        return [_without_paths(name, each) for each in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str) or _TEXTS.search(name):
+        return value
+    return base_name(value) if _NAMES.search(name) else re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -23,7 +23,8 @@ class EmbeddingModel(nn.Module):
 
     Args:
         backbone: a transformers model whose output has `last_hidden_state`.
-        pooling: "cls" (first token), "mean" (over the text's tokens), "last_token". UserError for any other.
+        pooling: "cls" (first token), "mean" (over the text's tokens), "last_token". UserError for any other, and for
+            "cls" where no token sees those behind it.
         normalize: divide each vector by its length.
     """
 
@@ -31,6 +32,11 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if pooling == "cls" and is_causal(backbone):
+            raise UserError(
+                "pooling 'cls': this model is a decoder, its first token sees nothing of the text behind it; "
+                "expected last_token or mean"
+            )
         self.backbone = backbone
         self.pooling = pooling
         self.normalize = normalize
@@ -42,7 +48,7 @@ class EmbeddingModel(nn.Module):
     @property
     def dim(self) -> int:
         """Width D of a vector."""
-        return int(self._config.hidden_size)
+        return int(self._config.get_text_config().hidden_size)
 
     @property
     def _config(self) -> Any:
@@ -65,9 +71,19 @@ class EmbeddingModel(nn.Module):
             mask_BT1 = attention_mask_BT.unsqueeze(-1)
             e_BD = (h_BTD.float() * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1)
         else:
-            last_B = attention_mask_BT.sum(dim=1).clamp(min=1) - 1
-            e_BD = h_BTD[torch.arange(len(last_B), device=h_BTD.device), last_B].float()
+            length_B = attention_mask_BT.sum(dim=1)
+            h_BD = h_BTD[torch.arange(len(length_B), device=h_BTD.device), length_B.clamp(min=1) - 1]
+            # a text of no token, which tokenizers without special tokens make of "", is the zero vector
+            e_BD = h_BD.float().where(length_B.unsqueeze(1) > 0, 0.0)
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
+
+    def freeze_positions(self) -> None:
+        """Keep the table of position embeddings as it is. UserError where the model has none."""
+        tables = position_tables(self.backbone)
+        if not tables:
+            raise UserError("--fix_position_embedding: this model has no table of position embeddings")
+        for table in tables:
+            table.requires_grad_(False)
 
     def embed(
         self,
@@ -146,14 +162,32 @@ def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None
     return chunks
 
 
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether a token sees only those before it, as in a decoder."""
+    config = backbone.config
+    # decoders that were made to see both ways say so in one of these words
+    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
+        return False
+    return any(getattr(module, "is_causal", False) is True for module in backbone.modules())
+
+
+def position_tables(backbone: nn.Module) -> list[nn.Embedding]:
+    """The learned tables of absolute positions, under the names that transformers' families give them."""
+    return [
+        module
+        for name, module in backbone.named_modules()
+        if name.rsplit(".", 1)[-1] in ("position_embeddings", "wpe", "embed_positions")
+        and isinstance(module, nn.Embedding)
+    ]
+
+
 def max_positions(backbone: nn.Module) -> int | None:
     """The longest text in tokens that the model can hold, None where nothing limits it.
 
     RoBERTa-like models start counting after the padding's id: their table of 514 positions holds 512 tokens.
     """
-    for name, module in backbone.named_modules():
-        if name.rsplit(".", 1)[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - offset
-    limit = getattr(backbone.config, "max_position_embeddings", None)
+    for table in position_tables(backbone):
+        offset = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+        return table.num_embeddings - offset
+    limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit is not None and limit > 0 else None

@@ -12,14 +12,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from raybge.errors import UserError
@@ -29,8 +28,11 @@ from raybge.model.folder import (
     Instructions,
     check_model_folder,
     read_settings,
+    remove_weights,
     write_settings,
 )
+from raybge.model.loading import Source, load_backbone, load_tokenizer
+from raybge.model.lora import Lora, load_adapters, merged_weights
 
 __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", "read_settings"]
 
@@ -43,8 +45,8 @@ class Encoder:
     """An embedding model with its tokenizer, on one device. Called as FlagEmbedding's FlagModel is.
 
     An argument left None is what the model's folder says: pooling, normalising, prompts, maximal length;
-    where it says nothing: cls, normalised, no prompt, what the model can hold. Half precision is on for a GPU
-    and never on a CPU, where it would round the weights and gain nothing.
+    where it says nothing: an encoder's first token or a decoder's last, normalised, no prompt, what the model can
+    hold. Half precision is on for a GPU and never on a CPU, where it would round the weights and gain nothing.
 
     Args:
         model_name_or_path: a local folder, or a model's name on the hub.
@@ -54,6 +56,8 @@ class Encoder:
         batch_size: texts of full length that a chunk may hold; of shorter ones it holds more. On a CPU a
             chunk is never above what is fast there.
         query_max_length, passage_max_length: in tokens, special ones included; at most what the model holds.
+        lora: train adapters instead of the weights. Without it a folder of adapters is opened as the whole model that
+            they make of their base; with it they are trained further.
 
     Raises:
         UserError: no model there, or one whose vectors raybge could not reproduce.
@@ -80,6 +84,7 @@ class Encoder:
         config_name: str | None = None,
         token: str | bool | None = None,
         use_fast_tokenizer: bool = True,
+        lora: Lora | None = None,
     ) -> None:
         check_model_folder(model_name_or_path, "--model_name_or_path")
         self.settings = read_settings(model_name_or_path, cache_dir, token)
@@ -92,20 +97,11 @@ class Encoder:
         )
         self.device = _device(devices)
         self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
-        hub = {"cache_dir": cache_dir, "token": token, "trust_remote_code": trust_remote_code}
-        backbone = _load_backbone(
-            model_name_or_path,
-            config_name,
-            self.settings.subfolder,
-            torch.float16 if self.use_fp16 else torch.float32,
-            hub,
-        )
-        self.tokenizer = _load_tokenizer(
-            tokenizer_name or model_name_or_path,
-            "" if tokenizer_name else self.settings.subfolder,
-            {**hub, "use_fast": use_fast_tokenizer},
-            self.settings.lower_case,
-        )
+        self._source = Source(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
+        self.lora = lora
+        backbone = load_backbone(self._source, torch.float16 if self.use_fp16 else torch.float32, lora)
+        self._weights = frozenset(backbone.state_dict())
+        self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         self.model = EmbeddingModel(
             backbone,
             pooling_method or self.settings.pooling,
@@ -231,12 +227,22 @@ class Encoder:
         result = e_ND[0] if one else e_ND
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
 
-    def save(self, path: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save(
+        self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None, merge_adapters: bool = False
+    ) -> None:
         """Write the model as a sentence-transformers folder, which transformers and FlagEmbedding open too.
 
         The maximal length it carries is the larger of the queries' and the passages'; its prompts are the
-        instructions in use. The model card is the caller's. Raises UserError for an instruction format that
-        puts something behind the text: such a folder can only say what comes before it.
+        instructions in use. The model card is the caller's.
+
+        Args:
+            path: the folder; a model that is there is replaced.
+            state_dict: the weights to write, named as in a `ContrastiveModel`, where those in memory are not whole
+                (sharded over workers) or not under their names (compiled). None: those in memory.
+            merge_adapters: with `lora`, write the whole model that base and adapters amount to, not the adapters.
+
+        Raises UserError for an instruction format that puts something behind the text: such a folder can only say
+        what comes before it.
         """
         settings = dataclasses.replace(
             self.settings,
@@ -245,26 +251,75 @@ class Encoder:
             prompts={**self.settings.prompts, **self.instructions.prefixes()},
             max_length=max(self.query_max_length, self.passage_max_length),
         )
-        backbone: Any = self.model.backbone
-        own = {k.removeprefix("embedding.backbone."): v for k, v in (state_dict or {}).items()} or None
-        backbone.save_pretrained(path, state_dict=own)
-        mode = (Path(path) / "config.json").stat().st_mode
-        for weights in Path(path).glob("*.safetensors"):
-            weights.chmod(mode)  # safetensors writes files that only their owner can read
+        own = None if state_dict is None else self._own(state_dict)
+        folder = Path(path)
+        remove_weights(folder)
+        if merge_adapters and self.lora:
+            self._save_whole(folder, own)
+        else:
+            self._backbone.save_pretrained(folder, state_dict=own)
         # a fast tokenizer keeps the last call's truncation and would write it
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = settings.max_length
         if tokenizer.is_fast:
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
-        tokenizer.save_pretrained(path)
+        tokenizer.save_pretrained(folder)
         versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
-        write_settings(path, settings, self.dim, versions)
+        write_settings(folder, settings, self.dim, versions)
+        mode = (folder / "modules.json").stat().st_mode
+        for weights in folder.glob("*.safetensors"):
+            weights.chmod(mode)  # safetensors writes files that only their owner can read
+
+    def _save_whole(self, folder: Path, own: Mapping[str, Tensor] | None) -> None:
+        """Write the plain model that base and adapters amount to, without making it."""
+        backbone = self._backbone
+        weights = merged_weights(backbone, backbone.state_dict() if own is None else own)
+        with torch.device("meta"):
+            shell = transformers.AutoModel.from_config(
+                copy.deepcopy(backbone.config),
+                dtype=backbone.dtype,
+                trust_remote_code=self._source.trust_remote_code,
+            )
+        shell.save_pretrained(folder, state_dict=weights)
 
     def load_weights(self, path: str | Path) -> None:
-        """Load the weights of a folder that `save` wrote, in place."""
-        backbone: Any = self.model.backbone
-        backbone.load_state_dict(type(backbone).from_pretrained(path).state_dict())
+        """Copy the weights of a folder that `save` wrote into the model in memory, in place; adapters into adapters.
+
+        Raises UserError for a folder whose weights are not exactly this model's.
+        """
+        check_model_folder(str(path), "the checkpoint")
+        settings = read_settings(str(path))
+        if (settings.base is None) != (self.lora is None):
+            kind = "a whole model" if settings.base is None else "adapters"
+            raise UserError(f"the checkpoint {path} holds {kind}: expected what --use_lora, or its absence, makes")
+        if self.lora:
+            load_adapters(self._backbone, str(path), {})
+            return
+        # through transformers: some models have other names for their weights in a file than in memory
+        source = Source(str(path), settings, trust_remote_code=self._source.trust_remote_code)
+        weights = load_backbone(source, self._backbone.dtype).state_dict()
+        try:
+            self._backbone.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint {path} holds another model than this: {error}") from error
+
+    @property
+    def _backbone(self) -> Any:
+        return self.model.backbone
+
+    def _own(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The transformers model's part of a ContrastiveModel's state_dict."""
+        own = {}
+        for name, tensor in state_dict.items():
+            # what torch.compile puts in between
+            _, mark, rest = name.replace("_orig_mod.", "").partition("embedding.backbone.")
+            if mark:
+                own[rest] = tensor
+        if own.keys() != self._weights:
+            differ = sorted(own.keys() ^ self._weights)
+            raise ValueError(f"not the weights of this model: {', '.join(differ[:5])} ({len(differ)} in all)")
+        return own
 
 
 @contextlib.contextmanager
@@ -286,44 +341,3 @@ def _device(devices: str | int | Sequence[str | int] | None) -> torch.device:
             raise UserError(f"an Encoder holds one device, found {list(devices)}; the commands use all of them")
         devices = devices[0]
     return torch.device(f"cuda:{devices}" if isinstance(devices, int) else devices)
-
-
-def _load_backbone(
-    name: str, config_name: str | None, subfolder: str, dtype: torch.dtype, hub: dict[str, Any]
-) -> nn.Module:
-    """The transformers model, all weights from the file: a missing one would be random, without a word."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            config_name or name, subfolder="" if config_name else subfolder, **hub
-        )
-        backbone, loading = transformers.AutoModel.from_pretrained(
-            name, config=config, subfolder=subfolder, dtype=dtype, output_loading_info=True, **hub
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, damaged, of another size
-        raise UserError(f"the model {name} does not load: {_first_line(error)}") from error
-    missing = {key for key in loading["missing_keys"] if not key.startswith("pooler.")}
-    if missing:
-        raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in all)")
-    if loading["missing_keys"]:
-        backbone.pooler = None  # not in the file and used by nothing here: not saved with random weights either
-    return backbone
-
-
-def _load_tokenizer(name: str, subfolder: str, options: dict[str, Any], lower_case: bool) -> Any:
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, subfolder=subfolder, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {name} does not load: {_first_line(error)}") from error
-    if lower_case and not tokenizer.is_fast:
-        raise UserError(f"the folder of {name} asks for lower case, which a slow tokenizer cannot be told")
-    if lower_case:
-        from tokenizers import normalizers
-
-        own = tokenizer.backend_tokenizer.normalizer
-        parts = [normalizers.Lowercase()] + ([] if own is None else [own])
-        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
-    return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,7 @@
 
 Nothing here imports torch, so a command can check the model's folder before it pays for loading anything.
 The layout is sentence-transformers' (https://www.sbert.net/docs/package_reference/sentence_transformer/modules.html);
-a folder without it is read by the recipe's defaults: the first token's vector, normalised.
+a folder without it is read by the recipe's defaults, normalised: an encoder's first token, a decoder's last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raybge.errors import UserError
+from raybge.model.lora import require_peft
 
 POOLINGS = ("cls", "mean", "last_token")
 
@@ -23,6 +24,13 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+)
+_ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# decoders by their configuration's `model_type`, where `architectures` names the bare model
+_DECODERS = frozenset(
+    """bloom cohere falcon gemma gemma2 gemma3_text gpt2 gpt_neo gpt_neox gptj granite llama ministral mistral mixtral
+    modernbert-decoder olmo olmo2 opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe smollm3 stablelm starcoder2""".split()
 )
 # sentence-transformers' words for a pooling, in today's single setting and in the older row of booleans
 _POOLING_OF_MODE = {"cls": "cls", "mean": "mean", "lasttoken": "last_token"}
@@ -45,7 +53,8 @@ class FolderSettings:
     `prompts` has the keys "query" and "document" where the folder gives them, beside others it may name; a
     prompt is put in front of the text. `max_length` counts tokens, special ones included; None: the folder
     does not say. `source` is "modules.json", or "default" when the folder has none. `subfolder` is where the
-    weights lie inside the folder (old sentence-transformers folders have them in "0_Transformer").
+    weights lie inside the folder (old sentence-transformers folders have them in "0_Transformer"). `base` is set where
+    the folder holds low-rank adapters: the model that they belong to; `adapter` is then their adapter_config.json.
     """
 
     pooling: str = "cls"
@@ -56,6 +65,8 @@ class FolderSettings:
     source: str = "default"
     lower_case: bool = False
     subfolder: str = ""
+    base: str | None = None
+    adapter: dict[str, Any] = field(default_factory=dict)
 
 
 def read_settings(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> FolderSettings:
@@ -78,6 +89,15 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     modules = read("modules.json")
     if modules is not None:
         _read_modules(path, modules, read, settings)
+    settings.adapter = read_object(_inside(settings.subfolder, _ADAPTER))
+    if settings.adapter:
+        settings.base = _base_of(f"{path}/{_inside(settings.subfolder, _ADAPTER)}", settings.adapter)
+    if settings.source == "default":
+        if settings.base is None:
+            config = read_object("config.json")
+        else:
+            config = _read_json(settings.base, "config.json", cache_dir, token) or {}
+        settings.pooling = "last_token" if _decodes(config) else "cls"
     bert = read_object(_inside(settings.subfolder, "sentence_bert_config.json"))
     if bert.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise UserError(f"{path}: the task {bert['transformer_task']!r} is not one of an embedding model")
@@ -94,6 +114,21 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     if settings.default_prompt_name is not None and settings.default_prompt_name not in settings.prompts:
         raise UserError(f"{path}: the default prompt {settings.default_prompt_name!r} is not among its prompts")
     return settings
+
+
+def _base_of(where: str, adapter: Mapping[str, Any]) -> str:
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{where}: base_model_name_or_path is missing: which model do the adapters belong to?")
+    if os.path.isabs(base) and not os.path.isdir(base):
+        raise UserError(f"{where}: the adapters belong to the model {base}, and no such folder is here")
+    return base
+
+
+def _decodes(config: Mapping[str, Any]) -> bool:
+    """Whether config.json is that of a decoder, whose first token knows nothing of the text behind it."""
+    names = [str(name) for name in config.get("architectures") or []]
+    return config.get("model_type") in _DECODERS or any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names)
 
 
 def _read_modules(path: str, modules: Any, read: Any, settings: FolderSettings) -> None:
@@ -181,10 +216,29 @@ def check_model_folder(path: str, flag: str) -> None:
     if isinstance(modules, list) and modules and isinstance(modules[0], dict):
         places = [str(modules[0].get("path") or "")]
     place = os.path.join(path, places[0])
-    if not os.path.isfile(os.path.join(place, "config.json")):
+
+    def has(*names: str) -> bool:
+        return any(os.path.isfile(os.path.join(place, name)) for name in names)
+
+    if has(_ADAPTER):
+        if has(*_WEIGHTS):
+            raise UserError(f"{flag} {path}: both a model's weights and adapters ({_ADAPTER}) are here: remove one")
+        if not has(*_ADAPTER_WEIGHTS):
+            raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_ADAPTER_WEIGHTS)}")
+        require_peft(f"{flag} {path}, which holds adapters,")
+        return
+    if not has("config.json"):
         raise UserError(f"{flag} {path}: no model here, config.json is missing")
-    if not any(os.path.isfile(os.path.join(place, name)) for name in _WEIGHTS):
+    if not has(*_WEIGHTS):
         raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_WEIGHTS)}")
+
+
+def remove_weights(path: str | Path) -> None:
+    """Remove an earlier model's weights and adapters from a folder that gets another's: never must both be there."""
+    shards = ("model-?????-of-?????.safetensors", "pytorch_model-?????-of-?????.bin")
+    for pattern in ("config.json", *_WEIGHTS, *shards, _ADAPTER, *_ADAPTER_WEIGHTS):
+        for old in Path(path).glob(pattern):
+            old.unlink()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import make_tiny
@@ -19,9 +20,9 @@ def minilm() -> str:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., str]:
-    """tiny("bert") or tiny("roberta"): a folder of the test's own; see `make_tiny`."""
+    """tiny("bert"), tiny("qwen3"), ...: a folder of the test's own; see `make_tiny`."""
 
-    def make(kind: str = "bert", name: str = "tiny", pooler: bool = True) -> str:
-        return make_tiny(tmp_path / name, kind, pooler)
+    def make(kind: str = "bert", name: str = "tiny", pooler: bool = True, **more: Any) -> str:
+        return make_tiny(tmp_path / name, kind, pooler, **more)
 
     return make

@@ -13,6 +13,7 @@ from raybge.model.folder import (
     Instructions,
     check_model_folder,
     read_settings,
+    remove_weights,
     write_settings,
 )
 
@@ -69,6 +70,37 @@ def test_a_folder_that_sentence_transformers_writes_today(tiny, tmp_path, mode, 
 def test_a_folder_that_says_nothing_has_the_recipes_defaults(tmp_path):
     folder = folder_with(tmp_path, {"config.json": {}, "tokenizer_config.json": {"model_max_length": int(1e30)}})
     assert read_settings(folder) == FolderSettings("cls", True, {}, None, None, "default")
+
+
+@pytest.mark.parametrize(
+    "config, pooling",
+    [
+        ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "last_token"),
+        ({"model_type": "new", "architectures": ["NewForCausalLM"]}, "last_token"),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "last_token"),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "cls"),
+        ({"model_type": "modernbert", "architectures": None}, "cls"),
+    ],
+)
+def test_a_decoder_that_says_nothing_pools_its_last_token(tmp_path, config, pooling):
+    folder = folder_with(tmp_path / "plain", {"config.json": config})
+    assert read_settings(folder).pooling == pooling
+    adapters = folder_with(tmp_path / "adapters", {"adapter_config.json": {"base_model_name_or_path": folder, "r": 8}})
+    found = read_settings(adapters)
+    assert (found.pooling, found.base, found.adapter["r"]) == (pooling, folder, 8)
+    kinds = modules(OLD + "Transformer", OLD + "Pooling")
+    said = {"modules.json": kinds, "1_Pooling/config.json": {"pooling_mode": "mean"}}
+    assert read_settings(folder_with(tmp_path / "plain", said)).pooling == "mean"
+
+
+def test_an_earlier_models_weights_go_and_nothing_else(tmp_path):
+    old = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    old += ["pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors"]
+    kept = ["tokenizer.json", "model_notes.safetensors", "README.md", "train.bin"]
+    folder_with(tmp_path, dict.fromkeys(old + kept, ""))
+    remove_weights(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    remove_weights(tmp_path / "nowhere")
 
 
 def test_a_folder_with_the_weights_inside(tmp_path):

@@ -1,0 +1,143 @@
+"""The model card: read back as the hub and a person would."""
+
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from raybge.model.card import MAX_ROWS, Card, base_name
+
+HISTORY = [
+    {"step": step, "epoch": step / 50, "loss": 2.5 - step / 100, "learning_rate": 1e-5, "grad_norm": 1.0}
+    for step in range(1, 101)
+]
+EVALUATIONS = [
+    {"step": step, "epoch": step / 50, "eval_nDCG@10": 0.5 + step / 1000, "eval_MRR@10": 0.4, "eval_runtime": 9.0}
+    for step in (50, 100)
+]
+SUMMARY = [{"step": 100, "epoch": 2.0, "train_loss": 1.9, "train_runtime": 33.3}]
+CARD = Card(
+    base_model="BAAI/bge-small-en-v1.5",
+    data=[("/home/someone/data/med.jsonl", 12_345), ("s3://bucket/more/web.jsonl", 55)],
+    flags={
+        "learning_rate": 2e-5,
+        "query_instruction_for_retrieval": "Find this and/or that:\n| ",
+        "train_data": ["/home/someone/data/med.jsonl", "s3://bucket/more/web.jsonl"],
+        "output_dir": "../someone/out",
+        "model_name_or_path": "BAAI/bge-small-en-v1.5",
+        "tokenizer_name": "/home/someone/words",
+        "token": "hf_SECRET",
+        "hub_token": "hf_SECRET",
+        "deepspeed": {"path": "/home/someone/nvme", "stage": 3, "api_key": "hf_SECRET"},
+        "use_lora": True,
+        "mrl_dims": None,
+    },
+    history=HISTORY + EVALUATIONS + SUMMARY,
+    before={"nDCG@10": 0.61, "MRR@10": 0.5},
+    after={"nDCG@10": 0.6789, "MRR@10": 0.55},
+    versions={"torch": "2.13.0", "raybge": "0.1.0"},
+)
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """The rows of each section's table below its head."""
+    found = {}
+    for section in text.split("\n## ")[1:]:
+        title, _, body = section.partition("\n")
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in body.splitlines() if line.startswith("|")]
+        found[title] = [[cell.strip() for cell in row] for row in rows[2:]]
+    return found
+
+
+def front_matter(text: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
+
+
+def test_the_card_says_what_it_was_given(tmp_path):
+    CARD.write(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text == CARD.text()
+    about = front_matter(text)
+    assert about["base_model"] == "BAAI/bge-small-en-v1.5"
+    assert about["library_name"] == "sentence-transformers" and about["pipeline_tag"] == "sentence-similarity"
+    assert {"sentence-transformers", "feature-extraction"} <= set(about["tags"])
+    found = tables(text)
+    assert found["Training data"] == [["`med.jsonl`", "12,345"], ["`web.jsonl`", "55"], ["all", "12,400"]]
+    assert found["Results"] == [["nDCG@10", "0.61", "0.6789"], ["MRR@10", "0.5", "0.55"]]
+    assert found["Evaluation while training"] == [["50", "1", "0.55", "0.4"], ["100", "2", "0.6", "0.4"]]
+    flags = dict(found["Flags"])
+    assert flags["`learning_rate`"] == "`2e-05`"
+    assert flags["`train_data`"] == '`["med.jsonl", "web.jsonl"]`'
+    assert flags["`query_instruction_for_retrieval`"] == '`"Find this and/or that:\\n\\| "`'
+    assert flags["`model_name_or_path`"] == '`"BAAI/bge-small-en-v1.5"`'
+    assert "- torch 2.13.0" in text and "- raybge 0.1.0" in text
+
+
+def test_the_curve_is_thinned_but_whole():
+    rows = tables(CARD.text())["Loss while training"]
+    assert len(rows) == MAX_ROWS == 20
+    steps = [int(row[0]) for row in rows]
+    assert (steps[0], steps[-1]) == (1, 100) and steps == sorted(set(steps))
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 6
+    assert {row[0]: row[2] for row in rows} == {str(step): f"{2.5 - step / 100:.4g}" for step in steps}
+    few = replace(CARD, history=HISTORY[:3])
+    assert [row[0] for row in tables(few.text())["Loss while training"]] == ["1", "2", "3"]
+
+
+def test_no_secret_and_no_machines_path():
+    text = CARD.text()
+    for word in ("SECRET", "someone", "/home", "bucket", "token`", "api_key"):
+        assert word not in text
+
+
+def test_a_local_base_model_is_no_hub_name():
+    card = replace(
+        CARD, base_model="/home/someone/models/mine", flags={"model_name_or_path": "/home/someone/models/mine"}
+    )
+    text = card.text()
+    assert "base_model" not in front_matter(text)
+    assert "`mine`" in text and "someone" not in text and "huggingface.co" not in text
+
+
+def test_what_was_not_measured_is_not_there():
+    bare = Card("/m/base", [], {}, [], None, None, {})
+    text = bare.text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["How to use it"]
+    half = replace(CARD, before=None)
+    assert tables(half.text())["Results"] == [["nDCG@10", "", "0.6789"], ["MRR@10", "", "0.55"]]
+    assert "Evaluation while training" not in tables(replace(CARD, history=HISTORY).text())
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("BAAI/bge-m3", "BAAI/bge-m3"),
+        ("gpt2", "gpt2"),
+        ("/a/b/c", "c"),
+        ("../x/y", "y"),
+        ("./y", "y"),
+        ("a/b/c/", "c"),
+        ("s3://b/k/file", "file"),
+        ("C:\\a\\b", "b"),
+        ("~/m/n", "n"),
+    ],
+)
+def test_base_names(path, name):
+    assert base_name(path) == name
+
+
+def test_the_snippets_run(tmp_path, tiny):
+    """As written, but for the folder: both ways give the same, with the prompts that the folder names."""
+    pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    from raybge.model.encoder import Encoder
+
+    folder = str(tmp_path / "model")
+    Encoder(tiny(), query_instruction_for_retrieval="what is ", devices="cpu").save(folder)
+    found = []
+    for code in re.findall(r"```python\n(.*?)```", CARD.text(), re.DOTALL):
+        names: dict = {}
+        exec(code.replace("path/of/this/folder", folder), names)
+        found.append(float(names["scores"][0][0]))
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and abs(found[0]) > 0.01
