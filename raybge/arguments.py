@@ -175,10 +175,10 @@ class TrainArguments(ModelArguments, CommonArguments):
     )
 
     eval_data: list[str] | None = flag(
-        None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs", unbuilt=True
+        None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs"
     )
     eval_corpus: list[str] | None = flag(
-        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data", unbuilt=True
+        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data"
     )
 
     global_batch_size: int | None = flag(
