@@ -38,7 +38,9 @@ def data(tmp_path_factory, words):
         row["neg"] = [texts[j] for j in rng.integers(0, 120, i % 4)]
     rows[3]["pos"] = [texts[3], texts[70], texts[3]]
     rows[4]["pos"] = ["gone", texts[4]]
-    rows[5] = {"query": rows[5]["query"], "positive": texts[5], "prompt": "ak ck "}
+    rows[5] = {"query": rows[5]["query"], "positive": texts[5]}
+    for row in rows[5:20]:
+        row["prompt"] = "cm dn eo "
     folder = tmp_path_factory.mktemp("data")
     corpus = [{"text": text} for text in texts[:100]] + [{"content": text} for text in texts[90:]]
     return write(folder / "corpus.jsonl", corpus), write(folder / "dev.jsonl", rows), texts, rows
