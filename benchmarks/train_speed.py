@@ -17,8 +17,8 @@ Before the clock starts, the losses of all peers on one batch without dropout mu
 round one step of every peer, on the same batch); medians and their ratios are printed.
 
 On a GPU the step runs under bf16 autocast, and the model is a random BERT-base whose tokens are the text's words:
-neither Ray nor faiss nor the MiniLM package is needed. There the share of the matmul rate that the card shows in this run
-is printed too: the model's operations on real tokens (padding is no work) over the step's time.
+neither Ray nor faiss nor the MiniLM package is needed. There the share of the matmul rate that the card shows in this
+run is printed too: the model's operations on real tokens (padding is no work) over the step's time.
 
 With --command the whole `raybge.train` command is measured as well: its own `train_samples_per_second`.
 """
