@@ -3,15 +3,15 @@
     python benchmarks/quality.py --steps 100 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
 
 Both fine-tune MiniLM with the same flags on the same file of groups with mined negatives, one process on the CPU each,
-once a seed; then `raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by its
-own command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`), that is its runner, data set, collator,
+once a seed; then `raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by
+its own command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`), that is its runner, data set, collator,
 model and Trainer. It must be importable:
 
     pip install --no-deps --target DIR FlagEmbedding==1.4.2 peft; PYTHONPATH=DIR python benchmarks/quality.py ...
 
---data names groups with negatives; without it they are mined from medquad's training answers first (`raybge.mine`, ranks
-10 to 210, 7 negatives). Measured are the first --queries rows of medquad's dev split, in a corpus of --corpus passages
-that holds all their answers and otherwise the corpus file's first ones.
+--data names groups with negatives; without it they are mined from medquad's training answers first (`raybge.mine`,
+ranks 10 to 210, 7 negatives). Measured are the first --queries rows of medquad's dev split, in a corpus of --corpus
+passages that holds all their answers and otherwise the corpus file's first ones.
 
 The claim: the mean nDCG@10 over the seeds is at least FlagEmbedding's.
 """
