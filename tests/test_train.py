@@ -316,6 +316,8 @@ OTHER = {
     "cpus_per_worker": None,
     "on_bad_rows": None,  # tested above
     "overwrite_output_dir": None,  # tested above
+    "eval_data": None,  # test_validation.py
+    "eval_corpus": None,
     "storage_path": "elsewhere",
     "sentence_pooling_method": "mean",
     "query_instruction_format": "{}: {}",
