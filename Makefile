@@ -2,6 +2,7 @@
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
 # make test    runs every test
 # make lint    ruff and mypy
+# make bench   speed, memory and quality beside their peers (benchmarks/README.md); hours on a small machine
 # make clean   removes .venv and caches; runs/ stays
 
 HARDWARE := $(shell { nvidia-smi -L || ls /dev/nvidia0; } >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -10,7 +11,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test lint clean FORCE
+.PHONY: venv demo test lint bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -35,6 +36,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
+
+bench: venv
+	$(BIN)/python benchmarks/train_speed.py --passage_len 256 --groups 32 --command --out runs/bench/speed-256.json
+	$(BIN)/python benchmarks/train_speed.py --passage_len 512 --groups 16 --command --out runs/bench/speed-512.json
+	$(BIN)/python benchmarks/memory.py --out runs/bench/memory.json
+	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -176,7 +176,7 @@ class TrainArguments(ModelArguments, CommonArguments):
         None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs"
     )
     eval_corpus: list[str] | None = flag(
-        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data", unbuilt=True
+        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data"
     )
 
     global_batch_size: int | None = flag(
@@ -187,23 +187,21 @@ class TrainArguments(ModelArguments, CommonArguments):
     temperature: float = flag(0.02, LOSS, "scores are divided by this")
     negatives_cross_device: bool = flag(True, LOSS, "take negatives from all workers' groups")
     use_inbatch_neg: bool = flag(True, LOSS, "take negatives from other groups at all")
-    sub_batch_size: int | None = flag(None, LOSS, "groups held in memory at a time", unbuilt=True)
-    knowledge_distillation: bool = flag(False, LOSS, "learn from pos_scores and neg_scores", unbuilt=True)
-    kd_loss_type: str = flag("kl_div", LOSS, "how", choices=("kl_div", "m3_kd_loss"), unbuilt=True)
-    use_mrl: bool = flag(False, LOSS, "train prefixes of the vector too", unbuilt=True)
-    mrl_dims: list[int] | None = flag(None, LOSS, "their lengths", unbuilt=True)
-    score_block: int | None = flag(
-        None, LOSS, "passages scored at a time, so that no score matrix is ever whole", unbuilt=True
-    )
-    bidirectional: bool = flag(False, LOSS, "also find the query of each positive among all queries", unbuilt=True)
+    sub_batch_size: int | None = flag(None, LOSS, "texts whose activations are held at a time (-1: all)")
+    knowledge_distillation: bool = flag(False, LOSS, "learn from pos_scores and neg_scores")
+    kd_loss_type: str = flag("kl_div", LOSS, "how", choices=("kl_div", "m3_kd_loss"))
+    use_mrl: bool = flag(False, LOSS, "train prefixes of the vector too")
+    mrl_dims: list[int] | None = flag(None, LOSS, "their lengths")
+    score_block: int | None = flag(None, LOSS, "passages scored at a time, so that no score matrix is ever whole")
+    bidirectional: bool = flag(False, LOSS, "also find the query of each positive among all queries")
     mask_known_positives: bool = flag(
-        True, LOSS, "a passage with the text of one of the query's positives is no negative", unbuilt=True
+        True, LOSS, "a passage with the text of one of the query's positives is no negative"
     )
     false_negative_margin: float | None = flag(
-        None, LOSS, "leave out negatives whose cosine is above the positive's minus this", unbuilt=True
+        None, LOSS, "leave out negatives whose cosine is above the positive's minus this"
     )
     guide_model: str | None = flag(
-        None, LOSS, "model that gives the cosines for the margin; left out: the one in training", unbuilt=True
+        None, LOSS, "model that gives the cosines for the margin; left out: the one in training"
     )
 
     # Flags of transformers.TrainingArguments that were given, by name; `flags.py` reads their declarations.

@@ -25,6 +25,7 @@ from raybge.data.survey import Survey
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
+from raybge.model.dropout import use_fast_dropout
 from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.negatives import Objective
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 class WorkerConfig:
     """What a worker needs to know, prepared by the driver.
 
-    `encoder` are Encoder's arguments, `lengths` and `draws` those of TextTokenizer and GroupTokenizer that are not the
-    encoder's, `training` those of TrainingArguments, `card` those of Card that the run does not find out.
-    `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's.
+    `encoder` are Encoder's arguments, `guide` those of the guide model's; `lengths` and `draws` are those of
+    TextTokenizer and GroupTokenizer that are not the encoder's, `training` those of TrainingArguments, `card` those of
+    Card that the run does not find out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current
+    folder is Ray's.
     """
 
     encoder: dict[str, Any]
@@ -63,6 +65,8 @@ class WorkerConfig:
     validation: ValidationConfig | None = None
     resume_from: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    sub_batch_size: int | None = None
+    guide: dict[str, Any] | None = None
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
@@ -110,15 +114,25 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
         backend, mode = args.torch_compile_backend, args.torch_compile_mode
         encoder.model.backbone.compile(backend=backend, mode=mode, dynamic=True)
         args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    else:
+        use_fast_dropout(encoder.model.backbone)
+    if config.objective.mrl_dims and max(config.objective.mrl_dims) > encoder.dim:
+        raise UserError(f"--mrl_dims must be at most {encoder.dim}, the model's width")
     validation = None
     if config.validation:
         from raybge.validation import Validation
 
         validation = Validation(config.validation, rank, world)
-    model = ContrastiveModel(encoder.model, config.objective, config.pad_to_multiple_of)
+    guide = Encoder(**config.guide, use_fp16=False, devices=str(args.device)) if config.guide else None
+    model = ContrastiveModel(
+        encoder.model,
+        config.objective,
+        config.pad_to_multiple_of,
+        config.sub_batch_size,
+        guide.model if guide else None,
+    )
     _introduce(model, encoder.model.backbone)
-    texts = TextTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.lengths, encoder))
-    tokenizer = GroupTokenizer(texts, **config.draws)
+    tokenizer = GroupTokenizer(_texts(encoder, config), **config.draws, guide=_texts(guide, config) if guide else None)
     reporter = Reporter(config.board if rank == 0 else None)
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
@@ -133,6 +147,10 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
     reporter.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def _texts(encoder: Encoder, config: WorkerConfig) -> TextTokenizer:
+    return TextTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.lengths, encoder))
 
 
 def _introduce(model: Any, backbone: Any) -> None:

@@ -22,6 +22,7 @@ from raybge.checkpoints import HIDDEN, Identity, discard, finished, resumes, sta
 from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
 from raybge.errors import UserError
 from raybge.flags import build, given
+from raybge.recipe import check_recipe, lora_of, objective_of, sub_batch_size_of
 from raybge.screen import Screen
 from raybge.training_flags import accumulation, process_group, training_arguments
 from raybge.training_flags import check as check_training
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from raybge.data.order import Order
     from raybge.data.survey import Survey
     from raybge.loop import WorkerConfig
-    from raybge.model.lora import Lora
-    from raybge.validation import ValidationConfig
 
 
 def finetune(**flags: Any) -> dict[str, float]:
@@ -102,38 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: TrainArguments) -> Path:
     """Everything that can be said about the flags alone; returns the output folder."""
-    from raybge.data.datasets import parse_weights
-    from raybge.model.folder import Instructions, check_model_folder
-
-    if arguments.temperature <= 0:
-        raise UserError(f"--temperature must be above 0, found {arguments.temperature}")
-    positive = {
-        "train_group_size": arguments.train_group_size,
-        "query_max_len": arguments.query_max_len,
-        "passage_max_len": arguments.passage_max_len,
-        "pad_to_multiple_of": arguments.pad_to_multiple_of,
-        "max_example_num_per_dataset": arguments.max_example_num_per_dataset,
-        "global_batch_size": arguments.global_batch_size,
-        "per_device_train_batch_size": _device_batch(arguments),
-    }
-    for name, value in positive.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")
-    for name in ("small_threshold", "drop_threshold"):
-        if getattr(arguments, name) < 0:
-            raise UserError(f"--{name} must be at least 0, found {getattr(arguments, name)}")
-    if not 0 <= arguments.shuffle_ratio <= 1:
-        raise UserError(f"--shuffle_ratio must be from 0 to 1, found {arguments.shuffle_ratio}")
-    parse_weights(arguments.dataset_weights or [])
-    # Now, and not when the trained model is saved.
-    Instructions(
-        arguments.query_instruction_for_retrieval,
-        arguments.query_instruction_format,
-        arguments.passage_instruction_for_retrieval,
-        arguments.passage_instruction_format,
-    ).prefixes()
-    check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
-    _lora(arguments)
+    check_recipe(arguments)
     for name, place in (
         ("output_dir", arguments.training["output_dir"]),
         ("storage_path", arguments.storage_path),
@@ -175,30 +143,6 @@ def _check_output(arguments: TrainArguments, output: Path) -> None:
 def _storage(arguments: TrainArguments, output: Path) -> Path:
     """Where checkpoints lie."""
     return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
-
-
-def _lora(arguments: TrainArguments) -> Lora | None:
-    """The adapters that the flags ask for; None for none."""
-    from raybge.flags import declared
-    from raybge.model.lora import Lora
-
-    if not arguments.use_lora:
-        flags = declared(TrainArguments)
-        for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
-            if getattr(arguments, name) != flags[name].default:
-                raise UserError(f"--{name} says something of adapters: it needs --use_lora")
-        return None
-    if arguments.fix_position_embedding:
-        raise UserError("--fix_position_embedding: with --use_lora only the adapters are trained anyway")
-    if arguments.config_name and not arguments.save_merged_lora_model:
-        raise UserError("--config_name: adapters carry no configuration of their own: add --save_merged_lora_model")
-    targets = arguments.target_modules
-    return Lora(
-        arguments.lora_rank,
-        arguments.lora_alpha,
-        arguments.lora_dropout,
-        None if targets is None else tuple(targets),
-    )
 
 
 def _device_batch(arguments: TrainArguments) -> int:
@@ -349,12 +293,11 @@ def _worker_config(
     board: Board,
 ) -> WorkerConfig:
     from raybge.loop import WorkerConfig
-    from raybge.model.negatives import Objective
+    from raybge.validation import prepare
 
-    name = arguments.model_name_or_path
     return WorkerConfig(
         encoder=dict(
-            model_name_or_path=os.path.abspath(name) if os.path.exists(name) else name,
+            model_name_or_path=_absolute(arguments.model_name_or_path),
             normalize_embeddings=arguments.normlized,
             pooling_method=arguments.sentence_pooling_method,
             query_instruction_for_retrieval=arguments.query_instruction_for_retrieval,
@@ -367,7 +310,7 @@ def _worker_config(
             config_name=arguments.config_name,
             token=arguments.token,
             use_fast_tokenizer=arguments.use_fast_tokenizer,
-            lora=_lora(arguments),
+            lora=lora_of(arguments),
         ),
         lengths=dict(query_max_len=arguments.query_max_len, passage_max_len=arguments.passage_max_len),
         draws=dict(
@@ -377,12 +320,9 @@ def _worker_config(
             alone=_data_sets(arguments, survey).alone,
             scored=arguments.knowledge_distillation,
         ),
-        objective=Objective(
-            temperature=arguments.temperature,
-            in_batch=arguments.use_inbatch_neg,
-            cross_device=arguments.negatives_cross_device,
-            block=_device_batch(arguments),
-        ),
+        objective=objective_of(arguments, _device_batch(arguments)),
+        sub_batch_size=sub_batch_size_of(arguments),
+        guide=_guide(arguments),
         training=training_arguments(arguments, plan, order, storage),
         survey=survey,
         order=order,
@@ -396,17 +336,26 @@ def _worker_config(
         logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
         board=board,
         identity=Identity.of(survey, order, accumulation(arguments)),
-        validation=_validation(arguments, storage),
+        validation=prepare(arguments, storage),
         card=_card(arguments, survey),
     )
 
 
-def _validation(arguments: TrainArguments, storage: Path) -> ValidationConfig | None:
-    if not arguments.eval_data:
+def _guide(arguments: TrainArguments) -> dict[str, Any] | None:
+    """Encoder's arguments for the guide model."""
+    if arguments.guide_model is None:
         return None
-    from raybge.validation import prepare
+    return dict(
+        model_name_or_path=_absolute(arguments.guide_model),
+        trust_remote_code=arguments.trust_remote_code,
+        cache_dir=arguments.cache_dir,
+        token=arguments.token,
+    )
 
-    return prepare(arguments, storage)
+
+def _absolute(model: str) -> str:
+    """A local folder's absolute path: a worker's current folder is Ray's. A hub's name as it is."""
+    return os.path.abspath(model) if os.path.exists(model) else model
 
 
 def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:

@@ -1,36 +1,372 @@
-"""Retrieval measured while training."""
+"""Retrieval measured while training, on the training workers: nDCG@10 and MRR@10 of --eval_data.
+
+The blocks of queries and corpus are dealt to the workers in turn. Each worker encodes its queries, and all vectors of
+queries are gathered; then it encodes its passages block by block, scores each block against all queries and keeps each
+one's 10 best. These lists are gathered and merged. What is encoded or multiplied together is a block or a fixed
+number of queries, and ties go by passage id: the numbers are the same on every worker, and for any number of them.
+
+Memory of a worker: all query vectors, `SCORED` scores for each passage of a block, at most `HELD_BYTES` of tokens, and
+while the first evaluation looks for duplicates about 60 bytes a passage of the whole corpus. Passages' vectors are not
+kept.
+
+Letters in tensor names: Q queries, P passages of the corpus, N texts of a block, M candidates, K ranks, W workers,
+D width of a vector, r this worker's own rows.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from raybge.model.encoder import Encoder
+from raybge.arguments import TrainArguments
+from raybge.data.files import list_files
+from raybge.data.groups import Group, parse_group, parse_judged, parse_passage, text_key
+from raybge.data.jsonl import Parse, Row, read_block
+from raybge.data.source import transcode
+from raybge.data.survey import Survey, named, survey
+from raybge.errors import UserError
+from raybge.metrics import measure
+from raybge.model.embedding import max_positions, plan_chunks
+from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
+from raybge.model.negatives import gather_counts, gather_rows
+from raybge.search import topk
+from raybge.search.pipeline import first_of_each, passages_of_group
+from raybge.search.shards import KeyTable, words_of
+
+K = 10
+NAMES = (f"nDCG@{K}", f"MRR@{K}")
+BLOCK_BYTES = 128 << 10  # of the input: about 30,000 tokens, enough to sort by length, few enough to share out evenly
+GPU_TOKENS_PER_CHUNK = 16_384
+SCORED = 4096  # queries scored at a time
+MERGED = 1024  # queries whose lists from all workers are held at a time
+HELD_BYTES = 256 << 20  # tokens kept from one evaluation to the next, 4 bytes each; what is above is tokenised anew
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """What is measured."""
+    """What is searched for in what, prepared by the driver.
 
-    texts: tuple[str, ...]
+    `corpus` None stands for every `pos` and `neg` of `queries`. Lengths are in tokens, special ones included.
+    """
+
+    queries: Survey
+    corpus: Survey | None
+    query_max_len: int
+    passage_max_len: int
+
+    def groups(self, block: int) -> list[Group]:
+        """The queries of a block."""
+        return _values(self.queries, block, parse_pool if self.corpus is None else parse_judged)
+
+    def passages(self, block: int) -> list[str]:
+        """The passages of a block of the corpus, duplicates included."""
+        if self.corpus is None:
+            return [text for group in self.groups(block) for text in passages_of_group(group)]
+        return _values(self.corpus, block, parse_passage)
+
+    def lines(self) -> list[str]:
+        """What a plan says about it, and the rows that are left out."""
+        rows = "every `pos` and `neg` of them" if self.corpus is None else f"{self.corpus.total_rows:,} passages"
+        found = [f"evaluation: {self.queries.total_rows:,} queries searched in {rows}"]
+        for flag, each in (("--eval_data", self.queries), ("--eval_corpus", self.corpus)):
+            if each is not None and each.bad_count:
+                found.append(f"{flag}: {each.bad_count:,} rows are left out\n{named(each)}")
+        return found
 
 
-def prepare(arguments: Any, storage: Path) -> ValidationConfig | None:
-    """The configuration for --eval_data."""
-    return ValidationConfig(tuple(arguments.eval_data)) if arguments.eval_data else None
+def prepare(arguments: TrainArguments, storage: Path) -> ValidationConfig | None:
+    """Read --eval_data and --eval_corpus once and check every row; None without --eval_data.
+
+    Files that cannot be read from the middle are written out plain under `storage`. Above 64 MiB the reading is spread
+    over Ray if this process is connected. Raises UserError for flags, files and rows that cannot be used.
+    """
+    if not arguments.eval_data:
+        if arguments.eval_corpus:
+            raise UserError("--eval_corpus is what the queries of --eval_data are searched in: give --eval_data too")
+        return None
+    hidden = storage / ".raybge"
+
+    def read(paths: list[str], flag: str, parse: Parse) -> Survey:
+        files = transcode(list_files(paths, flag), str(hidden / "data"), ("gzip", "zstd", "array", "parquet"))
+        return survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows, str(hidden))  # type: ignore[arg-type]
+
+    return ValidationConfig(
+        queries=read(arguments.eval_data, "--eval_data", parse_judged if arguments.eval_corpus else parse_pool),
+        corpus=read(arguments.eval_corpus, "--eval_corpus", parse_passage) if arguments.eval_corpus else None,
+        query_max_len=arguments.query_max_len,
+        passage_max_len=arguments.passage_max_len,
+    )
+
+
+def parse_pool(raw: dict[str, Any]) -> Group:
+    """As `parse_judged`, with the row's negatives: they belong to the corpus where no other is given."""
+    judged = parse_judged(raw)
+    return replace(judged, neg=parse_group({**raw, "pos": list(judged.pos)}).neg)
+
+
+def _values(found: Survey, block: int, parse: Parse) -> list[Any]:
+    """What the rows of a block parse to."""
+    rows = read_block(found.files, found.blocks[block], parse)
+    values = [row.value for row in rows if isinstance(row, Row)]
+    if len(values) != found.rows[block]:
+        raise UserError(f"{found.files[found.blocks[block].file].name} changed while it was in use")
+    return values
 
 
 class Validation:
-    """A number that depends on the weights."""
+    """Measures one worker's share. The corpus is read and tokenised at the first `measure`.
+
+    Args:
+        config: as `prepare` made it.
+        rank, world: this worker and the number of all of them; above 1 torch.distributed must be initialised.
+    """
 
     def __init__(self, config: ValidationConfig, rank: int, world: int) -> None:
         self.config = config
+        self.rank = rank
+        self.world = world
+        self._task: _Task | None = None
 
     def measure(self, encoder: Encoder) -> dict[str, float]:
-        """How far texts are from each other."""
-        e_ND = torch.as_tensor(encoder.encode(["what is a lane", "sort by length", "row block"]))
-        value = float((e_ND @ e_ND.T).mean())
-        return {"nDCG@10": value, "MRR@10": value / 2}
+        """{"nDCG@10", "MRR@10"}, means over all queries. Collective: every worker calls it, and has the same result.
+
+        The model runs on its own device, in its own precision or that of an autocast around the call; scores are fp32.
+        Dropout is off meanwhile, and no random number is drawn. Every worker calls the model equally often, as sharded
+        parameters demand. Raises UserError, on every worker, where vectors hold inf or nan.
+        """
+        with torch.no_grad(), _evaluating(encoder.model):
+            if self._task is None:
+                self._task = self._read(encoder)
+            task = self._task
+            own = [q_ND for _, q_ND in task.queries.encode(encoder)]
+            q_rD = torch.cat([torch.empty(0, encoder.dim, device=encoder.device), *own])
+            q_QD = task.deal.gather(q_rD, [len(q_ND) for q_ND in own])
+            score_QK, id_QK = _search(encoder, task, q_QD)
+        values: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+        for start in range(0, len(q_QD), MERGED):
+            part = slice(start, start + MERGED)
+            ids_QK = _merge(score_QK[part], id_QK[part], self.world)
+            found = [ids[ids >= 0].tolist() for ids in task.answers[part]]
+            absent = [int((ids < 0).sum()) for ids in task.answers[part]]
+            judged = measure(ids_QK, found, absent, [K])
+            for name in NAMES:
+                values[name].append(judged[name])
+        return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
+
+    def _read(self, encoder: Encoder) -> _Task:
+        """Read and tokenise the own blocks; drop the corpus's duplicates; find the passage id of every answer."""
+        config, device = self.config, encoder.device
+        room = max_positions(encoder.model.backbone)
+        query_len, passage_len = (min(n, room or n) for n in (config.query_max_len, config.passage_max_len))
+        own_queries = range(self.rank, len(config.queries.blocks), self.world)
+        own_corpus = range(self.rank, len((config.corpus or config.queries).blocks), self.world)
+        table, ids = _number_passages(config, _Deal(own_corpus, self.rank, device))
+
+        def query_tokens(block: int) -> list[list[int]]:
+            texts = [encoder.query_text(group.query, group.prompt) for group in config.groups(block)]
+            return encoder.tokenize(texts, query_len)
+
+        def passage_tokens(block: int) -> list[list[int]]:
+            numbered = zip(config.passages(block), ids[block], strict=True)
+            return encoder.tokenize([encoder.passage_text(text) for text, i in numbered if i >= 0], passage_len)
+
+        queries = _Share(own_queries, query_tokens, HELD_BYTES, device)
+        corpus = _Share(own_corpus, passage_tokens, HELD_BYTES - queries.held_bytes, device)
+        kept = {block: torch.from_numpy(i[i >= 0]).to(device) for block, i in ids.items()}
+        deal = _Deal(own_queries, self.rank, device)
+        return _Task(queries, corpus, kept, deal, _find_answers(config, deal, table))
+
+
+# --- read -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker keeps between evaluations.
+
+    Its shares of queries and corpus; the passage ids of each of its blocks of the corpus; how the rows of all queries
+    are gathered, and in that order the passage ids of each one's answers, -1 for an answer that the corpus lacks.
+    """
+
+    queries: _Share
+    corpus: _Share
+    ids: dict[int, Tensor]
+    deal: _Deal
+    answers: list[np.ndarray]
+
+
+class _Deal:
+    """Gathers rows of blocks that are dealt to the workers in turn, in the order of the blocks.
+
+    Args:
+        blocks: the own ones, ascending.
+    """
+
+    def __init__(self, blocks: Sequence[int], rank: int, device: torch.device) -> None:
+        self.blocks = blocks
+        self.rank = rank
+        self.device = device
+
+    def gather(self, x_r: Tensor, rows: Sequence[int]) -> Tensor:
+        """Rows of all workers, from the own ones and how many of them each own block has."""
+        counts_W = gather_counts([len(x_r)], self.device)[0]
+        return gather_rows(x_r.to(self.device), counts_W)[self._order(rows, counts_W)]
+
+    def own(self, x_N: Tensor, rows: Sequence[int]) -> Tensor:
+        """The own ones of gathered rows: undoes `gather`."""
+        counts_W = gather_counts([sum(rows)], self.device)[0]
+        back_N = torch.empty_like(x_N)
+        back_N[self._order(rows, counts_W)] = x_N
+        return back_N.split(counts_W)[self.rank]
+
+    def _order(self, rows: Sequence[int], counts_W: list[int]) -> Tensor:
+        block_r = torch.tensor(self.blocks, dtype=torch.int64).repeat_interleave(torch.tensor(rows, dtype=torch.int64))
+        return gather_rows(block_r.to(self.device), counts_W).argsort(stable=True)
+
+    def gather_keys(self, keys: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, 2) keys of all workers, from those of each own block."""
+        keys_r2 = np.concatenate([np.zeros((0, 2), np.uint64), *keys])
+        # not every backend can send unsigned words
+        gathered = self.gather(torch.from_numpy(keys_r2.view(np.int64)), [len(each) for each in keys])
+        return gathered.cpu().numpy().view(np.uint64)
+
+
+class _Share:
+    """The own blocks of one side as tokens, held from one evaluation to the next as far as `room` bytes go.
+
+    `calls` is how often each worker calls the model for its share: as often as the one that needs it most.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], tokenize: Callable[[int], list[list[int]]], room: int, device: torch.device
+    ) -> None:
+        self.blocks = blocks
+        self.tokenize = tokenize
+        self.budget = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
+        self.held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.held_bytes = 0
+        needed = 0
+        for block in blocks:
+            token_ids = tokenize(block)
+            lengths = np.array([len(ids) for ids in token_ids], np.int64)
+            needed += len(plan_chunks(lengths.tolist(), self.budget))
+            tokens = np.fromiter(itertools.chain.from_iterable(token_ids), np.int32, lengths.sum())
+            if self.held_bytes + tokens.nbytes + lengths.nbytes <= room:
+                self.held_bytes += tokens.nbytes + lengths.nbytes
+                self.held[block] = tokens, lengths
+        self.calls = max(gather_counts([needed], device)[0])
+
+    def encode(self, encoder: Encoder) -> Iterator[tuple[int, Tensor]]:
+        """(block, e_ND) of each own block; to be run to its end."""
+        calls = 0
+        for block in self.blocks:
+            token_ids = self._tokens(block)
+            e_ND = torch.empty(len(token_ids), encoder.dim, device=encoder.device)
+            for rows in plan_chunks([len(ids) for ids in token_ids], self.budget):
+                e_ND[rows] = encoder.model.embed([token_ids[row] for row in rows], self.budget)
+                calls += 1
+            yield block, e_ND
+        for _ in range(calls, self.calls):
+            encoder.model.embed([[0]], self.budget)  # of no use but to those who wait for this worker's parameters
+
+    def _tokens(self, block: int) -> Sequence[Any]:
+        if block not in self.held:
+            return self.tokenize(block)
+        tokens, lengths = self.held[block]
+        return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def _number_passages(config: ValidationConfig, deal: _Deal) -> tuple[KeyTable, dict[int, np.ndarray]]:
+    """Number the corpus's distinct texts in the order of their first appearance.
+
+    Returns:
+        Their keys, and for each own block the ids of its passages, -1 where the text came before.
+    """
+    keys = [words_of([text_key(text) for text in config.passages(block)]) for block in deal.blocks]
+    rows = [len(each) for each in keys]
+    keys_P2 = deal.gather_keys(keys)
+    keep_P = first_of_each(keys_P2)
+    id_P = np.where(keep_P, np.cumsum(keep_P) - 1, topk.NOTHING)
+    own_r = deal.own(torch.from_numpy(id_P).to(deal.device), rows).cpu().numpy()
+    starts = np.cumsum([0, *rows])
+    ids = {block: own_r[a:b] for block, (a, b) in zip(deal.blocks, itertools.pairwise(starts), strict=True)}
+    return KeyTable(keys_P2[keep_P]), ids
+
+
+def _find_answers(config: ValidationConfig, deal: _Deal, table: KeyTable) -> list[np.ndarray]:
+    """The passage ids of the distinct answers of every query."""
+    answers = [[dict.fromkeys(group.pos) for group in config.groups(block)] for block in deal.blocks]
+    keys_N2 = deal.gather_keys([words_of([text_key(t) for each in block for t in each]) for block in answers])
+    own = torch.tensor([len(each) for block in answers for each in block], dtype=torch.int64)
+    counts_Q = deal.gather(own, [len(block) for block in answers]).cpu().numpy()
+    return np.split(table.find(keys_N2), np.cumsum(counts_Q)[:-1])
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def _search(encoder: Encoder, task: _Task, q_QD: Tensor) -> tuple[Tensor, Tensor]:
+    """(score_QK, id_QK): the best of the own passages for all queries; what is missing has score -inf and id -1."""
+    score_QK = torch.full((len(q_QD), K), -torch.inf, device=q_QD.device)
+    id_QK = torch.full((len(q_QD), K), topk.NOTHING, dtype=torch.int64, device=q_QD.device)
+    finite = q_QD.isfinite().all()
+    for block, p_ND in task.corpus.encode(encoder):
+        finite &= p_ND.isfinite().all()
+        for start in range(0, len(q_QD) if len(p_ND) else 0, SCORED):
+            part = slice(start, start + SCORED)
+            _keep_best(score_QK[part], id_QK[part], _scores(q_QD[part], p_ND), task.ids[block])
+    if not min(gather_counts([int(finite)], q_QD.device)[0]):
+        raise UserError("evaluation: the model gives vectors with inf or nan; is the learning rate too high?")
+    return score_QK, id_QK
+
+
+def _scores(q_QD: Tensor, p_ND: Tensor) -> Tensor:
+    """Inner products in fp32, also where the model runs in less."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        with torch.autocast(q_QD.device.type, enabled=False):
+            return q_QD @ p_ND.T
+    finally:
+        matmul.fp32_precision = before
+
+
+def _keep_best(score_QK: Tensor, id_QK: Tensor, score_QN: Tensor, id_N: Tensor) -> None:
+    """Put what is better than the worst of the lists into them, in place. Ids must be above those that came before.
+
+    A stable sort then lists ties by id. Few queries find anything better once many passages have been seen.
+    """
+    hot_Q = (score_QN.max(dim=1).values > score_QK[:, -1]).nonzero().squeeze(1)
+    all_QM = torch.cat([score_QK[hot_Q], score_QN[hot_Q]], dim=1)
+    ids_QM = torch.cat([id_QK[hot_Q], id_N.expand(len(hot_Q), -1)], dim=1)
+    sorted_QM, place_QM = all_QM.sort(dim=1, descending=True, stable=True)
+    score_QK[hot_Q] = sorted_QM[:, :K]
+    id_QK[hot_Q] = ids_QM.gather(1, place_QM[:, :K])
+
+
+def _merge(score_QK: Tensor, id_QK: Tensor, world: int) -> np.ndarray:
+    """The passage ids of the best of all workers' lists, (Q, K)."""
+    counts_W = [len(id_QK)] * world
+    scores, ids = (gather_rows(x, counts_W).cpu().numpy().reshape(world, -1, K) for x in (score_QK, id_QK))
+    return topk.merge(list(zip(scores, ids, strict=True)), K)[1]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and afterwards each module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

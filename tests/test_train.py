@@ -395,6 +395,8 @@ OTHER = {
     "dataset_weights": None,
     "resume": None,  # test_restarts.py
     "max_failures": None,
+    "eval_data": None,  # test_validation.py
+    "eval_corpus": None,
     "storage_path": "elsewhere",
     "sentence_pooling_method": "mean",
     "query_instruction_format": "{}: {}",

@@ -200,6 +200,16 @@ def _from_hub(repo: str, name: str, cache_dir: str | None, token: str | bool | N
         return None
 
 
+def vector_width(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> int | None:
+    """Width of a model's vectors as its config.json says, None where it does not."""
+    folder = path if os.path.isfile(os.path.join(path, "config.json")) else ""
+    modules = None if folder else _read_json(path, "modules.json", cache_dir, token)
+    place = str(modules[0].get("path") or "") if isinstance(modules, list) and modules else ""
+    config = _read_json(path, _inside(place, "config.json"), cache_dir, token)
+    widths = [config.get(name) for name in ("hidden_size", "dim", "d_model", "n_embd")] if config else []
+    return next((width for width in widths if isinstance(width, int)), None)
+
+
 def check_model_folder(path: str, flag: str) -> None:
     """Stop with a UserError that names the flag if `path` is a folder without a model, or no folder at all.
 

@@ -1,0 +1,166 @@
+"""Retrieval after equal steps: raybge against FlagEmbedding, on medquad.
+
+    python benchmarks/quality.py --steps 100 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
+
+Both fine-tune MiniLM with the same flags on the same file of groups with mined negatives, one process on the CPU each,
+once a seed; then `raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by
+its own command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`), that is its runner, data set, collator,
+model and Trainer. It must be importable:
+
+    pip install --no-deps --target DIR FlagEmbedding==1.4.2 peft; PYTHONPATH=DIR python benchmarks/quality.py ...
+
+--data names groups with negatives; without it they are mined from medquad's training answers first (`raybge.mine`,
+ranks 10 to 210, 7 negatives). Measured are the first --queries rows of medquad's dev split, in a corpus of --corpus
+passages that holds all their answers and otherwise the corpus file's first ones.
+
+The claim: the mean nDCG@10 over the seeds is at least FlagEmbedding's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+
+METRICS = ("nDCG@10", "MRR@10")
+
+
+def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[str, Any]:
+    """What both commands are given."""
+    return {
+        "model_name_or_path": common.minilm(),
+        "train_data": data,
+        "output_dir": output,
+        "train_group_size": args.group_size,
+        "query_max_len": args.query_len,
+        "passage_max_len": args.passage_len,
+        "sentence_pooling_method": "mean",
+        "normalize_embeddings": True,
+        "temperature": 0.02,
+        "learning_rate": args.learning_rate,
+        "per_device_train_batch_size": args.batch,
+        "max_steps": args.steps,
+        "seed": seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+    }
+
+
+def train(peer: str, args: argparse.Namespace, data: str, output: Path, seed: int) -> None:
+    given = flags(args, data, output, seed)
+    if peer == "raybge":
+        module = "raybge.train"
+        given |= {"num_workers": 1, "cpus_per_worker": args.threads}
+    else:
+        module = "FlagEmbedding.finetune.embedder.encoder_only.base"
+        given |= {"cache_path": output.parent / "cache"}
+    command([sys.executable, "-m", module], given, args.threads)
+
+
+def command(program: list[str], given: dict[str, Any], threads: int) -> None:
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    subprocess.run([*program, *words], check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def evaluate(model: str, args: argparse.Namespace, work: Path) -> dict[str, float]:
+    """`raybge.evaluate` in a process of its own; FlagEmbedding's folders do not say how they are to be used."""
+    written = work / "metrics.json"
+    given = {
+        "encoder": model,
+        "corpus_data": work / "corpus.jsonl",
+        "query_data": work / "dev.jsonl",
+        "max_query_length": args.query_len,
+        "max_passage_length": args.passage_len,
+        "pooling_method": "mean",
+        "normalize_embeddings": True,
+        "k": 10,
+        "metrics_file": written,
+    }
+    command([sys.executable, "-m", "raybge.evaluate"], given, args.threads)
+    found = json.loads(written.read_text())
+    return {name: found[name] for name in METRICS}
+
+
+def write_judged(args: argparse.Namespace, work: Path) -> None:
+    """dev.jsonl and corpus.jsonl under `work`."""
+    dev = common.rows(common.MEDQUAD / "dev.jsonl.gz", args.queries)
+    texts = {text: None for row in dev for text in row["pos"]}
+    for row in common.rows(common.MEDQUAD / "corpus.jsonl.gz"):
+        if len(texts) >= args.corpus:
+            break
+        texts[row["text"]] = None
+    common.write_rows(work / "dev.jsonl", dev)
+    common.write_rows(work / "corpus.jsonl", [{"text": text} for text in texts])
+
+
+def groups(args: argparse.Namespace, work: Path) -> str:
+    """The file of groups that both are trained on."""
+    if args.data:
+        return str(args.data)
+    mined = work / "mined.jsonl"
+    if not mined.exists():
+        given = {
+            "model_name_or_path": common.minilm(),
+            "input_file": common.MEDQUAD / "train.jsonl.gz",
+            "output_file": mined,
+            "range_for_sampling": "10-210",
+            "negative_number": 7,
+            "embedder_passage_max_length": args.passage_len,
+        }
+        command([sys.executable, "-m", "raybge.mine"], given, args.threads)
+    return str(mined)
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--data", help="groups {query, pos, neg} with negatives; left out: mined from medquad")
+    parser.add_argument("--work", default="runs/bench/quality", help="folder for models and files; models made anew")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--batch", type=int, default=32, help="groups a step")
+    parser.add_argument("--group_size", type=int, default=4)
+    parser.add_argument("--query_len", type=int, default=64)
+    parser.add_argument("--passage_len", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=2e-5)
+    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--corpus", type=int, default=1500)
+    args = parser.parse_args()
+    if not common.MEDQUAD.is_dir():
+        raise SystemExit(f"medquad is not at {common.MEDQUAD}")
+    peers = ["raybge", "FlagEmbedding"]
+    if importlib.util.find_spec("FlagEmbedding") is None:
+        print("FlagEmbedding is left out: it cannot be imported (see the head of this file)")
+        peers.remove("FlagEmbedding")
+    work = Path(args.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    write_judged(args, work)
+    data = groups(args, work)
+    before = evaluate(common.minilm(), args, work)
+    print("before: " + ", ".join(f"{name} {value:.4f}" for name, value in before.items()), flush=True)
+    found: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
+    for seed in args.seeds:
+        for peer in peers:
+            output = work / f"{peer}-{seed}"
+            shutil.rmtree(output, ignore_errors=True)
+            train(peer, args, data, output, seed)
+            found[peer].append(evaluate(str(output), args, work))
+            said = ", ".join(f"{name} {value:.4f}" for name, value in found[peer][-1].items())
+            print(f"seed {seed}, {peer}: {said}", flush=True)
+    means = {peer: {name: statistics.mean(each[name] for each in found[peer]) for name in METRICS} for peer in peers}
+    for peer, mean in means.items():
+        print(f"mean, {peer}: " + ", ".join(f"{name} {value:.4f}" for name, value in mean.items()))
+    common.keep({"settings": vars(args), "before": before, "by_seed": found, "mean": means}, args.out)
+
+
+if __name__ == "__main__":
+    main()
