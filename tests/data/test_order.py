@@ -141,6 +141,16 @@ def test_what_a_weight_adds_is_chosen_anew_each_epoch():
     assert len(chosen) == 200 and max(chosen.values()) < 20  # each about 10 times
 
 
+def test_rows_that_are_blocks_by_themselves_are_chosen_anew_too():
+    """Half of 40 rows, one a block: which blocks give their row changes, and no row is left out for good."""
+    mixture = Mixture(np.zeros(40, int), np.array([40]), np.array([0.5]), np.zeros(1, int))
+    order = Order(np.ones(40, int), 4, 0, False, mixture)
+    chosen = [sorted(b for step in batches(order, 1, epoch) for b, _, _ in step) for epoch in range(12)]
+    assert all(len(blocks) == 20 for blocks in chosen)
+    assert len({b for blocks in chosen for b in blocks}) == 40
+    assert len(set(map(tuple, chosen))) == 12
+
+
 def test_a_sample_is_the_same_in_every_epoch_and_of_all_parts_of_the_file():
     order = two_sets(used=(100, 200))
 
