@@ -130,7 +130,7 @@ class Sequence:
     def _round_spans(self, nth: int, low: int, high: int) -> list[Span]:
         if self.layout is None or self.layout[0] != nth:
             edges = self._edges(nth)
-            order = generator("blocks", *self.random, nth).permutation(len(edges))
+            order = generator("blocks", *self.random, nth).permutation(np.flatnonzero(edges[:, 0] < edges[:, 1]))
             edges = edges[order]
             self.layout = (nth, order, edges, np.cumsum(edges[:, 1] - edges[:, 0]))
         _, order, edges, ends = self.layout
@@ -140,12 +140,10 @@ class Sequence:
             start, stop = map(int, edges[at])
             begin = int(ends[at]) - (stop - start)
             until = min(high, int(ends[at]))
-            if until > low:
-                place = int(order[at])
-                rows = self._shuffled(place)[start + low - begin : start + until - begin]
-                block = int(self.blocks_B[self.own[place]])
-                spans.append(Span(block, int(self.copy[place]), tuple(rows.tolist())))
-                low = until
+            place = int(order[at])
+            rows = self._shuffled(place)[start + low - begin : start + until - begin]
+            spans.append(Span(int(self.blocks_B[self.own[place]]), int(self.copy[place]), tuple(rows.tolist())))
+            low = until
             at += 1
         return spans
 

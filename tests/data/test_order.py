@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybge.data.mixture import Mixture
@@ -54,6 +54,7 @@ def mixtures(draw: st.DrawFn) -> tuple[np.ndarray, Mixture]:
     return np.array([n for rows in blocks_F for n in rows]), mixture
 
 
+@settings(max_examples=50)
 @given(
     data=mixtures(),
     global_batch=st.integers(1, 24),
@@ -83,6 +84,7 @@ def test_the_same_batches_for_any_number_of_workers_and_any_start(data, global_b
     assert batches(order, min(2, order.lanes), start_step=first) == alone[first:]
 
 
+@settings(max_examples=50)
 @given(data=mixtures(), global_batch=st.integers(1, 24), epoch=st.integers(0, 3))
 def test_each_row_as_often_as_its_weight_says(data, global_batch, epoch):
     rows, mixture = data
