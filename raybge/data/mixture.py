@@ -99,19 +99,16 @@ class Sequence:
         self.rows_B = rows_B[self.blocks_B]
         self.random = (seed, epoch, pool)
         file_B = np.repeat(np.arange(len(files)), ends[1] - ends[0])
-        sample_F = generator("sample", seed).random(len(mixture.used_F))[files]
-        self.used_B = _spread(self.rows_B, file_B, mixture.used_F[files], sample_F)
-        extra_F = generator("extra", seed, epoch).random(len(mixture.used_F))[files]
-        extra_B = _spread(self.used_B, file_B, mixture.extra_F[files], extra_F)
+        self.used_B = _spread(self.rows_B, file_B, mixture.used_F[files], generator("used", seed, pool))
+        extra_B = _spread(self.used_B, file_B, mixture.extra_F[files], generator("extra", *self.random))
         whole_B = mixture.whole_F[files][file_B]
-        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # blocks, their rows, where rounds cut
-        for copy in range(int(whole_B.max(initial=0)) + bool(extra_B.any())):
-            base_B = np.where(copy < whole_B, self.used_B, np.where(copy == whole_B, extra_B, 0))
-            own = np.flatnonzero(base_B)
-            cut = generator("cut", *self.random, copy).integers(ROUNDS, size=len(own))
-            self.copies.append((own, base_B[own], cut))
-        sizes = [int(np.diff(self._edges(r)).sum()) for r in range(len(self.copies) * ROUNDS)]
-        self.ends_R = np.cumsum(sizes)
+        count_B = np.where(self.used_B > 0, whole_B + (extra_B > 0), 0)
+        # a block stands in each round once for each appearance of its rows: `own` is the block, `rows` what it gives
+        self.own = np.repeat(np.arange(len(self.blocks_B)), count_B)
+        self.copy = np.arange(len(self.own)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        self.rows = np.where(self.copy < whole_B[self.own], self.used_B[self.own], extra_B[self.own])
+        self.cut = generator("cut", *self.random).integers(ROUNDS, size=len(self.own))
+        self.ends_R = np.cumsum([int(np.diff(self._edges(nth)).sum()) for nth in range(ROUNDS)])
         self.layout: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None  # of the round that was asked last
 
     def spans(self, low: int, high: int) -> tuple[Span, ...]:
@@ -126,15 +123,14 @@ class Sequence:
         return tuple(spans)
 
     def _edges(self, nth: int) -> np.ndarray:
-        """(blocks, 2): from where to where round `nth` takes the shuffled rows of each block of its copy."""
-        copy, part = divmod(nth, ROUNDS)
-        _, rows, cut = self.copies[copy]
-        return np.stack([(rows * part + cut) // ROUNDS, (rows * (part + 1) + cut) // ROUNDS], axis=1)
+        """(len(own), 2): from where to where round `nth` takes the shuffled rows of each block."""
+        edges = (self.rows * nth + self.cut) // ROUNDS, (self.rows * (nth + 1) + self.cut) // ROUNDS
+        return np.stack(edges, axis=1)
 
     def _round_spans(self, nth: int, low: int, high: int) -> list[Span]:
         if self.layout is None or self.layout[0] != nth:
             edges = self._edges(nth)
-            order = generator("blocks", *self.random, nth).permutation(len(edges))
+            order = generator("blocks", *self.random, nth).permutation(np.flatnonzero(edges[:, 0] < edges[:, 1]))
             edges = edges[order]
             self.layout = (nth, order, edges, np.cumsum(edges[:, 1] - edges[:, 0]))
         _, order, edges, ends = self.layout
@@ -144,39 +140,33 @@ class Sequence:
             start, stop = map(int, edges[at])
             begin = int(ends[at]) - (stop - start)
             until = min(high, int(ends[at]))
-            if until > low:
-                rows = self._rows(nth // ROUNDS, int(order[at]))
-                spans.append(rows_span(rows, start + low - begin, start + until - begin))
-                low = until
+            place = int(order[at])
+            rows = self._shuffled(place)[start + low - begin : start + until - begin]
+            spans.append(Span(int(self.blocks_B[self.own[place]]), int(self.copy[place]), tuple(rows.tolist())))
+            low = until
             at += 1
         return spans
 
-    def _rows(self, copy: int, place: int) -> tuple[int, int, np.ndarray]:
-        """(block, copy, its rows in the order in which the rounds take them)."""
-        own = int(self.copies[copy][0][place])
+    def _shuffled(self, place: int) -> np.ndarray:
+        """The rows of a block, by number, in the order in which the rounds take them."""
+        own, copy = int(self.own[place]), int(self.copy[place])
         block, rows, used = int(self.blocks_B[own]), int(self.rows_B[own]), int(self.used_B[own])
         if rows == 1:
-            return block, copy, np.zeros(1, np.int64)
+            return np.zeros(1, np.int64)
         seed, epoch, _ = self.random
         numbers = np.arange(rows)
         if used < rows:
             numbers = generator("sample", seed, block).choice(rows, used, replace=False)
-        return block, copy, generator("rows", seed, epoch, block, copy).permutation(numbers)
+        return generator("rows", seed, epoch, block, copy).permutation(numbers)
 
 
-def rows_span(rows: tuple[int, int, np.ndarray], start: int, stop: int) -> Span:
-    block, copy, numbers = rows
-    return Span(block, copy, tuple(numbers[start:stop].tolist()))
-
-
-def _spread(rows_B: np.ndarray, file_B: np.ndarray, take_F: np.ndarray, random_F: np.ndarray) -> np.ndarray:
-    """How many rows each block gives so that a file gives take_F: its share, rounded so that the sum is right.
-
-    `random_F`, in [0, 1), shifts the rounding: each row is as likely to be taken as any other of the file.
-    """
-    total_F = np.bincount(file_B, rows_B, len(take_F)).astype(np.int64)
-    first_F = np.cumsum(total_F) - total_F
-    shift_F = (random_F * total_F).astype(np.int64)
-    stop_B = np.cumsum(rows_B) - first_F[file_B]
-    take_B, shift_B, total_B = take_F[file_B], shift_F[file_B], np.maximum(total_F[file_B], 1)
-    return (stop_B * take_B + shift_B) // total_B - ((stop_B - rows_B) * take_B + shift_B) // total_B
+def _spread(rows_B: np.ndarray, file_B: np.ndarray, take_F: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """How many rows each block gives so that a file gives take_F: its share of them, rounded up or down by chance."""
+    order = np.lexsort((random.random(len(rows_B)), file_B))  # the blocks of each file in random order
+    rows, file = rows_B[order], file_B[order]
+    total_F = np.bincount(file, rows, len(take_F)).astype(np.int64)
+    stop = np.cumsum(rows) - (np.cumsum(total_F) - total_F)[file]
+    take, total = take_F[file], np.maximum(total_F[file], 1)
+    give_B = np.empty_like(rows_B)
+    give_B[order] = stop * take // total - (stop - rows) * take // total
+    return give_B

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybge.data.mixture import Mixture
@@ -54,6 +54,7 @@ def mixtures(draw: st.DrawFn) -> tuple[np.ndarray, Mixture]:
     return np.array([n for rows in blocks_F for n in rows]), mixture
 
 
+@settings(max_examples=50)
 @given(
     data=mixtures(),
     global_batch=st.integers(1, 24),
@@ -83,6 +84,7 @@ def test_the_same_batches_for_any_number_of_workers_and_any_start(data, global_b
     assert batches(order, min(2, order.lanes), start_step=first) == alone[first:]
 
 
+@settings(max_examples=50)
 @given(data=mixtures(), global_batch=st.integers(1, 24), epoch=st.integers(0, 3))
 def test_each_row_as_often_as_its_weight_says(data, global_batch, epoch):
     rows, mixture = data
@@ -139,6 +141,16 @@ def test_what_a_weight_adds_is_chosen_anew_each_epoch():
     assert 30 < len(extra(0) & extra(1)) < 70  # 50 by chance
     chosen = Counter(row for epoch in range(20) for row in extra(epoch))
     assert len(chosen) == 200 and max(chosen.values()) < 20  # each about 10 times
+
+
+def test_rows_that_are_blocks_by_themselves_are_chosen_anew_too():
+    """Half of 40 rows, one a block: which blocks give their row changes, and no row is left out for good."""
+    mixture = Mixture(np.zeros(40, int), np.array([40]), np.array([0.5]), np.zeros(1, int))
+    order = Order(np.ones(40, int), 4, 0, False, mixture)
+    chosen = [sorted(b for step in batches(order, 1, epoch) for b, _, _ in step) for epoch in range(12)]
+    assert all(len(blocks) == 20 for blocks in chosen)
+    assert len({b for blocks in chosen for b in blocks}) == 40
+    assert len(set(map(tuple, chosen))) == 12
 
 
 def test_a_sample_is_the_same_in_every_epoch_and_of_all_parts_of_the_file():

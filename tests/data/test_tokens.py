@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybge.data import tokens as tokens_module
@@ -53,6 +53,7 @@ def as_we_do(tokenizer, texts: list[str], max_length: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
 @given(
     texts=st.lists(
         st.text(alphabet=TEXT + "żółw 日本 \t\u3000[]", max_size=1500) | st.integers(0, 30).map(TEXT.__mul__)
