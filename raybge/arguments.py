@@ -34,7 +34,7 @@ class CommonArguments:
     use_gpu: bool | None = flag(None, SCALE, "give each worker a GPU; left out, when the cluster has any")
     cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
     storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")
-    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)")
+    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)", unbuilt=True)
     address: str | None = flag(
         None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine"
     )
@@ -134,6 +134,7 @@ class TrainArguments(ModelArguments, CommonArguments):
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
     overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
     resume: bool = flag(False, RUN, "continue the run of this output folder")
+    max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
     warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
     logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
 

@@ -9,7 +9,7 @@ from typing import Any
 @dataclass
 class Progress:
     """How far a training run is. `loss` is the mean since the last word, `measured` the last evaluation's metrics,
-    `metrics` are the Trainer's final ones, `workers` the actors that train.
+    `metrics` are the Trainer's final ones.
     """
 
     total: int = 0
@@ -17,7 +17,6 @@ class Progress:
     loss: float = float("nan")
     measured: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    workers: list[Any] = field(default_factory=list)
 
 
 class _Keeper:
@@ -25,13 +24,17 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.progress = Progress()
+        self.present: list[Any] = []
 
     def update(self, **values: Any) -> None:
         for name, value in values.items():
             setattr(self.progress, name, value)
 
     def join(self, worker: Any) -> None:
-        self.progress.workers.append(worker)
+        self.present.append(worker)
+
+    def workers(self) -> list[Any]:
+        return self.present
 
     def read(self) -> Progress:
         return self.progress
@@ -54,6 +57,12 @@ class Board:
         import ray
 
         self._keeper.join.remote(ray.get_runtime_context().current_actor)
+
+    def workers(self) -> list[Any]:
+        """The actors that joined."""
+        import ray
+
+        return ray.get(self._keeper.workers.remote())
 
     def begin(self, total: int, step: int) -> None:
         """A run of `total` updates starts, or continues after `step` of them."""

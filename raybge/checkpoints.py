@@ -140,10 +140,10 @@ def starting_point(training: dict[str, Any], resume: bool, storage: Path) -> Che
         return newest(storage) if resumes(training, resume) else None
     found = load(str(wanted), "--resume_from_checkpoint")
     last = newest(storage)
-    if last and last.step > found.step and Path(found.path).parent == storage:
+    if last and last.path != found.path:
         raise UserError(
-            f"--resume_from_checkpoint {wanted}: {last.path} is further on, and a restart would continue from it; "
-            "remove it, or choose another --output_dir"
+            f"--resume_from_checkpoint {wanted}: a restart would continue from {last.path} instead; remove that, or "
+            "choose another --output_dir"
         )
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -59,10 +60,11 @@ class Launch:
                 failures += 1
                 if isinstance(cause, UserError) or not self._may_restart(failures):
                     raise cause from error
-                start = newest(self.storage)
-                if start:
+                traceback.print_exception(error)  # into the log
+                if start := newest(self.storage):
                     self.config = replace(self.config, resume_from=start.path)
-                at = f"continues from step {start.step:,}" if start else "starts again from the beginning"
+                place = self.config.resume_from
+                at = f"continues from {os.path.basename(place)}" if place else "starts again from the beginning"
                 limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
                 bar.write(f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}", file=bar.fp)
         return board.read().metrics
@@ -91,7 +93,7 @@ class Launch:
             yield
         except BaseException:
             with contextlib.suppress(ray.exceptions.RayError):
-                for worker in self.config.board.read().workers:
+                for worker in self.config.board.workers():
                     ray.kill(worker)
             raise
 

@@ -118,25 +118,13 @@ class StreamTrainer(transformers.Trainer):
         """Measure the model on all workers together; the metrics are logged as `eval_NAME`."""
         assert self.validation is not None
         start = time.monotonic()
-        with self._gathered():
+        with gathered(self.model):
             found = self.validation.measure(self.encoder)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         metrics["eval_runtime"] = round(time.monotonic() - start, 4)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[None]:
-        """All weights in place while the block runs, where FSDP keeps them in shards."""
-        sharded = [m for m in self.model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
-        for module in sharded:
-            module.unshard()
-        try:
-            yield
-        finally:
-            for module in sharded:
-                module.reshard()
 
     # --- checkpoints ---
 
@@ -181,6 +169,19 @@ class StreamTrainer(transformers.Trainer):
             super()._load_best_model()
         else:
             self.encoder.load_weights(self.state.best_model_checkpoint)
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """All weights in place while the block runs, where FSDP keeps them in shards. Collective."""
+    sharded: list[Any] = [m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
 
 
 class Reporter(transformers.TrainerCallback):

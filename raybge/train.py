@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import TrainArguments
-from raybge.checkpoints import HIDDEN, Identity, discard, finished, resumes, starting_point
+from raybge.checkpoints import HIDDEN, RESULTS, Identity, discard, finished, resumes, starting_point
 from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
 from raybge.errors import UserError
 from raybge.flags import build, given
@@ -74,9 +74,9 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
         batches = _order(arguments, survey, plan)
         _describe(arguments, screen, cluster, plan, survey, batches)
         _say_start(arguments, screen, start)
-        if arguments.dry_run:
-            return {}
         metrics = _run(arguments, screen, plan, reading_cpus(cluster, plan), survey, batches, output, start)
+    if arguments.dry_run:
+        return {}
     screen.say(
         f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
         f"({metrics['train_samples_per_second']:,.1f} groups/s), mean loss {metrics['train_loss']:.4f}"
@@ -129,6 +129,12 @@ def _check_output(arguments: TrainArguments, output: Path) -> None:
         )
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
+    storage = _storage(arguments, output)
+    if not resume and not arguments.overwrite_output_dir and storage != output and any(storage.glob("checkpoint-*")):
+        raise UserError(
+            f"--storage_path {storage} holds checkpoints of another run; choose another, or add "
+            "--overwrite_output_dir, or --resume to continue that run"
+        )
     if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
         return
     if not resume:
@@ -258,9 +264,6 @@ def _run(
     storage = _storage(arguments, output)
     hidden = output / HIDDEN
     hidden.mkdir(parents=True, exist_ok=True)
-    if arguments.overwrite_output_dir:
-        for old in storage.glob("checkpoint-*"):
-            discard(old)
     run = f"run-{uuid.uuid4().hex}"
     markers = (hidden / run, storage / HIDDEN / run)
     for marker in markers:
@@ -273,6 +276,13 @@ def _run(
             start.check(config.identity)
             config = replace(config, resume_from=start.path)
         group = process_group(arguments, plan)
+        if arguments.dry_run:
+            return {}
+        # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
+        (output / RESULTS).unlink(missing_ok=True)
+        if arguments.overwrite_output_dir:
+            for old in storage.glob("checkpoint-*"):
+                discard(old)
         launch = Launch(config, plan, group, storage, storage / HIDDEN / f"ray-{run}", arguments.max_failures)
         return launch.watch(screen)
     finally:

@@ -99,9 +99,11 @@ def test_where_a_run_starts(tmp_path):
     assert starting_point({"resume_from_checkpoint": "False"}, False, storage) is None
     for training, resume in (({}, True), ({"resume_from_checkpoint": "True"}, False)):
         assert starting_point(training, resume, storage).step == 6
-    assert starting_point({"resume_from_checkpoint": str(other)}, False, storage).step == 1
-    with pytest.raises(UserError, match=r"checkpoint-6 is further on"):
-        starting_point({"resume_from_checkpoint": str(storage / "checkpoint-3")}, False, storage)
+    assert starting_point({"resume_from_checkpoint": str(storage / "checkpoint-6")}, False, storage).step == 6
+    assert starting_point({"resume_from_checkpoint": str(other)}, False, tmp_path / "new").step == 1
+    for place in (storage / "checkpoint-3", other):
+        with pytest.raises(UserError, match=r"a restart would continue from .*checkpoint-6 instead"):
+            starting_point({"resume_from_checkpoint": str(place)}, False, storage)
     written(storage, 9, whole=False)
     for place in (storage / "checkpoint-9", tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"--resume_from_checkpoint: .* is no whole checkpoint"):

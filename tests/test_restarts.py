@@ -122,7 +122,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(flags, undist
     output = tmp_path / "out"
     metrics = finetune(**flags, output_dir=str(output), max_failures=1)
     assert (tmp_path / "died").exists() and metrics["steps"] == LAST
-    assert "continues from step 4, restart 1 of 1" in capfd.readouterr().err
+    assert "continues from checkpoint-4, restart 1 of 1" in capfd.readouterr().err
     assert_same_model(output, undisturbed)
     assert {p.name for p in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
 
