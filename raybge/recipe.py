@@ -93,7 +93,8 @@ def _check_dims(arguments: TrainArguments) -> None:
 def _needs(arguments: TrainArguments, name: str, other: str) -> None:
     """A flag that acts only beside another one."""
     given = getattr(arguments, name) != declared(TrainArguments)[name].default
-    if given and getattr(arguments, other) in (False, None):
+    beside = getattr(arguments, other)
+    if given and (beside is None or beside is False):
         raise UserError(f"--{name} says something of --{other}, which is not given")
 
 

@@ -398,6 +398,7 @@ OTHER = {
     "eval_data": None,  # test_validation.py
     "eval_corpus": None,
     "storage_path": "elsewhere",
+    "kd_loss_type": "m3_kd_loss",
     "sentence_pooling_method": "mean",
     "query_instruction_format": "{}: {}",
     "passage_instruction_format": "{}: {}",
