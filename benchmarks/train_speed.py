@@ -80,6 +80,7 @@ def raybge_peer(folder: str, device: str, _: Any) -> Peer:
     from raybge.model.negatives import Objective
 
     embedding = Encoder(folder, use_fp16=False, devices=device, normalize_embeddings=True, pooling_method="mean").model
+    embedding.prepare_for_training()
     model = ContrastiveModel(embedding, Objective(TEMPERATURE), None)
 
     def prepare(batch: Batch) -> StepBatch:

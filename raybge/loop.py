@@ -25,7 +25,6 @@ from raybge.data.survey import Survey
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
-from raybge.model.dropout import use_fast_dropout
 from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.negatives import Objective
@@ -115,7 +114,7 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
         encoder.model.backbone.compile(backend=backend, mode=mode, dynamic=True)
         args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
     else:
-        use_fast_dropout(encoder.model.backbone)
+        encoder.model.prepare_for_training()
     if config.objective.mrl_dims and max(config.objective.mrl_dims) > encoder.dim:
         raise UserError(f"--mrl_dims must be at most {encoder.dim}, the model's width")
     validation = None

@@ -13,24 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "raybge"  # of the attention below, among those of transformers
 SLICE_NUMBERS = 1 << 19  # attention weights worked on at a time: 2 MiB
 _LEVELS = 1 << 16
-
-
-def use_fast_dropout(backbone: nn.Module) -> None:
-    """Let a transformers model drop as this module does, wherever it runs on a CPU in fp32 and nothing else differs."""
-    for module in backbone.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, Dropout(child.p))
-    if isinstance(backbone, transformers.PreTrainedModel) and backbone.config._attn_implementation == "sdpa":
-        backbone.set_attn_implementation(NAME)
 
 
 class Dropout(nn.Dropout):
@@ -53,48 +39,10 @@ def _kept(numbers: Tensor, p: float) -> float:
     return _LEVELS / (_LEVELS - dropped)
 
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """An attention as transformers' AttentionInterface calls it: torch's own but for dropout in fp32 on a CPU.
+class DropoutAttention(torch.autograd.Function):
+    """softmax(q k^T scale + mask), dropout, times v; (B, H, T, D) in fp32 on a CPU.
 
-    Args:
-        query, key, value: (B, H, T, D).
-        attention_mask: bool, True where a query sees a key, or numbers that are added to the scores; (B or 1, 1, T, T).
-
-    Returns:
-        (B, T, H, D), and no weights.
-    """
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    ours = (
-        0 < dropout < 1
-        and query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
-        and query.shape == key.shape == value.shape
-        and (attention_mask is not None or not causal)
-        and kwargs.get("position_bias") is None
-        and kwargs.get("softcap") is None
-    )
-    if not ours:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
-        )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_BHTD = _DropoutAttention.apply(query, key, value, attention_mask, dropout, scale)
-    return out_BHTD.transpose(1, 2).contiguous(), None
-
-
-class _DropoutAttention(torch.autograd.Function):
-    """softmax(q k^T scale + mask), dropout, times v.
-
+    The mask is bool, True where a query sees a key, or numbers that are added to the scores.
     The weights are kept with the sign of what was dropped: a softmax is never negative, so |x| are the weights before
     the dropout and max(x, 0) those after it, but for the factor 1 / (1 - p).
     """
@@ -159,7 +107,3 @@ def _parts(x_BHTT: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
 
 def _flat(x_BHTD: Tensor, part: slice) -> Tensor:
     return x_BHTD[part].flatten(0, 1)
-
-
-transformers.AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

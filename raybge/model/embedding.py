@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raybge.errors import UserError
+from raybge.model.attention import use_fast_attention
 from raybge.model.folder import POOLINGS
 
 
@@ -40,6 +41,7 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.normalize = normalize
+        self.packs = False  # see prepare_for_training
         pooler = getattr(backbone, "pooler", None)
         if isinstance(pooler, nn.Module):
             # it feeds nothing here: without a gradient, data-parallel training does not wait for one
@@ -76,6 +78,53 @@ class EmbeddingModel(nn.Module):
             # a text of no token, which tokenizers without special tokens make of "", is the zero vector
             e_BD = h_BD.float().where(length_B.unsqueeze(1) > 0, 0.0)
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
+
+    def prepare_for_training(self) -> None:
+        """Take the fast attention, and pack texts on a GPU where this model gives the same vectors so."""
+        use_fast_attention(self.backbone)
+        self.packs = next(self.parameters()).device.type == "cuda" and self._packs_right()
+
+    def forward_packed(self, input_ids_1T: Tensor, position_ids_1T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Embed texts that lie one after the other in one row of tokens; e_BD as `forward` gives it.
+
+        Args:
+            position_ids_1T: counted anew in each text, from where the model's positions begin.
+            lengths: tokens of each text, at least 1.
+        """
+        # A mask of four dimensions goes through transformers as it is; the attention does not look at it.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_1T.device)
+        h_TD = self.backbone(
+            input_ids=input_ids_1T, position_ids=position_ids_1T, attention_mask=mask, text_lengths=lengths
+        ).last_hidden_state[0]
+        length_B = torch.tensor(lengths, device=h_TD.device)
+        end_B = length_B.cumsum(0)
+        if self.pooling == "cls":
+            e_BD = h_TD[end_B - length_B].float()
+        elif self.pooling == "mean":
+            text_T = torch.repeat_interleave(length_B)
+            sum_BD = h_TD.new_zeros(len(lengths), h_TD.shape[1], dtype=torch.float32)
+            e_BD = sum_BD.index_add(0, text_T, h_TD.float()) / length_B.unsqueeze(1)
+        else:
+            e_BD = h_TD[end_B - 1].float()
+        return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
+
+    @torch.no_grad()
+    def _packs_right(self) -> bool:
+        """Whether packed texts get the vectors of padded ones: positions, masks and buffers differ between models."""
+        room = min(max_positions(self.backbone) or 512, 512)
+        random = np.random.default_rng(0)
+        vocabulary = int(self._config.vocab_size)
+        texts = [random.integers(vocabulary // 2, vocabulary, n) for n in (room, room - 1, 3, room // 2, 1)]
+        training = self.training
+        self.eval()
+        try:
+            padded, packed = self(*self.pad(texts, range(len(texts)))), self.forward_packed(*self.pack(texts, range(5)))
+        except Exception:  # whatever a model says to a row that is longer than any text it knows
+            return False
+        finally:
+            self.train(training)
+        scale = padded.norm(dim=-1, keepdim=True)
+        return bool(torch.allclose(packed / scale, padded / scale, atol=2e-3))
 
     def freeze_positions(self) -> None:
         """Keep the table of position embeddings as it is. UserError where the model has none."""
@@ -114,8 +163,15 @@ class EmbeddingModel(nn.Module):
         device = next(self.parameters()).device
         if not chunks:
             return torch.zeros(0, self.dim, device=device)
-        run = self if sub_batch_size is None else functools.partial(checkpoint, self, use_reentrant=False)
-        e_sorted_ND = torch.cat([run(*self.pad(token_ids, rows, pad_to_multiple_of)) for rows in chunks])
+        # A text of no token has no place in a row of tokens.
+        packs = self.packs and not pad_to_multiple_of and all(map(len, token_ids))
+        run: Any = self.forward_packed if packs else self
+        if sub_batch_size is not None:
+            run = functools.partial(checkpoint, run, use_reentrant=False)
+        inputs = (
+            self.pack(token_ids, rows) if packs else self.pad(token_ids, rows, pad_to_multiple_of) for rows in chunks
+        )
+        e_sorted_ND = torch.cat([run(*chunk) for chunk in inputs])
         position_N = torch.empty(len(token_ids), dtype=torch.long)
         position_N[torch.tensor([row for rows in chunks for row in rows])] = torch.arange(len(token_ids))
         return e_sorted_ND[position_N.to(device)]
@@ -141,6 +197,17 @@ class EmbeddingModel(nn.Module):
             mask_BT[b, : len(token_ids[row])] = 1
         device = next(self.parameters()).device
         return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+
+    def pack(
+        self, token_ids: Sequence[Sequence[int] | np.ndarray], rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """input_ids_1T, position_ids_1T and lengths of some rows one after the other, on the model's device."""
+        lengths = [len(token_ids[row]) for row in rows]
+        first = first_position(self.backbone)
+        ids_T = np.concatenate([np.asarray(token_ids[row], np.int64) for row in rows])
+        positions_T = np.concatenate([np.arange(first, first + length) for length in lengths])
+        device = next(self.parameters()).device
+        return torch.from_numpy(ids_T)[None].to(device), torch.from_numpy(positions_T)[None].to(device), lengths
 
 
 def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None = None) -> list[list[int]]:
@@ -187,7 +254,13 @@ def max_positions(backbone: nn.Module) -> int | None:
     RoBERTa-like models start counting after the padding's id: their table of 514 positions holds 512 tokens.
     """
     for table in position_tables(backbone):
-        offset = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
-        return table.num_embeddings - offset
+        return table.num_embeddings - (getattr(table, "offset", 0) or first_position(backbone))
     limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit is not None and limit > 0 else None
+
+
+def first_position(backbone: nn.Module) -> int:
+    """The position of a text's first token: 0, or what follows the padding's id in RoBERTa-like models."""
+    for table in position_tables(backbone):
+        return 0 if table.padding_idx is None else table.padding_idx + 1
+    return 0
