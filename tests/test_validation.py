@@ -122,40 +122,45 @@ def test_equals_raybge_evaluate(ray_of_four, data, tiny_model, tmp_path, with_co
 
 
 def measured(config, model, rank, world):
-    """Metrics of a first and a second evaluation, and how often the model ran."""
+    """Metrics of a first and a second evaluation; the passage ids of all answers; how often the model ran."""
     encoder = Encoder(model, devices="cpu")
     calls = []
     encoder.model.register_forward_hook(lambda *given: calls.append(1))
     watched = Validation(config, rank, world)
-    return watched.measure(encoder), watched.measure(encoder), len(calls)
+    found = [watched.measure(encoder), watched.measure(encoder)]
+    return found, [ids.tolist() for ids in watched._task.answers], len(calls)
 
 
-def one_worker(rank, world, folder, config, model):
+def one_worker(rank, world, folder, configs, model):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save(measured(config, model, rank, world), os.path.join(folder, f"found{rank}"))
+    torch.save([measured(config, model, rank, world) for config in configs], os.path.join(folder, f"found{rank}"))
     torch.distributed.barrier()
     os._exit(0)  # as in the other tests of several processes
 
 
 def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path, small_blocks, monkeypatch):
-    """Bit for bit, on every worker; one of the three has no queries. All call the model equally often."""
+    """Bit for bit, on every worker, with many blocks of queries and with two, of which one worker of three has none.
+
+    Passages are numbered alike too, and all workers call the model equally often.
+    """
     corpus, dev, _, _ = data
     world = 3
-    config = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
+    many = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
     monkeypatch.setattr(validation, "BLOCK_BYTES", 4096)
-    few = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus).queries
-    assert len(config.corpus.blocks) > 5 and len(few.blocks) == 2
-    config = ValidationConfig(few, config.corpus, QUERY_LEN, PASSAGE_LEN)
-    mp.spawn(one_worker, (world, str(tmp_path), config, tiny_model), nprocs=world)
+    few = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
+    few = ValidationConfig(few.queries, many.corpus, QUERY_LEN, PASSAGE_LEN)
+    assert len(many.corpus.blocks) > 5 < len(many.queries.blocks) and len(few.queries.blocks) == 2
+    mp.spawn(one_worker, (world, str(tmp_path), (many, few), tiny_model), nprocs=world)
     found = [torch.load(tmp_path / f"found{rank}", weights_only=False) for rank in range(world)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = measured(config, tiny_model, 0, 1)
+    for number, config in enumerate((many, few)):
+        (first, second), answers, calls = measured(config, tiny_model, 0, 1)
+        assert first == second
+        assert all(each[number][:2] == ([first, first], answers) for each in found)
+        assert len({each[number][2] for each in found}) == 1 and found[0][number][2] < calls
     torch.set_num_threads(threads)
-    assert all(first == second == alone[0] for first, second, _ in found)
-    calls = {each[2] for each in found}
-    assert len(calls) == 1 and calls.pop() < alone[2]
 
 
 def test_ties_go_by_passage_id():
