@@ -276,6 +276,8 @@ def _run(
             start.check(config.identity)
             config = replace(config, resume_from=start.path)
         group = process_group(arguments, plan)
+        for line in config.validation.lines() if config.validation else []:
+            screen.say(line)
         if arguments.dry_run:
             return {}
         # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
