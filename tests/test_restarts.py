@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_run_and_a_second_start_continues_it(flags, undistu
         fault(patch, rank=0, step=3, once=None, act=run_out_of_disk)
         start = time.monotonic()
         assert main(argv({**flags, "output_dir": output})) == 1
-        assert time.monotonic() - start < 90
+        assert time.monotonic() - start < 300  # ddp_timeout is 1,800
     message = capfd.readouterr().err
     assert "No space left on device" in message and "Traceback" not in message
     assert newest(output).step == 2 and not (output / "modules.json").exists()
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch):
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         finetune(**flags, output_dir=str(tmp_path / "out"))
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < limit:
             os.kill(int(started.read_text()), 0)

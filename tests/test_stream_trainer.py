@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.stream import StepStream, read_window
 from raybge.data.survey import Survey, survey
-from raybge.loop import _introduce
+from raybge.errors import UserError
+from raybge.loop import WorkerConfig, _arguments, _introduce, _trainer
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
@@ -312,3 +314,45 @@ def test_a_schedule_can_follow_the_metric(trainer):
     )
     made.train()
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-4)
+
+
+# --- the worker's model
+
+
+def test_the_network_is_compiled_and_the_loss_stays(tiny, found, tmp_path):
+    """What lies around it, ragged lists and collectives, is left to Python."""
+    order = Order(found.rows, 6, seed=1)
+
+    def made(**flags: Any) -> StreamTrainer:
+        config = WorkerConfig(
+            encoder={"model_name_or_path": tiny},
+            tokens=dict(group_size=3, query_max_len=8, passage_max_len=999, seed=1),
+            objective=Objective(0.1),
+            training=dict(output_dir=str(tmp_path), use_cpu=True, **flags),
+            survey=found,
+            order=order,
+            output_dir=str(tmp_path),
+            markers=(),
+            cpus=1,
+            reading_cpus=1.0,
+            fix_position_embedding=True,
+            pad_to_multiple_of=None,
+            logging_dir=None,
+            board=None,
+            identity=Identity.of(found, order, 1),
+        )
+        return _trainer(config, _arguments(config), 0, 1)
+
+    plain, compiled = made(), made(torch_compile=True, torch_compile_backend="eager")
+    assert compiled.encoder.model.backbone._compiled_call_impl is not None
+    assert not compiled.args.torch_compile  # the Trainer would compile the rest too
+    stream = plain.stream
+    local = LocalStream(stream.survey, stream.order, stream.tokenizer, 0, 1, 1.0)
+    batch = next(iter(local))["batch"]
+    torch.testing.assert_close(compiled.model.eval()(batch), plain.model.eval()(batch))
+
+
+def test_flags_that_only_transformers_knows_to_be_wrong_are_a_persons_mistake(found):
+    config = SimpleNamespace(training={"output_dir": "o", "optim": "nonsense"}, validation=None, resume_from=None)
+    with pytest.raises(UserError, match="nonsense"):
+        _arguments(config)
