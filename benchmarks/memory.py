@@ -65,6 +65,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     pairs = [text for pair in zip(positives[: args.groups], positives[args.groups :], strict=True) for text in pair]
     token_ids = [np.array(ids, np.int32) for ids in queries + encoder.tokenize(pairs, 128)]
     batch = StepBatch(0, [(0, i) for i in range(args.groups)], token_ids, np.full(args.groups, 2, np.int64))
+    encoder.model.prepare_for_training()
     model = ContrastiveModel(encoder.model, Objective(TEMPERATURE), None, sub_batch_size=args.sub_batch_size)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)

@@ -18,6 +18,8 @@ from raybge.errors import UserError
 from raybge.model.attention import use_fast_attention
 from raybge.model.folder import POOLINGS
 
+SUB_BATCH_MULTIPLE = 16  # tokens to which the chunks of sub-batches are padded
+
 
 class EmbeddingModel(nn.Module):
     """A transformer that turns each text into one vector.
@@ -159,12 +161,15 @@ class EmbeddingModel(nn.Module):
         Returns:
             e_ND in fp32; (0, D) for no text.
         """
+        if sub_batch_size is not None and not pad_to_multiple_of:
+            # Every chunk of another size leaves holes in the heap that the next one does not fit into.
+            pad_to_multiple_of = SUB_BATCH_MULTIPLE
         chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk, sub_batch_size)
         device = next(self.parameters()).device
         if not chunks:
             return torch.zeros(0, self.dim, device=device)
         # A text of no token has no place in a row of tokens.
-        packs = self.packs and not pad_to_multiple_of and all(map(len, token_ids))
+        packs = self.packs and all(map(len, token_ids))
         run: Any = self.forward_packed if packs else self
         if sub_batch_size is not None:
             run = functools.partial(checkpoint, run, use_reentrant=False)
