@@ -18,8 +18,9 @@ from raybge.data.collate import GroupTokenizer, StepBatch, unpack
 from raybge.data.files import list_files
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
-from raybge.data.stream import StepStream, read_window
+from raybge.data.stream import Reading, StepStream
 from raybge.data.survey import Survey, survey
+from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.loop import WorkerConfig, _arguments, _introduce, _trainer
 from raybge.model.contrastive import ContrastiveModel
@@ -37,8 +38,9 @@ class LocalStream(StepStream):
 
     def __iter__(self) -> Iterator[dict[str, StepBatch]]:
         self.seen = getattr(self, "seen", [])
+        reading = Reading.of(self.survey, self.order, self.tokenizer)
         for window in self.order.windows(self.epoch, self.rank, self.world, self.start_step):
-            for table in read_window(self.survey, self.tokenizer, window, self.epoch, self.start_step):
+            for table in reading.steps(self.epoch, window, self.start_step):
                 batch = unpack(table)
                 self.seen.append((self.epoch, batch.step))
                 yield {"batch": batch}
@@ -98,7 +100,7 @@ def trainer(tiny, found, tmp_path):
         transformers.set_seed(args.seed)
         encoder = Encoder(model, devices="cpu")
         order = Order(found.rows, 6, seed=1)
-        tokenizer = GroupTokenizer(encoder.tokenizer, Instructions(), 3, 8, 12, seed=1)
+        tokenizer = GroupTokenizer(TextTokenizer(encoder.tokenizer, Instructions(), 8, 12), 3, seed=1)
         reporter = Reporter(None)
         contrastive = ContrastiveModel(encoder.model, Objective(0.1), None)
         _introduce(contrastive, encoder.model.backbone)
@@ -326,7 +328,9 @@ def test_the_network_is_compiled_and_the_loss_stays(tiny, found, tmp_path):
     def made(**flags: Any) -> StreamTrainer:
         config = WorkerConfig(
             encoder={"model_name_or_path": tiny},
-            tokens=dict(group_size=3, query_max_len=8, passage_max_len=999, seed=1),
+            lengths=dict(query_max_len=8, passage_max_len=999),
+            draws=dict(group_size=3, seed=1),
+            merge_adapters=False,
             objective=Objective(0.1),
             training=dict(output_dir=str(tmp_path), use_cpu=True, **flags),
             survey=found,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import _tokenizer
+from tiny import tokenizer
 
 from raybge.data import stream as stream_module
 from raybge.data.collate import GroupTokenizer, StepBatch, unpack
@@ -33,7 +33,7 @@ def reading(data: Path, order=None, scored: bool = False, global_batch: int = 8)
     parse = parse_scored_group if scored else parse_group
     found = survey(list_files(str(data), "--f"), 1000, parse, "skip")
     order = Order(found.rows, global_batch, 0, mixture=order and order(found), window_rows=24)
-    texts = TextTokenizer(_tokenizer("bert"), Instructions(), 8, 8)
+    texts = TextTokenizer(tokenizer("bert"), Instructions(), 8, 8)
     return Reading.of(found, order, GroupTokenizer(texts, 2, 0, scored=scored))
 
 
