@@ -316,7 +316,7 @@ def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
     def plan(**more) -> list[str]:
         finetune(**flags, **more)
         lines = capfd.readouterr().out.splitlines()
-        return [line.replace(f"{folder}/", "").strip() for line in lines if line.startswith(("data:", "  "))]
+        return [" ".join(line.replace(f"{folder}/", "").split()) for line in lines if line.startswith(("data:", "  "))]
 
     assert "27 groups an epoch from 3 files; 5 steps" in plan()[0]
     assert plan()[1:] == [

@@ -63,7 +63,7 @@ class DataSets:
             notes += ["own negatives only"] * (self.alone >= set(members))
             if mixture.pool_F[members[0]] in short:
                 notes.append(f"left out by --dataloader_drop_last: less than a global batch of {order.global_batch:,}")
-            if notes or len(self.kept) > 1:
+            if notes or len(self.kept) + len(self.left_out) > 1:
                 lines.append(f"  {one.name}: {'; '.join([f'{one.rows:,} groups', *notes])}")
         return lines + [f"  left out by --drop_threshold: {one.name}: {one.rows:,} groups" for one in self.left_out]
 
