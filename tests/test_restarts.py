@@ -180,8 +180,10 @@ def test_a_mistake_is_not_repeated(flags, tmp_path, monkeypatch):
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch):
+def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
     """Also where Ray was there before the command and goes on after it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = tmp_path / "started"
 
     def hang() -> None:
