@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from raybge.data.collate import StepBatch
 from raybge.model.contrastive import ContrastiveModel
-from raybge.model.embedding import EmbeddingModel
+from raybge.model.embedding import SUB_BATCH_MULTIPLE, EmbeddingModel
 from raybge.model.negatives import Objective, gather_counts, gather_rows
 
 GROUPS = 8
@@ -271,7 +271,7 @@ def test_sub_batches_repeat_the_dropout_of_the_first_pass():
             model.sub_batch_size = None
             chunks = model.embedding.embed
             model.embedding.embed = lambda ids, tokens, multiple, _: torch.cat(  # the same chunks of 3, sorted
-                [chunks([ids[i] for i in rows], tokens, multiple) for rows in by_length(ids, 3)]
+                [chunks([ids[i] for i in rows], tokens, SUB_BATCH_MULTIPLE) for rows in by_length(ids, 3)]
             )[position_of(ids, 3)]
         torch.manual_seed(3)
         model(batch_of(0, GROUPS, alone=False)).backward()
