@@ -95,7 +95,7 @@ def _needs(arguments: TrainArguments, name: str, other: str) -> None:
     given = getattr(arguments, name) != declared(TrainArguments)[name].default
     beside = getattr(arguments, other)
     if given and (beside is None or beside is False):
-        raise UserError(f"--{name} says something of --{other}, which is not given")
+        raise UserError(f"--{name} says something of what is not given: it needs --{other}")
 
 
 def normalized(arguments: TrainArguments) -> bool:

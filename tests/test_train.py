@@ -352,7 +352,7 @@ def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
         ({"learning_rat": 1e-5}, "did you mean --learning_rate?"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio"),
         ({"seed": -1}, "--seed"),
-        ({"lora_rank": 8}, "--lora_rank says something of adapters: it needs --use_lora"),
+        ({"lora_rank": 8}, "it needs --use_lora"),
         ({"save_merged_lora_model": True}, "it needs --use_lora"),
         ({"use_lora": True, "lora_rank": 0}, "--lora_rank must be at least 1"),
         ({"use_lora": True, "fix_position_embedding": True}, "--fix_position_embedding"),

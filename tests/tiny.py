@@ -90,7 +90,7 @@ def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
     special = (
         ["<s>", "<pad>", "</s>", "<unk>"] if kind in ("roberta", "mpnet") else ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     )
-    vocab = {word: i for i, word in enumerate(special + SENTENCE.split() + ["##s"])}
+    vocab = {word: i for i, word in enumerate([*special, *words])}
     pad, unknown, first, last = (special[1], special[3], special[0], special[2]) if special[0] == "<s>" else special
     core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token=unknown))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
