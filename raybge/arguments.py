@@ -12,13 +12,14 @@ from typing import Any
 
 from raybge.flags import flag
 
-MODEL, LORA, DATA, LOSS, VALIDATION, MINING, METRICS, RUN, SCALE = (
+MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, RUN, SCALE = (
     "model",
     "low-rank adaptation",
     "data",
     "objective",
     "evaluation while training",
     "mining",
+    "cross-encoder",
     "evaluation",
     "run",
     "workers and cluster",
@@ -56,8 +57,8 @@ class ModelArguments:
 class MineArguments(ModelArguments, CommonArguments):
     """Find hard negatives: the passages that the model ranks high for a query and that are not its answers."""
 
-    model_name_or_path: str = flag(
-        ..., MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",)
+    model_name_or_path: str | None = flag(
+        None, MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",)
     )
     input_file: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
     output_file: str = flag(
@@ -70,11 +71,38 @@ class MineArguments(ModelArguments, CommonArguments):
         "10-210", MINING, "ranks lo-hi to sample from: 0-based, lo to hi-1 of the full ranking"
     )
     negative_number: int = flag(15, MINING, "negatives for each row")
+    sampling_strategy: str = flag(
+        "random", MINING, "which of what may be a negative: random ones, or the top", choices=("random", "top")
+    )
+    absolute_margin: float | None = flag(
+        None, MINING, "a negative's score is below that of each positive by at least this"
+    )
+    relative_margin: float | None = flag(
+        None, MINING, "the same as a share of the positive's score; 0.05 keeps what is below 95% of it"
+    )
+    max_score: float | None = flag(None, MINING, "the highest score of a negative")
+    min_score: float | None = flag(None, MINING, "the lowest score of a negative")
+    keep_scores: bool = flag(False, MINING, "write `pos_scores` and `neg_scores`")
     use_gpu_for_searching: bool = flag(False, MINING, "search with faiss on the GPU")
     search_batch_size: int = flag(64, MINING, "queries searched at a time")
     shard_size: int = flag(1_000_000, MINING, "passages in one faiss shard")
+    shards_per_actor: int | None = flag(
+        None, MINING, "shards that a search actor has in memory at a time; left out: what its memory carries"
+    )
+    index_factory: str = flag("Flat", MINING, "faiss index of each shard, such as IVF1024,Flat; Flat is exact")
     seed: int = flag(42, MINING, "seed of the sampling")
-    overwrite: bool = flag(False, RUN, "mine anew although the output is there")
+    cross_encoder: str | None = flag(
+        None,
+        TEACHER,
+        "sequence classifier whose scores replace the embedding model's and are written: folder or hub name",
+        aliases=("reranker_name_or_path",),
+    )
+    score_only: bool = flag(False, TEACHER, "mine nothing: give the rows their cross_encoder's scores")
+    reranker_batch_size: int = flag(256, TEACHER, "pairs scored at a time on a GPU")
+    reranker_max_length: int | None = flag(None, TEACHER, "longest pair in tokens")
+    reranker_query_max_length: int | None = flag(None, TEACHER, "longest query in tokens")
+    normalize_scores: bool = flag(False, TEACHER, "the sigmoid of the cross_encoder's output", aliases=("normalize",))
+    overwrite: bool = flag(False, RUN, "mine anew although the output, or a part of the work, is there")
     query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
     query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
     passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
@@ -105,7 +133,7 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     )
     max_passage_length: int | None = flag(None, MODEL, "longest passage in tokens; 128 where the folder does not say")
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
-    index_factory: str = flag("Flat", METRICS, "faiss index; Flat is exact", unbuilt=True)
+    index_factory: str = flag("Flat", METRICS, "faiss index of each shard, such as IVF1024,Flat; Flat is exact")
     k: int = flag(100, METRICS, "passages retrieved for each query")
     save_embedding: bool = flag(False, METRICS, "keep the corpus embeddings at save_path", unbuilt=True)
     load_embedding: bool = flag(False, METRICS, "use the corpus embeddings at save_path", unbuilt=True)
@@ -113,6 +141,9 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     metrics_file: str | None = flag(None, METRICS, "write the metrics as JSON")
     search_batch_size: int = flag(64, METRICS, "queries searched at a time")
     shard_size: int = flag(1_000_000, METRICS, "passages in one faiss shard")
+    shards_per_actor: int | None = flag(
+        None, METRICS, "shards that a search actor has in memory at a time; left out: what its memory carries"
+    )
     use_gpu_for_searching: bool = flag(False, METRICS, "search with faiss on the GPU")
 
 

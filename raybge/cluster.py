@@ -35,6 +35,7 @@ class Cluster:
     nodes: int
     node_cpus: tuple[int, ...]
     node_gpus: tuple[int, ...]
+    memory: int = 0  # bytes that Ray counts for tasks and actors of all nodes, beside its object store
 
     def fitting(self, cpus: int, gpu: bool) -> int:
         """Workers of `cpus` CPUs, and a GPU each with `gpu`, that the nodes hold beside the reading."""
@@ -159,7 +160,8 @@ def _look(own: bool) -> Cluster:
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     node_cpus = tuple(int(r.get("CPU", 0)) - (_reading_slots() if own else 0) for r in alive)
     node_gpus = tuple(int(r.get("GPU", 0)) for r in alive)
-    return Cluster(own, sum(node_cpus), sum(node_gpus), len(alive), node_cpus, node_gpus)
+    memory = int(sum(r.get("memory", 0) for r in alive))
+    return Cluster(own, sum(node_cpus), sum(node_gpus), len(alive), node_cpus, node_gpus, memory)
 
 
 def cores() -> int:

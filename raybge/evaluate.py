@@ -22,11 +22,8 @@ from raybge.flags import build
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from raybge.data.groups import Group
-    from raybge.search.index import Index
+    from raybge.search.index import Found, Index
     from raybge.search.inputs import Source
     from raybge.search.pipeline import Piece
 
@@ -49,16 +46,35 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     """The command: check, read, plan, encode, search, measure, sum up."""
     from raybge.cluster import plan_workers
     from raybge.data.groups import parse_judged, parse_passage
+    from raybge.model.folder import vector_width
+    from raybge.search.duplicates import deduplicate
     from raybge.search.index import hold
-    from raybge.search.inputs import Stages, check_search, describe_data, describe_model, opened
-    from raybge.search.pipeline import Passages, Queries, deduplicate, encode, passage_itself
+    from raybge.search.inputs import (
+        Stages,
+        check_search,
+        describe_data,
+        describe_memory,
+        describe_model,
+        embedder_of,
+        opened,
+        shards_held,
+        work_folder,
+    )
+    from raybge.search.pipeline import Passages, Queries, encode, passage_itself
+    from raybge.search.shards import Kind
+    from raybge.search.store import Store
 
     _check(arguments)
     sources = _sources(arguments)
     options = _encoder_options(arguments)
     model = describe_model(options)
     stages = Stages()
-    with opened(arguments, sources, screen) as (cluster, surveys):
+    kind = Kind(arguments.index_factory, arguments.use_gpu_for_searching)
+    with (
+        work_folder(arguments.storage_path, "evaluate") as work,
+        opened(arguments, sources, work, screen) as (cluster, surveys),
+    ):
+        store = Store(work)
         corpus = Passages(surveys[0], parse_passage, passage_itself)
         queries = Queries(surveys[1], parse_judged, relevant)
         check_search(arguments.use_gpu_for_searching, cluster, arguments.k, "k")
@@ -66,20 +82,22 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
         )
         with stages("deduplicate"):
-            kept = deduplicate(corpus)
-        stages.count("deduplicate", len(kept.keep_P), "passages")
+            kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store)
+        stages.count("deduplicate", int(kept.found_B.sum()), "passages")
+        size, dim = min(arguments.shard_size, kept.passages), vector_width(arguments.encoder, arguments.cache_dir) or 0
+        held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
         screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         screen.say(model)
         screen.say(describe_data(queries, corpus, kept, arguments.shard_size))
+        screen.say(describe_memory(kept, size, held, plan.workers, dim, arguments.k, arguments.search_batch_size))
         counts = {"queries": queries.survey.total_rows, "corpus": kept.passages}
         if arguments.dry_run:
             return {**counts}
         with stages("encode"):
-            passages, rows = encode(corpus, kept, queries, options, plan, screen)
+            passages, rows = encode(corpus, kept, queries, embedder_of(options), store, plan, screen)
         stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
         with stages("index"):
-            gpus = cluster.gpus if arguments.use_gpu_for_searching else 0
-            index = hold(passages, arguments.shard_size, plan, gpus)
+            index = hold(passages, store, arguments.shard_size, plan, kind, held)
         with index, stages("search"):
             metrics = _search_and_measure(arguments, index, rows, screen)
         stages.count("search", queries.survey.total_rows, "queries")
@@ -181,18 +199,20 @@ class Judged:
     absent: int
 
 
-def judged(table: pa.Table, ids_QK: np.ndarray, known_N: np.ndarray, cutoffs: Sequence[int]) -> Judged:
+def judged(found: Found, cutoffs: Sequence[int]) -> Judged:
     """Measure the queries of one encoded block."""
     import numpy as np
 
     from raybge.metrics import measure
     from raybge.search.shards import keys_of
 
-    answers = np.split(known_N, np.cumsum(keys_of(table)[1])[:-1])
-    found = [ids[ids >= 0].tolist() for ids in answers]
-    absent = [int((ids < 0).sum()) for ids in answers]
-    values = measure(ids_QK, found, absent, cutoffs)
-    return Judged({name: float(value.sum()) for name, value in values.items()}, len(ids_QK), sum(absent))
+    _, counts = keys_of(found.table)
+    ends = np.cumsum(counts)
+    edges = np.searchsorted(found.known.key_M, ends[:-1])
+    answers = [ids.tolist() for ids in np.split(found.known.id_M, edges)]
+    absent = [int(count) - len(ids) for count, ids in zip(counts, answers, strict=True)]
+    values = measure(found.ids_QK, answers, absent, cutoffs)
+    return Judged({name: float(value.sum()) for name, value in values.items()}, len(counts), sum(absent))
 
 
 def _report(arguments: EvaluateArguments, result: dict[str, float], screen: Screen) -> None:

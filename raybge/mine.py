@@ -2,19 +2,20 @@
 
     python -m raybge.mine --model_name_or_path BAAI/bge-small-en-v1.5 --input_file groups.jsonl \\
         --output_file groups_mined.jsonl --range_for_sampling 2-200 --negative_number 15
+    python -m raybge.mine --score_only --cross_encoder BAAI/bge-reranker-base --input_file groups.jsonl \\
+        --output_file groups_scored.jsonl
     python -m raybge.mine --help
 
 From Python: `raybge.mine_hard_negatives(model_name_or_path=..., input_file=..., output_file=...)`.
 
-Letters in array names: Q rows, K ranks, N known passages of all rows.
+What is done is kept beside the output, or under `--storage_path`: a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
@@ -24,14 +25,16 @@ from raybge.flags import build
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
-    from raybge.data.groups import Group
+    from raybge.cluster import Cluster, Plan
     from raybge.data.survey import Survey
+    from raybge.search.duplicates import Kept
     from raybge.search.index import Index
-    from raybge.search.inputs import Source
-    from raybge.search.pipeline import Passages, Piece, Queries
+    from raybge.search.inputs import Stages
+    from raybge.search.negatives import Tally
+    from raybge.search.pipeline import Embedder, Passages, Piece, Queries
+    from raybge.search.sampling import Sampling
+    from raybge.search.store import Store
+    from raybge.search.teacher import Teacher
 
 
 def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
@@ -45,37 +48,41 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
         return mine(arguments, screen)
 
 
-def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
-    """The command: check, read, plan, encode, search, sample and write, sum up."""
+def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = None) -> dict[str, Any]:
+    """The command: check, read, plan, encode, search, sample and write, sum up.
+
+    `embedder` makes the vectors in place of the model.
+    """
     from raybge import output
     from raybge.cluster import plan_workers
+    from raybge.mining_flags import check, encoder_options, kind_of, sources_of, teacher_of
     from raybge.search.index import hold
-    from raybge.search.inputs import Stages, check_search, describe_data, describe_model, opened
-    from raybge.search.pipeline import deduplicate, encode
+    from raybge.search.inputs import Stages, check_search, describe_model, embedder_of, opened
+    from raybge.search.pipeline import encode
 
-    lo, hi = _check(arguments)
-    sources = _sources(arguments)
+    sampling = check(arguments, embedder is not None)
+    sources = sources_of(arguments)
     if output.exists(arguments.output_file, "--output_file") and not arguments.overwrite:
         screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
         return {"output_file": arguments.output_file, "already_there": True}
-    options = _encoder_options(arguments)
-    model = describe_model(options)
+    options = encoder_options(arguments)
+    model = "" if embedder or arguments.score_only else describe_model(options)
     stages = Stages()
-    with opened(arguments, sources, screen) as (cluster, surveys):
-        queries, pool = _parts(surveys)
-        check_search(arguments.use_gpu_for_searching, cluster, hi, "range_for_sampling")
+    with _work(arguments) as store, opened(arguments, sources, store.folder, screen) as (cluster, surveys):
+        check_search(arguments.use_gpu_for_searching, cluster, sampling.hi, "range_for_sampling")
         plan = plan_workers(
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
         )
-        with stages("deduplicate"):
-            kept = deduplicate(pool)
-        stages.count("deduplicate", len(kept.keep_P), "passages")
-        hi = _clip(lo, hi, kept.passages, screen)
-        sampling = Sampling(lo, hi, arguments.negative_number, arguments.seed)
         screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        screen.say(model)
-        screen.say(describe_data(queries, pool, kept, arguments.shard_size))
-        screen.say(f"sampling: {sampling.describe()}")
+        teacher = teacher_of(arguments, store, plan)
+        if arguments.score_only:
+            return _score_only(arguments, surveys[0], teacher, plan, store, stages, screen)
+        embedder = embedder or embedder_of(options)
+        with stages("deduplicate"):
+            queries, pool, kept = _parts(arguments, sampling, surveys, teacher, store)
+        stages.count("deduplicate", int(kept.found_B.sum()), "passages")
+        sampling = _clip(sampling, kept.passages, screen)
+        held = _say_plan(arguments, model, sampling, queries, pool, kept, cluster, plan, screen)
         summary: dict[str, Any] = {
             "rows": queries.survey.total_rows,
             "passages": kept.passages,
@@ -84,72 +91,51 @@ def mine(arguments: MineArguments, screen: Screen) -> dict[str, Any]:
         }
         if arguments.dry_run:
             return {**summary, "dry_run": True}
+        store.precious = True
         with output.written_aside(arguments.output_file, "--output_file") as out:
             with stages("encode"):
-                passages, rows = encode(pool, kept, queries, options, plan, screen)
+                passages, rows = encode(pool, kept, queries, embedder, store, plan, screen)
             stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
-            gpus = cluster.gpus if arguments.use_gpu_for_searching else 0
             with stages("index"):
-                index = hold(passages, arguments.shard_size, plan, gpus)
+                index = hold(passages, store, arguments.shard_size, plan, kind_of(arguments), held, teacher is not None)
             with index, stages("search"):
-                summary |= _search_and_write(arguments, sampling, index, rows, out, screen)
+                tally = _search_and_write(arguments, sampling, index, rows, teacher, out, screen)
+                found = _recall(arguments, sampling, index, rows, screen)
             stages.count("search", queries.survey.total_rows, "rows")
+        summary |= {"rows_filled": tally.filled, "rows_with_fewer": tally.short, **found}
+        _write_meta(arguments, embedder, teacher, summary, tally)
     summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
     stages.say(screen)
-    _say_summary(summary, arguments.negative_number, screen)
+    _say_summary(summary, sampling, tally, screen)
     return summary
 
 
-# --- check ------------------------------------------------------------------------------------------------
+@contextmanager
+def _work(arguments: MineArguments) -> Iterator[Store]:
+    """The store of a run. It is removed when the run is over, unless it has a place of its own; of a run that fails,
+    once anything in it is worth keeping.
+    """
+    from raybge.search.inputs import work_folder
+    from raybge.search.store import Store
+
+    with work_folder(arguments.storage_path, "mine", f"{arguments.output_file}.work") as folder:
+        store = Store(folder)
+        if arguments.overwrite and not arguments.dry_run:
+            store.remove()
+        store.precious = store.exists() or bool(arguments.storage_path)
+        try:
+            yield store
+            store.precious = bool(arguments.storage_path) or (store.precious and arguments.dry_run)
+        finally:
+            if not store.precious:
+                store.remove()
 
 
-def _check(arguments: MineArguments) -> tuple[int, int]:
-    """UserError for flags that cannot be; the range of ranks."""
-    from raybge.model.folder import Instructions, check_model_folder
-    from raybge.search.inputs import check_numbers
-
-    check_numbers(
-        arguments,
-        "negative_number",
-        "search_batch_size",
-        "shard_size",
-        "batch_size",
-        "embedder_query_max_length",
-        "embedder_passage_max_length",
-    )
-    if arguments.seed < 0:
-        raise UserError(f"--seed must be at least 0, found {arguments.seed}")
-    Instructions(
-        query_format=arguments.query_instruction_format_for_retrieval,
-        passage_format=arguments.passage_instruction_format_for_retrieval,
-    )
-    if arguments.output_file.endswith(".parquet"):
-        raise UserError(f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
-    check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
-    text = arguments.range_for_sampling
-    match = re.fullmatch(r"(\d+)-(\d+)", text.strip())
-    if not match or int(match[1]) >= int(match[2]):
-        raise UserError(
-            "--range_for_sampling takes two ranks lo-hi with lo below hi, such as 2-200 (0-based, lo to "
-            f"hi-1), found «{text}»"
-        )
-    return int(match[1]), int(match[2])
+# --- plan -------------------------------------------------------------------------------------------------
 
 
-def _sources(arguments: MineArguments) -> list[Source]:
-    from raybge.data.files import list_files
-    from raybge.data.groups import parse_group, parse_passage
-    from raybge.search.inputs import Source, check_apart
-
-    sources = [Source(list_files(arguments.input_file, "--input_file"), "--input_file", parse_group)]
-    if arguments.candidate_pool:
-        flag = "--candidate_pool"
-        sources.append(Source(list_files(arguments.candidate_pool, flag), flag, parse_passage))
-    check_apart(arguments.output_file, "--output_file", sources)
-    return sources
-
-
-def _clip(lo: int, hi: int, passages: int, screen: Screen) -> int:
+def _clip(sampling: Sampling, passages: int, screen: Screen) -> Sampling:
+    lo, hi = sampling.lo, sampling.hi
     if lo >= passages:
         raise UserError(
             f"--range_for_sampling {lo}-{hi} leaves nothing: the pool holds {passages:,} passages, "
@@ -160,62 +146,63 @@ def _clip(lo: int, hi: int, passages: int, screen: Screen) -> int:
             f"--range_for_sampling {lo}-{hi} goes beyond the pool of {passages:,} passages: "
             f"{lo}-{passages} is what there is"
         )
-    return min(hi, passages)
+    return replace(sampling, hi=min(hi, passages))
 
 
-# --- plan -------------------------------------------------------------------------------------------------
-
-
-def _parts(surveys: Sequence[Survey]) -> tuple[Queries, Passages]:
-    """What is searched for, and the pool: the second source, or without one the groups' own passages."""
-    from raybge.data.groups import parse_group, parse_passage
+def _parts(
+    arguments: MineArguments, sampling: Sampling, surveys: Sequence[Survey], teacher: Teacher | None, store: Store
+) -> tuple[Queries, Passages, Kept]:
+    """What is searched for; the pool: the second source, or without one the groups' own passages; and which of its
+    passages come first of their text.
+    """
+    from raybge.data.groups import near_key, parse_group, parse_passage
+    from raybge.search.duplicates import deduplicate, positives_elsewhere
+    from raybge.search.negatives import not_negatives
     from raybge.search.pipeline import Passages, Queries, passage_itself, passages_of_group
 
-    queries = Queries(surveys[0], parse_group, not_negatives)
-    if len(surveys) == 2:
-        return queries, Passages(surveys[1], parse_passage, passage_itself)
-    return queries, Passages(surveys[0], parse_group, passages_of_group)
+    own = len(surveys) == 1
+    pool = (
+        Passages(surveys[0], parse_group, passages_of_group, near_key)
+        if own
+        else Passages(surveys[1], parse_passage, passage_itself, near_key)
+    )
+    elsewhere = positives_elsewhere(surveys[0], parse_group, near_key, store)
+    # in a pool of their own the positives have vectors already
+    needed = (sampling.by_margin or arguments.keep_scores) and not teacher and not own
+    queries = Queries(surveys[0], parse_group, not_negatives, near_key, elsewhere, encode_positives=needed)
+    return queries, pool, deduplicate(pool.survey, pool.parse, pool.texts, store)
 
 
-def not_negatives(group: Group) -> Sequence[str]:
-    """The texts that are never a row's negatives."""
-    return (*group.pos, group.query)
+def _say_plan(
+    arguments: MineArguments,
+    model: str,
+    sampling: Sampling,
+    queries: Queries,
+    pool: Passages,
+    kept: Kept,
+    cluster: Cluster,
+    plan: Plan,
+    screen: Screen,
+) -> int:
+    """Print the plan; how many shards a search actor holds at a time."""
+    from raybge.mining_flags import kind_of
+    from raybge.model.folder import vector_width
+    from raybge.search.inputs import describe_data, describe_memory, shards_held
 
-
-def _encoder_options(arguments: MineArguments) -> dict[str, Any]:
     name = arguments.model_name_or_path
-    return {
-        "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
-        "normalize_embeddings": arguments.normalize_embeddings,
-        "use_fp16": arguments.use_fp16,
-        "query_instruction_for_retrieval": arguments.query_instruction_for_retrieval,
-        "query_instruction_format": arguments.query_instruction_format_for_retrieval,
-        "passage_instruction_for_retrieval": arguments.passage_instruction_for_retrieval,
-        "passage_instruction_format": arguments.passage_instruction_format_for_retrieval,
-        "pooling_method": arguments.pooling_method,
-        "trust_remote_code": arguments.trust_remote_code,
-        "cache_dir": arguments.cache_dir,
-        "batch_size": arguments.batch_size,
-        "query_max_length": arguments.embedder_query_max_length,
-        "passage_max_length": arguments.embedder_passage_max_length,
-    }
+    dim = (vector_width(name, arguments.cache_dir) if name else None) or 0
+    kind = kind_of(arguments)
+    size = min(arguments.shard_size, kept.passages)
+    held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
+    if model:
+        screen.say(model)
+    screen.say(describe_data(queries, pool, kept, arguments.shard_size))
+    screen.say(describe_memory(kept, size, held, plan.workers, dim, sampling.hi, arguments.search_batch_size))
+    screen.say(f"sampling: {sampling.describe()}")
+    return held
 
 
 # --- search, sample, write --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Ranks [lo, hi) of the full ranking, how many negatives, and the seed."""
-
-    lo: int
-    hi: int
-    number: int
-    seed: int
-
-    def describe(self) -> str:
-        """For the plan."""
-        return f"{self.number} negatives a row from ranks {self.lo} to {self.hi - 1}, seed {self.seed}"
 
 
 def _search_and_write(
@@ -223,70 +210,119 @@ def _search_and_write(
     sampling: Sampling,
     index: Index,
     pieces: list[Piece],
+    teacher: Teacher | None,
     out: Any,
     screen: Screen,
-) -> dict[str, int]:
+) -> Tally:
     from raybge.search.index import search
+    from raybge.search.negatives import Tally, sampled
 
-    filled = short = 0
+    tally = Tally()
+    keep_scores = arguments.keep_scores
+    given = index.lookup(), sampling, teacher, keep_scores
     with screen.bar("search", sum(piece.rows for piece in pieces), "rows") as bar:
-        batch = arguments.search_batch_size
-        for done in search(index, pieces, sampling.hi, batch, sampled, index, sampling):
+        for done in search(
+            index, pieces, sampling.hi, arguments.search_batch_size, sampled, *given, on_hosts=teacher is not None
+        ):
             out.write(done.lines)
-            filled, short = filled + done.filled, short + done.short
-            bar.update(done.rows)
-    return {"rows_filled": filled, "rows_with_fewer": short}
+            tally.add(done.tally)
+            bar.update(done.tally.rows)
+    return tally
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """Output lines of one block, and how many of its rows got random passages, or fewer than asked for."""
+def _recall(
+    arguments: MineArguments, sampling: Sampling, index: Index, pieces: list[Piece], screen: Screen
+) -> dict[str, float]:
+    """What an index that is not exact finds of what an exact one does."""
+    from raybge.search.index import recall
 
-    lines: bytes
-    rows: int
-    filled: int
-    short: int
+    if index.kind.exact:
+        return {}
+    share = recall(index, pieces, sampling.hi, arguments.search_batch_size)
+    screen.say(f"--index_factory {index.kind.factory}: finds {share:.1%} of the {sampling.hi:,} nearest passages")
+    return {"recall": round(share, 6)}
 
 
-def sampled(table: pa.Table, ids_QK: np.ndarray, known_N: np.ndarray, index: Index, sampling: Sampling) -> Sampled:
-    """Draw the negatives of each row of an encoded block. A row's seed is its own place in the input."""
+def _score_only(
+    arguments: MineArguments,
+    survey: Survey,
+    teacher: Teacher | None,
+    plan: Plan,
+    store: Store,
+    stages: Stages,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Give each row its teacher's scores and leave all else as it is."""
+    from raybge import output
+    from raybge.search.teacher import rescore
+
+    assert teacher is not None
+    screen.say(f"data: {survey.total_rows:,} rows; cross-encoder: {arguments.cross_encoder}")
+    summary = {"rows": survey.total_rows, "bad_rows": survey.bad_count, "output_file": arguments.output_file}
+    if arguments.dry_run:
+        return {**summary, "dry_run": True}
+    store.precious = True
+    with (
+        output.written_aside(arguments.output_file, "--output_file") as out,
+        stages("score"),
+        screen.bar("score", survey.total_rows, "rows") as bar,
+    ):
+        for lines, rows in rescore(survey, teacher, plan):
+            out.write(lines)
+            bar.update(rows)
+    stages.count("score", survey.total_rows, "rows")
+    stages.say(screen)
+    screen.say(f"written: {arguments.output_file}")
+    return {**summary, "seconds": stages.seconds}
+
+
+# --- afterwards -------------------------------------------------------------------------------------------
+
+
+def _write_meta(
+    arguments: MineArguments, embedder: Embedder, teacher: Teacher | None, summary: dict[str, Any], tally: Tally
+) -> None:
+    """Beside the output: what it was made of and with. Nothing in it differs between two runs that give the same."""
+    import dataclasses
     import json
 
-    import numpy as np
+    from raybge import output
 
-    from raybge.search.sampling import draw
-    from raybge.search.shards import keys_of
-
-    ends = np.cumsum(keys_of(table)[1])
-    drawn, filled = [], 0
-    places = zip(table["file"].to_pylist(), table["offset"].to_pylist(), strict=True)
-    for row, (place, banned) in enumerate(zip(places, np.split(known_N, ends[:-1]), strict=True)):
-        rng = np.random.default_rng([sampling.seed, *place])
-        # the range is cut out of the full ranking first, what must not be in it is dropped afterwards
-        candidates = ids_QK[row, sampling.lo : sampling.hi]
-        ids, fills = draw(candidates, banned, sampling.number, index.passages, rng)
-        drawn.append(ids.tolist())
-        filled += fills > 0
-    texts = index.texts(np.array([i for ids in drawn for i in ids], np.int64))
-    lines = []
-    for text, ids in zip(table["text"].to_pylist(), drawn, strict=True):
-        row = json.loads(text)
-        row["neg"] = [texts[i] for i in ids]
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    short = sum(len(ids) < sampling.number for ids in drawn)
-    return Sampled("".join(lines).encode(), len(lines), filled, short)
+    about = {
+        "options": dataclasses.asdict(arguments),
+        "embedder": embedder.identity,
+        "cross_encoder": teacher and teacher.identity,
+        "counts": summary,
+        "scores": tally.histograms(),
+        "versions": _versions(),
+    }
+    with output.written_aside(f"{arguments.output_file}.meta.json", "--output_file") as out:
+        out.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _say_summary(summary: dict[str, Any], number: int, screen: Screen) -> None:
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("raybge", "ray", "torch", "transformers", "numpy", "pyarrow")}
+
+
+def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:
     screen.say(
         f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
         f"duplicates dropped); bad rows left out: {summary['bad_rows']:,}"
     )
+    why = "the pool has no more"
+    if sampling.by_score:
+        why += " that the scores asked for allow"
     screen.say(
-        f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {number} "
-        f"negatives, because the pool has no more: {summary['rows_with_fewer']:,}"
+        f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {sampling.number} "
+        f"negatives, because {why}: {summary['rows_with_fewer']:,}"
     )
-    screen.say(f"written: {summary['output_file']}")
+    for example in tally.examples:
+        for name in ("query", "pos", "neg"):
+            text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
+            screen.say(f"  {name:<6} {text if len(text) <= 90 else text[:87] + '...'}")
+    screen.say(f"written: {summary['output_file']}, {summary['output_file']}.meta.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

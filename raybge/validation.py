@@ -38,7 +38,8 @@ from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
 from raybge.model.negatives import gather_counts, gather_rows
 from raybge.search import topk
-from raybge.search.pipeline import first_of_each, passages_of_group
+from raybge.search.duplicates import first_of_each
+from raybge.search.pipeline import passages_of_group
 from raybge.search.shards import KeyTable, words_of
 
 K = 10
@@ -307,7 +308,7 @@ def _find_answers(config: ValidationConfig, deal: _Deal, table: KeyTable) -> lis
     keys_N2 = deal.gather_keys([words_of([text_key(t) for each in block for t in each]) for block in answers])
     own = torch.tensor([len(each) for block in answers for each in block], dtype=torch.int64)
     counts_Q = deal.gather(own, [len(block) for block in answers]).cpu().numpy()
-    return np.split(table.find(keys_N2), np.cumsum(counts_Q)[:-1])
+    return np.split(table.find_one(keys_N2), np.cumsum(counts_Q)[:-1])
 
 
 # --- search -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ only.
 import hashlib
 import json
 import math
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,11 @@ def parse_judged(raw: dict[str, Any]) -> Group:
 def text_key(text: str) -> bytes:
     """16 bytes that stand for the text: equal texts, equal keys, on every machine and in every run."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def near_key(text: str) -> bytes:
+    """As `text_key`, equal also where texts differ in nothing but case, white space or the form of a character."""
+    return text_key(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
 
 
 def short_key(text: str) -> int:

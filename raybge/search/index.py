@@ -1,15 +1,17 @@
 """The pool as shards on Ray actors, and searching it block by block.
 
-Shards and batches of queries are cut by the data alone: scores do not depend on the number of actors.
+Shards and batches of queries are cut by the data alone: scores do not depend on the number of actors. What a block of
+queries finds is kept in the store.
 
-Letters in array names: Q queries, K candidates, N known passages of all queries.
+Letters in array names: Q queries, K candidates, N passages asked for.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,20 @@ from raybge.cluster import Plan
 from raybge.search import topk
 from raybge.search.calls import in_order, unwrapped
 from raybge.search.pipeline import Piece
-from raybge.search.shards import Host
+from raybge.search.shards import Host, Kind, Known, Part
+from raybge.search.store import Store, digest
+
+RECALL_QUERIES = 256  # on which an index that is not exact is compared with one that is
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a block of queries finds: candidates by score, then id, and the passages of its known keys."""
+
+    table: pa.Table
+    scores_QK: np.ndarray
+    ids_QK: np.ndarray
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,11 @@ class Index:
     """The pool in shards, held by Ray actors: shard s by hosts[s % len(hosts)]. `with index:` ends them."""
 
     hosts: Sequence[Any]
+    store: Store
+    pieces: Sequence[Piece]
     shard_size: int
-    passages: int
+    held: int
+    kind: Kind
 
     def __enter__(self) -> Index:
         return self
@@ -39,81 +57,230 @@ class Index:
         for host in self.hosts:
             ray.kill(host)
 
-    def texts(self, ids: np.ndarray) -> dict[int, str]:
-        """The texts of passages by id; may be called from a Ray task."""
+    @property
+    def passages(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.passages // self.shard_size)
+
+    @property
+    def passes(self) -> int:
+        """How often all queries are searched for: each time in as many shards as are held at a time."""
+        of_a_host = math.ceil(self.shards / len(self.hosts))
+        return math.ceil(of_a_host / self.held)
+
+    @property
+    def identity(self) -> str:
+        """Changes when what a search finds would."""
+        kind = [self.kind.factory, self.kind.gpu]
+        return digest("found", [piece.name for piece in self.pieces], self.shard_size, kind)
+
+    def lookup(self) -> Lookup:
+        """For texts and scores of passages, from any Ray task or actor."""
+        return Lookup(tuple(self.hosts), self.shard_size, self.passages)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Asks the hosts for single passages."""
+
+    hosts: Sequence[Any]
+    shard_size: int
+    passages: int
+
+    def texts(self, ids: np.ndarray) -> Mapping[int, str]:
+        """The texts of passages by id."""
+        ids = np.unique(ids)
+        answers = self._ask(ids, lambda host, here: host.texts.remote(ids[here]))
+        return {i: text for here, texts in answers for i, text in zip(ids[here].tolist(), texts, strict=True)}
+
+    def scores(self, q_ND: np.ndarray, ids_N: np.ndarray) -> np.ndarray:
+        """The inner product of each vector with a passage, (N,)."""
+        score_N = np.empty(len(ids_N), np.float32)
+        for here, scores in self._ask(ids_N, lambda host, here: host.scores.remote(q_ND[here], ids_N[here])):
+            score_N[here] = scores
+        return score_N
+
+    def _ask(self, ids_N: np.ndarray, call: Callable[[Any, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
+        """What each host that holds any answers, and which of the passages these are."""
         import ray
 
-        ids = np.unique(ids)
-        host_of = ids // self.shard_size % len(self.hosts)
-        asked = {number: ids[host_of == number] for number in np.unique(host_of).tolist()}
-        answers = ray.get([self.hosts[number].texts.remote(mine) for number, mine in asked.items()])
-        found: dict[int, str] = {}
-        for mine, texts in zip(asked.values(), answers, strict=True):
-            found.update(zip(mine.tolist(), texts, strict=True))
-        return found
+        host_N = ids_N // self.shard_size % len(self.hosts)
+        here = [np.flatnonzero(host_N == number) for number in np.unique(host_N)]
+        calls = [call(self.hosts[int(host_N[mine[0]])], mine) for mine in here]
+        return list(zip(here, ray.get(calls), strict=True))
 
 
-def hold(pieces: list[Piece], shard_size: int, plan: Plan, gpus: int) -> Index:
-    """Put encoded passages into shards of `shard_size`, on no more actors than the plan has.
+def hold(
+    pieces: Sequence[Piece], store: Store, shard_size: int, plan: Plan, kind: Kind, held: int, finishes: bool = False
+) -> Index:
+    """The encoded passages in shards of `shard_size`, on no more actors than the plan has.
 
-    With `gpus`, those of the cluster that may search, there is one for each actor; 0 searches on the CPU.
-    Empties `pieces`: the shards hold copies, and Ray's object store is freed as they take them over.
+    Args:
+        held: shards that an actor has in memory at a time.
+        finishes: whether the actors also run what comes after a search (`search`, on_hosts).
     """
-    import ray
-
-    passages = sum(piece.rows for piece in pieces)
-    actors = min(plan.workers, -(-passages // shard_size), *([gpus] if gpus else []))
-    actor: Any = ray.remote(Host)
-    actor = actor.options(num_cpus=plan.cpus, num_gpus=min(gpus, 1), scheduling_strategy="SPREAD")
-    index = Index([actor.remote(shard_size, plan.cpus, gpus > 0) for _ in range(actors)], shard_size, passages)
+    shards = layout(pieces, shard_size)
+    actors = min(plan.workers, len(shards))
+    index = Index([], store, tuple(pieces), shard_size, held, kind)
+    made: list[Any] = index.hosts  # type: ignore[assignment]
     try:
         with unwrapped():
-            _fill(index, pieces)
+            for number in range(actors):
+                mine = {shard: shards[shard] for shard in range(number, len(shards), actors)}
+                actor = _actor().options(num_cpus=plan.cpus, num_gpus=plan.gpus if kind.gpu or finishes else 0)
+                made.append(actor.remote(store, mine, shard_size, held, kind, plan.cpus))
     except BaseException:
         index.__exit__()
         raise
     return index
 
 
-def _fill(index: Index, pieces: list[Piece]) -> None:
+def layout(pieces: Sequence[Piece], shard_size: int) -> list[list[Part]]:
+    """Which rows of which blocks each shard consists of."""
+    shards: list[list[Part]] = [[] for _ in range(-(-sum(piece.rows for piece in pieces) // shard_size))]
+    start = 0
+    for piece in pieces:
+        for shard in range(start // shard_size, (start + piece.rows - 1) // shard_size + 1):
+            first, last = max(shard * shard_size - start, 0), min((shard + 1) * shard_size - start, piece.rows)
+            shards[shard].append(Part(piece.name, first, last))
+        start += piece.rows
+    return shards
+
+
+@cache
+def _actor() -> Any:
+    """A Host as a Ray actor: what others ask for does not wait for a search, or for a Ray task that asks in turn."""
     import ray
 
-    size, start, added = index.shard_size, 0, []
-    for piece in pieces:
-        for shard in range(start // size, (start + piece.rows - 1) // size + 1):
-            first, last = max(shard * size - start, 0), min((shard + 1) * size - start, piece.rows)
-            host = index.hosts[shard % len(index.hosts)]
-            added.append(host.add.remote(shard, piece.ref, first, last))
-        start += piece.rows
-    pieces.clear()
-    ray.get(added)
-    if sum(ray.get([host.seal.remote() for host in index.hosts])) != index.passages:
-        raise RuntimeError(f"the shards do not hold all of {index.passages:,} passages")
+    class HostActor(Host):
+        texts = ray.method(concurrency_group="lookup")(Host.texts)
+        scores = ray.method(concurrency_group="lookup")(Host.scores)
+        known = ray.method(concurrency_group="lookup")(Host.known)
+
+        @ray.method(concurrency_group="finish")
+        def finish(self, *given: Any) -> Any:
+            """`_finish` where a model that it needs may stay loaded."""
+            return _finish(*given)
+
+    return ray.remote(
+        max_restarts=-1,
+        max_task_retries=-1,
+        concurrency_groups={"lookup": 2, "finish": 1},
+        scheduling_strategy="SPREAD",
+    )(HostActor)
+
+
+# --- searching --------------------------------------------------------------------------------------------
 
 
 def search(
-    index: Index, pieces: list[Piece], k: int, batch: int, finish: Callable[..., Any], *extra: Any
+    index: Index,
+    pieces: Sequence[Piece],
+    k: int,
+    batch: int,
+    finish: Callable[..., Any],
+    *extra: Any,
+    on_hosts: bool = False,
 ) -> Iterator[Any]:
-    """What `finish` makes of each block of queries, in order; it runs as a Ray task. Empties `pieces`.
+    """What `finish` makes of each block of queries, in order; it runs as a Ray task, as finish(found, *extra), or
+    `on_hosts`, where a model that it needs stays loaded.
 
-    It is called as finish(table, ids_QK, known_N, *extra): the encoded block; the K = min(k, pool) best
-    passages of each query; the passage ids of the rows' known keys one after the other, -1 where there is none.
-    `batch` queries are searched at a time; few blocks are under way at once.
+    K = min(k, pool) candidates; `batch` queries are searched at a time; few blocks are under way at once. With several
+    passes nothing comes before the last.
     """
     import ray
 
-    task = ray.remote(_finish)
+    k = min(k, index.passages)
+    task = ray.remote(_finish).options(max_retries=-1)
+    # What passes before the last find is good only where the same shards make a pass.
+    passes = [digest(index.identity, k, len(index.hosts), index.held, turn) for turn in range(index.passes - 1)]
+    names = [*passes, digest(index.identity, k)]
 
-    def submit(piece: Piece) -> Any:
-        found = [host.search.remote(piece.ref, k, batch) for host in index.hosts]
-        return task.remote(finish, piece.ref, min(k, index.passages), extra, *found)
+    def submit(turn: int, number: int, piece: Piece) -> Any:
+        last = turn == index.passes - 1
+        done, name = digest(names[-1], piece.name), digest(names[turn], piece.name)
+        if index.store.has(done):
+            name = done
+        if index.store.has(name):
+            found: list[Any] = []
+        else:
+            found = [host.search.remote(turn, piece.name, k, batch) for host in _hosts_of(index, turn)]
+        before = digest(names[turn - 1], piece.name) if turn and found else None
+        known = [host.known.remote(piece.name) for host in index.hosts] if last else []
+        finishing = finish if last else None
+        run = index.hosts[number % len(index.hosts)].finish if on_hosts and last else task
+        return run.remote(index.store, piece.name, name, before, k, finishing, extra, len(found), *found, *known)
 
-    blocks = deque(pieces)
-    pieces.clear()
-    yield from in_order((submit, blocks.popleft()) for _ in range(len(blocks)))
+    for turn in range(index.passes):
+        for result in in_order((submit, turn, number, piece) for number, piece in enumerate(pieces)):
+            if turn == index.passes - 1:
+                yield result
 
 
-def _finish(finish: Callable[..., Any], table: pa.Table, k: int, extra: Sequence[Any], *found: Any) -> Any:
-    _, ids_QK = topk.merge([(scores, ids) for scores, ids, _ in found], k)
-    known_N = np.max([known for _, _, known in found], axis=0)
-    return finish(table, ids_QK, known_N, *extra)
+def _hosts_of(index: Index, turn: int) -> list[Any]:
+    """The hosts that have shards in a pass."""
+    return [
+        host
+        for number, host in enumerate(index.hosts)
+        if len(range(number, index.shards, len(index.hosts))) > turn * index.held
+    ]
+
+
+def _finish(
+    store: Store,
+    block: str,
+    name: str,
+    before: str | None,
+    k: int,
+    finish: Callable[..., Any] | None,
+    extra: Sequence[Any],
+    count: int,
+    *given: Any,
+) -> Any:
+    """Merge and keep what the hosts found, and what earlier passes did; then `finish`."""
+    if count:
+        lists = list(given[:count])
+        if before:
+            earlier = store.arrays(before)
+            lists.append((earlier["scores_QK"], earlier["ids_QK"]))
+        scores_QK, ids_QK = topk.merge(lists, k)
+        store.write_arrays(name, scores_QK=scores_QK, ids_QK=ids_QK)
+    if finish is None:
+        return None
+    if not count:
+        kept = store.arrays(name)
+        scores_QK, ids_QK = kept["scores_QK"], kept["ids_QK"]
+    return finish(Found(store.table(block), scores_QK, ids_QK, Known.of(given[count:])), *extra)
+
+
+def recall(index: Index, pieces: Sequence[Piece], k: int, batch: int) -> float:
+    """The share of the exact K best that the index finds, on the first queries; 1 for an exact index."""
+
+    if index.kind.exact:
+        return 1.0
+    asked, rows = [], 0
+    for piece in pieces:
+        if rows < RECALL_QUERIES:
+            asked.append(piece)
+            rows += piece.rows
+    hits = wanted = 0
+    k = min(k, index.passages)
+    for exact, found in search(index, asked, k, batch, _compare, index.lookup(), k):
+        hits, wanted = hits + exact, wanted + found
+    return hits / wanted
+
+
+def _compare(found: Found, lookup: Lookup, k: int) -> tuple[int, int]:
+    """How many of the exact candidates were found, and how many there are."""
+    import ray
+
+    from raybge.search.shards import vectors_of
+
+    q_QD = vectors_of(found.table)[:RECALL_QUERIES]
+    lists = ray.get([host.search_exactly.remote(q_QD, k) for host in lookup.hosts])
+    _, exact_QK = topk.merge(lists, k)
+    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(exact_QK, found.ids_QK[: len(q_QD)], strict=True))
+    return hits, exact_QK.size

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from raybge.arguments import CommonArguments
-from raybge.cluster import Cluster, connect
+from raybge.cluster import Cluster, Plan, connect
 from raybge.data.files import SourceFile, filesystem
 from raybge.data.jsonl import Parse
 from raybge.data.source import transcode
@@ -19,10 +20,15 @@ from raybge.data.survey import IN_PROCESS_BYTES, Survey, named, survey
 from raybge.errors import UserError
 from raybge.model.folder import read_settings
 from raybge.screen import Screen
-from raybge.search.pipeline import Kept, Passages, Queries
-from raybge.search.shards import GPU_MOST, check_gpu_search
+from raybge.search.duplicates import Kept
+from raybge.search.identity import model_identity
+from raybge.search.pipeline import Embedder, Passages, Queries
+from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
+from raybge.search.store import digest
 
-BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together
+BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
+MEMORY_SHARE = 0.8  # of what Ray counts as an actor's memory, for vectors
+MOST_BLOCKS = 32_768  # the driver holds a name and some numbers of each
 
 
 @dataclass(frozen=True)
@@ -99,40 +105,86 @@ def describe_model(options: dict[str, Any]) -> str:
 
 
 @contextmanager
+def work_folder(storage_path: str | None, name: str, otherwise: str | None = None) -> Iterator[str]:
+    """Where a command keeps its work: folder `name` of the storage path; without one `otherwise`, or a temporary folder
+    of this machine that is removed afterwards.
+    """
+    if storage_path or otherwise:
+        yield f"{storage_path.rstrip('/')}/{name}" if storage_path else str(otherwise)
+    else:
+        with TemporaryDirectory(prefix=f"raybge-{name}-") as folder:
+            yield folder
+
+
+@contextmanager
 def opened(
-    arguments: CommonArguments, sources: Sequence[Source], screen: Screen
+    arguments: CommonArguments, sources: Sequence[Source], work: str, screen: Screen
 ) -> Iterator[tuple[Cluster, list[Survey]]]:
     """The Ray cluster and the surveyed sources; small ones are surveyed before Ray starts.
 
-    Packed files are unpacked under `storage_path`, or without one in a temporary folder of this machine.
+    Packed files are unpacked under `work`.
     """
     small = sum(file.size for source in sources for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
         cluster = None if small else stack.enter_context(connect(arguments.address, arguments.verbose))
-        if arguments.storage_path:
-            folder = f"{arguments.storage_path.rstrip('/')}/unpacked"
-        else:
-            folder = stack.enter_context(TemporaryDirectory(prefix="raybge-unpacked-"))
-        surveys = [_surveyed(source, folder, arguments.on_bad_rows, screen) for source in sources]
+        surveys = [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
         cluster = cluster or stack.enter_context(connect(arguments.address, arguments.verbose))
-        _check_unpacked(cluster, arguments.storage_path, sources)
+        if cluster.nodes > 1 and not arguments.storage_path and "://" not in work:
+            raise UserError(
+                f"--storage_path: name a folder or URI that all {cluster.nodes} nodes see; vectors are kept there"
+            )
         yield cluster, surveys
 
 
-def _surveyed(source: Source, folder: str, on_bad_rows: Any, screen: Screen) -> Survey:
-    found = survey(transcode(source.files, folder), BLOCK_BYTES, source.parse, on_bad_rows)
+def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:
+    files = transcode(source.files, f"{work}/unpacked")
+    block_bytes = max(BLOCK_BYTES, -(-sum(file.size for file in files) // MOST_BLOCKS))
+    cache = None if "://" in work else f"{work}/surveys"
+    found = survey(files, block_bytes, source.parse, on_bad_rows, cache)
     if found.bad_count:
         screen.say(f"{source.flag}: {found.bad_count:,} rows are left out\n{named(found)}")
     return found
 
 
-def _check_unpacked(cluster: Cluster, storage_path: str | None, sources: Sequence[Source]) -> None:
-    packed = [file.name for source in sources for file in source.files if file.kind in ("gzip", "zstd", "array")]
-    if cluster.nodes > 1 and packed and not storage_path:
+def embedder_of(options: dict[str, Any]) -> Embedder:
+    """What makes the vectors of an Encoder with these options."""
+    identity = digest(model_identity(options["model_name_or_path"], options["cache_dir"]), options)
+    return Embedder(partial(_encoder, options), identity)
+
+
+def _encoder(options: dict[str, Any], device: str) -> Any:
+    from raybge.model.encoder import Encoder
+
+    return Encoder(**options, devices=device)
+
+
+def shards_held(cluster: Cluster, plan: Plan, kind: Kind, shard_size: int, dim: int, asked: int | None) -> int:
+    """Shards that a search actor has in memory at a time: what was asked for, else what the memory carries.
+
+    UserError where the memory does not carry one.
+    """
+    if asked:
+        return asked
+    one = shard_size * dim * (2 if kind.gpu else 4)
+    room = (_gpu_memory() if kind.gpu else cluster.memory / plan.workers) * MEMORY_SHARE
+    if room < one and cluster.memory:
         raise UserError(
-            f"--storage_path: {packed[0]} cannot be read from the middle and has to be unpacked; name a "
-            f"folder or URI that all {cluster.nodes} nodes see, or unpack it yourself"
+            f"--shard_size {shard_size:,}: a shard of vectors of {dim} numbers takes {one / 1e9:.1f} GB, and a search "
+            f"actor has {room / 1e9:.1f}; ask for smaller shards"
         )
+    return max(1, int(room // one))
+
+
+def _gpu_memory() -> int:
+    """Bytes of the smallest GPU that a task meets."""
+    import ray
+
+    def look() -> int:
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+
+    return int(ray.get(ray.remote(look).options(num_gpus=1).remote()))
 
 
 def check_search(gpu: bool, cluster: Cluster, most: int, flag: str) -> None:
@@ -150,4 +202,20 @@ def describe_data(queries: Queries, pool: Passages, kept: Kept, shard_size: int)
         f"data: {queries.survey.total_rows:,} rows in {files:,} file{'s' * (files != 1)}; pool of "
         f"{kept.passages:,} passages ({kept.dropped:,} duplicates dropped) in {shards:,} "
         f"shard{'s' * (shards != 1)}"
+    )
+
+
+def describe_memory(kept: Kept, shard_size: int, held: int, actors: int, dim: int, k: int, batch: int) -> str:
+    """The plan line on what a process holds at most, beside its libraries and the model."""
+    shards = -(-kept.passages // shard_size)
+    actors = min(actors, shards)
+    mine, size = -(-shards // actors), min(shard_size, kept.passages)
+    vectors, keys = min(held, mine) * size * dim * 4, mine * size * KEY_BYTES
+    lists = batch * (k + TIE_MARGIN) * 12
+    passes = -(-mine // held)
+    return (
+        f"memory: a search actor holds {min(held, mine):,} of its {mine:,} shard{'s' * (mine != 1)} at a time: "
+        f"{vectors / 1e6:,.0f} MB of vectors, {keys / 1e6:,.0f} MB of keys, {lists / 1e6:,.1f} MB a thread of lists; "
+        f"{passes:,} pass{'es' * (passes != 1)} over the queries; an encoding actor holds one block of "
+        f"{int(kept.kept_B.max()):,} passages at most"
     )

@@ -1,8 +1,8 @@
-"""From files to vectors on Ray: find the passages' duplicates, encode what is left on Ray Data actors.
+"""From files to vectors on Ray: what is read is encoded on Ray Data actors and kept in the store.
 
 What is encoded together is cut by the data alone, never by the number of actors, so that the vectors are the
-same for any number of them. Texts and vectors never pass through the driver: it holds references, and 24
-bytes for each passage (and as many to sort them) while it looks for duplicates, 1 byte afterwards.
+same for any number of them. Texts and vectors never pass through the driver: it holds a name and a number for each
+block. A block that the store holds is not encoded again, so a run that was killed goes on where it was.
 
 Letters in array names: P passages (duplicates counted), B blocks, N texts, D width of a vector.
 """
@@ -24,13 +24,16 @@ from raybge.data.jsonl import Block, Parse, Row, scan
 from raybge.data.survey import Survey
 from raybge.errors import UserError
 from raybge.screen import Screen
-from raybge.search.calls import in_order, unwrapped
+from raybge.search.calls import unwrapped
+from raybge.search.duplicates import Elsewhere, Kept, Texts
 from raybge.search.shards import words_of
+from raybge.search.store import Store, table_digest
 
-KEY_BLOCKS = 32  # blocks that one task hashes
+Key = Callable[[str], bytes]
 
 # One encoded block, passages or queries. `text`: the passage, or the query's row as JSON. `known`: keys as
-# pairs of words: the passage's own, or those of `Queries.known`. `vector` follows, D float32.
+# pairs of words: the passage's own, or those of `Queries.known`. `vector` follows, D float32; of queries whose
+# positives are encoded too, `pos_scores`: their inner products with the query.
 ENCODED = pa.schema(
     [
         ("file", pa.int32()),
@@ -39,52 +42,63 @@ ENCODED = pa.schema(
         ("known", pa.large_list(pa.uint64())),
     ]
 )
-# What an actor is given: of a query also its text and its own prompt, which are null for passages.
-READ = pa.schema([*ENCODED, ("query", pa.large_string()), ("prompt", pa.large_string())])
+# What an actor is given: of a query also its text, its own prompt and the positives to encode; null for passages.
+# `block`: the number of the block among all.
+READ = pa.schema(
+    [
+        *ENCODED,
+        ("query", pa.large_string()),
+        ("prompt", pa.large_string()),
+        ("positives", pa.large_list(pa.large_string())),
+        ("block", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Passages:
-    """The pool before duplicates are dropped: `texts` gives the passages of one parsed row."""
+    """The pool before duplicates are dropped: `texts` gives the passages of one parsed row, `key` what they are
+    looked up by.
+    """
 
     survey: Survey
     parse: Parse
-    texts: Callable[[Any], Sequence[str]]
+    texts: Texts
+    key: Key = text_key
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Rows that parse to a Group; `known` names the texts whose passage ids a search must also give."""
+    """Rows that parse to a Group. `known` names the texts whose passages a search must also give, found by `key`, and
+    `elsewhere` more of their keys. With `encode_positives` their inner products with the query are computed too.
+    """
 
     survey: Survey
     parse: Parse
     known: Callable[[Group], Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which passages of the pool come first of their text: `keep_P` in the order of block, row and place in
-    the row; `start_B` is where each block begins in it, and the end of the last.
-    """
-
-    keep_P: np.ndarray
-    start_B: np.ndarray
-
-    @property
-    def passages(self) -> int:
-        return int(self.keep_P.sum())
-
-    @property
-    def dropped(self) -> int:
-        return len(self.keep_P) - self.passages
+    key: Key = text_key
+    elsewhere: Elsewhere | None = None
+    encode_positives: bool = False
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One encoded block that lies in Ray's object store."""
+    """One encoded block: its name in the store, and its rows."""
 
-    ref: Any
+    name: str
     rows: int
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What makes vectors: `make` is called once in each actor that needs it, with the device, and gives an Encoder.
+
+    Args:
+        identity: changes when the vectors would.
+    """
+
+    make: Callable[[str], Any]
+    identity: str
 
 
 def passage_itself(text: str) -> Sequence[str]:
@@ -95,58 +109,12 @@ def passages_of_group(group: Group) -> Sequence[str]:
     return group.pos + group.neg
 
 
-# --- duplicates -------------------------------------------------------------------------------------------
-
-
-def deduplicate(passages: Passages) -> Kept:
-    """Find the first passage of each text, by its 16-byte content hash. Ray must be connected."""
-    found = passages.survey
-    blocks = [(found.files[block.file], block) for block in found.blocks]
-    groups = [blocks[at : at + KEY_BLOCKS] for at in range(0, len(blocks), KEY_BLOCKS)]
-    import ray
-
-    task = ray.remote(_keys)
-    results = list(in_order((task.remote, group, passages.parse, passages.texts) for group in groups))
-    counts_B = np.concatenate([counts for counts, _ in results])
-    keys_P2 = np.concatenate([keys for _, keys in results])
-    start_B = np.concatenate([[0], np.cumsum(counts_B)])
-    return Kept(first_of_each(keys_P2), start_B)
-
-
-def first_of_each(keys_P2: np.ndarray) -> np.ndarray:
-    """keep_P: true for the first row of each distinct key."""
-    order_P = np.lexsort((keys_P2[:, 1], keys_P2[:, 0]))  # stable: among equals the first comes first
-    differs_P = np.ones(len(keys_P2), bool)
-    differs_P[1:] = (keys_P2[order_P[1:]] != keys_P2[order_P[:-1]]).any(axis=1)
-    keep_P = np.zeros(len(keys_P2), bool)
-    keep_P[order_P[differs_P]] = True
-    return keep_P
-
-
-def _keys(
-    blocks: list[tuple[SourceFile, Block]], parse: Parse, texts: Callable[[Any], Sequence[str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    counts: list[int] = []
-    keys: list[bytes] = []
-    for file, block in blocks:
-        before = len(keys)
-        for row, _ in scan(file, block, parse):
-            if isinstance(row, Row):
-                keys += [text_key(text) for text in texts(row.value)]
-        counts.append(len(keys) - before)
-    return np.array(counts, np.int64), words_of(keys)
-
-
-# --- encoding ---------------------------------------------------------------------------------------------
-
-
 def encode(
-    passages: Passages, kept: Kept, queries: Queries, options: dict[str, Any], plan: Plan, screen: Screen
+    passages: Passages, kept: Kept, queries: Queries, embedder: Embedder, store: Store, plan: Plan, screen: Screen
 ) -> tuple[list[Piece], list[Piece]]:
-    """Encode the kept passages and all queries, block by block, on `plan.workers` actors.
+    """Encode the kept passages and all queries, block by block, on `plan.workers` actors, into the store.
 
-    `options` are the Encoder's. Returns the encoded blocks (`ENCODED` and `vector`) of passages and of
-    queries, in order; they lie in Ray's object store, which spills to disk what memory does not hold.
+    Returns the blocks (`ENCODED` and `vector`) of passages and of queries, in order.
     """
     import ray
 
@@ -154,7 +122,7 @@ def encode(
     dataset = _dataset([read for read, _ in reads], [size for _, size in reads])
     encoded = dataset.map_batches(
         _Embed,
-        fn_constructor_args=(options, plan),
+        fn_constructor_args=(embedder, store, plan),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(reads))),
@@ -162,35 +130,41 @@ def encode(
         num_gpus=plan.gpus,
     )
     total = queries.survey.total_rows
-    found: list[Piece] = []
+    found: dict[int, Piece] = {}
     with unwrapped(), screen.bar("encode", kept.passages + total, "texts") as bar:
-        # Ray Data's own stream of references: the vectors stay where they were made
-        for bundle in encoded.iter_internal_ref_bundles():
-            for entry in bundle.blocks:
-                if entry.metadata.num_rows:
-                    found.append(Piece(entry.ref, entry.metadata.num_rows))
-                    bar.update(entry.metadata.num_rows)
-    border = int(np.searchsorted(np.cumsum([piece.rows for piece in found]), kept.passages)) + 1
-    sums = sum(piece.rows for piece in found[:border]), sum(piece.rows for piece in found[border:])
+        for said in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for done in said.to_pylist():
+                found[done["block"]] = Piece(done["name"], done["rows"])
+                bar.update(done["rows"])
+    border = len(passages.survey.blocks)
+    pieces = [found[number] for number in sorted(found) if number < border and found[number].rows]
+    rows = [found[number] for number in sorted(found) if number >= border and found[number].rows]
+    sums = sum(piece.rows for piece in pieces), sum(piece.rows for piece in rows)
     if sums != (kept.passages, total):
         raise RuntimeError(f"encoded {sums} passages and queries, expected {(kept.passages, total)}")
-    return found[:border], found[border:]
+    return pieces, rows
+
+
+# --- reading ----------------------------------------------------------------------------------------------
 
 
 def _reads(passages: Passages, kept: Kept, queries: Queries) -> list[tuple[Callable[[], list[pa.Table]], int]]:
-    """What reads each block, passages first, and the bytes it reads."""
-    import ray
-
-    keep, ends = ray.put(kept.keep_P), kept.start_B.tolist()
+    """What reads each block, passages first, and the bytes it reads. A survey is too large to go with each."""
     reads: list[tuple[Callable[[], list[pa.Table]], int]] = []
     for index, block in enumerate(passages.survey.blocks):
         file = passages.survey.files[block.file]
-        span = ends[index], ends[index + 1]
-        read = partial(_read_passages, file, block, passages.parse, passages.texts, keep, span)
+        read = partial(
+            _read_passages, index, file, block, passages.parse, passages.texts, passages.key, kept.reader(index)
+        )
         reads.append((read, _size(file, block)))
     for index, block in enumerate(queries.survey.blocks):
         file, rows = queries.survey.files[block.file], int(queries.survey.rows[index])
-        read = partial(_read_queries, file, block, queries.parse, queries.known, rows)
+        elsewhere = queries.elsewhere.reader(index) if queries.elsewhere else None
+        known = partial(_known, queries.known, queries.key)
+        number = len(passages.survey.blocks) + index
+        read = partial(
+            _read_queries, number, file, block, queries.parse, known, elsewhere, queries.encode_positives, rows
+        )
         reads.append((read, _size(file, block)))
     return reads
 
@@ -228,17 +202,16 @@ def _dataset(reads: Sequence[Callable[[], list[pa.Table]]], sizes: Sequence[int]
 
 
 def _read_passages(
+    number: int,
     file: SourceFile,
     block: Block,
     parse: Parse,
-    texts_of: Callable[[Any], Sequence[str]],
-    keep: Any,
-    span: tuple[int, int],
+    texts_of: Texts,
+    key: Key,
+    keep: Callable[[], np.ndarray],
 ) -> list[pa.Table]:
     """The passages of a block that come first of their text."""
-    import ray
-
-    keep_P = ray.get(keep)[slice(*span)]
+    keep_P = keep()
     found = [
         (row.offset, text)
         for row, _ in scan(file, block, parse)
@@ -247,26 +220,32 @@ def _read_passages(
     ]
     _check_unchanged(file, len(found), len(keep_P))
     kept = [each for each, first in zip(found, keep_P, strict=True) if first]
-    texts = [text for _, text in kept]
-    return [_table(block.file, [offset for offset, _ in kept], texts, [[t] for t in texts], None, None)]
+    keys_N2 = words_of([key(text) for _, text in kept])
+    return [_table(number, block.file, kept, [keys_N2[n : n + 1] for n in range(len(kept))])]
+
+
+def _known(known: Callable[[Group], Sequence[str]], key: Key, group: Group) -> np.ndarray:
+    return words_of([key(text) for text in known(group)])
 
 
 def _read_queries(
-    file: SourceFile, block: Block, parse: Parse, known: Callable[[Group], Sequence[str]], rows: int
+    number: int,
+    file: SourceFile,
+    block: Block,
+    parse: Parse,
+    known: Callable[[Group], np.ndarray],
+    elsewhere: Callable[[], list[np.ndarray]] | None,
+    encode_positives: bool,
+    rows: int,
 ) -> list[pa.Table]:
     found = [(row, text) for row, text in scan(file, block, parse) if isinstance(row, Row)]
     _check_unchanged(file, len(found), rows)
     groups = [row.value for row, _ in found]
-    return [
-        _table(
-            block.file,
-            [row.offset for row, _ in found],
-            [text for _, text in found],
-            [known(group) for group in groups],
-            [group.query for group in groups],
-            [group.prompt for group in groups],
-        )
-    ]
+    keys = [known(group) for group in groups]
+    if elsewhere:
+        keys = [np.concatenate(each) for each in zip(keys, elsewhere(), strict=True)]
+    positives = [group.pos for group in groups] if encode_positives else None
+    return [_table(number, block.file, [(row.offset, text) for row, text in found], keys, groups, positives)]
 
 
 def _check_unchanged(file: SourceFile, found: int, expected: int) -> None:
@@ -275,52 +254,90 @@ def _check_unchanged(file: SourceFile, found: int, expected: int) -> None:
 
 
 def _table(
+    number: int,
     file: int,
-    offsets: list[int],
-    texts: list[str],
-    known: Sequence[Sequence[str]],
-    queries: list[str] | None,
-    prompts: list[str | None] | None,
+    rows: Sequence[tuple[int, str]],
+    keys: Sequence[np.ndarray],
+    groups: Sequence[Group] | None = None,
+    positives: Sequence[Sequence[str]] | None = None,
 ) -> pa.Table:
-    words = words_of([text_key(text) for texts in known for text in texts])
-    ends = np.cumsum([0] + [2 * len(texts) for texts in known])
-    nothing = [None] * len(texts)
+    """A block of `READ` of rows (offset, text); `keys` are (K, 2) for each."""
+    words = np.concatenate([np.zeros(0, np.uint64), *(each.ravel() for each in keys)])
+    ends = np.cumsum([0] + [each.size for each in keys])
+    nothing = [None] * len(rows)
     columns = [
-        pa.array([file] * len(texts), pa.int32()),
-        pa.array(offsets, pa.int64()),
-        pa.array(texts, pa.large_string()),
-        pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(words.ravel(), pa.uint64())),
-        pa.array(queries or nothing, pa.large_string()),
-        pa.array(prompts or nothing, pa.large_string()),
+        pa.array([file] * len(rows), pa.int32()),
+        pa.array([offset for offset, _ in rows], pa.int64()),
+        pa.array([text for _, text in rows], pa.large_string()),
+        pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(words, pa.uint64())),
+        pa.array([group.query for group in groups] if groups else nothing, pa.large_string()),
+        pa.array([group.prompt for group in groups] if groups else nothing, pa.large_string()),
+        pa.array(positives or nothing, pa.large_list(pa.large_string())),
+        pa.array([number] * len(rows), pa.int64()),
     ]
     return pa.Table.from_arrays(columns, schema=READ)
 
 
-class _Embed:
-    """The Ray Data actor: takes a block as it is read (`READ`), gives it encoded (`ENCODED`, `vector`)."""
+# --- encoding ---------------------------------------------------------------------------------------------
 
-    def __init__(self, options: dict[str, Any], plan: Plan) -> None:
+
+class _Embed:
+    """The Ray Data actor: takes a block as it is read (`READ`), says where it lies encoded.
+
+    The model is loaded when a block comes that the store does not hold.
+    """
+
+    def __init__(self, embedder: Embedder, store: Store, plan: Plan) -> None:
+        self._embedder, self._store, self._plan = embedder, store, plan
+        self._encoder: Any = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if not len(table):
+            return pa.table({"block": pa.array([], pa.int64()), "name": pa.array([], pa.string()), "rows": []})
+        number = table["block"][0].as_py()
+        table = table.drop_columns(["block"])
+        name = table_digest(table, self._embedder.identity)
+        if not self._store.has(name):
+            self._store.write_table(name, self.encoded(table))
+        return pa.table({"block": [number], "name": [name], "rows": [len(table)]})
+
+    def encoded(self, table: pa.Table) -> pa.Table:
+        """The block with its vectors."""
+        if self._encoder is None:
+            self._load()
+        queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
+        if queries[0] is not None:
+            texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
+            vectors_ND = self._finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
+        else:
+            vectors_ND = self._passages(table["text"].to_pylist())
+        positives = table["positives"].combine_chunks()
+        flat = pa.array(vectors_ND.ravel(), pa.float32())
+        table = table.drop_columns(["query", "prompt", "positives"])
+        table = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1]))
+        if positives.null_count == 0:
+            of_N = np.repeat(np.arange(len(table)), positives.value_lengths().to_numpy())
+            scores = np.einsum("nd,nd->n", vectors_ND[of_N], self._passages(positives.flatten().to_pylist()))
+            scores = pa.LargeListArray.from_arrays(positives.offsets, pa.array(scores, pa.float32()))
+            table = table.append_column("pos_scores", scores)
+        return table
+
+    def _passages(self, texts: list[str]) -> np.ndarray:
+        instructed = [self._instructions.passage_text(text) for text in texts]
+        return self._finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
+
+    def _finite(self, vectors_ND: Any) -> np.ndarray:
+        if not np.isfinite(vectors_ND).all():
+            raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
+        return np.ascontiguousarray(vectors_ND, np.float32)
+
+    def _load(self) -> None:
         import torch
 
-        from raybge.model.encoder import Encoder
         from raybge.model.folder import Instructions
 
-        torch.set_num_threads(plan.cpus)
-        self._encoder = Encoder(**options, devices="cuda:0" if plan.gpus else "cpu")
+        torch.set_num_threads(self._plan.cpus)
+        self._encoder = self._embedder.make("cuda:0" if self._plan.gpus else "cpu")
         # put in front here and not by the encoder: a row may have a prompt of its own
         self._instructions = self._encoder.instructions
         self._encoder.instructions = Instructions(query="", passage="")
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
-        if queries and queries[0] is not None:
-            texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
-            vectors_ND = self._encoder.encode_queries(texts, convert_to_numpy=True)
-        else:
-            texts = [self._instructions.passage_text(text) for text in table["text"].to_pylist()]
-            vectors_ND = self._encoder.encode_corpus(texts, convert_to_numpy=True)
-        if not np.isfinite(vectors_ND).all():
-            raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
-        flat = pa.array(np.asarray(vectors_ND).ravel(), pa.float32())
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self._encoder.dim)
-        return table.drop_columns(["query", "prompt"]).append_column("vector", vectors)
