@@ -95,7 +95,7 @@ class Encoder:
             passage_instruction_format,
             self.settings.prompts,
         )
-        self.device = _device(devices)
+        self.device = pick_device(devices)
         self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
         self._source = Source(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
         self.lora = lora
@@ -333,11 +333,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _device(devices: str | int | Sequence[str | int] | None) -> torch.device:
+def pick_device(devices: str | int | Sequence[str | int] | None) -> torch.device:
+    """The one device that is meant; None takes the GPU if there is one. UserError for several."""
     if devices is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(devices, str | int):
         if len(devices) != 1:
-            raise UserError(f"an Encoder holds one device, found {list(devices)}; the commands use all of them")
+            raise UserError(f"a model here holds one device, found {list(devices)}; the commands use all of them")
         devices = devices[0]
     return torch.device(f"cuda:{devices}" if isinstance(devices, int) else devices)

@@ -243,6 +243,37 @@ def check_model_folder(path: str, flag: str) -> None:
         raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_WEIGHTS)}")
 
 
+def check_reranker(name: str, flag: str, cache_dir: str | None = None, trust_remote_code: bool = False) -> None:
+    """Stop with a UserError that names the flag if `name` is no cross-encoder: a sequence classifier with one output.
+
+    Only its config.json is read. A hub's name passes where the hub is out of reach: loading will say.
+    """
+    check_model_folder(name, flag)
+    expected = "expected a cross-encoder: a sequence classifier with one output, such as BAAI/bge-reranker-v2-m3"
+    config = _read_json(name, "config.json", cache_dir, None)
+    if os.path.isfile(os.path.join(name, _ADAPTER)):
+        raise UserError(f"{flag} {name}: adapters alone are not supported here, merge them into their base; {expected}")
+    if config is None and not os.path.isdir(name):
+        return
+    config = config if isinstance(config, dict) else {}
+    kinds = [str(kind) for kind in config.get("architectures") or []]
+    if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise UserError(f"{flag} {name}: language models as rerankers ({kinds[0]}) are not supported; {expected}")
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        found = ", ".join(kinds) or "a model without a head"
+        raise UserError(f"{flag} {name}: {found} does not score pairs; {expected}")
+    # transformers leaves the labels out of the file where they are two
+    outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if outputs != 1:
+        raise UserError(f"{flag} {name}: this classifier has {outputs} outputs; {expected}")
+    code = (config.get("auto_map") or {}).get("AutoModelForSequenceClassification")
+    if code and not trust_remote_code:
+        from transformers import CONFIG_MAPPING  # imports torch
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(f"{flag} {name}: this model runs code of its own ({code}); allow it by --trust_remote_code")
+
+
 def remove_weights(path: str | Path) -> None:
     """Remove an earlier model's weights and adapters from a folder that gets another's: never must both be there."""
     shards = ("model-?????-of-?????.safetensors", "pytorch_model-?????-of-?????.bin")

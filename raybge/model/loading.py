@@ -68,7 +68,12 @@ def load_backbone(source: Source, dtype: torch.dtype, lora: Lora | None = None) 
     return backbone
 
 
-def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype) -> Any:
+def load_classifier(source: Source, dtype: torch.dtype) -> Any:
+    """The transformers model with its classifying head, every weight from the file. Raises as `load_backbone` does."""
+    return _load(source, source.name, "", dtype, transformers.AutoModelForSequenceClassification)
+
+
+def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(
             source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
@@ -77,7 +82,7 @@ def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype) -> Any:
             raise UserError(f"the model {name} has an encoder and a decoder: expected one of the two")
         if hasattr(config, "use_cache"):
             config.use_cache = False  # of use when text is generated only
-        backbone, loading = transformers.AutoModel.from_pretrained(
+        backbone, loading = auto.from_pretrained(
             name,
             config=config,
             subfolder=subfolder,
@@ -102,7 +107,9 @@ def _check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
     ]
     if sizes:
         raise UserError(f"the model {name}: weights of another size than its config.json says: {'; '.join(sizes[:2])}")
-    missing = {key for key in loading["missing_keys"] if not key.startswith("pooler.")}
+    # a model with a head needs all it has
+    spare = "pooler." if backbone.base_model is backbone else ()
+    missing = {key for key in loading["missing_keys"] if not key.startswith(spare)}
     if missing:
         raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in all)")
     if loading["missing_keys"]:

@@ -1,0 +1,197 @@
+"""Scoring a query and a passage together, by a cross-encoder: slower than comparing their vectors, and more exact.
+
+    from raybge.model.reranker import Reranker
+    reranker = Reranker("BAAI/bge-reranker-v2-m3")
+    score_N = reranker.compute_score([("what is a lane?", "A lane is ..."), ("what is a lane?", "The weather ...")])
+
+Letters in tensor names: N pairs handed in, B pairs in a chunk, T tokens of its longest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raybge.errors import UserError
+from raybge.model.embedding import max_positions, plan_chunks
+from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, pick_device
+from raybge.model.folder import FolderSettings, check_reranker
+from raybge.model.loading import Source, load_classifier, load_tokenizer
+
+__all__ = ["Reranker", "check_reranker"]
+
+_MAX_LENGTH = 512  # the recipe's default
+
+
+class Reranker:
+    """A cross-encoder with its tokenizer, on one device. Called as FlagEmbedding's FlagReranker is.
+
+    Half precision is on for a GPU and never on a CPU, where it would round the weights and gain nothing.
+
+    Args:
+        model_name_or_path: a local folder, or a model's name on the hub: a sequence classifier with one output.
+        devices: one device, such as "cuda:1", 1 or "cpu"; None takes the GPU if there is one.
+        batch_size: pairs of full length that a chunk may hold; of shorter ones it holds more. On a CPU a chunk is
+            never above what is fast there.
+        max_length: of a pair in tokens, special ones included; the passage is what is cut. At most what the model
+            holds; None: that, what its tokenizer says, or 512, whichever is least.
+        query_max_length: of the query in tokens, without special ones; None: three quarters of `max_length`. The
+            passage keeps room for one token at least.
+
+    Raises:
+        UserError: no such model there, or a length that leaves no room for both texts.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        use_fp16: bool | None = None,
+        devices: str | int | Sequence[str | int] | None = None,
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        max_length: int | None = None,
+        query_max_length: int | None = None,
+    ) -> None:
+        check_reranker(model_name_or_path, "the reranker", cache_dir, trust_remote_code)
+        self.device = pick_device(devices)
+        self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
+        source = Source(model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(source, None, True)
+        model = load_classifier(source, torch.float16 if self.use_fp16 else torch.float32)
+        self.model = model.to(self.device).eval()
+        self.batch_size = batch_size
+        self._config: Any = model.config.get_text_config()
+        pad_id = getattr(self._config, "pad_token_id", None)
+        self._pad_id = None if pad_id is None or pad_id < 0 else int(pad_id)
+        self._frame = _read_frame(self.tokenizer)
+        # the tokenizer may give token types to a model that has no use for them
+        taken = inspect.signature(model.forward).parameters.keys() & set(self.tokenizer.model_input_names)
+        self._typed = "token_type_ids" in taken
+        self.max_length, self.query_max_length = self._limits(max_length, query_max_length)
+
+    def _limits(self, wanted: int | None, query_wanted: int | None) -> tuple[int, int]:
+        """The maximal lengths in tokens of a pair, with special tokens, and of a query, without."""
+        length = min(_MAX_LENGTH, self.tokenizer.model_max_length) if wanted is None else wanted
+        length = min(length, max_positions(self.model) or length)
+        special = self._frame.special
+        if length < special + 2:
+            least = f"{special + 2}, for a query, a passage and {special} special tokens around them"
+            raise UserError(f"max_length {length}: expected at least {least}")
+        if query_wanted is not None and query_wanted < 1:
+            raise UserError(f"query_max_length must be at least 1 token, found {query_wanted}")
+        return length, min(query_wanted or length * 3 // 4, length - special - 1)
+
+    def compute_score(self, pairs: Sequence[tuple[str, str]], normalize: bool = False) -> np.ndarray:
+        """Scores of N pairs of a query and a passage, in the pairs' order; more is more relevant.
+
+        Args:
+            pairs: texts as they are: rerankers of this kind have no instructions.
+            normalize: the sigmoid of the model's output, between 0 and 1, instead of the output itself.
+
+        Returns:
+            (N,) fp32. A pair's last bits may differ with its company.
+        """
+        tokens = self._tokenize(pairs)
+        budget = self.batch_size * self.max_length
+        if self.device.type == "cpu":
+            budget = min(budget, CPU_TOKENS_PER_CHUNK)
+        # see `_fill`: it needs an id that is free
+        most = self._config.vocab_size - 1 if self._pad_id is None else None
+        score_N = torch.empty(len(tokens))
+        with torch.no_grad():
+            for rows in plan_chunks([len(ids) for ids, _ in tokens], budget, most):
+                logits_B1 = self.model(**self._pad([tokens[row] for row in rows])).logits
+                score_N[rows] = logits_B1[:, 0].float().cpu()
+        return (score_N.sigmoid() if normalize else score_N).numpy()
+
+    def _tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids and token types of each pair: the query cut first, then the passage to what is left."""
+        if not pairs:
+            return []
+        options = {"add_special_tokens": False, "truncation": True}
+        texts = [list(part) for part in zip(*pairs, strict=True)]
+        queries = self.tokenizer(texts[0], max_length=self.query_max_length, **options)["input_ids"]
+        passages = self.tokenizer(texts[1], max_length=self.max_length, **options)["input_ids"]
+        side = self.tokenizer.truncation_side
+        special = self._frame.special
+        tokens = []
+        for query, passage in zip(queries, passages, strict=True):
+            room = self.max_length - special - len(query)
+            passage = passage[-room:] if side == "left" else passage[:room]
+            ids, types = self._frame.join(query, passage)
+            # two empty texts and no special tokens: models refuse a text of no token
+            tokens.append((ids, types) if ids else ([self.tokenizer.pad_token_id], [0]))
+        return tokens
+
+    def _pad(self, tokens: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+        """The model's inputs (B, T) for one chunk, padded on the right, on its device."""
+        shape = len(tokens), max(len(ids) for ids, _ in tokens)
+        ids_BT = np.full(shape, self._fill({ids[-1] for ids, _ in tokens}), dtype=np.int64)
+        mask_BT = np.zeros(shape, dtype=np.int64)
+        types_BT = np.zeros(shape, dtype=np.int64)
+        for b, (ids, types) in enumerate(tokens):
+            ids_BT[b, : len(ids)] = ids
+            mask_BT[b, : len(ids)] = 1
+            types_BT[b, : len(types)] = types
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if self._typed:
+            inputs["token_type_ids"] = types_BT
+        return {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
+
+    def _fill(self, last: set[int]) -> int:
+        """The id to pad with, for texts that end with the tokens `last`.
+
+        Decoders read the score off the last token that is not the configuration's padding, and the tokenizer's padding
+        may be another. Where the configuration has none, any id will do that no text of the chunk ends with.
+        """
+        if self._pad_id is not None:
+            return self._pad_id
+        self._config.pad_token_id = next(i for i in range(len(last) + 1) if i not in last)
+        return int(self._config.pad_token_id)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How a tokenizer makes one text of two: a sample pair as token ids and as token types, and where the query begins
+    and ends in it, and the passage.
+
+    Joining token ids is exact where cutting the text and tokenising it again is not.
+    """
+
+    ids: list[int]
+    types: list[int]
+    cuts: list[int]
+
+    @property
+    def special(self) -> int:
+        """How many special tokens a pair has."""
+        return len(self.join([], [])[0])
+
+    def join(self, query: list[int], passage: list[int]) -> tuple[list[int], list[int]]:
+        """The pair's token ids and token types, from its texts' token ids without special tokens."""
+        a, b, c, d = self.cuts
+        query_types, passage_types = [self.types[a]] * len(query), [self.types[c]] * len(passage)
+        ids = [*self.ids[:a], *query, *self.ids[b:c], *passage, *self.ids[d:]]
+        return ids, [*self.types[:a], *query_types, *self.types[b:c], *passage_types, *self.types[d:]]
+
+
+def _read_frame(tokenizer: Any) -> _Frame:
+    """What the tokenizer puts before, between and behind the two texts of a pair."""
+    query, passage = tokenizer(["a", "b"], add_special_tokens=False)["input_ids"]
+    pair = tokenizer("a", "b")
+    ids = pair["input_ids"]
+    cuts: list[int] = []
+    for text in (query, passage):
+        starts = range(cuts[-1] if cuts else 0, len(ids))
+        start = next((i for i in starts if ids[i : i + len(text)] == text), None)
+        if start is None:
+            raise UserError(f"the tokenizer of {tokenizer.name_or_path} does not put the passage behind the query")
+        cuts += [start, start + len(text)]
+    return _Frame(ids, pair.get("token_type_ids") or [0] * len(ids), cuts)
