@@ -11,8 +11,7 @@ from raybge.cluster import Plan
 from raybge.data.files import list_files
 from raybge.data.groups import parse_group, parse_passage
 from raybge.errors import UserError
-from raybge.model.folder import Instructions, check_model_folder, vector_width
-from raybge.model.reranker import check_reranker
+from raybge.model.folder import Instructions, check_model_folder, check_reranker, vector_width
 from raybge.search.identity import model_identity
 from raybge.search.inputs import Source, check_apart, check_numbers
 from raybge.search.sampling import Sampling

@@ -6,7 +6,6 @@ No process sees more than one group of inputs or one part of the hashes, and the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from raybge.search.calls import unwrapped
@@ -38,7 +37,7 @@ def exchange(
         # several results of a task are several objects: each goes to the one task that wants it
         splits = [task(_split, parts + 1)(split, group, parts) for group in groups]
         met = [
-            task(partial(_meet, meet), len(groups))(*values) for values in zip(*(s[1:] for s in splits), strict=True)
+            task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)
         ]
         if len(groups) == 1:
             met = [[each] for each in met]

@@ -1,0 +1,67 @@
+"""An embedder of fixed vectors, for mining without a model; as a script, mining with it.
+
+    python tests/stub.py LOG SECONDS --input_file groups.jsonl --output_file mined.jsonl ...
+
+Each block that it encodes is a line of the file LOG: `digest_of` its texts.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from raybge.model.folder import Instructions
+from raybge.search.pipeline import Embedder
+
+DIM = 32
+BLOCK_BYTES = 1500  # of the script: some twenty texts
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+
+
+class StubEncoder:
+    """A text's vector follows from the text alone. Pickled by name, so that Ray's workers find it."""
+
+    def __init__(self, log: str | None, seconds: float, device: str) -> None:
+        self._log, self._seconds = log, seconds
+        self.instructions = Instructions(query="", passage="")
+
+    def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
+        if self._log:
+            file = os.open(self._log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+            os.write(file, f"{digest_of(texts)}\n".encode())
+            os.close(file)
+            time.sleep(self._seconds)
+        raw = b"".join(hashlib.blake2b(text.encode(), digest_size=DIM).digest() for text in texts)
+        vectors_ND = np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32)
+        return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-6)
+
+    encode_queries = encode_corpus
+
+
+def embedder(log: str | Path | None = None, seconds: float = 0.0) -> Embedder:
+    """Takes `seconds` for each block."""
+    return Embedder(partial(StubEncoder, log and str(log), seconds), "stub")
+
+
+def main() -> int:
+    import stub  # by its name: what is defined in __main__ is another class in a worker
+
+    from raybge import cli
+    from raybge.arguments import MineArguments
+    from raybge.mine import mine
+
+    inputs.BLOCK_BYTES = BLOCK_BYTES
+    log, seconds, *argv = sys.argv[1:]
+    return cli.run(MineArguments, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
