@@ -155,9 +155,8 @@ def test_no_pair_has_no_score(classifier):
     assert scores.shape == (0,) and scores.dtype == np.float32
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
-def test_two_empty_texts_have_a_score(classifier, kind):
-    reranker = Reranker(classifier(kind), devices="cpu")
+def test_two_empty_texts_have_a_score(classifier):
+    reranker = Reranker(classifier("gpt2"), devices="cpu")  # whose tokenizer adds nothing
     alone = reranker.compute_score([("", "")])
     assert np.isfinite(alone).all()
     np.testing.assert_allclose(reranker.compute_score([*PAIRS, ("", "")])[-1:], alone, atol=1e-5)
