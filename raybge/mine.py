@@ -303,7 +303,10 @@ def _write_meta(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("raybge", "ray", "torch", "transformers", "numpy", "pyarrow")}
+    import raybge
+
+    others = {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
+    return {"raybge": raybge.__version__, **others}
 
 
 def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:

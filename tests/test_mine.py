@@ -162,7 +162,10 @@ def test_a_small_pool_is_used_up_and_said_so(ray_of_six, tiny_model, tmp_path, c
     said = capfd.readouterr().out
     assert "mean pooling, normalised (the model's folder)" in said and "1 actor of 1 CPU" in said
     assert "3 rows in 1 file; pool of 5 passages (0 duplicates dropped) in 1 shard" in said
-    assert output.read_bytes() == kept and {p.name for p in output.parent.iterdir()} == {output.name, f"{output.name}.meta.json"}
+    assert output.read_bytes() == kept and {p.name for p in output.parent.iterdir()} == {
+        output.name,
+        f"{output.name}.meta.json",
+    }
 
 
 def test_a_range_that_begins_behind_the_pool_is_refused(ray_of_six, data, tiny_model, tmp_path, capfd):

@@ -1,8 +1,8 @@
 """Dropout on a CPU at a price that does not exceed the rest of the network's.
 
 torch draws a Bernoulli number for each element, on one core, and attention with dropout leaves its fused path. Here one
-64-bit draw of torch's generator serves four elements, and attention with dropout works on slices that stay in the
-cache. Probabilities are the model's, to one in 65,536 parts; the numbers drawn are others than torch's own.
+64-bit draw serves four elements, and attention with dropout works on slices that stay in the cache. Probabilities are
+the model's, to one in 65,536 parts; the numbers drawn are others than torch's own.
 
 Letters in tensor names: B texts, H heads, T tokens, D width of a head, S slices of (text, head).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +33,11 @@ class Dropout(nn.Dropout):
 
 def _kept(numbers: Tensor, p: float) -> float:
     """Fill an fp32 tensor with numbers, negative with probability p and never 0. Returns 1 over the share above 0."""
-    words = torch.empty((numbers.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
+    # torch's generator seeds numpy's, which is faster; so what restores torch's state repeats these numbers too.
+    generator = np.random.Generator(np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_())))
+    words = generator.integers(0, 1 << 64, (numbers.numel() + 3) // 4, dtype=np.uint64)
     dropped = min(max(round(p * _LEVELS), 1), _LEVELS - 1)
-    numbers.copy_(words.view(torch.int16)[: numbers.numel()].view(numbers.shape))
+    numbers.copy_(torch.from_numpy(words.view(np.int16))[: numbers.numel()].view(numbers.shape))
     numbers.add_(_LEVELS // 2 - dropped + 0.5)
     return _LEVELS / (_LEVELS - dropped)
 
@@ -90,7 +93,10 @@ class DropoutAttention(torch.autograd.Function):
 
 def _add_mask(score_BHTT: Tensor, mask: Tensor) -> None:
     if mask.dtype == torch.bool:
-        score_BHTT.masked_fill_(~mask, -torch.inf)
+        # Padding is on the right and chunks are of similar length: few columns are hidden from anybody.
+        hidden_T = ~mask.flatten(0, -2).all(dim=0)
+        first = int(hidden_T.int().argmax()) if hidden_T.any() else len(hidden_T)
+        score_BHTT[..., first:].masked_fill_(~mask[..., first:], -torch.inf)
     else:
         score_BHTT.add_(mask)
 

@@ -5,7 +5,9 @@ Letters in tensor names: N texts handed in, B texts in a chunk, T tokens of its 
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -171,8 +173,9 @@ class EmbeddingModel(nn.Module):
         # A text of no token has no place in a row of tokens.
         packs = self.packs and all(map(len, token_ids))
         run: Any = self.forward_packed if packs else self
+
         if sub_batch_size is not None:
-            run = functools.partial(checkpoint, run, use_reentrant=False)
+            run = functools.partial(checkpoint, self._run_alone, run, use_reentrant=False)
         inputs = (
             self.pack(token_ids, rows) if packs else self.pad(token_ids, rows, pad_to_multiple_of) for rows in chunks
         )
@@ -180,6 +183,11 @@ class EmbeddingModel(nn.Module):
         position_N = torch.empty(len(token_ids), dtype=torch.long)
         position_N[torch.tensor([row for rows in chunks for row in rows])] = torch.arange(len(token_ids))
         return e_sorted_ND[position_N.to(device)]
+
+    def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
+        if chunk[0].device.type == "cpu":
+            _return_freed_memory()
+        return run(*chunk)
 
     def pad(
         self,
@@ -213,6 +221,14 @@ class EmbeddingModel(nn.Module):
         positions_T = np.concatenate([np.arange(first, first + length) for length in lengths])
         device = next(self.parameters()).device
         return torch.from_numpy(ids_T)[None].to(device), torch.from_numpy(positions_T)[None].to(device), lengths
+
+
+def _return_freed_memory() -> None:
+    """Give what is free in the C heap back to the system, where the C library can: glibc keeps what lies between the
+    small pieces that autograd holds on to, and would grow with the number of sub-batches.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None = None) -> list[list[int]]:

@@ -84,6 +84,7 @@ def equal_keys(row_R: Tensor, key_R: Tensor, column_C: Tensor, key_C: Tensor) ->
     A row or a column may have several keys.
     """
     key_C, order_C = key_C.sort()
+    key_R = key_R.contiguous()
     first_R = torch.searchsorted(key_C, key_R)
     count_R = torch.searchsorted(key_C, key_R, right=True) - first_R
     place_K = torch.repeat_interleave(torch.arange(len(key_R), device=key_R.device), count_R)

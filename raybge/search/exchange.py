@@ -36,9 +36,7 @@ def exchange(
     with unwrapped():
         # several results of a task are several objects: each goes to the one task that wants it
         splits = [task(_split, parts + 1)(split, group, parts) for group in groups]
-        met = [
-            task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)
-        ]
+        met = [task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)]
         if len(groups) == 1:
             met = [[each] for each in met]
         joins = [

@@ -2,14 +2,18 @@
 
 import types
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from raybge.data.groups import text_key
 from raybge.errors import UserError
-from raybge.search import shards, topk
-from raybge.search.shards import Host, Shard, check_gpu_search, keys_of, words_of
+from raybge.search import topk
+from raybge.search.index import layout
+from raybge.search.pipeline import Piece
+from raybge.search.shards import GPU_MOST, Host, Kind, Known, KeyTable, Shard, check_factory, check_gpu_search, words_of
+from raybge.search.store import Store
 
 
 def table_of(vectors_PD, texts, known=None):
@@ -32,6 +36,11 @@ def whole_numbers(rows, dim=4, seed=0):
     return np.random.default_rng(seed).integers(-1, 2, (rows, dim)).astype(np.float32)
 
 
+def unit(rows, dim, seed):
+    x = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
 def exact(q_QD, p_PD, k):
     scores_QP = q_QD @ p_PD.T
     ids_QP = np.broadcast_to(np.arange(len(p_PD)), scores_QP.shape)
@@ -39,59 +48,89 @@ def exact(q_QD, p_PD, k):
     return np.take_along_axis(scores_QP, order_QP, axis=1), order_QP
 
 
-def held(p_PD, texts, shard_size, hosts=1, block=97):
-    """The pool in shards, from blocks that do not end where shards do."""
-    made = [Host(shard_size, 2, False) for _ in range(hosts)]
-    for start in range(0, len(p_PD), block):
-        table = table_of(p_PD[start : start + block], texts[start : start + block])
-        for number in range(start // shard_size, (start + len(table) - 1) // shard_size + 1):
-            first, last = number * shard_size - start, (number + 1) * shard_size - start
-            made[number % hosts].add(number, table, max(first, 0), min(last, len(table)))
-    assert sum(host.seal() for host in made) == len(p_PD)
-    return made
+class Pool:
+    """A pool in a store, in blocks that do not end where shards do, and its hosts."""
+
+    def __init__(self, folder, p_PD, texts=None, shard_size=1000, hosts=1, held=100, block=97, kind=None, threads=2):
+        texts = [str(i) for i in range(len(p_PD))] if texts is None else texts
+        self.store = Store(str(folder))
+        self.pieces = []
+        for start in range(0, len(p_PD), block):
+            table = table_of(p_PD[start : start + block], texts[start : start + block])
+            self.store.write_table(f"p{start}", table)
+            self.pieces.append(Piece(f"p{start}", len(table)))
+        shards = dict(enumerate(layout(self.pieces, shard_size)))
+        self.passes = -(-(-(-len(shards) // hosts)) // held)
+        self.hosts = [
+            Host(
+                self.store,
+                {number: parts for number, parts in shards.items() if number % hosts == host},
+                shard_size,
+                held,
+                kind or Kind(),
+                threads,
+            )
+            for host in range(hosts)
+        ]
+
+    def search(self, q_QD, k, batch=16, known=None):
+        self.store.write_table("queries", table_of(q_QD, [""] * len(q_QD), known or [[]] * len(q_QD)))
+        lists = [host.search(turn, "queries", k, batch) for turn in range(self.passes) for host in self.hosts]
+        return topk.merge(lists, k)
 
 
 @pytest.mark.parametrize("k", [1, 10, 200, 500])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_shards_give_the_one_exact_search(count, k):
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 9), (5, 9), (5, 1), (5, 2)])
+def test_shards_give_the_one_exact_search(tmp_path, count, held, k):
     p_PD, q_QD = whole_numbers(500), whole_numbers(70, seed=1)
-    texts = [f"passage {i}" for i in range(500)]
-    hosts = held(p_PD, texts, -(-500 // count), hosts=min(count, 2))
-    found = [host.search(table_of(q_QD, [""] * 70, [[]] * 70), k, 16) for host in hosts]
-    scores, ids = topk.merge([(s, i) for s, i, _ in found], k)
+    pool = Pool(tmp_path, p_PD, shard_size=-(-500 // count), hosts=min(count, 2), held=held)
+    scores, ids = pool.search(q_QD, k)
     expected_scores, expected_ids = exact(q_QD, p_PD, k)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected_scores)
+    assert pool.passes == {(1, 1): 1, (2, 9): 1, (5, 9): 1, (5, 1): 3, (5, 2): 2}[count, held]
 
 
-def test_random_unit_vectors_equal_numpy_in_any_number_of_shards():
-    rng = np.random.default_rng(3)
-    p_PD, q_QD = (rng.standard_normal((n, 32)).astype(np.float32) for n in (600, 40))
-    p_PD, q_QD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (p_PD, q_QD))
-    _, expected = exact(q_QD, p_PD, 50)
-    for size in (600, 300, 120):
-        host = held(p_PD, [str(i) for i in range(600)], size)[0]
-        scores, ids, _ = host.search(table_of(q_QD, [""] * 40, [[]] * 40), 50, 64)
-        np.testing.assert_array_equal(ids, expected)
-        np.testing.assert_allclose(scores, np.take_along_axis(q_QD @ p_PD.T, ids, axis=1), atol=1e-6)
+def test_200_000_unit_vectors_in_any_number_of_shards_equal_one_index(tmp_path):
+    """1, 2, 5 and 16 shards, on one host and on three, against one faiss index of all."""
+    p_PD, q_QD = unit(200_000, 384, 0), unit(128, 384, 1)
+    whole = faiss.IndexFlatIP(384)
+    whole.add(p_PD)
+    expected_scores, expected = whole.search(q_QD, 100)
+    ties = np.abs(np.diff(expected_scores, axis=1)) < 1e-6
+    for count, hosts in ((1, 1), (2, 1), (5, 3), (16, 3)):
+        pool = Pool(tmp_path, p_PD, shard_size=-(-200_000 // count), hosts=hosts, block=9_973)
+        scores, ids = pool.search(q_QD, 100, batch=64)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-6)
+        differs = ids != expected
+        assert differs.sum() <= 2 * ties.sum()
+        assert all(set(a) ^ set(b) <= {a[-1], b[-1]} for a, b in zip(ids, expected, strict=True))
+
+
+def test_the_bits_of_a_score_do_not_depend_on_the_threads(tmp_path):
+    p_PD, q_QD = unit(3000, 48, 0), unit(200, 48, 1)
+    found = [
+        Pool(tmp_path / str(n), p_PD, threads=n, hosts=h).search(q_QD, 20, 64) for n, h in ((1, 1), (4, 1), (2, 3))
+    ]
+    for scores, ids in found[1:]:
+        assert scores.tobytes() == found[0][0].tobytes() and (ids == found[0][1]).all()
 
 
 def test_a_group_of_ties_is_cut_by_passage_id():
-    shard = Shard(1000, 2)
     vectors = np.zeros((400, 2), np.float32)
     vectors[:, 0] = 1  # all alike, as truncated texts can be
-    shard.add(vectors, np.zeros((400, 2), np.uint64), pa.array([""] * 400, pa.large_string()))
+    shard = Shard(1000, [table_of(vectors, [""] * 400)])
+    shard.load(Kind())
     _, ids = shard.search(np.array([[1, 0]] * 30, np.float32), 5)
     assert ids.tolist() == [[1000, 1001, 1002, 1003, 1004]] * 30
 
 
-def test_lists_are_as_long_as_the_shard_at_most():
-    host = held(whole_numbers(3), ["a", "b", "c"], 10)[0]
-    scores, ids, _ = host.search(table_of(whole_numbers(2), ["", ""], [[], []]), 5, 1)
+def test_lists_are_as_long_as_the_shard_at_most(tmp_path):
+    scores, ids = Pool(tmp_path, whole_numbers(3), ["a", "b", "c"]).search(whole_numbers(2), 5)
     assert sorted(ids[0].tolist()) == [-1, -1, 0, 1, 2] and np.isneginf(scores[:, 3:]).all()
 
 
-def test_the_search_batch_is_what_is_searched_at_a_time(monkeypatch):
+def test_the_search_batch_is_what_is_searched_at_a_time(tmp_path, monkeypatch):
     sizes: list[int] = []
     search = Shard.search
 
@@ -100,28 +139,80 @@ def test_the_search_batch_is_what_is_searched_at_a_time(monkeypatch):
         return search(self, q_QD, k)
 
     monkeypatch.setattr(Shard, "search", noted)
-    host = held(whole_numbers(50), [str(i) for i in range(50)], 50)[0]
-    host.search(table_of(whole_numbers(10), [""] * 10, [[]] * 10), 3, 4)
+    Pool(tmp_path, whole_numbers(50)).search(whole_numbers(10), 3, batch=4)
     assert sorted(sizes) == [2, 4, 4]
 
 
-def test_known_keys_and_texts_are_found_in_their_shards():
+def test_one_pass_at_a_time_is_in_memory(tmp_path):
+    pool = Pool(tmp_path, whole_numbers(50), shard_size=10, held=2)
+    pool.search(whole_numbers(3), 3)
+    (host,) = pool.hosts
+    assert [shard._index is not None for shard in host._shards.values()] == [False] * 4 + [True]
+
+
+def test_known_keys_texts_and_scores_are_found_in_their_shards(tmp_path):
     texts = [f"text {i} żółw" for i in range(30)]
-    host = held(whole_numbers(30), texts, 7)[0]
-    known = [["text 8 żółw", "nowhere"], [], ["text 29 żółw"]]
-    _, _, found = host.search(table_of(whole_numbers(3), [""] * 3, known), 2, 8)
-    assert found.tolist() == [8, -1, 29]
-    assert keys_of(table_of(whole_numbers(3), [""] * 3, known))[1].tolist() == [2, 0, 1]
-    assert host.texts(np.array([29, 0, 8])) == [texts[29], texts[0], texts[8]]
+    texts[20] = texts[8]  # two passages may share what they are looked up by
+    p_PD, q_QD = unit(30, 4, 0), unit(3, 4, 1)
+    pool = Pool(tmp_path, p_PD, texts, shard_size=7, hosts=2, block=11)
+    pool.search(q_QD, 2, known=[["nowhere", "text 8 żółw"], [], ["text 29 żółw"]])
+    known = Known.of([host.known("queries") for host in pool.hosts])
+    assert known.key_M.tolist() == [1, 1, 2] and known.id_M.tolist() == [8, 20, 29]
+    np.testing.assert_allclose(known.score_M, [q_QD[0] @ p_PD[8], q_QD[0] @ p_PD[20], q_QD[2] @ p_PD[29]], atol=1e-6)
+    first = pool.hosts[0]  # shards 0, 2 and 4
+    ids = np.array([29, 0, 20, 0, 3])
+    assert first.texts(ids) == [texts[i] for i in ids]
+    q_ND = unit(5, 4, 2)
+    np.testing.assert_allclose(first.scores(q_ND, ids), (q_ND * p_PD[ids]).sum(axis=1), atol=1e-6)
 
 
 def test_keys_that_share_their_first_half_are_told_apart():
-    keys = np.array([[7, 3], [7, 1], [9, 1], [7, 2]], np.uint64)
-    shard = Shard(10, 1)
-    shard.add(np.ones((4, 1), np.float32), keys, pa.array(list("abcd"), pa.large_string()))
-    shard.seal()
+    table = KeyTable(np.array([[7, 3], [7, 1], [9, 1], [7, 2], [9, 1]], np.uint64))
     asked = np.array([[7, 2], [7, 1], [7, 9], [9, 1], [8, 1], [10, 0]], np.uint64)
-    assert shard.find(asked).tolist() == [13, 11, -1, 12, -1, -1]
+    place, row = table.find(asked)
+    assert list(zip(place.tolist(), row.tolist(), strict=True)) == [(0, 3), (1, 1), (3, 2), (3, 4)]
+    assert table.find_one(asked[[0, 2, 1]]).tolist() == [3, -1, 1]
+    assert KeyTable(np.zeros((0, 2), np.uint64)).find_one(asked).tolist() == [-1] * 6
+
+
+# --- indexes that are not exact ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "HNSW16", "PQ4", "OPQ4,IVF4,PQ4", "SQ8"])
+def test_a_factory_s_index_is_the_same_for_any_number_of_hosts(tmp_path, factory):
+    p_PD, q_QD = unit(1500, 16, 0), unit(30, 16, 1)
+    found = [
+        Pool(tmp_path / str(hosts), p_PD, shard_size=500, hosts=hosts, kind=Kind(factory), threads=hosts).search(
+            q_QD, 10
+        )
+        for hosts in (1, 2, 3)
+    ]
+    for scores, ids in found[1:]:
+        assert (ids == found[0][1]).all() and scores.tobytes() == found[0][0].tobytes()
+    _, expected = exact(q_QD, p_PD, 10)
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found[0][1], expected, strict=True)])
+    assert 0.1 < share and (share < 1 or factory in ("HNSW16", "SQ8"))
+
+
+def test_the_exact_search_beside_an_index_is_exact(tmp_path):
+    p_PD, q_QD = unit(700, 16, 0), unit(20, 16, 1)
+    pool = Pool(tmp_path, p_PD, shard_size=200, kind=Kind("IVF8,Flat"))
+    _, ids = topk.merge([host.search_exactly(q_QD, 9) for host in pool.hosts], 9)
+    np.testing.assert_array_equal(ids, exact(q_QD, p_PD, 9)[1])
+
+
+def test_a_factory_that_cannot_be_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--index_factory Flta: faiss makes no index of it \(could not parse"):
+        check_factory("Flta", None)
+    with pytest.raises(UserError, match=r"--index_factory PQ7: faiss makes no index of it \(The dimension"):
+        check_factory("PQ7", 384)
+    check_factory("PQ7", None)
+    check_factory("OPQ16_64,IVF1024,PQ16", 384)
+    with pytest.raises(UserError, match=r"--index_factory IVF64,Flat: a shard of 20 passages cannot be indexed so"):
+        Pool(tmp_path, unit(20, 4, 0), kind=Kind("IVF64,Flat")).search(unit(1, 4, 1), 3)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------
 
 
 def test_searching_on_a_gpu_that_is_not_there_says_what_to_do(monkeypatch):
@@ -135,15 +226,4 @@ def test_searching_on_a_gpu_that_is_not_there_says_what_to_do(monkeypatch):
     with pytest.raises(UserError, match=r"--use_gpu_for_searching.*no GPU"):
         check_gpu_search(0)
     check_gpu_search(1)
-
-
-def test_a_shard_keeps_nothing_of_what_it_was_handed():
-    texts = pa.array(["a long text"], pa.large_string())
-    keys = np.array([[1, 2]], np.uint64)
-    shard = Shard(0, 1)
-    shard.add(np.ones((1, 1), np.float32), keys, texts)
-    keys[:] = 0
-    assert shard._text_parts[-1].buffers()[2].address != texts.buffers()[2].address
-    shard.seal()
-    assert shard.find(np.array([[1, 2]], np.uint64)).tolist() == [0]
-    assert shards.GPU_MOST == 2048
+    assert GPU_MOST == 2048
