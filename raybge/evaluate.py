@@ -48,7 +48,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     from raybge.data.groups import parse_judged, parse_passage
     from raybge.model.folder import vector_width
     from raybge.search.duplicates import deduplicate
-    from raybge.search.index import hold
+    from raybge.search.index import hold, say_recall
     from raybge.search.inputs import (
         Stages,
         check_search,
@@ -100,6 +100,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
             index = hold(passages, store, arguments.shard_size, plan, kind, held)
         with index, stages("search"):
             metrics = _search_and_measure(arguments, index, rows, screen)
+            say_recall(index, rows, arguments.k, arguments.search_batch_size, screen)
         stages.count("search", queries.survey.total_rows, "queries")
     stages.say(screen)
     result = {**metrics, **counts}
@@ -112,19 +113,22 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
 
 def _check(arguments: EvaluateArguments) -> None:
     from raybge import output
-    from raybge.model.folder import check_model_folder
+    from raybge.model.folder import check_model_folder, vector_width
     from raybge.search.inputs import check_numbers
+    from raybge.search.shards import check_factory
 
     check_numbers(
         arguments,
         "k",
         "search_batch_size",
         "shard_size",
+        "shards_per_actor",
         "batch_size",
         "max_query_length",
         "max_passage_length",
     )
     check_model_folder(arguments.encoder, "--encoder")
+    check_factory(arguments.index_factory, vector_width(arguments.encoder, arguments.cache_dir))
     if arguments.metrics_file:
         output.exists(arguments.metrics_file, "--metrics_file")
 

@@ -56,7 +56,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     from raybge import output
     from raybge.cluster import plan_workers
     from raybge.mining_flags import check, encoder_options, kind_of, sources_of, teacher_of
-    from raybge.search.index import hold
+    from raybge.search.index import hold, say_recall
     from raybge.search.inputs import Stages, check_search, describe_model, embedder_of, opened
     from raybge.search.pipeline import encode
 
@@ -100,7 +100,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
                 index = hold(passages, store, arguments.shard_size, plan, kind_of(arguments), held, teacher is not None)
             with index, stages("search"):
                 tally = _search_and_write(arguments, sampling, index, rows, teacher, out, screen)
-                found = _recall(arguments, sampling, index, rows, screen)
+                found = say_recall(index, rows, sampling.hi, arguments.search_batch_size, screen)
             stages.count("search", queries.survey.total_rows, "rows")
         summary |= {"rows_filled": tally.filled, "rows_with_fewer": tally.short, **found}
         _write_meta(arguments, embedder, teacher, summary, tally)
@@ -228,19 +228,6 @@ def _search_and_write(
             tally.add(done.tally)
             bar.update(done.tally.rows)
     return tally
-
-
-def _recall(
-    arguments: MineArguments, sampling: Sampling, index: Index, pieces: list[Piece], screen: Screen
-) -> dict[str, float]:
-    """What an index that is not exact finds of what an exact one does."""
-    from raybge.search.index import recall
-
-    if index.kind.exact:
-        return {}
-    share = recall(index, pieces, sampling.hi, arguments.search_batch_size)
-    screen.say(f"--index_factory {index.kind.factory}: finds {share:.1%} of the {sampling.hi:,} nearest passages")
-    return {"recall": round(share, 6)}
 
 
 def _score_only(

@@ -57,6 +57,7 @@ def main() -> int:
     from raybge import cli
     from raybge.arguments import MineArguments
     from raybge.mine import mine
+    from raybge.search import inputs
 
     inputs.BLOCK_BYTES = BLOCK_BYTES
     log, seconds, *argv = sys.argv[1:]

@@ -117,7 +117,7 @@ def flags(model, data, **changed):
         ({"encoder": "./nowhere"}, "--encoder ./nowhere: no such folder"),
         ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
         ({"query_data": "nowhere.jsonl"}, "--query_data: nowhere.jsonl is not there"),
-        ({"index_factory": "HNSW32"}, "--index_factory is not built yet"),
+        ({"index_factory": "Flta"}, "--index_factory Flta: faiss makes no index of it"),
         ({"save_embedding": True}, "--save_embedding is not built yet"),
         ({"metrics_file": "."}, "--metrics_file: . is a folder"),
     ],

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybge.cluster import Plan
+from raybge.screen import Screen
 from raybge.search import topk
 from raybge.search.calls import in_order, unwrapped
 from raybge.search.pipeline import Piece
@@ -207,7 +208,7 @@ def search(
         if index.store.has(name):
             found: list[Any] = []
         else:
-            found = [host.search.remote(turn, piece.name, k, batch) for host in _hosts_of(index, turn)]
+            found = [host.search.remote(turn, piece.name, k, batch) for host in index.hosts]
         before = digest(names[turn - 1], piece.name) if turn and found else None
         known = [host.known.remote(piece.name) for host in index.hosts] if last else []
         finishing = finish if last else None
@@ -218,15 +219,6 @@ def search(
         for result in in_order((submit, turn, number, piece) for number, piece in enumerate(pieces)):
             if turn == index.passes - 1:
                 yield result
-
-
-def _hosts_of(index: Index, turn: int) -> list[Any]:
-    """The hosts that have shards in a pass."""
-    return [
-        host
-        for number, host in enumerate(index.hosts)
-        if len(range(number, index.shards, len(index.hosts))) > turn * index.held
-    ]
 
 
 def _finish(
@@ -256,21 +248,19 @@ def _finish(
     return finish(Found(store.table(block), scores_QK, ids_QK, Known.of(given[count:])), *extra)
 
 
-def recall(index: Index, pieces: Sequence[Piece], k: int, batch: int) -> float:
-    """The share of the exact K best that the index finds, on the first queries; 1 for an exact index."""
-
+def say_recall(index: Index, pieces: Sequence[Piece], k: int, batch: int, screen: Screen) -> dict[str, float]:
+    """For an index that is not exact: the share of the K best that it finds, on the first queries, as `recall`."""
     if index.kind.exact:
-        return 1.0
+        return {}
     asked, rows = [], 0
     for piece in pieces:
         if rows < RECALL_QUERIES:
             asked.append(piece)
             rows += piece.rows
-    hits = wanted = 0
     k = min(k, index.passages)
-    for exact, found in search(index, asked, k, batch, _compare, index.lookup(), k):
-        hits, wanted = hits + exact, wanted + found
-    return hits / wanted
+    hits, wanted = np.sum(list(search(index, asked, k, batch, _compare, index.lookup(), k)), axis=0).tolist()
+    screen.say(f"--index_factory {index.kind.factory} finds {hits / wanted:.1%} of the {k:,} nearest passages")
+    return {"recall": round(hits / wanted, 6)}
 
 
 def _compare(found: Found, lookup: Lookup, k: int) -> tuple[int, int]:

@@ -241,7 +241,8 @@ class Host:
         numbers = self._load(turn)
         q_QD = vectors_of(self._store.table(name))
         batches = [q_QD[at : at + batch] for at in range(0, len(q_QD), batch)]
-        lists = []
+        nothing = np.zeros((len(q_QD), 0))  # a host may have no shard in a pass
+        lists = [(nothing.astype(np.float32), nothing.astype(np.int64))]
         for number in numbers:
             parts = list(self._pool.map(lambda q, s=self._shards[number]: s.search(q, k), batches))
             lists.append((np.concatenate([s for s, _ in parts]), np.concatenate([i for _, i in parts])))

@@ -1,6 +1,5 @@
 """Encoding, without Ray: the functions that its tasks and actors run."""
 
-import json
 from functools import partial
 
 import numpy as np
