@@ -76,7 +76,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
 
 
 def tokenized(encoder: Any, texts: list[str], most: int) -> list[Any]:
-    """Token ids, a few texts at a time: in training another process makes them, so their making should weigh nothing."""
+    """Token ids, a few texts at a time: in training other processes make them, so it should weigh nothing here."""
     import numpy as np
 
     parts = (texts[at : at + 64] for at in range(0, len(texts), 64))

@@ -86,8 +86,7 @@ def test_killed_five_times_it_ends_as_if_undisturbed(flags, tmp_path):
     for kill in ("program", "actor", "program", "actor", "program"):
         if program is None:
             program = start(log, SECONDS, flags, output)
-        before = len(lines(log))
-        wait_for(lambda: len(lines(log)) >= before + chance.randrange(2, 7), program)
+        wait_for_lines(log, len(lines(log)) + chance.randrange(2, 7), program)
         time.sleep(chance.random() * SECONDS)
         if kill == "program":
             program.kill()
@@ -107,9 +106,9 @@ def test_killed_five_times_it_ends_as_if_undisturbed(flags, tmp_path):
     assert not work.exists()
 
 
-def wait_for(condition, program: subprocess.Popen) -> None:
+def wait_for_lines(log: Path, count: int, program: subprocess.Popen) -> None:
     end = time.monotonic() + 120
-    while not condition():
+    while len(lines(log)) < count:
         assert program.poll() is None, program.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.02)

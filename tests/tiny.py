@@ -1,5 +1,6 @@
 """Tiny random models with their tokenizers, one of each family, made in a second."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,49 @@ def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, padding_side="left" if kind == "qwen3" else "right", **names
     )
+
+
+# where the tokenizer puts special tokens in a pair; the first is the one that begins a text, the second ends it
+FRAMES = {
+    "roberta": "<s> $A </s> </s> $B </s>",
+    "llama": "[CLS] $A [CLS] $B",
+    "qwen3": "$A $B [SEP]",
+    "gpt2": "$A $B",
+}
+
+
+def make_classifier(folder: Path, kind: str = "bert", labels: int = 1, **more) -> str:
+    """A tiny random sequence classifier with a tokenizer that knows pairs, as its family's do."""
+    import tokenizers
+    import torch
+    import transformers
+
+    make_tiny(folder, kind, dropout=0.0, **more)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.num_labels = labels
+    torch.manual_seed(1)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(folder)
+    known = transformers.AutoTokenizer.from_pretrained(folder)
+    core = known.backend_tokenizer
+    special = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]", "<s>", "</s>")]
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A",
+        pair=FRAMES.get(kind, "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        special_tokens=[(token, number) for token, number in special if number is not None],
+    )
+    if kind != "roberta":
+        known.add_special_tokens({"additional_special_tokens": ["[PAD]", "[SEP]"]})
+    known.save_pretrained(folder)
+    if kind in ("bert", "distilbert"):  # distilbert has no use for token types
+        configure_tokenizer(folder, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    return str(folder)
+
+
+def configure_tokenizer(folder: str | Path, **more) -> None:
+    path = Path(folder) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))

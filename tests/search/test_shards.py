@@ -1,5 +1,6 @@
 """Shards against one exact numpy search over the whole pool, ties and truncated lists included."""
 
+import math
 import types
 
 import faiss
@@ -60,7 +61,7 @@ class Pool:
             self.store.write_table(f"p{start}", table)
             self.pieces.append(Piece(f"p{start}", len(table)))
         shards = dict(enumerate(layout(self.pieces, shard_size)))
-        self.passes = -(-(-(-len(shards) // hosts)) // held)
+        self.passes = math.ceil(math.ceil(len(shards) / hosts) / held)
         self.hosts = [
             Host(
                 self.store,

@@ -45,7 +45,7 @@ def test_a_store_at_a_uri_is_fetched_and_then_mapped(tmp_path, monkeypatch):
     far.write_table("ab", table())
     monkeypatch.setattr(Store, "local", property(lambda self: False))
     assert far.table("ab").equals(table())
-    assert len([path for path in (tmp_path / "near").rglob("ab")]) == 1
+    assert len(list((tmp_path / "near").rglob("ab"))) == 1
     assert far.table("ab").equals(table())
 
 
