@@ -46,7 +46,6 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
     """The command: check, read, plan, encode, search, measure, sum up."""
     from raybge.cluster import plan_workers
     from raybge.data.groups import parse_judged, parse_passage
-    from raybge.model.folder import vector_width
     from raybge.search.duplicates import deduplicate
     from raybge.search.index import hold, say_recall
     from raybge.search.inputs import (
@@ -84,7 +83,8 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
         with stages("deduplicate"):
             kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store)
         stages.count("deduplicate", int(kept.found_B.sum()), "passages")
-        size, dim = min(arguments.shard_size, kept.passages), vector_width(arguments.encoder, arguments.cache_dir) or 0
+        embedder = embedder_of(options)
+        size, dim = min(arguments.shard_size, kept.passages), embedder.dim
         held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
         screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         screen.say(model)
@@ -94,7 +94,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
         if arguments.dry_run:
             return {**counts}
         with stages("encode"):
-            passages, rows = encode(corpus, kept, queries, embedder_of(options), store, plan, screen)
+            passages, rows = encode(corpus, kept, queries, embedder, store, plan, screen)
         stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
         with stages("index"):
             index = hold(passages, store, arguments.shard_size, plan, kind, held)

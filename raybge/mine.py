@@ -82,7 +82,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
             queries, pool, kept = _parts(arguments, sampling, surveys, teacher, store)
         stages.count("deduplicate", int(kept.found_B.sum()), "passages")
         sampling = _clip(sampling, kept.passages, screen)
-        held = _say_plan(arguments, model, sampling, queries, pool, kept, cluster, plan, screen)
+        held = _say_plan(arguments, model, embedder.dim, sampling, queries, pool, kept, cluster, plan, screen)
         summary: dict[str, Any] = {
             "rows": queries.survey.total_rows,
             "passages": kept.passages,
@@ -176,6 +176,7 @@ def _parts(
 def _say_plan(
     arguments: MineArguments,
     model: str,
+    dim: int,
     sampling: Sampling,
     queries: Queries,
     pool: Passages,
@@ -186,11 +187,8 @@ def _say_plan(
 ) -> int:
     """Print the plan; how many shards a search actor holds at a time."""
     from raybge.mining_flags import kind_of
-    from raybge.model.folder import vector_width
     from raybge.search.inputs import describe_data, describe_memory, shards_held
 
-    name = arguments.model_name_or_path
-    dim = (vector_width(name, arguments.cache_dir) if name else None) or 0
     kind = kind_of(arguments)
     size = min(arguments.shard_size, kept.passages)
     held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)

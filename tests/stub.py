@@ -48,7 +48,7 @@ class StubEncoder:
 
 def embedder(log: str | Path | None = None, seconds: float = 0.0) -> Embedder:
     """Takes `seconds` for each block."""
-    return Embedder(partial(StubEncoder, log and str(log), seconds), "stub")
+    return Embedder(partial(StubEncoder, log and str(log), seconds), "stub", DIM)
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ LO, HI = 3, 60
 def ray_of_four():
     import ray
 
+    ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -18,7 +18,7 @@ from raybge.data.jsonl import Parse
 from raybge.data.source import transcode
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, named, survey
 from raybge.errors import UserError
-from raybge.model.folder import read_settings
+from raybge.model.folder import read_settings, vector_width
 from raybge.screen import Screen
 from raybge.search.duplicates import Kept
 from raybge.search.identity import model_identity
@@ -28,6 +28,7 @@ from raybge.search.store import digest
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
 MEMORY_SHARE = 0.8  # of what Ray counts as an actor's memory, for vectors
+WIDE = 1024  # vectors of a model whose configuration does not say
 MOST_BLOCKS = 32_768  # the driver holds a name and some numbers of each
 
 
@@ -148,8 +149,8 @@ def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Su
 
 def embedder_of(options: dict[str, Any]) -> Embedder:
     """What makes the vectors of an Encoder with these options."""
-    identity = digest(model_identity(options["model_name_or_path"], options["cache_dir"]), options)
-    return Embedder(partial(_encoder, options), identity)
+    name = options["model_name_or_path"], options["cache_dir"]
+    return Embedder(partial(_encoder, options), digest(model_identity(*name), options), vector_width(*name) or WIDE)
 
 
 def _encoder(options: dict[str, Any], device: str) -> Any:
@@ -167,7 +168,7 @@ def shards_held(cluster: Cluster, plan: Plan, kind: Kind, shard_size: int, dim: 
         return asked
     one = shard_size * dim * (2 if kind.gpu else 4)
     room = (_gpu_memory() if kind.gpu else cluster.memory / plan.workers) * MEMORY_SHARE
-    if room < one and cluster.memory:
+    if one > room > 0:
         raise UserError(
             f"--shard_size {shard_size:,}: a shard of vectors of {dim} numbers takes {one / 1e9:.1f} GB, and a search "
             f"actor has {room / 1e9:.1f}; ask for smaller shards"

@@ -95,10 +95,12 @@ class Embedder:
 
     Args:
         identity: changes when the vectors would.
+        dim: their width, for the plan of the memory.
     """
 
     make: Callable[[str], Any]
     identity: str
+    dim: int
 
 
 def passage_itself(text: str) -> Sequence[str]:

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tiny import SENTENCE, tokenizer
+from tiny import SENTENCE, configure_tokenizer, make_classifier, tokenizer
 
 from raybge.errors import UserError
 from raybge.model import reranker as module

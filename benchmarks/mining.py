@@ -1,0 +1,169 @@
+"""Mining: the whole command against encoding with FlagEmbedding and one faiss index, and the memory of each process.
+
+    python benchmarks/mining.py speed --out runs/bench/mining-speed.json
+    python benchmarks/mining.py memory --out runs/bench/mining-memory.json
+
+speed: `raybge.mine` on medquad's training rows (ranks 2 to 100, 7 negatives, queries 32 and passages 128 tokens, MiniLM)
+is at least 1.2 times as fast as FlagEmbedding 1.4.2 encoding the same queries and passages and one faiss index
+searching for the same ranks. Both are programs of their own, start-up included, the same threads; one after the other,
+`--rounds` times. The peer neither reads nor writes files of groups nor samples. FlagEmbedding must be importable (see
+quality.py).
+
+memory: mining 2,000 rows from a generated pool of 1,000,000 short passages, with an embedder of fixed vectors (the stub
+of the tests), keeps every process below 2 GB and the driver below 600 MB. Resident memory as `ps` has it, five times a
+second, pages of mapped files included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+
+SPEED_CLAIM = 1.2
+PROCESS_LIMIT, DRIVER_LIMIT = 2e9, 600e6
+PASSAGES, ROWS = 1_000_000, 2_000
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def mine(args: argparse.Namespace, folder: Path, number: int) -> list[str]:
+    """The command."""
+    flags = {
+        "model_name_or_path": common.minilm(),
+        "input_file": args.data,
+        "output_file": folder / f"{number}.jsonl",
+        "range_for_sampling": "2-100",
+        "negative_number": 7,
+        "embedder_query_max_length": 32,
+        "embedder_passage_max_length": 128,
+    }
+    return [sys.executable, "-m", "raybge.mine", *(str(word) for k, v in flags.items() for word in (f"--{k}", v))]
+
+
+def peer(args: argparse.Namespace) -> None:
+    """FlagEmbedding's vectors of all queries and distinct passages, and one exact index; in this process."""
+    import faiss
+    import numpy as np
+    import torch
+    from FlagEmbedding.inference.embedder.encoder_only.base import BaseEmbedder
+
+    torch.set_num_threads(args.threads)
+    rows = common.rows(args.data)
+    pool = list(dict.fromkeys(text for row in rows for text in (*row["pos"], *row.get("neg", []))))
+    options = {"normalize_embeddings": True, "use_fp16": False, "pooling_method": "mean", "devices": "cpu"}
+    model = BaseEmbedder(common.minilm(), **options)
+    p_PD = model.encode_corpus(pool, batch_size=256, max_length=128)
+    q_QD = model.encode_queries([row["query"] for row in rows], batch_size=256, max_length=32)
+    index = faiss.IndexFlatIP(p_PD.shape[1])
+    index.add(np.ascontiguousarray(p_PD, np.float32))
+    for at in range(0, len(q_QD), 64):
+        index.search(np.ascontiguousarray(q_QD[at : at + 64], np.float32), 100)
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {"raybge": [], "FlagEmbedding and faiss": []}
+    other = [sys.executable, __file__, "peer", "--threads", str(args.threads), "--data", args.data]
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.rounds):
+            for name, command in (("raybge", mine(args, Path(folder), number)), ("FlagEmbedding and faiss", other)):
+                start = time.monotonic()
+                subprocess.run(command, check=True)
+                seconds[name].append(round(time.monotonic() - start, 2))
+                print(f"round {number + 1}, {name}: {seconds[name][-1]:.1f} s", flush=True)
+    ours, theirs = (statistics.median(each) for each in seconds.values())
+    print(f"raybge.mine is {theirs / ours:.2f} times as fast (claim: at least {SPEED_CLAIM})")
+    return {"seconds": seconds, "ratio": round(theirs / ours, 3), "holds": theirs / ours >= SPEED_CLAIM}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def run_stub(args: argparse.Namespace) -> None:
+    """Mine with the stub; in this process, the driver."""
+    from raybge.arguments import MineArguments
+    from raybge.flags import build
+    from raybge.mine import mine
+    from raybge.screen import Screen
+
+    folder = Path(args.folder)
+    import stub
+
+    flags = {"range_for_sampling": "2-200", "negative_number": 7, "output_file": str(folder / "out.jsonl")}
+    files = {"input_file": str(folder / "rows.jsonl"), "candidate_pool": str(folder / "pool.jsonl")}
+    mine(build(MineArguments, {**flags, **files}), Screen(), stub.embedder())
+
+
+def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:
+    """The most resident memory in bytes of the driver and of each kind of process that it starts."""
+    found: dict[str, float] = {}
+    while driver.poll() is None:
+        said = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 3) for line in said.splitlines()[1:]]
+        parents = {int(row[0]): int(row[1]) for row in rows}
+        for pid, _, size, command in rows:
+            above = int(pid)
+            while above > 1 and above != driver.pid:
+                above = parents.get(above, 0)
+            if above == driver.pid:
+                words = command.split()
+                name = "driver" if int(pid) == driver.pid else Path(words[0]).name
+                name = f"{name} {Path(words[1]).name}" if name.startswith("python") and len(words) > 1 else name
+                found[name] = max(found.get(name, 0), 1024 * int(size))
+        time.sleep(0.2)
+    if driver.returncode:
+        raise SystemExit("mining failed")
+    return found
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    tests = str(Path(__file__).resolve().parents[1] / "tests")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryDirectory() as folder:
+        with open(f"{folder}/pool.jsonl", "w") as pool:
+            pool.writelines(
+                f'{{"text": "passage {i} of a pool that holds {PASSAGES} of them"}}\n' for i in range(PASSAGES)
+            )
+        rows = [{"query": f"query {i}", "pos": [f"answer {i}"]} for i in range(ROWS)]
+        common.write_rows(Path(folder, "rows.jsonl"), rows)
+        start = time.monotonic()
+        driver = subprocess.Popen([sys.executable, __file__, "stub", "--folder", folder], env=environment)
+        found = peaks(driver)
+        seconds = time.monotonic() - start
+        lines = sum(1 for _ in open(f"{folder}/out.jsonl"))
+    assert lines == ROWS
+    for name, size in sorted(found.items(), key=lambda each: -each[1]):
+        print(f"{size / 1e6:8,.0f} MB  {name}")
+    most = max(found.values())
+    holds = most < PROCESS_LIMIT and found["driver"] < DRIVER_LIMIT
+    print(f"largest process {most / 1e6:,.0f} MB (claim: below 2,000), driver {found['driver'] / 1e6:,.0f} MB (600)")
+    return {"seconds": round(seconds, 1), "peak_mb": {k: round(v / 1e6) for k, v in found.items()}, "holds": holds}
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("part", choices=("speed", "memory", "peer", "stub"))
+    parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; left out: medquad's")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part in ("peer", "stub"):
+        (peer if args.part == "peer" else run_stub)(args)
+        return
+    result = speed(args) if args.part == "speed" else memory(args)
+    common.keep(result, args.out)
+    if not result["holds"]:
+        raise SystemExit("a claim does not hold")
+
+
+if __name__ == "__main__":
+    main()
