@@ -42,6 +42,8 @@ bench: venv
 	$(BIN)/python benchmarks/train_speed.py --passage_len 512 --groups 16 --command --out runs/bench/speed-512.json
 	$(BIN)/python benchmarks/memory.py --out runs/bench/memory.json
 	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
+	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
+	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
