@@ -10,8 +10,8 @@ searching for the same ranks. Both are programs of their own, start-up included,
 quality.py).
 
 memory: mining 2,000 rows from a generated pool of 1,000,000 short passages, with an embedder of fixed vectors (the stub
-of the tests), keeps every process below 2 GB and the driver below 600 MB. Resident memory as `ps` has it, five times a
-second, pages of mapped files included.
+of the tests, 384 numbers), keeps every process below 2 GB and the driver below 600 MB. Resident memory as `ps` has it,
+five times a second, pages of mapped files included.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def run_stub(args: argparse.Namespace) -> None:
 
     flags = {"range_for_sampling": "2-200", "negative_number": 7, "output_file": str(folder / "out.jsonl")}
     files = {"input_file": str(folder / "rows.jsonl"), "candidate_pool": str(folder / "pool.jsonl")}
-    mine(build(MineArguments, {**flags, **files}), Screen(), stub.embedder())
+    mine(build(MineArguments, {**flags, **files}), Screen(), stub.embedder(dim=384))
 
 
 def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:

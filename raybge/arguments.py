@@ -85,7 +85,7 @@ class MineArguments(ModelArguments, CommonArguments):
     keep_scores: bool = flag(False, MINING, "write `pos_scores` and `neg_scores`")
     use_gpu_for_searching: bool = flag(False, MINING, "search with faiss on the GPU")
     search_batch_size: int = flag(64, MINING, "queries searched at a time")
-    shard_size: int = flag(1_000_000, MINING, "passages in one faiss shard")
+    shard_size: int = flag(250_000, MINING, "passages in one faiss shard")
     shards_per_actor: int | None = flag(
         None, MINING, "shards that a search actor has in memory at a time; left out: what its memory carries"
     )
@@ -102,7 +102,9 @@ class MineArguments(ModelArguments, CommonArguments):
     reranker_max_length: int | None = flag(None, TEACHER, "longest pair in tokens")
     reranker_query_max_length: int | None = flag(None, TEACHER, "longest query in tokens")
     normalize_scores: bool = flag(False, TEACHER, "the sigmoid of the cross_encoder's output", aliases=("normalize",))
-    overwrite: bool = flag(False, RUN, "mine anew although the output, or a part of the work, is there")
+    overwrite: bool = flag(
+        False, RUN, "mine anew although the output is there; what a storage_path keeps is still used"
+    )
     query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
     query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
     passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
@@ -140,7 +142,7 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     save_path: str = flag("embeddings.memmap", METRICS, "file of the corpus embeddings", unbuilt=True)
     metrics_file: str | None = flag(None, METRICS, "write the metrics as JSON")
     search_batch_size: int = flag(64, METRICS, "queries searched at a time")
-    shard_size: int = flag(1_000_000, METRICS, "passages in one faiss shard")
+    shard_size: int = flag(250_000, METRICS, "passages in one faiss shard")
     shards_per_actor: int | None = flag(
         None, METRICS, "shards that a search actor has in memory at a time; left out: what its memory carries"
     )

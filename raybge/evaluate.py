@@ -83,13 +83,13 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
         with stages("deduplicate"):
             kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store)
         stages.count("deduplicate", int(kept.found_B.sum()), "passages")
-        embedder = embedder_of(options)
+        embedder = embedder_of(options, plan)
         size, dim = min(arguments.shard_size, kept.passages), embedder.dim
         held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
         screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         screen.say(model)
         screen.say(describe_data(queries, corpus, kept, arguments.shard_size))
-        screen.say(describe_memory(kept, size, held, plan.workers, dim, arguments.k, arguments.search_batch_size))
+        screen.say(describe_memory(kept, queries, size, held, plan.workers, dim, arguments.k))
         counts = {"queries": queries.survey.total_rows, "corpus": kept.passages}
         if arguments.dry_run:
             return {**counts}

@@ -64,6 +64,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     sources = sources_of(arguments)
     if output.exists(arguments.output_file, "--output_file") and not arguments.overwrite:
         screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
+        _remove_work(arguments)
         return {"output_file": arguments.output_file, "already_there": True}
     options = encoder_options(arguments)
     model = "" if embedder or arguments.score_only else describe_model(options)
@@ -77,7 +78,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
         teacher = teacher_of(arguments, store, plan)
         if arguments.score_only:
             return _score_only(arguments, surveys[0], teacher, plan, store, stages, screen)
-        embedder = embedder or embedder_of(options)
+        embedder = embedder or embedder_of(options, plan)
         with stages("deduplicate"):
             queries, pool, kept = _parts(arguments, sampling, surveys, teacher, store)
         stages.count("deduplicate", int(kept.found_B.sum()), "passages")
@@ -102,12 +103,20 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
                 tally = _search_and_write(arguments, sampling, index, rows, teacher, out, screen)
                 found = say_recall(index, rows, sampling.hi, arguments.search_batch_size, screen)
             stages.count("search", queries.survey.total_rows, "rows")
-        summary |= {"rows_filled": tally.filled, "rows_with_fewer": tally.short, **found}
-        _write_meta(arguments, embedder, teacher, summary, tally)
+            summary |= {"rows_filled": tally.filled, "rows_with_fewer": tally.short, **found}
+            _write_meta(arguments, embedder.identity, teacher, summary, tally)
     summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
     stages.say(screen)
     _say_summary(summary, sampling, tally, screen)
     return summary
+
+
+def _remove_work(arguments: MineArguments) -> None:
+    """Of a run that was killed when all but this was done."""
+    from raybge.search.store import Store
+
+    if not arguments.storage_path:
+        Store(f"{arguments.output_file}.work").remove()
 
 
 @contextmanager
@@ -120,7 +129,7 @@ def _work(arguments: MineArguments) -> Iterator[Store]:
 
     with work_folder(arguments.storage_path, "mine", f"{arguments.output_file}.work") as folder:
         store = Store(folder)
-        if arguments.overwrite and not arguments.dry_run:
+        if arguments.overwrite and not (arguments.dry_run or arguments.storage_path):
             store.remove()
         store.precious = store.exists() or bool(arguments.storage_path)
         try:
@@ -195,7 +204,7 @@ def _say_plan(
     if model:
         screen.say(model)
     screen.say(describe_data(queries, pool, kept, arguments.shard_size))
-    screen.say(describe_memory(kept, size, held, plan.workers, dim, sampling.hi, arguments.search_batch_size))
+    screen.say(describe_memory(kept, queries, size, held, plan.workers, dim, sampling.hi))
     screen.say(f"sampling: {sampling.describe()}")
     return held
 
@@ -239,6 +248,7 @@ def _score_only(
 ) -> dict[str, Any]:
     """Give each row its teacher's scores and leave all else as it is."""
     from raybge import output
+    from raybge.search.negatives import Tally
     from raybge.search.teacher import rescore
 
     assert teacher is not None
@@ -255,6 +265,7 @@ def _score_only(
         for lines, rows in rescore(survey, teacher, plan):
             out.write(lines)
             bar.update(rows)
+        _write_meta(arguments, None, teacher, summary, Tally())
     stages.count("score", survey.total_rows, "rows")
     stages.say(screen)
     screen.say(f"written: {arguments.output_file}")
@@ -265,7 +276,7 @@ def _score_only(
 
 
 def _write_meta(
-    arguments: MineArguments, embedder: Embedder, teacher: Teacher | None, summary: dict[str, Any], tally: Tally
+    arguments: MineArguments, embedder: str | None, teacher: Teacher | None, summary: dict[str, Any], tally: Tally
 ) -> None:
     """Beside the output: what it was made of and with. Nothing in it differs between two runs that give the same."""
     import dataclasses
@@ -275,7 +286,7 @@ def _write_meta(
 
     about = {
         "options": dataclasses.asdict(arguments),
-        "embedder": embedder.identity,
+        "embedder": embedder,
         "cross_encoder": teacher and teacher.identity,
         "counts": summary,
         "scores": tally.histograms(),
@@ -288,10 +299,12 @@ def _write_meta(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
+    import faiss
+
     import raybge
 
     others = {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
-    return {"raybge": raybge.__version__, **others}
+    return {"raybge": raybge.__version__, "faiss": faiss.__version__, **others}
 
 
 def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:
@@ -301,7 +314,7 @@ def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, scre
     )
     why = "the pool has no more"
     if sampling.by_score:
-        why += " that the scores asked for allow"
+        why = "neither the ranks nor random passages gave more that the scores asked for allow"
     screen.say(
         f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {sampling.number} "
         f"negatives, because {why}: {summary['rows_with_fewer']:,}"

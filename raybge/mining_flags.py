@@ -84,6 +84,10 @@ def _check_scores(arguments: MineArguments) -> None:
 
 
 def _check_teacher(arguments: MineArguments) -> None:
+    mining = ("candidate_pool", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
+    for name in mining if arguments.score_only else ():
+        if getattr(arguments, name) not in (None, False):
+            raise UserError(f"--{name}: with --score_only nothing is mined; leave one of the two out")
     if arguments.cross_encoder:
         check_reranker(arguments.cross_encoder, "--cross_encoder", arguments.cache_dir, arguments.trust_remote_code)
         return
@@ -134,7 +138,7 @@ def teacher_of(arguments: MineArguments, store: Store, plan: Plan) -> Teacher | 
         "max_length": arguments.reranker_max_length,
         "query_max_length": arguments.reranker_query_max_length,
     }
-    identity = digest(model_identity(name, arguments.cache_dir), options)
+    identity = digest(model_identity(name, arguments.cache_dir), options, plan.gpus)
     gpu = plan.gpus > 0
     return Teacher(tuple(options.items()), identity, store, plan.cpus, gpu, arguments.normalize_scores)
 

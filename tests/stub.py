@@ -29,8 +29,8 @@ def digest_of(texts: Sequence[str]) -> str:
 class StubEncoder:
     """A text's vector follows from the text alone. Pickled by name, so that Ray's workers find it."""
 
-    def __init__(self, log: str | None, seconds: float, device: str) -> None:
-        self._log, self._seconds = log, seconds
+    def __init__(self, log: str | None, seconds: float, dim: int, device: str) -> None:
+        self._log, self._seconds, self._dim = log, seconds, dim
         self.instructions = Instructions(query="", passage="")
 
     def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
@@ -40,15 +40,15 @@ class StubEncoder:
             os.close(file)
             time.sleep(self._seconds)
         raw = b"".join(hashlib.blake2b(text.encode(), digest_size=DIM).digest() for text in texts)
-        vectors_ND = np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32)
+        vectors_ND = np.tile(np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32), self._dim // DIM)
         return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-6)
 
     encode_queries = encode_corpus
 
 
-def embedder(log: str | Path | None = None, seconds: float = 0.0) -> Embedder:
+def embedder(log: str | Path | None = None, seconds: float = 0.0, dim: int = DIM) -> Embedder:
     """Takes `seconds` for each block."""
-    return Embedder(partial(StubEncoder, log and str(log), seconds), "stub", DIM)
+    return Embedder(partial(StubEncoder, log and str(log), seconds, dim), "stub", dim)
 
 
 def main() -> int:

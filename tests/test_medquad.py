@@ -25,7 +25,7 @@ def slice_of_medquad(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mined(slice_of_medquad):
-    """The bytes of the mined file for 1, 2 and 3 actors."""
+    """The bytes of the mined file for 1, 2 and 3 actors with 1, 5 and 16 shards."""
     import ray
 
     from raybge import mine_hard_negatives
@@ -36,7 +36,7 @@ def mined(slice_of_medquad):
     ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
     try:
         found = {}
-        for actors in (1, 2, 3):
+        for actors, shard_size in ((1, PASSAGES), (2, PASSAGES // 5), (3, PASSAGES // 16)):
             output = slice_of_medquad / f"mined-{actors}.jsonl"
             mine_hard_negatives(
                 model_name_or_path=str(Path(spec.origin).parent / "model"),
@@ -47,7 +47,7 @@ def mined(slice_of_medquad):
                 negative_number=7,
                 embedder_query_max_length=32,
                 embedder_passage_max_length=64,
-                shard_size=50,
+                shard_size=shard_size,
                 num_workers=actors,
             )
             found[actors] = output.read_bytes()
@@ -56,7 +56,7 @@ def mined(slice_of_medquad):
         ray.shutdown()
 
 
-def test_the_same_bytes_for_any_number_of_actors(mined):
+def test_the_same_bytes_for_any_number_of_actors_and_shards(mined):
     assert mined[1] == mined[2] == mined[3]
 
 

@@ -182,7 +182,7 @@ def test_what_stops_a_run_leaves_old_output_as_it_was(ray_of_six, data, tiny_mod
     monkeypatch.setattr("raybge.search.pipeline.encode", fail)
     old = write(tmp_path / "out.jsonl", [{"old": 1}])
     assert main([*flags(tiny_model, data, tmp_path), "--overwrite"]) == code
-    assert {path.name for path in tmp_path.iterdir()} == {old.name, f"{old.name}.work"}  # to go on from
+    assert {path.name for path in tmp_path.iterdir()} == {old.name, f"{old.name}.work"}
     assert read(old) == [{"old": 1}]
 
 

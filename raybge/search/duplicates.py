@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from raybge import __version__
 from raybge.data.files import SourceFile
 from raybge.data.groups import Group, text_key
 from raybge.data.jsonl import Block, Parse, Row, scan
@@ -26,7 +27,7 @@ from raybge.search.store import Store, digest
 
 LEAST_BLOCKS = 32  # blocks that one task hashes
 PART_BYTES = 1 << 30  # of the input, for each part of the hashes
-MOST_KNOWN = 10_000  # positives of one query in the whole file, so that a query repeated without end stays small
+MOST_KNOWN = 1000  # positives of one query in the whole file, so that a query repeated without end stays small
 
 Texts = Callable[[Any], Sequence[str]]
 
@@ -68,9 +69,11 @@ def _keep_of(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     return store.arrays(name)["keep_P"][start:stop]
 
 
-def _groups(survey: Survey, store: Store, *what: object) -> tuple[list[BlockGroup], int]:
+def _groups(survey: Survey, *what: object) -> tuple[list[BlockGroup], int]:
     """The blocks of a survey in groups, and how many parts their hashes come in."""
-    base = digest(*what, [fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks])
+    base = digest(
+        __version__, *what, [fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks]
+    )
     blocks = [(survey.files[block.file], block) for block in survey.blocks]
     groups = [
         BlockGroup(digest(base, number), list(part)) for number, part in enumerate(in_groups(blocks, LEAST_BLOCKS))
@@ -87,9 +90,9 @@ def _name(function: Callable[..., Any]) -> str:
 
 def deduplicate(survey: Survey, parse: Parse, texts: Texts, store: Store) -> Kept:
     """Find the first passage of each text, by its 16-byte content hash. Ray must be connected."""
-    groups, parts = _groups(survey, store, "kept", _name(parse), _name(texts))
+    groups, parts = _groups(survey, "kept", _name(parse), _name(texts))
     if all(store.has(group.name) for group in groups):
-        found = [store.arrays(group.name) for group in groups]
+        found = [store.arrays(group.name, "found_B", "kept_B") for group in groups]
         counts = [(each["found_B"], each["kept_B"]) for each in found]
     else:
         counts = exchange(groups, parts, partial(_split_keys, parse, texts), _first_in_part, partial(_keep, store))
@@ -162,7 +165,7 @@ def _keys_of(store: Store, name: str, start: int, rows: int) -> list[np.ndarray]
 
 def positives_elsewhere(survey: Survey, parse: Parse, key: Callable[[str], bytes], store: Store) -> Elsewhere:
     """For rows that share their query: the positives of all of them. `key` says which texts count as equal."""
-    groups, parts = _groups(survey, store, "elsewhere", _name(parse), _name(key))
+    groups, parts = _groups(survey, "elsewhere", _name(parse), _name(key))
     if not all(store.has(group.name) for group in groups):
         exchange(groups, parts, partial(_split_queries, parse, key), _shared_in_part, partial(_keep_shared, store))
     return Elsewhere(store, groups, survey.rows)

@@ -75,7 +75,9 @@ class Index:
     @property
     def identity(self) -> str:
         """Changes when what a search finds would."""
-        kind = [self.kind.factory, self.kind.gpu]
+        import faiss
+
+        kind = [faiss.__version__, self.kind.factory, self.kind.gpu]
         return digest("found", [piece.name for piece in self.pieces], self.shard_size, kind)
 
     def lookup(self) -> Lookup:
@@ -124,7 +126,7 @@ def hold(
         finishes: whether the actors also run what comes after a search (`search`, on_hosts).
     """
     shards = layout(pieces, shard_size)
-    actors = min(plan.workers, len(shards))
+    actors = plan.workers if finishes else min(plan.workers, len(shards))
     index = Index([], store, tuple(pieces), shard_size, held, kind)
     made: list[Any] = index.hosts  # type: ignore[assignment]
     try:
@@ -197,8 +199,9 @@ def search(
     k = min(k, index.passages)
     task = ray.remote(_finish).options(max_retries=-1)
     # What passes before the last find is good only where the same shards make a pass.
-    passes = [digest(index.identity, k, len(index.hosts), index.held, turn) for turn in range(index.passes - 1)]
-    names = [*passes, digest(index.identity, k)]
+    what = index.identity, k, batch
+    passes = [digest(*what, len(index.hosts), index.held, turn) for turn in range(index.passes - 1)]
+    names = [*passes, digest(*what)]
 
     def submit(turn: int, number: int, piece: Piece) -> Any:
         last = turn == index.passes - 1

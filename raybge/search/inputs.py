@@ -11,6 +11,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from raybge import __version__
 from raybge.arguments import CommonArguments
 from raybge.cluster import Cluster, Plan, connect
 from raybge.data.files import SourceFile, filesystem
@@ -147,10 +148,11 @@ def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Su
     return found
 
 
-def embedder_of(options: dict[str, Any]) -> Embedder:
-    """What makes the vectors of an Encoder with these options."""
+def embedder_of(options: dict[str, Any], plan: Plan) -> Embedder:
+    """What makes the vectors of an Encoder with these options; on a GPU they are others than on a CPU."""
     name = options["model_name_or_path"], options["cache_dir"]
-    return Embedder(partial(_encoder, options), digest(model_identity(*name), options), vector_width(*name) or WIDE)
+    identity = digest(__version__, model_identity(*name), options, plan.gpus)
+    return Embedder(partial(_encoder, options), identity, vector_width(*name) or WIDE)
 
 
 def _encoder(options: dict[str, Any], device: str) -> Any:
@@ -206,17 +208,17 @@ def describe_data(queries: Queries, pool: Passages, kept: Kept, shard_size: int)
     )
 
 
-def describe_memory(kept: Kept, shard_size: int, held: int, actors: int, dim: int, k: int, batch: int) -> str:
+def describe_memory(kept: Kept, queries: Queries, shard_size: int, held: int, actors: int, dim: int, k: int) -> str:
     """The plan line on what a process holds at most, beside its libraries and the model."""
     shards = -(-kept.passages // shard_size)
     actors = min(actors, shards)
     mine, size = -(-shards // actors), min(shard_size, kept.passages)
     vectors, keys = min(held, mine) * size * dim * 4, mine * size * KEY_BYTES
-    lists = batch * (k + TIE_MARGIN) * 12
+    lists = 2 * 40 * int(queries.survey.rows.max()) * (k + TIE_MARGIN)  # two that are merged, and their order
     passes = -(-mine // held)
     return (
         f"memory: a search actor holds {min(held, mine):,} of its {mine:,} shard{'s' * (mine != 1)} at a time: "
-        f"{vectors / 1e6:,.0f} MB of vectors, {keys / 1e6:,.0f} MB of keys, {lists / 1e6:,.1f} MB a thread of lists; "
+        f"{vectors / 1e6:,.0f} MB of vectors, {keys / 1e6:,.0f} MB of keys, {lists / 1e6:,.1f} MB of lists; "
         f"{passes:,} pass{'es' * (passes != 1)} over the queries; an encoding actor holds one block of "
         f"{int(kept.kept_B.max()):,} passages at most"
     )

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ TIE_MARGIN = 16  # candidates fetched beyond k, to see whether the k-th one ties
 GPU_MOST = 2048  # faiss lists no more candidates than this on a GPU
 FLAT = "Flat"
 TRAINED_ON = 256 * 1024  # vectors of a shard that an index is trained on, at most
+KNOWN_AT_ONCE = 16_384  # passages whose vectors are fetched together
 KEY_BYTES = 24  # of memory for each passage, beside its vector
 
 
@@ -50,14 +52,16 @@ class Kind:
 
 
 class Shard:
-    """Consecutive passages, `first` being the id of the first of them: their blocks, mapped from disk, and once
-    `load`ed their vectors in an index.
+    """Consecutive passages, `first` being the id of the first of them: their blocks on disk, and once `load`ed their
+    vectors in an index.
+
+    A block is mapped into memory only while it is looked at: what is mapped counts as a process's memory.
     """
 
-    def __init__(self, first: int, tables: Sequence[pa.Table]) -> None:
+    def __init__(self, first: int, store: Store, parts: Sequence[Part]) -> None:
         self.first = first
-        self._tables = [table for table in tables if len(table)]
-        self._ends = np.cumsum([len(table) for table in self._tables])
+        self._store, self._parts = store, parts
+        self._ends = np.cumsum([part.stop - part.start for part in parts])
         self._index: Any = None
         self._most = len(self)
 
@@ -66,11 +70,14 @@ class Shard:
 
     @property
     def dim(self) -> int:
-        return int(self._tables[0]["vector"].type.list_size)
+        return int(self._table(self._parts[0])["vector"].type.list_size)
 
     def keys(self) -> np.ndarray:
         """Each passage's key, (P, 2) uint64."""
-        return np.concatenate([keys_of(table)[0] for table in self._tables])
+        return np.concatenate([keys_of(self._table(part))[0] for part in self._parts])
+
+    def _table(self, part: Part) -> pa.Table:
+        return self._store.table(part.name).slice(part.start, part.stop - part.start)
 
     def load(self, kind: Kind) -> None:
         """Build the index. One thread builds it, so that it is the same on every machine."""
@@ -81,13 +88,10 @@ class Shard:
             rows = np.random.default_rng(self.first).permutation(len(self))[:TRAINED_ON]
             try:
                 self._index.train(self.vectors(self.first + np.sort(rows)))
-            except RuntimeError as error:
-                raise UserError(
-                    f"--index_factory {kind.factory}: a shard of {len(self):,} passages cannot be indexed so "
-                    f"({_reason(error)})"
-                ) from None
-        for table in self._tables:  # block by block: nothing but the index holds all vectors
-            self._index.add(vectors_of(table))
+            except RuntimeError:  # too few for it, as the last shard can be: these are searched exactly
+                self._index = _empty(self.dim, Kind(gpu=kind.gpu))
+        for part in self._parts:  # block by block: nothing but the index holds all vectors
+            self._index.add(vectors_of(self._table(part)))
 
     def unload(self) -> None:
         """Free the index."""
@@ -111,13 +115,13 @@ class Shard:
 
     def search_exactly(self, q_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, over the vectors themselves, block by block."""
-        lists, first = [], self.first
-        for table in self._tables:
-            scores_QP = q_QD @ vectors_of(table).T
-            ids_QP = np.broadcast_to(np.arange(first, first + len(table)), scores_QP.shape)
-            lists.append(topk.top(scores_QP, ids_QP, min(k, len(table))))
-            first += len(table)
-        return topk.merge(lists, min(k, len(self)))
+        best, first = topk.nothing(len(q_QD)), self.first
+        for part in self._parts:
+            scores_QP = q_QD @ vectors_of(self._table(part)).T
+            ids_QP = np.broadcast_to(np.arange(first, first + scores_QP.shape[1]), scores_QP.shape)
+            best = topk.merge([best, (scores_QP, ids_QP)], k)
+            first += scores_QP.shape[1]
+        return best
 
     def texts(self, ids: np.ndarray) -> list[str]:
         """The texts of passages of this shard."""
@@ -140,7 +144,16 @@ class Shard:
         block_N = np.searchsorted(self._ends, ids - self.first, side="right")
         for block in np.unique(block_N).tolist():
             mine = ids[block_N == block]
-            yield self._tables[block], mine, mine - self.first - (self._ends[block] - len(self._tables[block]))
+            table = self._table(self._parts[block])
+            yield table, mine, mine - self.first - (self._ends[block] - len(table))
+
+
+@cache
+def _gpu_resources() -> Any:
+    """One a process: each reserves memory of its own."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def _empty(dim: int, kind: Kind) -> Any:
@@ -152,7 +165,12 @@ def _empty(dim: int, kind: Kind) -> Any:
     if kind.gpu:
         options = faiss.GpuClonerOptions()
         options.useFloat16 = True
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
+        try:
+            index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index, options)
+        except RuntimeError as error:
+            raise UserError(
+                f"--index_factory {kind.factory}: faiss does not search it on a GPU ({_reason(error)})"
+            ) from None
     return index
 
 
@@ -225,10 +243,7 @@ class Host:
         # D = 384 BLAS takes an eighth of its time
         faiss.cvar.distance_compute_blas_threshold = 1
         self._store, self._shard_size, self._held, self._kind = store, shard_size, held, kind
-        self._shards = {
-            number: Shard(number * shard_size, [store.table(p.name).slice(p.start, p.stop - p.start) for p in parts])
-            for number, parts in shards.items()
-        }
+        self._shards = {number: Shard(number * shard_size, store, parts) for number, parts in shards.items()}
         self._tables = {number: KeyTable(shard.keys()) for number, shard in self._shards.items()}
         self._pass = -1
         # faiss's GPU resources serve one thread at a time
@@ -241,16 +256,17 @@ class Host:
         numbers = self._load(turn)
         q_QD = vectors_of(self._store.table(name))
         batches = [q_QD[at : at + batch] for at in range(0, len(q_QD), batch)]
-        nothing = np.zeros((len(q_QD), 0))  # a host may have no shard in a pass
-        lists = [(nothing.astype(np.float32), nothing.astype(np.int64))]
+        best = topk.nothing(len(q_QD))  # a host may have no shard in a pass
         for number in numbers:
             parts = list(self._pool.map(lambda q, s=self._shards[number]: s.search(q, k), batches))
-            lists.append((np.concatenate([s for s, _ in parts]), np.concatenate([i for _, i in parts])))
-        return topk.merge(lists, k)
+            found = np.concatenate([s for s, _ in parts]), np.concatenate([i for _, i in parts])
+            best = topk.merge([best, found], k)
+        return best
 
     def search_exactly(self, q_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in all of this host's shards, without an index."""
-        return topk.merge(list(self._pool.map(lambda shard: shard.search_exactly(q_QD, k), self._shards.values())), k)
+        lists = self._pool.map(lambda shard: shard.search_exactly(q_QD, k), self._shards.values())
+        return topk.merge([topk.nothing(len(q_QD)), *lists], k)
 
     def known(self, name: str) -> Known:
         """The passages here that have a key of a block of queries."""
@@ -262,8 +278,9 @@ class Host:
         for number, shard in self._shards.items():
             key_M, row_M = self._tables[number].find(keys_N2)
             id_M = row_M + shard.first
-            score_M = np.einsum("md,md->m", q_QD[of_N[key_M]], shard.vectors(id_M))
-            found.append(Known(key_M, id_M, score_M))
+            pieces = (slice(at, at + KNOWN_AT_ONCE) for at in range(0, len(id_M), KNOWN_AT_ONCE))
+            scores = [np.einsum("md,md->m", q_QD[of_N[key_M[p]]], shard.vectors(id_M[p])) for p in pieces]
+            found.append(Known(key_M, id_M, np.concatenate([np.zeros(0, np.float32), *scores])))
         return Known.of(found)
 
     def texts(self, ids: np.ndarray) -> list[str]:

@@ -52,9 +52,10 @@ class Store:
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         self._write(name, lambda out: np.savez(out, allow_pickle=False, **arrays))
 
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
+    def arrays(self, name: str, *only: str) -> dict[str, np.ndarray]:
+        """The arrays under a name, or some of them."""
         with self._files.open_input_file(self._place(name)) as stream, np.load(stream) as found:
-            return dict(found)
+            return {key: found[key] for key in only or found}
 
     def exists(self) -> bool:
         return bool(self._files.get_file_info(self._root).type == pafs.FileType.Directory)

@@ -13,6 +13,11 @@ NOTHING = -1  # the id of an empty place
 _LAST = np.iinfo(np.int64).max
 
 
+def nothing(queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """A list of no candidate for each query."""
+    return np.zeros((queries, 0), np.float32), np.zeros((queries, 0), np.int64)
+
+
 def merge(lists: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of several lists of candidates for the same queries.
 

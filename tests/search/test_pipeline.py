@@ -26,7 +26,7 @@ def test_the_pool_of_groups_is_their_positives_and_negatives():
 def actor(tiny_model, tmp_path):
     def make(**more):
         options = {"model_name_or_path": tiny_model, "cache_dir": None, **more}
-        return pipeline._Embed(embedder_of(options), Store(str(tmp_path)), Plan(1, 1, 0))
+        return pipeline._Embed(embedder_of(options, Plan(1, 1, 0)), Store(str(tmp_path)), Plan(1, 1, 0))
 
     return make
 

@@ -13,7 +13,18 @@ from raybge.errors import UserError
 from raybge.search import topk
 from raybge.search.index import layout
 from raybge.search.pipeline import Piece
-from raybge.search.shards import GPU_MOST, Host, KeyTable, Kind, Known, Shard, check_factory, check_gpu_search, words_of
+from raybge.search.shards import (
+    GPU_MOST,
+    Host,
+    KeyTable,
+    Kind,
+    Known,
+    Part,
+    Shard,
+    check_factory,
+    check_gpu_search,
+    words_of,
+)
 from raybge.search.store import Store
 
 
@@ -117,10 +128,11 @@ def test_the_bits_of_a_score_do_not_depend_on_the_threads(tmp_path):
         assert scores.tobytes() == found[0][0].tobytes() and (ids == found[0][1]).all()
 
 
-def test_a_group_of_ties_is_cut_by_passage_id():
+def test_a_group_of_ties_is_cut_by_passage_id(tmp_path):
     vectors = np.zeros((400, 2), np.float32)
     vectors[:, 0] = 1  # all alike, as truncated texts can be
-    shard = Shard(1000, [table_of(vectors, [""] * 400)])
+    Pool(tmp_path, vectors, [""] * 400, block=400)
+    shard = Shard(1000, Store(str(tmp_path)), [Part("p0", 0, 400)])
     shard.load(Kind())
     _, ids = shard.search(np.array([[1, 0]] * 30, np.float32), 5)
     assert ids.tolist() == [[1000, 1001, 1002, 1003, 1004]] * 30
@@ -209,8 +221,13 @@ def test_a_factory_that_cannot_be_is_named(tmp_path):
         check_factory("PQ7", 384)
     check_factory("PQ7", None)
     check_factory("OPQ16_64,IVF1024,PQ16", 384)
-    with pytest.raises(UserError, match=r"--index_factory IVF64,Flat: a shard of 20 passages cannot be indexed so"):
-        Pool(tmp_path, unit(20, 4, 0), kind=Kind("IVF64,Flat")).search(unit(1, 4, 1), 3)
+
+
+def test_a_shard_too_small_for_the_index_is_searched_exactly(tmp_path):
+    """The last of three has 20 passages, fewer than there are cells."""
+    p_PD, q_QD = unit(220, 4, 0), unit(30, 4, 1)
+    _, ids = Pool(tmp_path, p_PD, shard_size=100, kind=Kind("IVF64,Flat")).search(q_QD, 220)
+    assert all(set(range(200, 220)) <= set(row) for row in ids.tolist())
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------
