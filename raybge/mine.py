@@ -115,7 +115,7 @@ def _remove_work(arguments: MineArguments) -> None:
     """Of a run that was killed when all but this was done."""
     from raybge.search.store import Store
 
-    if not arguments.storage_path:
+    if not (arguments.storage_path or arguments.dry_run):
         Store(f"{arguments.output_file}.work").remove()
 
 

@@ -124,7 +124,10 @@ def test_a_refused_flag_says_why(name):
 
 
 def test_a_refused_flag_at_its_default_is_no_error():
-    arguments_of(label_smoothing_factor=0.0, dataloader_pin_memory=True, push_to_hub="False")
+    given = {"label_smoothing_factor": 0.0, "dataloader_pin_memory": True, "push_to_hub": "False"}
+    assert given.keys() <= REFUSED.keys()
+    training = arguments_of(**given).training
+    assert {name: training[name] for name in given} == {**given, "push_to_hub": False}
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,14 @@ def hold(
     """
     shards = layout(pieces, shard_size)
     actors = plan.workers if finishes else min(plan.workers, len(shards))
-    index = Index([], store, tuple(pieces), shard_size, held, kind)
-    made: list[Any] = index.hosts  # type: ignore[assignment]
+    hosts: list[Any] = []
+    index = Index(hosts, store, tuple(pieces), shard_size, held, kind)
     try:
         with unwrapped():
             for number in range(actors):
                 mine = {shard: shards[shard] for shard in range(number, len(shards), actors)}
                 actor = _actor().options(num_cpus=plan.cpus, num_gpus=plan.gpus if kind.gpu or finishes else 0)
-                made.append(actor.remote(store, mine, shard_size, held, kind, plan.cpus))
+                hosts.append(actor.remote(store, mine, shard_size, held, kind, plan.cpus))
     except BaseException:
         index.__exit__()
         raise
