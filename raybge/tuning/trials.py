@@ -28,6 +28,7 @@ class Trial:
         metrics: the last value of each metric, by name; empty where nothing was measured.
         seconds: how long it ran.
         error: why it failed, or None.
+        id: Ray Tune's name for it, and its folder's.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Trial:
     metrics: dict[str, float]
     seconds: float
     error: str | None = None
+    id: str = ""
 
     @property
     def steps(self) -> int:
