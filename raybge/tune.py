@@ -215,6 +215,7 @@ def _shown(
 ) -> Iterator[Any]:
     """What is called when trials change: a line for each that ends, and all that is known in the output folder."""
     said: set[int] = set()
+    written: list[Any] = []
     total = arguments.num_samples
     for domain in space.values():
         total *= len(domain.arguments) if domain.grid else 1
@@ -226,7 +227,10 @@ def _shown(
                 if trial.number not in said:
                     said.add(trial.number)
                     bar.write(_line(trial, arguments.metric), file=bar.fp)
-                    _write(arguments, space, flags, output, trials)
+            known = [(trial.status, trial.steps) for trial in trials]
+            if known != written:
+                _write(arguments, space, flags, output, trials)
+                written[:] = known
             bar.update(len(ended) - bar.n)
 
         yield on_change

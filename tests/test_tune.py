@@ -47,7 +47,7 @@ def flags(tmp_path_factory) -> list[str]:
         seed=3,
         cpus_per_worker=1,
     )
-    return argv(given) + ["--search", "learning_rate=loguniform(1e-5,1e-2)", "temperature=choice(0.02,0.1)"]
+    return [*argv(given), "--search", "learning_rate=loguniform(1e-5,1e-2)", "temperature=choice(0.02,0.1)"]
 
 
 def argv(flags: dict) -> list[str]:
