@@ -257,20 +257,43 @@ def _write(
     output: Path,
     trials: Sequence[Trial],
 ) -> None:
-    from raybge.tuning.trials import write_csv, write_json
+    from raybge.report.tune import Search as Report
+    from raybge.report.tune import write
+    from raybge.tuning.trials import best, write_csv, write_json
 
     write_csv(str(output / "trials.csv"), trials, space)
     write_json(str(output / "trials.json"), trials, space)
+    found = best(trials, arguments.metric, arguments.mode)
+    report = Report(
+        command=_own_command(arguments),
+        metric=arguments.metric,
+        mode=arguments.mode,
+        space=space,
+        trials=trials,
+        best_command=_words(flags, found.flags) if found else (),
+        about={"model": arguments.model_name_or_path, "early stopping": arguments.scheduler},
+    )
+    write(str(output / "report.html"), report)
 
 
-def command(flags: Mapping[str, Any], drawn: Mapping[str, Any], output_dir: str) -> str:
-    """The `raybge.train` command line of a trial."""
-    words = ["python", "-m", "raybge.train"]
-    for name, value in {**flags, **drawn, "output_dir": output_dir}.items():
+def _own_command(arguments: TuneArguments) -> list[str]:
+    """The words of the search's own command line."""
+    asked = {name: value for name, value in given(arguments).items() if name not in ("resume", "overwrite_output_dir")}
+    return ["python", "-m", "raybge.tune", *_flag_words(asked)]
+
+
+def _words(flags: Mapping[str, Any], drawn: Mapping[str, Any]) -> list[str]:
+    """The words of the `raybge.train` command line of a trial."""
+    return ["python", "-m", "raybge.train", *_flag_words({**flags, **drawn, "output_dir": "OUTPUT_DIR"})]
+
+
+def _flag_words(flags: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in flags.items():
         if name != "token":
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return shlex.join(words)
+    return words
 
 
 def _finish(
@@ -287,7 +310,7 @@ def _finish(
     if model.is_dir():
         shutil.rmtree(output / BEST, ignore_errors=True)
         model.rename(output / BEST)
-    again = command(flags, found.flags, "OUTPUT_DIR")
+    again = shlex.join(_words(flags, found.flags))
     result = {"flags": found.flags, "metrics": found.metrics, "command": again}
     (output / "best.json").write_text(json.dumps(result, indent=1) + "\n")
     screen.say(_line(found, arguments.metric))

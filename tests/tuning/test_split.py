@@ -35,7 +35,7 @@ def test_every_group_is_on_one_side_with_all_rows_of_its_query(files, tmp_path):
     assert sorted(row["id"] for row in train + dev) == list(range(1000))
     assert {row["id"]: row for row in train + dev} == {row["id"]: row for row in rows}
     assert {row["id"] % 500 for row in dev}.isdisjoint(row["id"] % 500 for row in train)
-    assert 60 < len(dev) < 140  # 100, three standard deviations of 50 pairs either way
+    assert len(dev) == 100
     expected = [text for row in rows for text in [*([row["pos"]] if isinstance(row["pos"], str) else row["pos"])]]
     expected += [text for row in rows for text in row.get("neg", [])]
     assert sorted(row["text"] for row in lines(split.corpus)) == sorted(expected)
@@ -47,7 +47,7 @@ def test_the_sides_follow_from_the_seed(files, tmp_path):
     first = lines(hold_out(found, 0.1, 7, work).dev)
     assert lines(hold_out(found, 0.1, 7, tmp_path / "other").dev) == first
     assert lines(hold_out(found, 0.1, 8, work).dev) != first
-    assert len(lines(hold_out(found, 0.5, 7, work).dev)) > 300
+    assert len(lines(hold_out(found, 0.0001, 7, work).dev)) == 2  # one query at least
     assert len(list(work.iterdir())) == 3
 
 
@@ -60,9 +60,7 @@ def test_what_is_there_is_not_written_again(files, tmp_path, monkeypatch):
 
 def test_a_side_that_would_be_empty_is_said(tmp_path):
     path = tmp_path / "few.jsonl"
-    path.write_text('{"query": "q", "pos": ["p"]}\n')
-    with pytest.raises(
-        UserError, match=r"--held_out 0.01 of 1 groups leaves nothing to measure with; give --eval_data"
-    ):
+    path.write_text('{"query": "q", "pos": ["p"]}\n{"query": "Q", "pos": ["r"]}\n')
+    with pytest.raises(UserError, match=r"--held_out 0.01 of 2 groups leaves nothing to train on; give --eval_data"):
         hold_out(list_files(str(path), "--train_data"), 0.01, 1, tmp_path / "work")
     assert not list((tmp_path / "work").iterdir())
