@@ -267,6 +267,12 @@ class TuneArguments(TrainArguments):
     )
     max_concurrent: int | None = flag(None, SEARCH, "trials at a time; left out, as many as fit")
     time_budget: float | None = flag(None, SEARCH, "seconds after which no trial goes on")
+    mine_config: str | None = flag(
+        None,
+        SEARCH,
+        "YAML file of raybge.mine's flags: each trial first mines the negatives of train_data with them, from vectors "
+        "that are kept, and they can be searched too",
+    )
     held_out: float = flag(0.05, SEARCH, "without eval_data: share of the groups that is kept to measure on")
 
 

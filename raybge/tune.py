@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
-from raybge.arguments import TrainArguments, TuneArguments
+from raybge.arguments import MineArguments, TrainArguments, TuneArguments
 from raybge.checkpoints import HIDDEN
 from raybge.cluster import connect, plan_workers, side_by_side
 from raybge.errors import UserError
-from raybge.flags import build, declared, given
+from raybge.flags import Flag, build, declared, given, read_config
 from raybge.screen import Screen
 from raybge.tuning.space import Domain, parse
 
 if TYPE_CHECKING:
     from raybge.cluster import Cluster, Plan
+    from raybge.tuning.trial import Task
     from raybge.tuning.trials import Trial
 
 DEFAULT = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
@@ -61,8 +62,9 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
     from raybge.tuning.search import Search
     from raybge.tuning.trial import Task
 
-    space = parse(arguments.search or DEFAULT, declared(TrainArguments))
-    output = _check(arguments, space)
+    mining = _mining(arguments)
+    space = parse(arguments.search or DEFAULT, _searched(mining))
+    output = _check(arguments, space, mining)
     with connect(arguments.address, arguments.verbose) as cluster:
         plan = plan_workers(cluster, arguments.num_workers or "1", arguments.use_gpu, arguments.cpus_per_worker)
         runs = min(arguments.max_concurrent or arguments.num_samples, side_by_side(cluster, plan))
@@ -71,10 +73,10 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
         if arguments.dry_run:
             return {}
         _begin(arguments, space, flags, output)
-        with _shown(arguments, space, flags, output, screen) as on_change:
-            task = Task(flags, str(output / TRIALS), runs)
+        task = Task(flags, str(output / TRIALS), runs, mining and _trial_mining(mining, flags, output))
+        with _shown(arguments, space, task, output, screen) as on_change:
             trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
-    return _finish(arguments, trials, flags, output, screen)
+    return _finish(arguments, trials, task, output, screen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +86,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def _check(arguments: TuneArguments, space: Mapping[str, Domain]) -> Path:
+def _mining(arguments: TuneArguments) -> dict[str, Any] | None:
+    """The flags of raybge.mine that each trial begins with, None where it mines nothing."""
+    if arguments.mine_config is None:
+        return None
+    found = read_config(arguments.mine_config, declared(MineArguments), "--mine_config")
+    for name in ("input_file", "output_file", "storage_path"):
+        if name in found:
+            raise UserError(f"--mine_config {arguments.mine_config}: {name} is the search's own to choose")
+    return {"model_name_or_path": arguments.model_name_or_path, **found}
+
+
+def _searched(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
+    """The flags that may be searched: training's, and mining's where they do not have the name of one of these."""
+    return {**(declared(MineArguments) if mining is not None else {}), **declared(TrainArguments)}
+
+
+def _check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
     """Everything that can be said about the flags alone, at the ends of each domain too; returns the output folder."""
     from raybge.tuning.search import algorithm
 
@@ -99,7 +117,7 @@ def _check(arguments: TuneArguments, space: Mapping[str, Domain]) -> Path:
     for name, domain in space.items():
         for value in domain.arguments if domain.categorical else domain.arguments[:2]:
             try:
-                _check_training(arguments, {name: value})
+                _check_trial(arguments, {name: value}, mining)
             except UserError as error:
                 raise UserError(f"--search {name}={domain}: {error}") from error
     output = Path(os.path.abspath(arguments.training["output_dir"]))
@@ -107,12 +125,18 @@ def _check(arguments: TuneArguments, space: Mapping[str, Domain]) -> Path:
     return output
 
 
-def _check_training(arguments: TuneArguments, drawn: Mapping[str, Any]) -> None:
+def _check_trial(arguments: TuneArguments, drawn: Mapping[str, Any], mining: Mapping[str, Any] | None) -> None:
     """Whether a trial could have these flags."""
+    from raybge.mining_flags import check as check_mining
     from raybge.recipe import check_recipe
     from raybge.training_flags import check
+    from raybge.tuning.trial import Task
 
-    trial = build(TrainArguments, {**_trained(arguments), "eval_data": arguments.eval_data or ["held out"], **drawn})
+    flags = {**_trained(arguments), "eval_data": arguments.eval_data or ["held out"]}
+    first, second = Task(flags, "", 1, mining).stages(drawn, "mined.jsonl", flags["output_dir"])
+    if first:
+        check_mining(build(MineArguments, first), embedded=False)
+    trial = build(TrainArguments, second)
     check_recipe(trial)
     check(trial)
 
@@ -162,7 +186,12 @@ def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Scr
     from raybge.tuning.search import EVALUATIONS
     from raybge.tuning.split import hold_out
 
-    flags = {"eval_strategy": "steps", "eval_steps": 1 / EVALUATIONS, "save_strategy": "no", "report_to": "none"}
+    flags: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": 1 / EVALUATIONS,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
     flags |= {name: value for name, value in _trained(arguments).items() if name != "output_dir" and value is not None}
     flags |= {"num_workers": str(plan.workers), "cpus_per_worker": plan.cpus, "use_gpu": bool(plan.gpus)}
     if arguments.eval_data:
@@ -177,6 +206,17 @@ def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Scr
             "`neg` of the data"
         )
     return {**flags, **{name: _absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
+
+
+def _trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """A trial's flags of raybge.mine; vectors are kept for all trials."""
+    where = {name: flags[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
+    found = {**where, **mining, "storage_path": str(output / HIDDEN)}
+    if "candidate_pool" in found:
+        pool = found["candidate_pool"]
+        found["candidate_pool"] = [*map(_absolute, pool if isinstance(pool, list) else [pool])]
+    paths = ("model_name_or_path", "cross_encoder", "cache_dir")
+    return {**found, **{name: _absolute(found[name]) for name in paths if isinstance(found.get(name), str)}}
 
 
 def _absolute(path: str) -> str:
@@ -211,7 +251,7 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
 
 @contextmanager
 def _shown(
-    arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping[str, Any], output: Path, screen: Screen
+    arguments: TuneArguments, space: Mapping[str, Domain], task: Task, output: Path, screen: Screen
 ) -> Iterator[Any]:
     """What is called when trials change: a line for each that ends, and all that is known in the output folder."""
     said: set[int] = set()
@@ -229,7 +269,7 @@ def _shown(
                     bar.write(_line(trial, arguments.metric), file=bar.fp)
             known = [(trial.status, trial.steps) for trial in trials]
             if known != written:
-                _write(arguments, space, flags, output, trials)
+                _write(arguments, space, task, output, trials)
                 written[:] = known
             bar.update(len(ended) - bar.n)
 
@@ -253,7 +293,7 @@ def _short(value: Any) -> str:
 def _write(
     arguments: TuneArguments,
     space: Mapping[str, Domain],
-    flags: Mapping[str, Any],
+    task: Task,
     output: Path,
     trials: Sequence[Trial],
 ) -> None:
@@ -270,7 +310,7 @@ def _write(
         mode=arguments.mode,
         space=space,
         trials=trials,
-        best_command=_words(flags, found.flags) if found else (),
+        best_commands=_commands(task, found.flags) if found else (),
         about={"model": arguments.model_name_or_path, "early stopping": arguments.scheduler},
     )
     write(str(output / "report.html"), report)
@@ -282,9 +322,11 @@ def _own_command(arguments: TuneArguments) -> list[str]:
     return ["python", "-m", "raybge.tune", *_flag_words(asked)]
 
 
-def _words(flags: Mapping[str, Any], drawn: Mapping[str, Any]) -> list[str]:
-    """The words of the `raybge.train` command line of a trial."""
-    return ["python", "-m", "raybge.train", *_flag_words({**flags, **drawn, "output_dir": "OUTPUT_DIR"})]
+def _commands(task: Task, drawn: Mapping[str, Any]) -> list[list[str]]:
+    """The words of the command lines that train a trial's model again; raybge.mine's is one where it mined."""
+    mining, training = task.stages(drawn, "MINED.jsonl", "OUTPUT_DIR")
+    found = [["python", "-m", "raybge.mine", *_flag_words(mining)]] if mining else []
+    return [*found, ["python", "-m", "raybge.train", *_flag_words(training)]]
 
 
 def _flag_words(flags: Mapping[str, Any]) -> list[str]:
@@ -297,7 +339,7 @@ def _flag_words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def _finish(
-    arguments: TuneArguments, trials: Sequence[Trial], flags: Mapping[str, Any], output: Path, screen: Screen
+    arguments: TuneArguments, trials: Sequence[Trial], task: Task, output: Path, screen: Screen
 ) -> dict[str, Any]:
     """Move the best model in and say what was found."""
     from raybge.tuning.trial import MODEL
@@ -310,7 +352,7 @@ def _finish(
     if model.is_dir():
         shutil.rmtree(output / BEST, ignore_errors=True)
         model.rename(output / BEST)
-    again = shlex.join(_words(flags, found.flags))
+    again = " && ".join(map(shlex.join, _commands(task, found.flags)))
     result = {"flags": found.flags, "metrics": found.metrics, "command": again}
     (output / "best.json").write_text(json.dumps(result, indent=1) + "\n")
     screen.say(_line(found, arguments.metric))

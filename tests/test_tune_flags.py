@@ -12,6 +12,7 @@ from raybge.errors import UserError
 from raybge.flags import build
 from raybge.screen import Screen
 from raybge.tune import main
+from raybge.tuning.trial import Task
 
 
 @pytest.fixture
@@ -105,3 +106,30 @@ def test_a_search_that_is_continued_is_the_same(given, tmp_path):
 def test_trials_never_take_the_cpus_that_read_for_them(cluster, plan, runs, monkeypatch):
     monkeypatch.setattr("raybge.cluster.cores", lambda: 2)
     assert side_by_side(cluster, plan) == runs
+
+
+def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
+    Path("mine.yaml").write_text("candidate_pool: groups.jsonl\nnegative_number: 3\n")
+    given |= {"mine_config": "mine.yaml"}
+    search = ["range_for_sampling=choice(0-9,2-30)", "relative_margin=uniform(0,0.2)", "temperature=uniform(0.01,0.1)"]
+    assert main(argv(given | {"search": ["range_for_sampling=choice(9-0,2-30)"]})) == 2
+    assert "--search range_for_sampling=choice(9-0,2-30): --range_for_sampling takes" in capfd.readouterr().err
+    Path("bad.yaml").write_text("output_file: x\n")
+    assert main(argv(given | {"mine_config": "bad.yaml"})) == 2
+    assert "--mine_config bad.yaml: output_file is the search's own" in capfd.readouterr().err
+
+    arguments = build(TuneArguments, given | {"search": search})
+    mining = tune_module._mining(arguments)
+    space = tune_module.parse(search, tune_module._searched(mining))
+    assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]
+    flags = tune_module._trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out", Screen())
+    task = Task(flags, "x", 1, tune_module._trial_mining(mining, flags, tmp_path / "out"))
+    drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
+    first, second = task.stages(drawn, "mined.jsonl", "model")
+    assert (first["range_for_sampling"], first["relative_margin"], first["negative_number"]) == ("2-30", 0.1, 3)
+    assert first["candidate_pool"] == [str(tmp_path / "groups.jsonl")] and first["input_file"] == flags["train_data"]
+    assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "out" / ".raybge")
+    assert second["train_data"] == ["mined.jsonl"] and second["temperature"] == 0.05
+    assert "range_for_sampling" not in second and "temperature" not in first
+    mine, train = tune_module._commands(task, drawn)
+    assert mine[:3] == ["python", "-m", "raybge.mine"] and train[train.index("--train_data") + 1] == "MINED.jsonl"

@@ -28,7 +28,7 @@ class Search:
         metric, mode: what was searched for; "max" or "min" of it is best.
         space: the domain of each searched flag.
         trials: every trial, in any order.
-        best_command: the words of the command that trains the best trial again; none without a best one.
+        best_commands: the words of each command that it takes to train the best trial again; none without a best one.
         about: further facts by name, such as the model and the scheduler.
     """
 
@@ -37,7 +37,7 @@ class Search:
     mode: str
     space: Mapping[str, Domain]
     trials: Sequence[Trial]
-    best_command: Sequence[str] = ()
+    best_commands: Sequence[Sequence[str]] = ()
     about: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -122,8 +122,9 @@ def _gain(view: View) -> list[tuple[str, str]]:
 
 def _commands(search: Search, view: View) -> str:
     parts = []
-    if view.best and search.best_command:
-        parts.append(f"<h3>Trains trial {view.best.number} again</h3>{command_block(search.best_command)}")
+    if view.best and search.best_commands:
+        blocks = "".join(map(command_block, search.best_commands))
+        parts.append(f"<h3>Trains trial {view.best.number} again</h3>{blocks}")
     if search.command:
         parts.append(f"<h3>The command of this search</h3>{command_block(search.command)}")
     return "\n".join(parts)

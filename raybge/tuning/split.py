@@ -53,7 +53,8 @@ def hold_out(files: Sequence[SourceFile], share: float, seed: int, place: Path) 
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     counts = json.loads((folder / "counts.json").read_text())
-    return Split(*(str(folder / each) for each in FILES), **counts)
+    train, dev, corpus = (str(folder / each) for each in FILES)
+    return Split(train, dev, corpus, **counts)
 
 
 def _write(files: Sequence[SourceFile], share: float, seed: int, folder: Path) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybge.arguments import TrainArguments
-from raybge.flags import build
+from raybge.arguments import MineArguments, TrainArguments
+from raybge.flags import build, declared
 from raybge.screen import Screen
 
-CURVE, RESULT, MODEL = "curve.jsonl", "result.json", "model"
+CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
 STEP, PERCENT = "step", "percent"  # of a report to Ray Tune: updates, and their share of all
 
 
@@ -30,25 +30,37 @@ class Task:
         flags: of the training run, but for those that are searched and its folder.
         folder: where each trial has a folder of its own; one that all nodes share.
         runs: trials at a time.
+        mining: flags of raybge.mine, where each trial mines its negatives first.
     """
 
     flags: Mapping[str, Any]
     folder: str
     runs: int
+    mining: Mapping[str, Any] | None = None
 
     def place(self, trial_id: str) -> Path:
         """A trial's folder."""
         return Path(self.folder) / trial_id
 
-    def training(self, config: Mapping[str, Any], output_dir: str | Path) -> TrainArguments:
-        """The training run of a trial that has drawn `config`."""
-        return build(TrainArguments, {**self.flags, **config, "output_dir": str(output_dir)})
+    def stages(
+        self, drawn: Mapping[str, Any], mined: str, output_dir: str
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """A trial's flags of raybge.mine, None where nothing is mined, and of raybge.train."""
+        trained = declared(TrainArguments)
+        training = {**self.flags, **{name: value for name, value in drawn.items() if name in trained}}
+        training["output_dir"] = output_dir
+        if self.mining is None:
+            return None, training
+        mining = {**self.mining, **{name: value for name, value in drawn.items() if name not in trained}}
+        mining |= {"input_file": training["train_data"], "output_file": mined}
+        return mining, {**training, "train_data": [mined]}
 
 
 def run_trial(config: dict[str, Any], task: Task) -> None:
     """What Ray Tune calls, in an actor: train, and report each evaluation as it comes."""
     from ray import tune
 
+    from raybge.mine import mine
     from raybge.train import train
 
     folder = task.place(tune.get_context().get_trial_id())
@@ -66,8 +78,10 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
             tune.report({**metrics, STEP: step, PERCENT: 100 * step / total})
 
     start = time.monotonic()
-    arguments = task.training({**config, "overwrite_output_dir": True}, folder / MODEL)
-    train(arguments, Screen(), measured, task.runs)
+    mining, training = task.stages(config, str(folder / MINED), str(folder / MODEL))
+    if mining:
+        mine(build(MineArguments, mining), Screen())
+    train(build(TrainArguments, {**training, "overwrite_output_dir": True}), Screen(), measured, task.runs)
     curve = curve_of(folder)
     found = {"curve": curve, "seconds": round(time.monotonic() - start, 3)}
     aside = folder / f"{RESULT}.tmp"

@@ -144,9 +144,9 @@ def test_commands_are_the_shells(value):
 
 
 def test_commands_stand_on_the_page_as_they_are():
-    one = Search(["a", "--b", "c & d"], METRIC, "max", SPACE, SIX, ["x", "--y", "it's"])
+    one = Search(["a", "--b", "c & d"], METRIC, "max", SPACE, SIX, [["x", "--y", "it's"], ["z", "--w", "1"]])
     text = Page(html(one)).text
-    assert shell(one.command) in text and shell(one.best_command) in text
+    assert shell(one.command) in text and all(shell(each) in text for each in one.best_commands)
     assert shell(one.command) == "a \\\n    --b 'c & d'"
 
 
