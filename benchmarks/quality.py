@@ -1,9 +1,10 @@
 """Retrieval after equal steps: raybge against FlagEmbedding, on medquad.
 
-    python benchmarks/quality.py --steps 100 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
+    python benchmarks/quality.py --rows 3200 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
 
-Both fine-tune MiniLM with the same flags on the same file of groups with mined negatives, one process on the CPU each,
-once a seed; then `raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by
+Both fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
+the CPU each, once a seed. Both see each group once: in a part of an epoch it would matter more which ones come. Then
+`raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by
 its own command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`), that is its runner, data set, collator,
 model and Trainer. It must be importable:
 
@@ -22,6 +23,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -48,7 +50,7 @@ def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[
         "temperature": 0.02,
         "learning_rate": args.learning_rate,
         "per_device_train_batch_size": args.batch,
-        "max_steps": args.steps,
+        "num_train_epochs": 1,
         "seed": seed,
         "save_strategy": "no",
         "report_to": "none",
@@ -104,10 +106,8 @@ def write_judged(args: argparse.Namespace, work: Path) -> None:
 
 
 def groups(args: argparse.Namespace, work: Path) -> str:
-    """The file of groups that both are trained on."""
-    if args.data:
-        return str(args.data)
-    mined = work / "mined.jsonl"
+    """The file of groups that both are trained on: some of those that there are, the same for every seed."""
+    mined = Path(args.data or work / "mined.jsonl")
     if not mined.exists():
         given = {
             "model_name_or_path": common.minilm(),
@@ -118,22 +118,24 @@ def groups(args: argparse.Namespace, work: Path) -> str:
             "embedder_passage_max_length": args.passage_len,
         }
         command([sys.executable, "-m", "raybge.mine"], given, args.threads)
-    return str(mined)
+    chosen = work / "groups.jsonl"
+    common.write_rows(chosen, random.Random(0).sample(common.rows(mined), args.rows))
+    return str(chosen)
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", help="groups {query, pos, neg} with negatives; left out: mined from medquad")
     parser.add_argument("--work", default="runs/bench/quality", help="folder for models and files; models made anew")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=3200, help="groups of the epoch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batch", type=int, default=32, help="groups a step")
     parser.add_argument("--group_size", type=int, default=4)
     parser.add_argument("--query_len", type=int, default=64)
     parser.add_argument("--passage_len", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-5)
-    parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--corpus", type=int, default=1500)
+    parser.add_argument("--queries", type=int, default=700)
+    parser.add_argument("--corpus", type=int, default=3000)
     args = parser.parse_args()
     if not common.MEDQUAD.is_dir():
         raise SystemExit(f"medquad is not at {common.MEDQUAD}")

@@ -115,8 +115,10 @@ def _check(arguments: EvaluateArguments) -> None:
     from raybge import output
     from raybge.model.folder import check_model_folder, vector_width
     from raybge.search.inputs import check_numbers
-    from raybge.search.shards import check_factory
+    from raybge.search.shards import check_factory, check_gpu_search
 
+    if arguments.use_gpu_for_searching:
+        check_gpu_search()
     check_numbers(
         arguments,
         "k",

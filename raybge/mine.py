@@ -62,14 +62,14 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
 
     sampling = check(arguments, embedder is not None)
     sources = sources_of(arguments)
-    if output.exists(arguments.output_file, "--output_file") and not arguments.overwrite:
+    finished = output.exists(arguments.output_file, "--output_file")
+    if finished and not arguments.overwrite:
         screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
-        _remove_work(arguments)
         return {"output_file": arguments.output_file, "already_there": True}
     options = encoder_options(arguments)
     model = "" if embedder or arguments.score_only else describe_model(options)
     stages = Stages()
-    with _work(arguments) as store, opened(arguments, sources, store.folder, screen) as (cluster, surveys):
+    with _work(arguments, finished) as store, opened(arguments, sources, store.folder, screen) as (cluster, surveys):
         check_search(arguments.use_gpu_for_searching, cluster, sampling.hi, "range_for_sampling")
         plan = plan_workers(
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
@@ -111,25 +111,19 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     return summary
 
 
-def _remove_work(arguments: MineArguments) -> None:
-    """Of a run that was killed when all but this was done."""
-    from raybge.search.store import Store
-
-    if not (arguments.storage_path or arguments.dry_run):
-        Store(f"{arguments.output_file}.work").remove()
-
-
 @contextmanager
-def _work(arguments: MineArguments) -> Iterator[Store]:
+def _work(arguments: MineArguments, finished: bool) -> Iterator[Store]:
     """The store of a run. It is removed when the run is over, unless it has a place of its own; of a run that fails,
     once anything in it is worth keeping.
     """
+    from raybge.data.files import extended
     from raybge.search.inputs import work_folder
     from raybge.search.store import Store
 
-    with work_folder(arguments.storage_path, "mine", f"{arguments.output_file}.work") as folder:
+    with work_folder(arguments.storage_path, "mine", extended(arguments.output_file, ".work")) as folder:
         store = Store(folder)
-        if arguments.overwrite and not (arguments.dry_run or arguments.storage_path):
+        # Beside an output there is only the work of a run that was to overwrite it: this one continues it.
+        if arguments.overwrite and not (finished or arguments.dry_run or arguments.storage_path):
             store.remove()
         store.precious = store.exists() or bool(arguments.storage_path)
         try:
@@ -283,6 +277,7 @@ def _write_meta(
     import json
 
     from raybge import output
+    from raybge.data.files import extended
 
     about = {
         "options": dataclasses.asdict(arguments),
@@ -292,7 +287,7 @@ def _write_meta(
         "scores": tally.histograms(),
         "versions": _versions(),
     }
-    with output.written_aside(f"{arguments.output_file}.meta.json", "--output_file") as out:
+    with output.written_aside(extended(arguments.output_file, ".meta.json"), "--output_file") as out:
         out.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -308,6 +303,8 @@ def _versions() -> dict[str, str]:
 
 
 def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:
+    from raybge.data.files import extended
+
     screen.say(
         f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
         f"duplicates dropped); bad rows left out: {summary['bad_rows']:,}"
@@ -323,7 +320,7 @@ def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, scre
         for name in ("query", "pos", "neg"):
             text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
             screen.say(f"  {name:<6} {text if len(text) <= 90 else text[:87] + '...'}")
-    screen.say(f"written: {summary['output_file']}, {summary['output_file']}.meta.json")
+    screen.say(f"written: {summary['output_file']}, {extended(summary['output_file'], '.meta.json')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

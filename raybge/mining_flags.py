@@ -15,7 +15,7 @@ from raybge.model.folder import Instructions, check_model_folder, check_reranker
 from raybge.search.identity import model_identity
 from raybge.search.inputs import Source, check_apart, check_numbers
 from raybge.search.sampling import Sampling
-from raybge.search.shards import Kind, check_factory
+from raybge.search.shards import Kind, check_factory, check_gpu_search
 from raybge.search.store import Store, digest
 from raybge.search.teacher import Teacher
 
@@ -43,6 +43,8 @@ def check(arguments: MineArguments, embedded: bool) -> Sampling:
     )
     if arguments.output_file.endswith(".parquet"):
         raise UserError(f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
+    if arguments.use_gpu_for_searching:
+        check_gpu_search()
     _check_teacher(arguments)
     lo, hi = _range(arguments.range_for_sampling)
     if not arguments.score_only and not embedded:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,12 +35,15 @@ def exists(path: str, flag: str) -> bool:
 def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
     """A stream into `path` (or URI), compressed as its ending says; missing folders are made.
 
-    What is written lies beside it as `path.part-PID` and gets its name when the block ends without an error;
-    else it is removed. UserError naming `flag` where nothing can be written.
+    What is written lies beside it as `path.part-HOST-PID` and gets its name when the block ends without an error;
+    else it is removed, or if the process is killed, when the file is next written. UserError naming `flag` where
+    nothing can be written.
     """
     try:
         store, place = filesystem(path)
-        aside = f"{place}.part-{os.getpid()}"
+        aside = f"{place}.part-{platform.node()}-{os.getpid()}"
+        if isinstance(store, pafs.LocalFileSystem):
+            _discard_left_over(Path(place))
         store.create_dir(posixpath.dirname(place), recursive=True)
         compression = COMPRESSION.get(os.path.splitext(place)[1])
         stream = store.open_output_stream(aside, compression=compression)
@@ -51,3 +57,21 @@ def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
         if store.get_file_info(aside).is_file:
             store.delete_file(aside)
         raise
+
+
+def _discard_left_over(place: Path) -> None:
+    """Delete what processes of this machine left that are gone."""
+    for path in place.parent.glob(f"{glob.escape(place.name)}.part-{glob.escape(platform.node())}-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

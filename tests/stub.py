@@ -2,7 +2,8 @@
 
     python tests/stub.py LOG SECONDS --input_file groups.jsonl --output_file mined.jsonl ...
 
-Each block that it encodes is a line of the file LOG: `digest_of` its texts.
+Each block that it encodes is a line of the file LOG: `digest_of` its texts. Each call of a search actor is a line too,
+`search` or `texts`. Each takes SECONDS.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from raybge.model.folder import Instructions
 from raybge.search.pipeline import Embedder
+from raybge.search.shards import Host
 
 DIM = 32
 BLOCK_BYTES = 1500  # of the script: some twenty texts
@@ -35,15 +37,31 @@ class StubEncoder:
 
     def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
         if self._log:
-            file = os.open(self._log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-            os.write(file, f"{digest_of(texts)}\n".encode())
-            os.close(file)
-            time.sleep(self._seconds)
+            note(self._log, digest_of(texts), self._seconds)
         raw = b"".join(hashlib.blake2b(text.encode(), digest_size=DIM).digest() for text in texts)
         vectors_ND = np.tile(np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32), self._dim // DIM)
         return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-6)
 
     encode_queries = encode_corpus
+
+
+class SlowHost(Host):
+    """A Host that notes what it is asked, and takes its time. Ray's workers know of both by their environment."""
+
+    def search(self, *given):
+        note(os.environ["STUB_LOG"], "search", float(os.environ["STUB_SECONDS"]))
+        return super().search(*given)
+
+    def texts(self, *given):
+        note(os.environ["STUB_LOG"], "texts", float(os.environ["STUB_SECONDS"]))
+        return super().texts(*given)
+
+
+def note(log: str, line: str, seconds: float) -> None:
+    file = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
+    time.sleep(seconds)
 
 
 def embedder(log: str | Path | None = None, seconds: float = 0.0, dim: int = DIM) -> Embedder:
@@ -57,10 +75,12 @@ def main() -> int:
     from raybge import cli
     from raybge.arguments import MineArguments
     from raybge.mine import mine
-    from raybge.search import inputs
+    from raybge.search import index, inputs
 
     inputs.BLOCK_BYTES = BLOCK_BYTES
+    index.Host = stub.SlowHost
     log, seconds, *argv = sys.argv[1:]
+    os.environ |= {"STUB_LOG": log, "STUB_SECONDS": seconds}
     return cli.run(MineArguments, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
 
 

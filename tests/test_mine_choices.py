@@ -3,6 +3,7 @@ against plain numpy over the whole pool.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,11 @@ def test_positives_of_the_same_query_elsewhere_and_their_other_spellings_are_nev
 
 
 def test_scores_are_the_same_from_a_pool_of_its_own(rows, tmp_path):
-    """Without candidate_pool the positives' vectors are those of the pool, with one they are encoded with the query."""
-    own = {"input_file": write(tmp_path / "rows.jsonl", rows)}
+    """Without candidate_pool the positives' vectors are those of the pool, with one they are encoded with the query.
+    Where the pool has other spellings of a positive, its own vector counts.
+    """
+    spelled = [{**row, "neg": [row["pos"][0].upper(), f" {row['pos'][0]}"]} for row in rows]
+    own = {"input_file": write(tmp_path / "rows.jsonl", spelled)}
     given = {"keep_scores": True, "range_for_sampling": "0-60", "relative_margin": 0.05, "negative_number": 3}
     found, _ = mined(own, tmp_path / "own.jsonl", **given)
     for row, out in zip(rows, found, strict=True):
@@ -167,6 +171,40 @@ def test_work_under_a_storage_path_is_used_by_the_next_run(files, tmp_path):
     assert log.read_text().splitlines() == encoded and first == again != other
     anew, _ = mined(files, tmp_path / "1.jsonl", log, storage_path=str(storage), seed=1, overwrite=True, num_workers=1)
     assert log.read_text().splitlines() == encoded and anew == first
+
+
+def test_a_run_that_was_to_overwrite_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
+    log, output = tmp_path / "log", tmp_path / "out.jsonl"
+    work = tmp_path / "out.jsonl.work"
+    first, _ = mined(files, output, log)
+    blocks = encoded(log)
+
+    def stopped(**flags) -> None:
+        with monkeypatch.context() as changed, pytest.raises(MemoryError):
+            changed.setattr("raybge.search.index.search", lambda *given, **named: raise_(MemoryError()))
+            mined(files, output, log, **flags)
+        assert work.exists()
+
+    stopped(overwrite=True, seed=1)
+    assert encoded(log) == blocks + blocks  # nothing was left of the run that had finished
+    dry = mined(files, output, log, overwrite=True, dry_run=True)[1]
+    assert dry["dry_run"] and work.exists() and read(output) == first
+    assert mined(files, output, log)[1]["already_there"] and work.exists()
+    again, _ = mined(files, output, log, overwrite=True, seed=1)
+    assert encoded(log) == blocks + blocks and again != first and not work.exists()
+    output.unlink()
+    stopped()
+    mined(files, output, log, overwrite=True)  # there is no output: it is the work that is not wanted
+    assert encoded(log) == blocks + blocks + blocks + blocks
+
+
+def encoded(log: Path) -> Counter[str]:
+    """How often each block was encoded."""
+    return Counter(log.read_text().splitlines())
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_another_index_says_what_it_finds(files, tmp_path, capfd):

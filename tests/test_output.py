@@ -1,6 +1,10 @@
 """A file appears under its name when it is whole, and not before."""
 
 import gzip
+import os
+import platform
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -27,6 +31,18 @@ def test_what_was_there_stays_when_writing_stops(tmp_path, error):
         out.write(b"new")
         raise error
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path):
+    path, host = tmp_path / "out[1].jsonl", platform.node()
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = tmp_path / f"{path.name}.part-{host}-{int(killed.stdout)}"
+    others = {f"{path.name}.part-{host}-{os.getppid()}", f"{path.name}.part-elsewhere-{int(killed.stdout)}"}
+    for name in (left.name, *others):
+        (tmp_path / name).write_bytes(b"half")
+    with written_aside(str(path), "--output_file") as out:
+        out.write(b"whole")
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, *others}
 
 
 def test_the_ending_says_how_it_is_packed(tmp_path):

@@ -11,9 +11,6 @@ import pytest
 import ray
 from tiny import make_tiny
 
-from raybge import train as train_module
-from raybge.arguments import TrainArguments
-from raybge.cluster import Plan
 from raybge.data.collate import GroupTokenizer
 from raybge.data.datasets import arrange
 from raybge.data.files import list_files
@@ -23,7 +20,6 @@ from raybge.data.source import transcode
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
 from raybge.data.tokens import TextTokenizer
-from raybge.flags import build, declared
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
 from raybge.train import finetune, main
@@ -255,25 +251,21 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
 
 
 def test_adapters_of_a_decoder(data, tmp_path):
-    """On two workers, each of which waits for the gradient of every adapter; then merged, into the same folder."""
+    """On two workers, each of which waits for the gradient of every adapter; merged at the end (test_lora.py has the
+    adapters by themselves).
+    """
     sentence_transformers = pytest.importorskip("sentence_transformers")
     pytest.importorskip("peft")
     base = make_tiny(tmp_path / "base", "qwen3")
     flags = flags_of(base, data, tmp_path / "out", num_workers=2, max_steps=3, save_strategy="no")
     flags |= {"use_lora": True, "lora_rank": 4, "learning_rate": 0.01, "gradient_checkpointing": True}
     texts = ["what is a lane", "we read and sort the text by length"]
-    weights = {"config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"}
-    found = []
-    for merge in (False, True):
-        finetune(**flags, save_merged_lora_model=merge, overwrite_output_dir=merge)
-        present = {name for name in weights if (tmp_path / "out" / name).is_file()}
-        assert present == {name for name in weights if name.startswith("adapter") != merge}
-        ours = Encoder(str(tmp_path / "out")).encode_corpus(texts)
-        peer = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
-        np.testing.assert_allclose(peer.encode(texts), ours, atol=1e-5)
-        found.append(ours)
-    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
-    assert np.abs(found[0] - Encoder(base).encode_corpus(texts)).max() > 1e-2
+    finetune(**flags, save_merged_lora_model=True)
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not list((tmp_path / "out").glob("adapter_*"))
+    ours = Encoder(str(tmp_path / "out")).encode_corpus(texts)
+    peer = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(peer.encode(texts), ours, atol=1e-5)
+    assert np.abs(ours - Encoder(base).encode_corpus(texts)).max() > 1e-2
 
 
 # --- what stops it ----------------------------------------------------------------------------------------------------
@@ -392,71 +384,6 @@ def test_what_goes_wrong_in_a_worker_is_one_message(capfd, tiny, data, tmp_path)
     message = stopped(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense", max_failures=-1))
     assert "nonsense" in message and message.count("\n") < 12
     assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-# --- every flag acts --------------------------------------------------------------------------------------------------
-
-OTHER = {
-    "config": None,  # read by the parser
-    "dry_run": None,  # tested above
-    "verbose": None,  # the screen's
-    "address": None,  # test_cluster.py
-    "num_workers": None,  # the plan's, test_cluster.py
-    "use_gpu": None,
-    "cpus_per_worker": None,
-    "on_bad_rows": None,  # tested above
-    "overwrite_output_dir": None,  # tested above
-    "small_threshold": None,  # these four: data/test_datasets.py and test_flags_of_data_sets_are_said below
-    "drop_threshold": None,
-    "same_dataset_within_batch": None,
-    "dataset_weights": None,
-    "resume": None,  # test_restarts.py
-    "max_failures": None,
-    "eval_data": None,  # test_validation.py
-    "eval_corpus": None,
-    "storage_path": "elsewhere",
-    "kd_loss_type": "m3_kd_loss",
-    "sentence_pooling_method": "mean",
-    "query_instruction_format": "{}: {}",
-    "passage_instruction_format": "{}: {}",
-}
-# what a flag is of use with
-NEEDS = {
-    name: {"use_lora": True}
-    for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model")
-}
-
-
-def worker_config(arguments: TrainArguments, folder: Path) -> str:
-    order = train_module._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
-    storage = Path(arguments.storage_path or folder)
-    config = train_module._worker_config(
-        arguments, Plan(2, 1, 0), 1.0, survey_of_nothing(), order, folder, storage, (folder / "marker",), None
-    )
-    return repr(config) + repr(vars(config.order))
-
-
-def survey_of_nothing():
-    from raybge.data.jsonl import Block, SourceFile
-    from raybge.data.survey import Survey
-
-    file = SourceFile("d", "/d", 100, "jsonl", 0)
-    return Survey([file], [Block(0, 0, 100)], np.array([100]), np.array([100]), [], 0)
-
-
-@pytest.mark.parametrize(
-    "name", [f.name for f in declared(TrainArguments).values() if not f.unbuilt and not f.transformers]
-)
-def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
-    f = declared(TrainArguments)[name]
-    given = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
-    if (name in OTHER and OTHER[name] is None) or name in given:
-        pytest.skip("has a test of its own, or is needed always")
-    numbers = {"bool": f.default is False, "int": 7, "float": 0.25, "str": "other", "json": {"a": 1}}
-    value = OTHER.get(name, numbers[f.kind])
-    given |= NEEDS.get(name, {})
-    changed = build(TrainArguments, {**given, name: [value] if f.many else value})
-    assert worker_config(changed, tmp_path) != worker_config(build(TrainArguments, given), tmp_path)
 
 
 def test_a_schedule_is_the_one_that_is_asked_for(runs):

@@ -68,6 +68,12 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
+def extended(path: str, ending: str) -> str:
+    """A path, or URI, with something at its end; a URI's query (region, endpoint) stays behind it."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return f"{head.rstrip('/')}{ending}{mark}{query}"
+
+
 @dataclass(frozen=True)
 class _Found:
     name: str
@@ -127,9 +133,8 @@ def _child(folder: str, relative: str) -> tuple[str, str]:
     if "://" not in folder:
         name = os.path.join(folder, relative)
         return name, _absolute(name)
-    head, mark, query = folder.partition("?")
-    head = head.rstrip("/")
-    return f"{head}/{relative}", f"{head}/{urllib.parse.quote(relative)}{mark}{query}"
+    shown = folder.partition("?")[0].rstrip("/")
+    return f"{shown}/{relative}", extended(folder, f"/{urllib.parse.quote(relative)}")
 
 
 def _glob(name: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raybge.data.files import BUFFER, SourceFile, filesystem, open_stream
+from raybge.data.files import BUFFER, SourceFile, extended, filesystem, open_stream
 from raybge.data.groups import RowError
 from raybge.data.jsonl import BadRow, Block, Parse, Row, array_elements, scan
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, fingerprint, ray_is_connected, result_of
@@ -102,7 +102,7 @@ def transcode(
 
 def _transcode(file: SourceFile, folder: str) -> SourceFile:
     stem = posixpath.basename(file.name).split(".")[0]
-    target = posixpath.join(folder, f"{stem}-{fingerprint(file)}.jsonl")
+    target = extended(folder, f"/{stem}-{fingerprint(file)}.jsonl")
     store, path = filesystem(target)
     info = store.get_file_info(path)
     if not info.is_file:

@@ -143,11 +143,12 @@ def _keep(store: Store, group: BlockGroup, own: Any, parts: list[np.ndarray]) ->
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Keys of the positives that a row's query has in other rows."""
+    """Keys of the positives that a row's query has in other rows; of `cut` rows only MOST_KNOWN are kept."""
 
     store: Store
     groups: list[BlockGroup]
     rows_B: np.ndarray
+    cut: int
 
     def reader(self, block: int) -> Callable[[], list[np.ndarray]]:
         """What reads the keys, (K, 2) for each row of one block."""
@@ -166,9 +167,12 @@ def _keys_of(store: Store, name: str, start: int, rows: int) -> list[np.ndarray]
 def positives_elsewhere(survey: Survey, parse: Parse, key: Callable[[str], bytes], store: Store) -> Elsewhere:
     """For rows that share their query: the positives of all of them. `key` says which texts count as equal."""
     groups, parts = _groups(survey, "elsewhere", _name(parse), _name(key))
-    if not all(store.has(group.name) for group in groups):
-        exchange(groups, parts, partial(_split_queries, parse, key), _shared_in_part, partial(_keep_shared, store))
-    return Elsewhere(store, groups, survey.rows)
+    if all(store.has(group.name) for group in groups):
+        cut = [int(store.arrays(group.name, "cut")["cut"]) for group in groups]
+    else:
+        split = partial(_split_queries, parse, key)
+        cut = exchange(groups, parts, split, _shared_in_part, partial(_keep_shared, store))
+    return Elsewhere(store, groups, survey.rows, sum(cut))
 
 
 def _split_queries(parse: Parse, key: Callable[[str], bytes], group: BlockGroup, parts: int) -> tuple[Any, list[Any]]:
@@ -220,5 +224,6 @@ def _keep_shared(store: Store, group: BlockGroup, part_Q: np.ndarray, parts: lis
     rows = [np.flatnonzero(part_Q == part)[row_K] for part, (row_K, _) in enumerate(parts)]
     row_K, key_K2 = np.concatenate(rows), np.concatenate([keys for _, keys in parts])
     order_K = np.argsort(row_K, kind="stable")
-    store.write_arrays(group.name, row_K=row_K[order_K], key_K2=key_K2[order_K])
-    return len(row_K)
+    cut = int((np.bincount(row_K) >= MOST_KNOWN).sum())
+    store.write_arrays(group.name, row_K=row_K[order_K], key_K2=key_K2[order_K], cut=np.array(cut))
+    return cut

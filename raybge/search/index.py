@@ -57,6 +57,8 @@ class Index:
 
         for host in self.hosts:
             ray.kill(host)
+        if not self.store.local:
+            _forget_everywhere(self.store)
 
     @property
     def passages(self) -> int:
@@ -71,6 +73,11 @@ class Index:
         """How often all queries are searched for: each time in as many shards as are held at a time."""
         of_a_host = math.ceil(self.shards / len(self.hosts))
         return math.ceil(of_a_host / self.held)
+
+    def covered(self) -> list[int]:
+        """How many shards, the first ones, have been searched after each pass."""
+        a_pass = self.held * len(self.hosts)
+        return [min((turn + 1) * a_pass, self.shards) for turn in range(self.passes)]
 
     @property
     def identity(self) -> str:
@@ -141,6 +148,18 @@ def hold(
     return index
 
 
+def _forget_everywhere(store: Store) -> None:
+    """Delete every machine's copies of what the store holds."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(lambda: store.forget()).options(num_cpus=0)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    ray.get(
+        [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node in nodes]
+    )
+
+
 def layout(pieces: Sequence[Piece], shard_size: int) -> list[list[Part]]:
     """Which rows of which blocks each shard consists of."""
     shards: list[list[Part]] = [[] for _ in range(-(-sum(piece.rows for piece in pieces) // shard_size))]
@@ -198,10 +217,8 @@ def search(
 
     k = min(k, index.passages)
     task = ray.remote(_finish).options(max_retries=-1)
-    # What passes before the last find is good only where the same shards make a pass.
-    what = index.identity, k, batch
-    passes = [digest(*what, len(index.hosts), index.held, turn) for turn in range(index.passes - 1)]
-    names = [*passes, digest(*what)]
+    # A pass goes on with the shards behind those of the pass before: what is found has the name of all up to there.
+    names = [digest(index.identity, k, batch, covered) for covered in index.covered()]
 
     def submit(turn: int, number: int, piece: Piece) -> Any:
         last = turn == index.passes - 1

@@ -14,14 +14,14 @@ from typing import Any
 from raybge import __version__
 from raybge.arguments import CommonArguments
 from raybge.cluster import Cluster, Plan, connect
-from raybge.data.files import SourceFile, filesystem
+from raybge.data.files import SourceFile, extended, filesystem
 from raybge.data.jsonl import Parse
 from raybge.data.source import transcode
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, named, survey
 from raybge.errors import UserError
 from raybge.model.folder import read_settings, vector_width
 from raybge.screen import Screen
-from raybge.search.duplicates import Kept
+from raybge.search.duplicates import MOST_KNOWN, Kept
 from raybge.search.identity import model_identity
 from raybge.search.pipeline import Embedder, Passages, Queries
 from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
@@ -112,7 +112,7 @@ def work_folder(storage_path: str | None, name: str, otherwise: str | None = Non
     of this machine that is removed afterwards.
     """
     if storage_path or otherwise:
-        yield f"{storage_path.rstrip('/')}/{name}" if storage_path else str(otherwise)
+        yield extended(storage_path, f"/{name}") if storage_path else str(otherwise)
     else:
         with TemporaryDirectory(prefix=f"raybge-{name}-") as folder:
             yield folder
@@ -139,7 +139,7 @@ def opened(
 
 
 def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:
-    files = transcode(source.files, f"{work}/unpacked")
+    files = transcode(source.files, extended(work, "/unpacked"))
     block_bytes = max(BLOCK_BYTES, -(-sum(file.size for file in files) // MOST_BLOCKS))
     cache = None if "://" in work else f"{work}/surveys"
     found = survey(files, block_bytes, source.parse, on_bad_rows, cache)
@@ -201,10 +201,12 @@ def check_search(gpu: bool, cluster: Cluster, most: int, flag: str) -> None:
 def describe_data(queries: Queries, pool: Passages, kept: Kept, shard_size: int) -> str:
     """The plan line on what is searched for in what."""
     files, shards = len(queries.survey.files), -(-kept.passages // shard_size)
+    cut = queries.elsewhere.cut if queries.elsewhere else 0
+    more = f"; {cut:,} rows ask what {MOST_KNOWN:,} positives or more answer: others beyond these may be mined"
     return (
         f"data: {queries.survey.total_rows:,} rows in {files:,} file{'s' * (files != 1)}; pool of "
         f"{kept.passages:,} passages ({kept.dropped:,} duplicates dropped) in {shards:,} "
-        f"shard{'s' * (shards != 1)}"
+        f"shard{'s' * (shards != 1)}{more if cut else ''}"
     )
 
 

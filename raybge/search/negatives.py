@@ -1,6 +1,6 @@
 """The negatives of one block of rows, from what a search found for it, and what is counted of them.
 
-Letters in array names: K ranks, C candidates of a row, P positives of a row, N passages or pairs of all rows.
+Letters in array names: Q rows, K ranks, C candidates of a row, P positives of a row, N passages or pairs of all rows.
 """
 
 from __future__ import annotations
@@ -148,11 +148,25 @@ class _Scores:
         if "pos_scores" in self._found.table.column_names:
             return _split(np.array(self._found.table["pos_scores"].combine_chunks().flatten()), counts)
         _, keys = keys_of(self._found.table)
-        best_N = np.full(int(keys.sum()), -np.inf, np.float32)
-        # several passages may be the positive but for case and white space: the best of them
-        np.maximum.at(best_N, self._found.known.key_M, self._found.known.score_M)
-        best_N[np.isneginf(best_N)] = np.nan
-        return [part[:count] for part, count in zip(_split(best_N, keys), counts, strict=True)]
+        first_Q = np.cumsum(keys) - keys  # of each row's keys its positives' come first
+        places = [np.arange(first, first + count) for first, count in zip(first_Q, counts, strict=True)]
+        texts = [text for group in self._groups for text in group.pos]
+        return _split(self._known_scores(np.concatenate(places), texts), counts)
+
+    def _known_scores(self, place_N: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """The scores of known passages by the places of their keys; nan where the pool has none of a key."""
+        known = self._found.known
+        start_N, stop_N = (np.searchsorted(known.key_M, place_N, side=side) for side in ("left", "right"))
+        score_N = np.full(len(place_N), np.nan, np.float32)
+        score_N[start_N < stop_N] = known.score_M[start_N[start_N < stop_N]]
+        # a key stands for all spellings: where there are several, the passage itself counts
+        several = np.flatnonzero(stop_N - start_N > 1).tolist()
+        spelled = [np.arange(start_N[n], stop_N[n]) for n in several]
+        found = self._lookup.texts(known.id_M[np.concatenate(spelled)]) if several else {}
+        for n, places in zip(several, spelled, strict=True):
+            same = [at for at in places if found[int(known.id_M[at])] == texts[n]]
+            score_N[n] = known.score_M[same[0]] if same else known.score_M[places].max()
+        return score_N
 
     def of_passages(self, row_N: np.ndarray, ids_N: np.ndarray) -> np.ndarray:
         if self._teacher:

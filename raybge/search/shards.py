@@ -333,8 +333,8 @@ def words_of(keys: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
-def check_gpu_search(gpus: int) -> None:
-    """UserError where `--use_gpu_for_searching` cannot be honoured."""
+def check_gpu_search(gpus: int = 1) -> None:
+    """UserError where `--use_gpu_for_searching` cannot be honoured; before they are counted, as if there were GPUs."""
     import faiss
 
     if not hasattr(faiss, "GpuIndexFlatIP"):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
@@ -65,6 +66,14 @@ class Store:
         if self.exists():
             self._files.delete_dir(self._root)
 
+    def forget(self) -> None:
+        """Delete this machine's copies of what lies at a URI."""
+        shutil.rmtree(self._copies, ignore_errors=True)
+
+    @property
+    def _copies(self) -> Path:
+        return Path(tempfile.gettempdir(), f"raybge-{os.getuid()}", digest(self.folder))
+
     def _place(self, name: str) -> str:
         return posixpath.join(self._root, name[:2], name)
 
@@ -85,11 +94,10 @@ class Store:
         """Where the file lies on this machine; one of a URI is fetched first."""
         if self.local:
             return self._place(name)
-        folder = Path(tempfile.gettempdir(), f"raybge-{os.getuid()}", digest(self.folder))
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        here = folder / name
+        self._copies.mkdir(mode=0o700, parents=True, exist_ok=True)
+        here = self._copies / name
         if not here.exists():
-            aside = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+            aside = self._copies / f"{name}.{uuid.uuid4().hex}.tmp"
             pafs.copy_files(self._place(name), str(aside), source_filesystem=self._files)
             aside.rename(here)
         return here

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from samples import PLAIN, ROWS, put, read_all
 
-from raybge.data.jsonl import Row, list_files
+from raybge.data.files import extended, list_files
+from raybge.data.jsonl import Row
 from raybge.errors import UserError
 
 
@@ -47,6 +48,12 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     files = list_files(["d", f"file://{tmp_path}/d"], "--f")
     monkeypatch.chdir("/")  # a worker's folder is another one
     assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [ROWS] * 12
+
+
+def test_something_at_the_end_of_a_uri_stands_before_its_query() -> None:
+    assert extended("s3://bucket/a/?region=eu&scheme=http", "/mine") == "s3://bucket/a/mine?region=eu&scheme=http"
+    assert extended("s3://bucket/out.jsonl", ".work") == "s3://bucket/out.jsonl.work"
+    assert extended("/data/what?/", "/mine") == "/data/what?/mine"  # in a path it is a letter like others
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ def test_a_store_at_a_uri_is_fetched_and_then_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "local", property(lambda self: False))
     assert far.table("ab").equals(table())
     assert len(list((tmp_path / "near").rglob("ab"))) == 1
-    assert far.table("ab").equals(table())
+    found = far.table("ab")
+    far.forget()
+    assert not list((tmp_path / "near").rglob("ab")) and found.equals(table()) and far.table("ab").equals(table())
 
 
 def test_a_name_follows_from_the_content_alone():
