@@ -160,12 +160,12 @@ def curves(view: View, width: float) -> str:
     for trial in view.order:
         if trial.number not in drawn:
             continue
-        points = [(x(step), y(value)) for step, value in drawn[trial.number]]
+        path = [(x(step), y(value)) for step, value in drawn[trial.number]]
         class_ = view.shade(trial)
-        lines.append(line(points, f"curve {class_}{crowd(drawn)}", view.tell(trial), data_t=trial.number))
-        if few or (trial is view.best and len(points) <= FEW):
-            lines += [mark("dot", px, py, f"{class_} tiny", data_t=trial.number) for px, py in points[:-1]]
-        ends.append(mark(SHAPES[trial.status], *points[-1], class_, view.tell(trial), data_t=trial.number))
+        lines.append(line(path, f"curve {class_}{crowd(drawn)}", view.tell(trial), data_t=trial.number))
+        if few or (trial is view.best and len(path) <= FEW):
+            lines += [mark("dot", px, py, f"{class_} tiny", data_t=trial.number) for px, py in path[:-1]]
+        ends.append(mark(SHAPES[trial.status], *path[-1], class_, view.tell(trial), data_t=trial.number))
     most = int((frame.right - frame.left) / 55)
     axes = bottom_axis(x, frame, "training step", most) + left_axis(y, frame, view.metric, TICKS)
     # The frame's own edge cuts half of a line that lies on it.
@@ -298,10 +298,10 @@ def scatter(view: View, name: str) -> str:
             continue
         score = view.scores.get(trial.number)
         shape, y = ("cross", frame.bottom - 8) if score is None else (_shape(trial, score, metric), metric(score))
-        where = dict(title=view.tell(trial), data_t=trial.number)
+        x = found[trial.number]
         if trial is view.best:
-            marks.append(mark("ring", found[trial.number], y, "best halo"))
-        marks.append(mark(shape, found[trial.number], y, view.shade(trial), **where))
+            marks.append(mark("ring", x, y, "best halo"))
+        marks.append(mark(shape, x, y, view.shade(trial), view.tell(trial), data_t=trial.number))
     axes = bottom_axis(axis, frame, name, 5) + left_axis(metric, frame, view.metric, TICKS)
     return svg(
         width,
