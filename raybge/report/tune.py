@@ -53,6 +53,7 @@ def html(search: Search) -> str:
     """The report as a document."""
     view = View(search.trials, search.metric, search.mode, search.space)
     title = _title(view)
+    wide = curves(view, WIDE)
     return page(
         title,
         _heading(search, view, title),
@@ -60,11 +61,8 @@ def html(search: Search) -> str:
         section(
             "Learning curves",
             f"{search.metric} while each trial trained. One that was stopped early ends where it was stopped.",
-            _legend(view),
-            chart(curves(view, WIDE), curves(view, NARROW)),
-        )
-        if any(trial.curve for trial in search.trials)
-        else "",
+            *((_legend(view), chart(wide, curves(view, NARROW))) if wide else ()),
+        ),
         section(
             "Flags and metric together",
             f"Each line is a trial: its value of every flag, and at the right the {search.metric} that it came to."

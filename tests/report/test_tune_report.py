@@ -120,6 +120,8 @@ def test_without_a_metric_the_page_says_so():
     assert not any(tag == "svg" for tag, _ in page.found)
     assert page.text.count("out of memory") == 2
     assert "0 trials" in Page(html(search([]))).text
+    nan = Trial(0, {}, "failed", [(1, math.nan)], {METRIC: math.nan}, 1.0)
+    assert "Learning curves" not in html(search([nan])) and "All trials" in html(search([nan]))
 
 
 def test_texts_from_outside_are_escaped():
