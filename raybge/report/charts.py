@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import takewhile
 from typing import Any
 
 CHARACTER = 6.6  # width of one in a tick's font, on average
@@ -35,6 +36,14 @@ def cut(text: str, most: int) -> str:
     return text[: most - 1 - tail] + "…" + text[len(text) - tail :]
 
 
+def told_apart(names: Sequence[str], most: int) -> list[str]:
+    """Each name in at most `most` characters; what long ones have in common at their beginning is left out first."""
+    long = [name for name in names if len(name) > most]
+    alike = takewhile(lambda characters: len(set(characters)) == 1, zip(*long, strict=False))
+    begin = len(list(alike)) if len(long) > 1 else 0
+    return [cut("…" + name[begin:] if begin > 1 and name in long else name, most) for name in names]
+
+
 def even_step(lo: float, hi: float, most: int) -> float:
     """The smallest of 1, 2 and 5 times a power of ten that has at most `most` multiples from lo to hi."""
     step = 10.0 ** math.floor(math.log10((hi - lo) / max(most, 1)))
@@ -43,10 +52,14 @@ def even_step(lo: float, hi: float, most: int) -> float:
 
 
 def rounded_out(lo: float, hi: float, most: int) -> tuple[float, float]:
-    """The nearest even ticks that hold lo and hi between them."""
+    """The nearest numbers around lo and hi that are ticks of an axis between them."""
     lo, hi = apart(lo, hi)
-    step = even_step(lo, hi, most)
-    return math.floor(lo / step + 1e-9) * step, math.ceil(hi / step - 1e-9) * step
+    while True:
+        step = even_step(lo, hi, most)
+        wider = math.floor(lo / step + 1e-9) * step, math.ceil(hi / step - 1e-9) * step
+        if wider == (lo, hi):
+            return wider
+        lo, hi = wider  # with more ticks than before, maybe too many: look again
 
 
 def apart(lo: float, hi: float) -> tuple[float, float]:
@@ -138,10 +151,11 @@ class Categories:
     def ticks(self, most: int, characters: int = 16) -> list[Tick]:
         """A tick for each value; where there are more than `most`, only every so many have labels."""
         every = math.ceil(len(self.values) / max(most, 1))
-        names = [str(value) if value != "" else "(empty)" for value in self.values]
+        names = [short(value) if value != "" else "(empty)" for value in self.values]
+        labels = told_apart(names, characters)
         return [
-            Tick(self(value), cut(name, characters) if i % every == 0 else "", name)
-            for i, (value, name) in enumerate(zip(self.values, names, strict=True))
+            Tick(self(value), label if i % every == 0 else "", name)
+            for i, (value, label, name) in enumerate(zip(self.values, labels, names, strict=True))
         ]
 
 
@@ -184,9 +198,13 @@ def element(tag: str, *content: str, **attributes: Any) -> str:
     return f"<{tag}{''.join(given)}>{''.join(content)}</{tag}>"
 
 
-def svg(width: float, height: float, label: str, *content: str) -> str:
-    """A drawing that takes the width of what it stands in; `label` says what it shows to those who do not see it."""
-    return element("svg", *content, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=label)
+def svg(width: float, height: float, label: str, *content: str, scrolls: bool = False) -> str:
+    """A drawing that takes the width of what it stands in, or `scrolls` there instead of becoming smaller.
+
+    `label` says what it shows to those who do not see it.
+    """
+    style = f"min-width:{width:.0f}px" if scrolls else None
+    return element("svg", *content, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=label, style=style)
 
 
 def clipped(frame: Frame, *content: str) -> str:
@@ -249,7 +267,7 @@ def askew_height(ticks: Sequence[Tick]) -> float:
     return 12 + 0.6 * CHARACTER * max((len(tick.label) for tick in ticks), default=0)
 
 
-def left_axis(scale: Scale, frame: Frame, label: str, most: int = 6) -> str:
+def left_axis(scale: Scale, frame: Frame, label: str, most: int) -> str:
     """Ticks, a grid and the label of a frame's left side, the label above it where it needs no turning of heads."""
     drawn = [words(frame.left - 8, frame.top - 14, label, "name", "start")]
     for tick in scale.ticks(most):

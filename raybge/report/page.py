@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Container, Iterable, Sequence
 from html import escape
@@ -64,13 +65,14 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def shell(command: Sequence[str]) -> str:
-    """The words of a command as a POSIX shell takes them, one flag a line."""
+    """The words of a command as a POSIX shell takes them: one flag a line, and one value a line where they are long."""
     lines: list[list[str]] = [[]]
     for word in command:
         if word.startswith("--"):
             lines.append([])
         lines[-1].append(shlex.quote(word))
-    return " \\\n    ".join(" ".join(line) for line in lines if line)
+    joined = (" ".join(line) if sum(map(len, line)) < 100 else " \\\n        ".join(line) for line in lines if line)
+    return " \\\n    ".join(joined)
 
 
 def command_block(command: Sequence[str]) -> str:
@@ -81,22 +83,28 @@ def command_block(command: Sequence[str]) -> str:
 def table(heads: Sequence[str], rows: Iterable[str], numbers: Container[str] = ()) -> str:
     """A table that scrolls by itself where it is too wide; `rows` are HTML, `numbers` the heads of aligned columns."""
     right = (' class="number"' if name in numbers else "" for name in heads)
-    head = "".join(f'<th scope="col"{r}>{escape(name)}</th>' for name, r in zip(heads, right, strict=True))
+    head = "".join(f'<th scope="col"{r}>{breakable(name)}</th>' for name, r in zip(heads, right, strict=True))
     body = "\n".join(rows)
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
     return f'<div class="scroll" tabindex="0"><table>{inside}</table></div>'
 
 
-def cell(text: str, class_: str = "", title: str = "") -> str:
+def cell(text: str, class_: str = "") -> str:
     """One cell of text."""
     about = f' class="{escape(class_)}"' if class_ else ""
-    more = f' title="{escape(title)}"' if title and title != text else ""
-    return f"<td{about}{more}>{escape(text)}</td>"
+    return f"<td{about}>{breakable(text)}</td>"
+
+
+def breakable(text: str) -> str:
+    """Text whose long names may be broken after an underscore, into parts of ten characters or more."""
+    return re.sub(r"(\S{9,}?_)", r"\1<wbr>", escape(text))
 
 
 def duration(seconds: float) -> str:
     """A time as people say it: 12.5 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60:,} h"

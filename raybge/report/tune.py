@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from raybge.output import written_aside
 from raybge.report.charts import cut, element, mark, short
 from raybge.report.page import cell, chart, command_block, duration, facts, page, section, table
-from raybge.report.tune_charts import SHADES, View, curves, parallel, scatter, score_text
+from raybge.report.tune_charts import SHADES, SHAPES, View, curves, parallel, scatter, score_text
 from raybge.tuning.space import Domain
 from raybge.tuning.trials import STATUSES, Trial, ranked
 
@@ -52,6 +53,7 @@ def html(search: Search) -> str:
     """The report as a document."""
     view = View(search.trials, search.metric, search.mode, search.space)
     title = _title(view)
+    wide = curves(view, WIDE)
     return page(
         title,
         _heading(search, view, title),
@@ -59,11 +61,8 @@ def html(search: Search) -> str:
         section(
             "Learning curves",
             f"{search.metric} while each trial trained. One that was stopped early ends where it was stopped.",
-            _legend(view),
-            chart(curves(view, WIDE), curves(view, NARROW)),
-        )
-        if any(trial.curve for trial in search.trials)
-        else "",
+            *((_legend(view), chart(wide, curves(view, NARROW))) if wide else ()),
+        ),
         section(
             "Flags and metric together",
             f"Each line is a trial: its value of every flag, and at the right the {search.metric} that it came to."
@@ -116,8 +115,8 @@ def _gain(view: View) -> list[tuple[str, str]]:
     """The best trial's metric, and the one before its first step where that was measured."""
     assert view.best is not None
     score = score_text(view.scores[view.best.number])
-    first = view.best.curve[0] if view.best.curve else (1, 0.0)
-    return [(view.metric, f"{score_text(first[1])} → {score}" if first[0] == 0 else score)]
+    before = next((value for step, value in view.best.curve if step == 0 and math.isfinite(value)), None)
+    return [(view.metric, score if before is None else f"{score_text(before)} → {score}")]
 
 
 def _commands(search: Search, view: View) -> str:
@@ -135,13 +134,15 @@ def _commands(search: Search, view: View) -> str:
 
 def _legend(view: View) -> str:
     """What colours and shapes mean, the ones that occur."""
-    shapes = {"finished": ("dot", "finished"), "stopped": ("ring", "stopped early"), "failed": ("cross", "failed")}
-    present = {trial.status for trial in view.trials if trial.curve}
+    shapes: dict[str, list[str]] = {}
+    for status in STATUSES:
+        if any(trial.curve and trial.status == status for trial in view.trials):
+            shapes.setdefault(SHAPES[status], []).append(_SAID[status])
     items = [(_swatch("dot", "best"), "best")] if view.best else []
     if len(view.scores) > 1:
         ramp = "".join(element("rect", x=i * 9, y=2, width=9, height=10, class_=f"dot r{i}") for i in range(SHADES))
         items.append((element("svg", ramp, width=9 * SHADES, height=14), "worst to best, by rank"))
-    items += [(_swatch(shape, "r6"), name) for status, (shape, name) in shapes.items() if status in present]
+    items += [(_swatch(shape, "r6"), ", ".join(names)) for shape, names in shapes.items()]
     inside = "".join(f"<li>{drawing}{escape(name)}</li>" for drawing, name in items)
     return f'<ul class="legend">{inside}</ul>'
 
@@ -162,7 +163,8 @@ def _scatters(view: View) -> str:
 def _table(view: View) -> str:
     names = list(dict.fromkeys([*view.space, *(name for trial in view.trials for name in trial.flags)]))
     others = list(dict.fromkeys(name for t in view.trials for name in t.metrics if name != view.metric))
-    heads = ["trial", view.metric, *names, *others, "steps", "seconds", "status"]
+    heads = ["trial", "status", view.metric, *names, *others, "steps", "seconds"]
+    heads += ["reason"] if any(trial.error for trial in view.trials) else []
     texts = {name for trial in view.trials for name, value in trial.flags.items() if not _is_number(value)}
     numbers = {view.metric, *names, *others, "steps", "seconds"} - texts
     rows = [_row(view, trial, names, others, numbers) for trial in ranked(view.trials, view.metric, view.mode)]
@@ -171,15 +173,18 @@ def _table(view: View) -> str:
 
 def _row(view: View, trial: Trial, names: Sequence[str], others: Sequence[str], numbers: Container[str]) -> str:
     score = view.scores.get(trial.number)
-    first = f'<td><span class="swatch {view.shade(trial)}"></span>{trial.number}</td>'
-    cells = [first, cell("–" if score is None else score_text(score), "number")]
+    cells = [
+        f'<td class="id"><span class="swatch {view.shade(trial)}"></span>{trial.number}</td>',
+        cell(_SAID[trial.status]),
+        cell("–" if score is None else score_text(score), "number"),
+    ]
     for name in names:
-        value = trial.flags.get(name)
-        cells.append(cell(_value(value), "number" if name in numbers else "text", str(value)))
-    cells += [cell(score_text(trial.metrics[n]) if n in trial.metrics else "–", "number") for n in others]
+        cells.append(cell(_value(trial.flags.get(name)), "number" if name in numbers else "text"))
+    others_found = (trial.score(name) for name in others)
+    cells += [cell("–" if value is None else score_text(value), "number") for value in others_found]
     cells += [cell(f"{trial.steps:,}", "number"), cell(f"{trial.seconds:,.1f}", "number")]
-    reason = f'<span class="reason">{escape(cut(" ".join(trial.error.split()), 240))}</span>' if trial.error else ""
-    cells.append(f"<td>{escape(_SAID[trial.status])}{reason}</td>")
+    if trial.error:
+        cells.append(cell(cut(" ".join(trial.error.split()), 240), "reason"))
     best = ' class="best"' if trial is view.best else ""
     return f'<tr data-t="{trial.number}"{best}>{"".join(cells)}</tr>'
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,8 +40,9 @@ from raybge.tuning.space import Domain
 from raybge.tuning.trials import Trial, best, ranked
 
 SHADES = 9  # r0 to r8 in page.css
+TICKS = 6  # at most, on an axis of the metric
 FEW = 12  # trials that can be told apart one by one: their numbers stand at their curves
-_SHAPES = {"finished": "dot", "stopped": "ring", "failed": "cross", "running": "ring"}
+SHAPES = {"finished": "dot", "stopped": "ring", "failed": "cross", "running": "ring"}
 _ENDS = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "still running"}
 
 
@@ -90,7 +91,7 @@ class View:
     @cached_property
     def span(self) -> tuple[float, float]:
         """Where the metric's axis begins and ends."""
-        return rounded_out(*focus(list(self.scores.values()), self.mode), 6)
+        return rounded_out(*focus(list(self.scores.values()), self.mode), TICKS)
 
 
 def score_text(score: float) -> str:
@@ -150,8 +151,8 @@ def curves(view: View, width: float) -> str:
         return ""
     few = len(drawn) <= FEW
     height = 420.0 if width > 700 else 330.0
-    # The best one's label, "trial 12: 0.6123", stands at the right; the numbers of few others too.
-    frame = Frame(62, 40, width - 118, height - 52)
+    # The best one's number and metric stand at the right; the numbers of few others too.
+    frame = Frame(62, 40, width - 20 - 8 * len(_best_label(view)), height - 52)
     last = max(points[-1][0] for points in drawn.values())
     x = Scale(0, last or 1, frame.left, frame.right, whole=True)
     y = Scale(*_curve_span(view, drawn), frame.bottom, frame.top)
@@ -159,20 +160,28 @@ def curves(view: View, width: float) -> str:
     for trial in view.order:
         if trial.number not in drawn:
             continue
-        points = [(x(step), y(value)) for step, value in drawn[trial.number]]
+        path = [(x(step), y(value)) for step, value in drawn[trial.number]]
         class_ = view.shade(trial)
-        lines.append(line(points, f"curve {class_}", view.tell(trial), data_t=trial.number))
-        if few or trial is view.best:
-            lines += [mark("dot", px, py, f"{class_} tiny", data_t=trial.number) for px, py in points[:-1]]
-        ends.append(mark(_SHAPES[trial.status], *points[-1], class_, view.tell(trial), data_t=trial.number))
-    axes = bottom_axis(x, frame, "training step", int((frame.right - frame.left) / 90)) + left_axis(
-        y, frame, view.metric
-    )
+        lines.append(line(path, f"curve {class_}{crowd(drawn)}", view.tell(trial), data_t=trial.number))
+        if few or (trial is view.best and len(path) <= FEW):
+            lines += [mark("dot", px, py, f"{class_} tiny", data_t=trial.number) for px, py in path[:-1]]
+        ends.append(mark(SHAPES[trial.status], *path[-1], class_, view.tell(trial), data_t=trial.number))
+    most = int((frame.right - frame.left) / 55)
+    axes = bottom_axis(x, frame, "training step", most) + left_axis(y, frame, view.metric, TICKS)
     # The frame's own edge cuts half of a line that lies on it.
     room = Frame(frame.left - 6, frame.top - 6, frame.right + 6, frame.bottom + 6)
     labels = _curve_labels(view, drawn, x, y, frame, few)
     label = f"{view.metric} over training steps of {len(drawn)} trials"
     return svg(width, height, label, axes, clipped(room, *lines, *ends), labels)
+
+
+def crowd(trials: Sized) -> str:
+    """The class that makes lines thin where there are many."""
+    return " many" if len(trials) > 60 else " some" if len(trials) > FEW else ""
+
+
+def _best_label(view: View) -> str:
+    return f"trial {view.best.number}: {score_text(view.scores[view.best.number])}" if view.best else ""
 
 
 def _finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -185,28 +194,26 @@ def _curve_span(view: View, drawn: Mapping[int, Sequence[tuple[int, float]]]) ->
     begin = statistics.median(points[0][1] for points in drawn.values())
     lo, hi = focus(ends, view.mode)
     peak = (max if view.mode == "max" else min)(value for points in drawn.values() for _, value in points)
-    return rounded_out(min(lo, begin, peak), max(hi, begin, peak), 6)
+    return rounded_out(min(lo, begin, peak), max(hi, begin, peak), TICKS)
 
 
 def _curve_labels(
     view: View, drawn: Mapping[int, Sequence[tuple[int, float]]], x: Scale, y: Scale, frame: Frame, few: bool
 ) -> str:
     """Numbers at the ends of few curves, and at the best one's its metric too."""
-    at_end, written = [], []
+    ended = defaultdict(list)
     for trial in view.order:
-        if trial.number not in drawn or not (few or trial is view.best):
-            continue
-        step, value = drawn[trial.number][-1]
-        if x(step) > frame.right - 40:
-            at_end.append((trial, y(value)))
-        else:
-            text = f"{trial.number}" if trial is not view.best else f"trial {trial.number}: {score_text(value)}"
-            written.append(words(x(step) + 9, y(value) + 4, text, f"end {view.shade(trial)}", "start"))
-    moved = spread([place for _, place in at_end], 14, frame.top, frame.bottom)
-    for (trial, _), place in zip(at_end, moved, strict=True):
-        value = drawn[trial.number][-1][1]
-        text = f"trial {trial.number}: {score_text(value)}" if trial is view.best else f"trial {trial.number}"
-        written.append(words(frame.right + 12, place + 4, text, f"end {view.shade(trial)}", "start"))
+        if trial.number in drawn and (few or trial is view.best):
+            ended[drawn[trial.number][-1][0]].append(trial)
+    written = []
+    for step, trials in ended.items():
+        at_end = x(step) > frame.right - 40
+        left = frame.right + 12 if at_end else x(step) + 9
+        moved = spread([y(drawn[trial.number][-1][1]) for trial in trials], 14, frame.top, frame.bottom)
+        for trial, place in zip(trials, moved, strict=True):
+            text = f"trial {trial.number}" if at_end else str(trial.number)
+            text = _best_label(view) if trial is view.best else text
+            written.append(words(left, place + 4, text, f"end {view.shade(trial)}", "start"))
     return "".join(written)
 
 
@@ -218,8 +225,11 @@ def parallel(view: View, width: float) -> str:
     if not view.scores or not view.space:
         return ""
     names = list(view.space)
-    width = max(width, 150 + 90 * len(names))
-    frame = Frame(70, 74, width - 76, 400 if width > 700 else 360)
+    full = max(width, 150 + 90 * len(names))
+    fit = min(max(int((full - 160) / len(names) / CHARACTER) - 2, 6), 20)
+    heads = [wrapped(name, fit) for name in (*names, view.metric)]
+    top = 22 + LINE * max(map(len, heads))
+    frame = Frame(84, top, full - 76, top + (330 if width > 700 else 290))
     gap = (frame.right - frame.left) / len(names)
     at = [frame.left + i * gap for i in range(len(names) + 1)]
     axes: list[Axis] = [axis_of(view, name, frame.bottom, frame.top) for name in names]
@@ -233,29 +243,29 @@ def parallel(view: View, width: float) -> str:
         score = view.scores.get(trial.number)
         if score is not None:
             points.append((at[-1], metric(score)))
-        lines.append(line(points, f"path {view.shade(trial)}", view.tell(trial), data_t=trial.number))
+        class_ = f"path {view.shade(trial)}{crowd(view.trials)}"
+        lines.append(line(points, class_, view.tell(trial), data_t=trial.number))
         ends = points if trial is view.best else points[-1:]
         lines += [
             mark("dot", x, y, f"{view.shade(trial)} tiny", data_t=trial.number) for x, y in ends if score is not None
         ]
-    drawn = [_upright(axis, x, name, gap) for axis, x, name in zip(axes, at, names, strict=False)]
-    drawn.append(_upright(metric, at[-1], view.metric, gap))
-    label = f"{len(lines)} trials as lines across {', '.join(names)} and {view.metric}"
-    return svg(width, frame.bottom + 24, label, *lines, *drawn)
+    drawn = [_upright(axis, x, head, fit) for axis, x, head in zip([*axes, metric], at, heads, strict=True)]
+    label = f"{len(view.trials)} trials as lines across {', '.join(names)} and {view.metric}"
+    return svg(full, frame.bottom + 24, label, *lines, *drawn, scrolls=full > width)
 
 
-def _upright(axis: Axis, x: float, name: str, gap: float) -> str:
-    """An axis that stands, with its name on top and its labels at its right."""
-    fit = max(int(gap / CHARACTER) - 2, 6)
+def _upright(axis: Axis, x: float, head: Sequence[str], fit: int) -> str:
+    """An axis that stands, with its name in lines on top and labels of at most `fit` characters at its right."""
     top, bottom = min(axis.start, axis.end), max(axis.start, axis.end)
-    ticks = axis.ticks(int((bottom - top) / LINE), fit) if isinstance(axis, Categories) else axis.ticks(8)
+    listed = isinstance(axis, Categories)
+    ticks = axis.ticks(int((bottom - top) / LINE), fit) if isinstance(axis, Categories) else axis.ticks(TICKS)
     drawn = [line([(x, top), (x, bottom)], "axis")]
     for tick in ticks:
         drawn.append(line([(x, tick.at), (x + (5 if tick.label else 3), tick.at)], "axis"))
         if tick.label:
-            drawn.append(words(x + 8, tick.at + 4, tick.label, "tick halo", "start", tick.full))
-    rows = wrapped(name, fit)
-    drawn += [words(x, top - 16 - LINE * (len(rows) - 1 - i), row, "name") for i, row in enumerate(rows)]
+            # Lines meet in the middle of a category: its name stands a little above.
+            drawn.append(words(x + 8, tick.at + (-5 if listed else 4), tick.label, "tick halo", "start", tick.full))
+    drawn += [words(x, top - 14 - LINE * (len(head) - 1 - i), row, "name") for i, row in enumerate(head)]
     return "".join(drawn)
 
 
@@ -288,11 +298,11 @@ def scatter(view: View, name: str) -> str:
             continue
         score = view.scores.get(trial.number)
         shape, y = ("cross", frame.bottom - 8) if score is None else (_shape(trial, score, metric), metric(score))
-        where = dict(title=view.tell(trial), data_t=trial.number)
+        x = found[trial.number]
         if trial is view.best:
-            marks.append(mark("ring", found[trial.number], y, "best halo"))
-        marks.append(mark(shape, found[trial.number], y, view.shade(trial), **where))
-    axes = bottom_axis(axis, frame, name, 5) + left_axis(metric, frame, view.metric, 5)
+            marks.append(mark("ring", x, y, "best halo"))
+        marks.append(mark(shape, x, y, view.shade(trial), view.tell(trial), data_t=trial.number))
+    axes = bottom_axis(axis, frame, name, 5) + left_axis(metric, frame, view.metric, TICKS)
     return svg(
         width,
         frame.bottom + below + 30,
@@ -305,7 +315,7 @@ def scatter(view: View, name: str) -> str:
 
 def _shape(trial: Trial, score: float, metric: Scale) -> str:
     if metric.lo <= score <= metric.hi:
-        return _SHAPES[trial.status] if trial.status != "failed" else "dot"
+        return SHAPES[trial.status] if trial.status != "failed" else "dot"
     return "down" if score < metric.lo else "up"
 
 

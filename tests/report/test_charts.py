@@ -22,6 +22,7 @@ from raybge.report.charts import (
     short,
     spread,
     svg,
+    told_apart,
     words,
 )
 
@@ -107,12 +108,24 @@ def test_a_scale_ends_where_its_numbers_do(log):
     assert scale(10) == pytest.approx(160 if log else 300 - 280 * 9 / 99)
 
 
-@given(bounds(NUMBERS))
-def test_rounded_out_holds_both(ends):
-    lo, hi = rounded_out(*ends, 6)
+@given(bounds(NUMBERS), st.integers(3, 9))
+def test_rounded_out_ends_at_ticks(ends, most):
+    assume(ends[0] == ends[1] or ends[1] - ends[0] > 1e-6 * max(map(abs, ends)) > 1e-200)
+    lo, hi = rounded_out(*ends, most)
     near = 1e-8 * max(abs(lo), abs(hi))
     assert lo < hi and lo <= ends[0] + near and hi >= ends[1] - near
-    assert hi - lo <= 2 * max(ends[1] - ends[0], 0.1 * abs(ends[0]), 1) + near
+    assert hi - lo <= 5 * max(ends[1] - ends[0], 0.1 * abs(ends[0]), 1)
+    ticks = Scale(lo, hi, 0, 100).ticks(most)
+    assert 2 <= len(ticks) <= most
+    assert (ticks[0].at, ticks[-1].at) == (pytest.approx(0, abs=1e-4), pytest.approx(100, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((0.412, 0.5368), (0.40, 0.55)), ((0.5, 0.5), (0.46, 0.54)), ((0, 0), (-1, 1)), ((0, 1), (0, 1))],
+)
+def test_rounded_out(ends, expected):
+    assert rounded_out(*ends, 6) == pytest.approx(expected)
 
 
 def test_categories_share_the_room():
@@ -128,6 +141,13 @@ def test_long_names_are_cut_and_kept_whole_in_the_tooltip():
     axis = Categories(("a rather long name of a thing", "b"), 0, 60)
     drawn = bottom_axis(axis, Frame(0, 0, 60, 50), "flag", 5)
     assert "rotate(" in drawn and "<title>a rather long name of a thing</title>" in drawn
+
+
+def test_names_that_begin_alike_are_told_apart():
+    names = ["", "Represent this sentence for search:", "Represent this question for search:", "cosine"]
+    assert told_apart(names, 16) == ["", "…sentence …arch:", "…question …arch:", "cosine"]
+    assert told_apart(names[:2], 16) == ["", "Represent …arch:"]
+    assert told_apart(["a" * 20 + "b", "a" * 20], 9) == ["…b", "…"]
 
 
 @given(st.text(max_size=30), st.integers(4, 20))
@@ -180,7 +200,7 @@ def test_texts_and_attributes_are_escaped():
         line([(0, 0), (1, 1)], "curve", EVIL, data_t=EVIL),
         *(mark(shape, 1, 2, EVIL, EVIL) for shape in ("dot", "ring", "cross", "down", "up")),
         bottom_axis(Categories((EVIL,), 0, 9), Frame(0, 0, 9, 9), EVIL, 5),
-        left_axis(Scale(0, 1, 9, 0), Frame(0, 0, 9, 9), EVIL),
+        left_axis(Scale(0, 1, 9, 0), Frame(0, 0, 9, 9), EVIL, 6),
     )
     assert "<script" not in drawn
     tree = ET.fromstring(drawn)
