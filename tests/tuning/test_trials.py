@@ -94,6 +94,7 @@ def test_json_holds_every_trial_and_the_space(tmp_path):
         "metrics": {"nDCG@10": None},
         "seconds": 2.0,
         "error": ODD,
+        "id": "",
     }
     assert content["trials"][1]["curve"] == [[10, 0.25], [20, 0.5]]
 
