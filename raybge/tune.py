@@ -73,9 +73,11 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
         if arguments.dry_run:
             return {}
         _begin(arguments, space, flags, output)
-        task = Task(flags, str(output / TRIALS), runs, mining and _trial_mining(mining, flags, output))
+        task = Task(
+            flags, str(output / TRIALS), runs, mining and _trial_mining(mining, flags, _work(arguments, output))
+        )
         with _shown(arguments, space, task, output, screen) as on_change:
-            trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
+            trials = Search(arguments, space, task, _work(arguments, output), on_change).run()
     return _finish(arguments, trials, task, output, screen)
 
 
@@ -147,7 +149,15 @@ def _trained(arguments: TuneArguments) -> dict[str, Any]:
     return {**found, "output_dir": arguments.training["output_dir"], "token": arguments.token}
 
 
+def _work(arguments: TuneArguments, output: Path) -> Path:
+    """Where the search keeps what it needs to go on, and what its trials share."""
+    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output / HIDDEN
+
+
 def _check_output(arguments: TuneArguments, output: Path) -> None:
+    for name, place in (("output_dir", arguments.training["output_dir"]), ("storage_path", arguments.storage_path)):
+        if place and "://" in place:
+            raise UserError(f"--{name} {place}: give a folder that all nodes share; a URI is not built yet")
     if arguments.overwrite_output_dir and arguments.resume:
         raise UserError("--overwrite_output_dir removes the search that is to be continued: leave it out, or the other")
     if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
@@ -199,7 +209,7 @@ def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Scr
         flags["train_data"] = [*map(_absolute, arguments.train_data)]
     else:
         files = list_files(arguments.train_data, "--train_data")
-        split = hold_out(files, arguments.held_out, arguments.training.get("seed", 42), output / HIDDEN)
+        split = hold_out(files, arguments.held_out, arguments.training.get("seed", 42), _work(arguments, output))
         flags |= {"train_data": [split.train], "eval_data": [split.dev], "eval_corpus": [split.corpus]}
         screen.say(
             f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups, searched in every `pos` and "
@@ -208,10 +218,10 @@ def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Scr
     return {**flags, **{name: _absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
 
 
-def _trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> dict[str, Any]:
+def _trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], work: Path) -> dict[str, Any]:
     """A trial's flags of raybge.mine; vectors are kept for all trials."""
     where = {name: flags[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
-    found = {**where, **mining, "storage_path": str(output / HIDDEN)}
+    found = {**where, **mining, "storage_path": str(work)}
     if "candidate_pool" in found:
         pool = found["candidate_pool"]
         found["candidate_pool"] = [*map(_absolute, pool if isinstance(pool, list) else [pool])]
@@ -230,6 +240,8 @@ def _absolute(path: str) -> str:
 
 def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping[str, Any], output: Path) -> None:
     """Make room for a new search, or see that an old one is the same."""
+    from raybge.tuning.search import NAME
+
     asked = {name: getattr(arguments, name) for name in sorted(OWN - {"search", "max_concurrent", "time_budget"})}
     about = {"space": {name: str(domain) for name, domain in space.items()}, "search": asked, "trials": dict(flags)}
     about["trials"].pop("token", None)
@@ -243,8 +255,8 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
                 if was != is_:
                     raise UserError(f"--resume: --{name} is {is_}, but {was} in the search of {output}")
         return
-    for old in (TRIALS, BEST, f"{HIDDEN}/search"):
-        shutil.rmtree(output / old, ignore_errors=True)
+    for old in (output / TRIALS, output / BEST, _work(arguments, output) / NAME):
+        shutil.rmtree(old, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(about, indent=1) + "\n")
 

@@ -45,6 +45,7 @@ def argv(flags: dict) -> list[str]:
         ({"held_out": 1}, "--held_out must be between 0 and 1, found 1"),
         ({"metric": "nDCG@100"}, "argument --metric: invalid choice"),
         ({"scheduler": "hyperband"}, "argument --scheduler: invalid choice"),
+        ({"output_dir": "s3://bucket/search"}, "--output_dir s3://bucket/search: give a folder that all nodes share"),
         ({"num_sample": 3}, "did you mean --num_samples?"),
         ({"resume": True, "overwrite_output_dir": True}, "leave it out, or the other"),
     ],
@@ -123,12 +124,12 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     space = tune_module.parse(search, tune_module._searched(mining))
     assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]
     flags = tune_module._trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out", Screen())
-    task = Task(flags, "x", 1, tune_module._trial_mining(mining, flags, tmp_path / "out"))
+    task = Task(flags, "x", 1, tune_module._trial_mining(mining, flags, tmp_path / "work"))
     drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
     first, second = task.stages(drawn, "mined.jsonl", "model")
     assert (first["range_for_sampling"], first["relative_margin"], first["negative_number"]) == ("2-30", 0.1, 3)
     assert first["candidate_pool"] == [str(tmp_path / "groups.jsonl")] and first["input_file"] == flags["train_data"]
-    assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "out" / ".raybge")
+    assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "work")
     assert second["train_data"] == ["mined.jsonl"] and second["temperature"] == 0.05
     assert "range_for_sampling" not in second and "temperature" not in first
     mine, train = tune_module._commands(task, drawn)
