@@ -40,6 +40,7 @@ class Search:
     folder: Path
     on_change: Any
     trials: list[Trial] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)  # trials that Ray Tune has ended, before it says so in their status
 
     def run(self) -> list[Trial]:
         """Run, or continue, to the end; all trials in the order in which they were drawn."""
@@ -126,7 +127,8 @@ class Search:
     def _record(self, number: int, known: Any) -> Trial:
         folder = self.task.place(known.trial_id)
         result, curve = result_of(folder), curve_of(folder)
-        status = "finished" if result else STATUS.get(known.status, "running")
+        status = STATUS.get(known.status, "stopped" if known.trial_id in self.ended else "running")
+        status = "finished" if result else status
         error = None
         if status == "failed":
             error = (str(known.get_error() or "").strip().splitlines() or ["unknown"])[-1]
@@ -176,7 +178,7 @@ def _watch() -> Any:
             _tell(trials)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            _tell(trials)
+            _tell(trials, trial.trial_id)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             _tell(trials)
@@ -187,6 +189,7 @@ def _watch() -> Any:
     return Watch()
 
 
-def _tell(trials: list[Any]) -> None:
+def _tell(trials: list[Any], ended: str | None = None) -> None:
     for search in _RUNNING:
+        search.ended |= {ended} if ended else set()
         search.changed(trials)
