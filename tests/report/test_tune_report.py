@@ -283,7 +283,12 @@ def test_the_legend_names_what_occurs():
     page = Page(html(search(SIX))).text
     assert "best" in page and "worst to best, by rank" in page and "stopped early, running" in page
     one = html(search([trial(0, 0.5)]))
-    assert "by rank" not in one and ">stopped early</li>" not in one and ">finished</li>" in one
+    assert (
+        "by rank" not in one
+        and "stopped early</li>" not in one
+        and "running</li>" not in one
+        and ">finished</li>" in one
+    )
 
 
 def test_small_screens_have_charts_of_their_own():
@@ -350,6 +355,14 @@ def test_a_log_axis_for_a_log_domain():
         drawing = ET.fromstring(scatter(view(trials, space=space), "learning_rate"))
         dots = {int(each.get("data-t")): float(each.get("cx")) for each in drawing.iter("circle") if each.get("data-t")}
         assert (dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)) is even
+
+
+def test_axes_of_a_single_value():
+    one = Trial(0, {"seed": 3}, "running", [(0, 0.5)], {METRIC: 0.5}, 1.0)
+    seen = view([one], space={"seed": Domain("randint", (3, 4))})
+    (dot,) = [each for each in ET.fromstring(scatter(seen, "seed")).iter("circle") if each.get("data-t")]
+    assert float(dot.get("cx")) == (54 + 326) / 2
+    assert points(of_class(ET.fromstring(curves(seen, WIDE)), "curve")[0])[0][0] == 62
 
 
 def test_trials_of_one_category_lie_side_by_side():
