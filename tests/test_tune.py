@@ -17,7 +17,7 @@ from raybge import train as train_module
 from raybge.tune import main
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
-TRIALS = 3
+TRIALS = 2
 
 
 def group(i: int) -> dict:
@@ -95,12 +95,12 @@ def test_the_best_model_is_there_and_its_command_makes_it_again(searched, tmp_pa
     assert train_module.main([str(again) if word == "OUTPUT_DIR" else word for word in words[3:]]) == 0
     results = json.loads((again / "train_results.json").read_text())
     assert results["eval_nDCG@10"] == pytest.approx(best["metrics"]["nDCG@10"], abs=1e-6)
-    weights = [folder / "model.safetensors" for folder in (again, searched / "best")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for name in ("model.safetensors", "tokenizer.json", "config.json", "modules.json"):  # one seed gives equal files
+        assert (again / name).read_bytes() == (searched / "best" / name).read_bytes()
 
 
 def test_a_killed_search_goes_on_and_finds_the_same(flags, searched, tmp_path):
-    """kill -9 while the second trial runs; the first is not run again."""
+    """kill -9 while the last trial runs; the first is not run again."""
     output = tmp_path / "out"
     command = [sys.executable, "-m", "raybge.tune", *flags, "--output_dir", str(output)]
     path = os.pathsep.join(sys.path)
