@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from raybge.mine import mine_hard_negatives
     from raybge.model.encoder import Encoder
     from raybge.train import finetune
+    from raybge.tune import tune_finetune
 
 _HOMES = {
     "Encoder": "raybge.model.encoder",
     "mine_hard_negatives": "raybge.mine",
     "finetune": "raybge.train",
+    "tune_finetune": "raybge.tune",
     "evaluate_retrieval": "raybge.evaluate",
 }
-__all__ = ["Encoder", "evaluate_retrieval", "finetune", "mine_hard_negatives"]
+__all__ = ["Encoder", "evaluate_retrieval", "finetune", "mine_hard_negatives", "tune_finetune"]
 __version__ = "0.1.0"
 
 

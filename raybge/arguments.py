@@ -12,7 +12,8 @@ from typing import Any
 
 from raybge.flags import flag
 
-MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, RUN, SCALE = (
+SEARCH, MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, RUN, SCALE = (
+    "search",
     "model",
     "low-rank adaptation",
     "data",
@@ -240,6 +241,39 @@ class TrainArguments(ModelArguments, CommonArguments):
 
     # Flags of transformers.TrainingArguments that were given, by name; `flags.py` reads their declarations.
     training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})
+
+
+@dataclass(kw_only=True)
+class TuneArguments(TrainArguments):
+    """Search training flags with Ray Tune: each trial is a training run, measured while it trains."""
+
+    search: list[str] | None = flag(
+        None,
+        SEARCH,
+        "what is searched: FLAG=uniform(lo,hi), loguniform, quniform, randint, lograndint, choice(a,b,...) or "
+        "grid(a,b,...); left out: learning_rate=loguniform(1e-6,1e-4) temperature=uniform(0.01,0.1)",
+    )
+    num_samples: int = flag(8, SEARCH, "trials, or rounds over a grid")
+    metric: str = flag("nDCG@10", SEARCH, "what trials are compared by", choices=("nDCG@10", "MRR@10"))
+    mode: str = flag("max", SEARCH, "whether more of it is better", choices=("max", "min"))
+    scheduler: str = flag(
+        "asha",
+        SEARCH,
+        "who stops trials early: asha (successive halving), median (below the others' median), none",
+        choices=("asha", "median", "none"),
+    )
+    search_alg: str | None = flag(
+        None, SEARCH, "who draws the values: optuna (TPE), or random, which grids need", choices=("optuna", "random")
+    )
+    max_concurrent: int | None = flag(None, SEARCH, "trials at a time; left out, as many as fit")
+    time_budget: float | None = flag(None, SEARCH, "seconds after which no trial goes on")
+    mine_config: str | None = flag(
+        None,
+        SEARCH,
+        "YAML file of raybge.mine's flags: each trial first mines the negatives of train_data with them, from vectors "
+        "that are kept, and they can be searched too",
+    )
+    held_out: float = flag(0.05, SEARCH, "without eval_data: share of the groups that is kept to measure on")
 
 
 _OWN_READING = "Ray Data reads and tokenises, in the same order for any number of workers"

@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """How far a training run is. `loss` is the mean since the last word, `measured` the last evaluation's metrics,
-    `metrics` are the Trainer's final ones.
+    """How far a training run is. `loss` is the mean since the last word, `measured` the step and metrics of each
+    evaluation, `metrics` are the Trainer's final ones.
     """
 
     total: int = 0
     step: int = 0
     loss: float = float("nan")
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -29,6 +29,9 @@ class _Keeper:
     def update(self, **values: Any) -> None:
         for name, value in values.items():
             setattr(self.progress, name, value)
+
+    def measured(self, step: int, metrics: dict[str, float]) -> None:
+        self.progress.measured.append((step, metrics))
 
     def join(self, worker: Any) -> None:
         self.present.append(worker)
@@ -71,8 +74,8 @@ class Board:
     def tell(self, step: int, loss: float) -> None:
         self._keeper.update.remote(step=step, loss=loss)
 
-    def measured(self, metrics: dict[str, float]) -> None:
-        self._keeper.update.remote(measured=metrics)
+    def measured(self, step: int, metrics: dict[str, float]) -> None:
+        self._keeper.measured.remote(step, metrics)
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Say the run's metrics, and wait until they are said: the worker ends right after."""

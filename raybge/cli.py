@@ -14,8 +14,8 @@ from raybge.errors import UserError
 from raybge.flags import parse
 from raybge.screen import Screen
 
-COMMANDS = ("mine", "train", "evaluate", "demo")
-PLANNED = ("encode", "merge", "pretrain", "tune")
+COMMANDS = ("mine", "train", "tune", "evaluate", "demo")
+PLANNED = ("encode", "merge", "pretrain")
 
 
 def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv: Sequence[str] | None) -> int:

@@ -173,14 +173,22 @@ def _reading_slots() -> int:
     return max(2, cores() // 4)
 
 
-def reading_cpus(cluster: Cluster, plan: Plan) -> float:
-    """CPUs for each training worker's reading: an even share of what the workers leave.
+def side_by_side(cluster: Cluster, plan: Plan) -> int:
+    """Runs of a plan that the cluster holds at a time, with a CPU for the reading of each."""
+    reading = cluster.cpus + (_reading_slots() if cluster.own else 0)
+    fitting = min(cluster.fitting(plan.cpus, plan.gpus > 0) // plan.workers, reading // (plan.workers * plan.cpus + 1))
+    return max(1, fitting)
+
+
+def reading_cpus(cluster: Cluster, plan: Plan, runs: int = 1) -> float:
+    """CPUs for each training worker's reading: an even share of what the workers of `runs` runs leave.
 
     A paused reading task keeps its CPU. Where one worker's task could take another's share, the other would read
     nothing, and both would wait for each other in the next collective.
     """
-    free = _reading_slots() if cluster.own else cluster.cpus - plan.workers * plan.cpus
-    return max(free / plan.workers, 1e-3)
+    workers = plan.workers * runs
+    free = _reading_slots() if cluster.own else cluster.cpus - workers * plan.cpus
+    return max(free / workers, 1e-3)
 
 
 def _start() -> None:

@@ -71,7 +71,7 @@ def parse(arguments: type[T], argv: Sequence[str], prog: str) -> T:
     for word in unknown:
         raise UserError(_unknown(word, flags) if word.startswith("--") else f"«{word}» belongs to no flag")
     given = vars(found)
-    return build(arguments, {**_config(given.get("config"), flags), **given})
+    return build(arguments, {**read_config(given.get("config"), flags), **given})
 
 
 def build(arguments: type[T], given: Mapping[str, Any]) -> T:
@@ -258,7 +258,8 @@ def _article(kind: str) -> str:
     }[kind]
 
 
-def _config(path: str | None, flags: Mapping[str, Flag]) -> dict[str, Any]:
+def read_config(path: str | None, flags: Mapping[str, Flag], option: str = "--config") -> dict[str, Any]:
+    """The values by name in a YAML file of flags; nothing without a path. UserError naming the `option`."""
     if path is None:
         return {}
     import yaml
@@ -266,15 +267,15 @@ def _config(path: str | None, flags: Mapping[str, Flag]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
+        raise UserError(f"{option} {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
+        raise UserError(f"{option} {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected lines `flag: value`")
+        raise UserError(f"{option} {path}: expected lines `flag: value`")
     names = {spelling: f.name for f in flags.values() for spelling in (f.name, *f.aliases)}
     for name in content:
         if name not in names:
-            raise UserError(f"--config {path}: {_unknown(f'--{name}', flags)}")
+            raise UserError(f"{option} {path}: {_unknown(f'--{name}', flags)}")
     # One spelling of each name, so that an alias on the command line still overrides the file.
     return {names[name]: value for name, value in content.items()}
 

@@ -11,7 +11,7 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,12 @@ from raybge.checkpoints import newest
 from raybge.errors import UserError
 
 if TYPE_CHECKING:
+    from raybge.board import Progress
     from raybge.cluster import Plan
     from raybge.loop import WorkerConfig
     from raybge.screen import Screen
+
+OnMeasured = Callable[[int, int, dict[str, float]], None]
 
 POLL_SECONDS = 0.5
 # Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
@@ -41,6 +44,8 @@ class Launch:
         storage: where checkpoints lie.
         folder: where Ray Train keeps its own notes.
         max_failures: restarts after a failure, -1 for no limit.
+        on_measured: called in this thread with the step, the last step there will be, and the metrics of each
+            evaluation.
     """
 
     config: WorkerConfig
@@ -49,6 +54,8 @@ class Launch:
     storage: Path
     folder: Path
     max_failures: int = 0
+    on_measured: OnMeasured | None = None
+    told: int = 0  # evaluations that `on_measured` has heard of
 
     def watch(self, screen: Screen) -> dict[str, float]:
         """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
@@ -80,9 +87,23 @@ class Launch:
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                _show(self.config, bar)
-        _show(self.config, bar)
+                self._tell(bar)
+        self._tell(bar)
         return outcome[0] if outcome else None
+
+    def _tell(self, bar: Any) -> None:
+        """Show how far the run is, and pass on what was measured since the last time."""
+        import ray
+
+        try:
+            progress = self.config.board.read()
+        except ray.exceptions.RayError:
+            return  # the run ended and took Ray with it
+        _show(progress, self.config, bar)
+        for step, metrics in progress.measured[self.told :]:
+            self.told += 1
+            if self.on_measured:
+                self.on_measured(step, progress.total, metrics)
 
     @contextlib.contextmanager
     def _ended_on_interrupt(self) -> Iterator[None]:
@@ -124,13 +145,7 @@ class Launch:
             outcome.append(error)
 
 
-def _show(config: WorkerConfig, bar: Any) -> None:
-    import ray
-
-    try:
-        progress = config.board.read()
-    except ray.exceptions.RayError:
-        return  # the run ended and took Ray with it
+def _show(progress: Progress, config: WorkerConfig, bar: Any) -> None:
     if not progress.total:
         return
     order, accumulated = config.order, config.identity.gradient_accumulation_steps
@@ -141,7 +156,8 @@ def _show(config: WorkerConfig, bar: Any) -> None:
 
     bar.total = groups(progress.total)
     says = [f"loss {progress.loss:.4f}", f"step {progress.step:,}/{progress.total:,}"]
-    says += [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in progress.measured.items() if "nDCG" in name]
+    last = progress.measured[-1][1] if progress.measured else {}
+    says += [f"{name} {value:.4f}" for name, value in last.items() if "nDCG" in name]
     bar.set_postfix_str(", ".join(says), refresh=False)
     bar.update(groups(progress.step) - bar.n)
 

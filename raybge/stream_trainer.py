@@ -209,4 +209,5 @@ class Reporter(transformers.TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
         if self.board:
-            self.board.measured({name: value for name, value in metrics.items() if "@" in name})
+            found = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
+            self.board.measured(state.global_step, found)

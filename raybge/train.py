@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raybge.data.jsonl import SourceFile
     from raybge.data.order import Order
     from raybge.data.survey import Survey
+    from raybge.launch import OnMeasured
     from raybge.loop import WorkerConfig
 
 
@@ -48,8 +49,13 @@ def finetune(**flags: Any) -> dict[str, float]:
         return train(arguments, screen)
 
 
-def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
-    """The command: check, read, plan, train, report."""
+def train(
+    arguments: TrainArguments, screen: Screen, on_measured: OnMeasured | None = None, runs: int = 1
+) -> dict[str, float]:
+    """The command: check, read, plan, train, report.
+
+    `on_measured` hears of each evaluation; `runs` like this one share the cluster.
+    """
     from raybge.data.files import list_files
     from raybge.data.survey import IN_PROCESS_BYTES
 
@@ -74,7 +80,9 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
         batches = _order(arguments, survey, plan)
         _describe(arguments, screen, cluster, plan, survey, batches)
         _say_start(arguments, screen, start)
-        metrics = _run(arguments, screen, plan, reading_cpus(cluster, plan), survey, batches, output, start)
+        metrics = _run(
+            arguments, screen, plan, reading_cpus(cluster, plan, runs), survey, batches, output, start, on_measured
+        )
     if arguments.dry_run:
         return {}
     screen.say(
@@ -257,6 +265,7 @@ def _run(
     order: Order,
     output: Path,
     start: Checkpoint | None,
+    on_measured: OnMeasured | None,
 ) -> dict[str, float]:
     from raybge.board import Board
     from raybge.launch import Launch
@@ -285,7 +294,8 @@ def _run(
         if arguments.overwrite_output_dir:
             for old in storage.glob("checkpoint-*"):
                 discard(old)
-        launch = Launch(config, plan, group, storage, storage / HIDDEN / f"ray-{run}", arguments.max_failures)
+        notes = storage / HIDDEN / f"ray-{run}"
+        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, on_measured)
         return launch.watch(screen)
     finally:
         for marker in markers:

@@ -197,13 +197,13 @@ def losses(output: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(data, tiny, tmp_path_factory) -> dict[str, Path]:
-    """Dropout is off in the tiny model. "one": 1 worker; "three": 3 workers; "again": the first once more."""
+    """Dropout is off in the tiny model. "one": 1 worker; "three": 3 workers."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, workers in (("one", "1"), ("three", "3"), ("again", "1")):
+    for name, workers in (("one", "1"), ("three", "3")):
         more = {"save_strategy": "epoch", "save_total_limit": 2} if name == "one" else {"save_strategy": "no"}
         more |= {"num_train_epochs": STEPS // 9, "learning_rate": RATE}
         finetune(**flags_of(tiny, data, folder / name, num_workers=workers, **more))
-    return {name: folder / name for name in ("one", "three", "again")}
+    return {name: folder / name for name in ("one", "three")}
 
 
 def test_three_workers_train_as_one_does(runs):
@@ -214,11 +214,6 @@ def test_three_workers_train_as_one_does(runs):
     assert np.mean(one[-6:]) < 0.8 * np.mean(one[:6])
     ours, theirs = (Encoder(str(runs[name])).encode(["what is a lane", "sort by length"]) for name in ("one", "three"))
     np.testing.assert_allclose(theirs, ours, atol=2e-3)  # Adam makes steps of the noise where a gradient is zero
-
-
-def test_one_seed_gives_equal_files(runs):
-    for name in ("model.safetensors", "tokenizer.json", "config.json", "modules.json"):
-        assert (runs["one"] / name).read_bytes() == (runs["again"] / name).read_bytes()
 
 
 def test_the_folder_of_a_run(runs):
