@@ -44,6 +44,7 @@ bench: venv
 	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
 	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
+	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
