@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from raybge.errors import UserError
-from raybge.flags import parse
+from raybge.flags import build, parse
 from raybge.screen import Screen
 
 COMMANDS = ("mine", "train", "tune", "evaluate", "demo")
 PLANNED = ("encode", "merge", "pretrain")
+Result = TypeVar("Result")
 
 
 def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv: Sequence[str] | None) -> int:
@@ -42,6 +43,14 @@ def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv
         screen.error(f"raybge.{name} failed: {type(error).__name__}: {_first_lines(error)}{where}")
         return 1
     return 0
+
+
+def call(arguments: type, function: Callable[[Any, Screen], Result], name: str, flags: Mapping[str, Any]) -> Result:
+    """The same from Python: flags by name, the function's result, and errors as they are raised."""
+    built: Any = build(arguments, flags)
+    screen = Screen()
+    with screen.capture(name, enabled=not built.verbose):
+        return function(built, screen)
 
 
 def main() -> None:

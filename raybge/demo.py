@@ -51,9 +51,6 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
     for old in ("text", "model"):
         shutil.rmtree(folder / old, ignore_errors=True)
     text = folder / "text"
-    common = {
-        name: getattr(arguments, name) for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "verbose")
-    }
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Any, *given: Any) -> Any:
@@ -63,6 +60,35 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
         seconds[stage] = round(time.monotonic() - start, 1)
         return result
 
+    mine_it, train_it, before_it, after_it = _stages(arguments, model, folder)
+    if arguments.dry_run:
+        screen.say(f"would write docstrings to {text}, mine, train and evaluate with {model}")
+        return {}
+    counts = timed("text", demo_text.build, text, arguments.seed)
+    screen.say(f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages")
+    with connect(arguments.address, arguments.verbose):
+        timed("mine", mine, mine_it, screen)
+        before = timed("evaluate before", evaluate, before_it, screen)
+        timed("train", train, train_it, screen)
+        after = timed("evaluate after", evaluate, after_it, screen)
+    summary = {
+        "before": {name: before[name] for name in METRICS},
+        "after": {name: after[name] for name in METRICS},
+        "seconds": seconds,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _show(summary, folder, screen)
+    return summary
+
+
+def _stages(
+    arguments: DemoArguments, model: str, folder: Path
+) -> tuple[MineArguments, TrainArguments, EvaluateArguments, EvaluateArguments]:
+    """The commands: mine, train, and evaluate before and after."""
+    text = folder / "text"
+    common = {
+        name: getattr(arguments, name) for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "verbose")
+    }
     mining = dict(model_name_or_path=model, input_file=text / "train.jsonl", output_file=text / "mined.jsonl")
     training = dict(model_name_or_path=model, train_data=text / "mined.jsonl", output_dir=folder / "model")
     measuring = dict(
@@ -96,24 +122,7 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
     )
     before_it = build(EvaluateArguments, dict(**measuring, **common, encoder=model))
     after_it = build(EvaluateArguments, dict(**measuring, **common, encoder=folder / "model"))
-    if arguments.dry_run:
-        screen.say(f"would write docstrings to {text}, mine, train and evaluate with {model}")
-        return {}
-    counts = timed("text", demo_text.build, text, arguments.seed)
-    screen.say(f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages")
-    with connect(arguments.address, arguments.verbose):
-        timed("mine", mine, mine_it, screen)
-        before = timed("evaluate before", evaluate, before_it, screen)
-        timed("train", train, train_it, screen)
-        after = timed("evaluate after", evaluate, after_it, screen)
-    summary = {
-        "before": {name: before[name] for name in METRICS},
-        "after": {name: after[name] for name in METRICS},
-        "seconds": seconds,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _show(summary, folder, screen)
-    return summary
+    return mine_it, train_it, before_it, after_it
 
 
 def packaged_model() -> str:

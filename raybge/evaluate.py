@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import EvaluateArguments
-from raybge.flags import build
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
@@ -36,10 +35,7 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    arguments = build(EvaluateArguments, flags)
-    screen = Screen()
-    with screen.capture("evaluate", enabled=not arguments.verbose):
-        return evaluate(arguments, screen)
+    return cli.call(EvaluateArguments, evaluate, "evaluate", flags)
 
 
 def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:

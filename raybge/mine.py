@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from raybge import cli
 from raybge.arguments import MineArguments
 from raybge.errors import UserError
-from raybge.flags import build
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    arguments = build(MineArguments, flags)
-    screen = Screen()
-    with screen.capture("mine", enabled=not arguments.verbose):
-        return mine(arguments, screen)
+    return cli.call(MineArguments, mine, "mine", flags)
 
 
 def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from raybge.arguments import TrainArguments
 from raybge.checkpoints import HIDDEN, RESULTS, Identity, discard, finished, resumes, starting_point
 from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
 from raybge.errors import UserError
-from raybge.flags import build, given
+from raybge.flags import given
 from raybge.recipe import check_recipe, lora_of, objective_of, sub_batch_size_of
 from raybge.screen import Screen
 from raybge.training_flags import accumulation, process_group, training_arguments
@@ -43,10 +43,7 @@ def finetune(**flags: Any) -> dict[str, float]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    arguments = build(TrainArguments, flags)
-    screen = Screen()
-    with screen.capture("train", enabled=not arguments.verbose):
-        return train(arguments, screen)
+    return cli.call(TrainArguments, train, "train", flags)
 
 
 def train(

@@ -32,11 +32,13 @@ from raybge.tuning.space import Domain, parse
 
 if TYPE_CHECKING:
     from raybge.cluster import Cluster, Plan
+    from raybge.data.survey import Survey
     from raybge.tuning.trial import Task
     from raybge.tuning.trials import Trial
 
 DEFAULT = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
-BEST, TRIALS = "best", "trials"
+BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
+RESULTS = (BEST_FILE, "trials.csv", "trials.json", "report.html")
 SEARCH_FILE = "search.json"  # what a search that is continued must have in common
 # Flags of the search itself, and of where and how it runs: all others are the trials'.
 OWN = {f for f in declared(TuneArguments) if f not in declared(TrainArguments)}
@@ -51,10 +53,7 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    arguments = build(TuneArguments, flags)
-    screen = Screen()
-    with screen.capture("tune", enabled=not arguments.verbose):
-        return tune(arguments, screen)
+    return cli.call(TuneArguments, tune, "tune", flags)
 
 
 def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
@@ -65,11 +64,15 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
     mining = _mining(arguments)
     space = parse(arguments.search or DEFAULT, _searched(mining))
     output = _check(arguments, space, mining)
+    if arguments.resume and (output / BEST_FILE).is_file():
+        screen.say(f"nothing to continue: the search of {output} is finished")
+        return dict(json.loads((output / BEST_FILE).read_text()))
+    found = _survey(arguments, output, screen)
     with connect(arguments.address, arguments.verbose) as cluster:
         plan = plan_workers(cluster, arguments.num_workers or "1", arguments.use_gpu, arguments.cpus_per_worker)
         runs = min(arguments.max_concurrent or arguments.num_samples, side_by_side(cluster, plan))
         _describe(arguments, space, cluster, plan, runs, screen)
-        flags = _trial_flags(arguments, plan, output, screen)
+        flags = _trial_flags(arguments, found, plan, output, screen)
         if arguments.dry_run:
             return {}
         _begin(arguments, space, flags, output)
@@ -77,7 +80,7 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
             flags, str(output / TRIALS), runs, mining and _trial_mining(mining, flags, _work(arguments, output))
         )
         with _shown(arguments, space, task, output, screen) as on_change:
-            trials = Search(arguments, space, task, _work(arguments, output), on_change).run()
+            trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
     return _finish(arguments, trials, task, output, screen)
 
 
@@ -150,7 +153,7 @@ def _trained(arguments: TuneArguments) -> dict[str, Any]:
 
 
 def _work(arguments: TuneArguments, output: Path) -> Path:
-    """Where the search keeps what it needs to go on, and what its trials share."""
+    """Where lies what trials share: groups held out, and vectors to mine with."""
     return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output / HIDDEN
 
 
@@ -179,20 +182,19 @@ def _describe(
 ) -> None:
     from raybge.tuning.search import algorithm
 
+    stopping = "none stopped early" if arguments.scheduler == "none" else f"stopped early by {arguments.scheduler}"
     at_a_time = "one after the other" if runs == 1 else f"{runs} at a time"
     screen.say(f"cluster: {cluster.describe()}; trials {at_a_time}, each of {plan.describe('training worker')}")
     screen.say(
         f"search: {arguments.num_samples} {'rounds' if any(d.grid for d in space.values()) else 'trials'} drawn by "
-        f"{algorithm(arguments, space)}, stopped early by {arguments.scheduler}, for the {arguments.mode}imum of "
-        f"{arguments.metric}"
+        f"{algorithm(arguments, space)}, {stopping}, for the {arguments.mode}imum of {arguments.metric}"
     )
     for name, domain in space.items():
         screen.say(f"  {name}: {domain}")
 
 
-def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Screen) -> dict[str, Any]:
+def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Path, screen: Screen) -> dict[str, Any]:
     """A trial's flags but for those that are drawn; paths are absolute, since a trial runs in a folder of Ray's."""
-    from raybge.data.files import list_files
     from raybge.tuning.search import EVALUATIONS
     from raybge.tuning.split import hold_out
 
@@ -208,14 +210,32 @@ def _trial_flags(arguments: TuneArguments, plan: Plan, output: Path, screen: Scr
         flags |= {name: [*map(_absolute, flags[name])] for name in ("eval_data", "eval_corpus") if name in flags}
         flags["train_data"] = [*map(_absolute, arguments.train_data)]
     else:
-        files = list_files(arguments.train_data, "--train_data")
-        split = hold_out(files, arguments.held_out, arguments.training.get("seed", 42), _work(arguments, output))
+        split = hold_out(found, arguments.held_out, arguments.training.get("seed", 42), _work(arguments, output))
         flags |= {"train_data": [split.train], "eval_data": [split.dev], "eval_corpus": [split.corpus]}
         screen.say(
             f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups, searched in every `pos` and "
             "`neg` of the data"
         )
     return {**flags, **{name: _absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
+
+
+def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
+    """Check every row once, before trials do so each for itself; the rows to train on."""
+    from raybge.data.files import list_files
+    from raybge.data.groups import parse_group, parse_scored_group
+    from raybge.data.survey import named, survey
+    from raybge.tuning.split import BLOCK_BYTES
+    from raybge.validation import prepare
+
+    files = list_files(arguments.train_data, "--train_data")
+    parse = parse_scored_group if arguments.knowledge_distillation else parse_group
+    found = survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows)  # type: ignore[arg-type]
+    if found.bad_count:
+        screen.say(f"--train_data: {found.bad_count:,} rows are left out\n{named(found)}")
+    validation = prepare(arguments, output)
+    for line in validation.lines() if validation else []:
+        screen.say(line)
+    return found
 
 
 def _trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], work: Path) -> dict[str, Any]:
@@ -255,8 +275,10 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
                 if was != is_:
                     raise UserError(f"--resume: --{name} is {is_}, but {was} in the search of {output}")
         return
-    for old in (output / TRIALS, output / BEST, _work(arguments, output) / NAME):
-        shutil.rmtree(old, ignore_errors=True)
+    for folder in (TRIALS, BEST, f"{HIDDEN}/{NAME}"):
+        shutil.rmtree(output / folder, ignore_errors=True)
+    for name in RESULTS:
+        (output / name).unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(about, indent=1) + "\n")
 
@@ -366,7 +388,7 @@ def _finish(
         model.rename(output / BEST)
     again = " && ".join(map(shlex.join, _commands(task, found.flags)))
     result = {"flags": found.flags, "metrics": found.metrics, "command": again}
-    (output / "best.json").write_text(json.dumps(result, indent=1) + "\n")
+    (output / BEST_FILE).write_text(json.dumps(result, indent=1) + "\n")
     screen.say(_line(found, arguments.metric))
     screen.say(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / 'report.html'}")
     screen.say(f"the same model again: {again}")

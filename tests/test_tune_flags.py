@@ -24,6 +24,11 @@ def given(tiny_model, tmp_path, monkeypatch) -> dict:
     return {"model_name_or_path": tiny_model, "train_data": "groups.jsonl", "output_dir": "out"}
 
 
+def trial_flags(arguments: TuneArguments, plan: Plan, output: Path) -> dict:
+    found = tune_module._survey(arguments, output, Screen())
+    return tune_module._trial_flags(arguments, found, plan, output, Screen())
+
+
 def argv(flags: dict) -> list[str]:
     words = []
     for name, value in flags.items():
@@ -66,9 +71,37 @@ def test_an_output_folder_that_is_not_empty_is_kept(given, capfd):
     assert "there is no search in it" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["train_data", "eval_data"])
+def test_a_bad_row_is_named_before_ray_starts(given, capfd, flag):
+    Path("bad.jsonl").write_text('{"query": "q", "pos": ["p"]}\n{"query": 3, "pos": ["p"]}\n')
+    assert main(argv(given | {flag: "bad.jsonl"})) == 2
+    assert 'bad.jsonl:2: "query" must be a non-empty string, found 3' in capfd.readouterr().err
+
+
+def test_what_lies_beside_a_search_in_its_storage_path_stays(given, tmp_path):
+    precious = tmp_path / "shared" / "search" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("best.json", "trials.csv", "mine.txt"):
+        (out / name).touch()
+    arguments = build(TuneArguments, given | {"storage_path": str(tmp_path / "shared"), "overwrite_output_dir": True})
+    tune_module._begin(arguments, {}, {}, out)
+    assert precious.exists() and {path.name for path in out.iterdir()} == {"mine.txt", ".raybge"}
+
+
+def test_a_finished_search_has_nothing_to_continue(given, capfd):
+    Path("out/.raybge").mkdir(parents=True)
+    Path("out/.raybge/search.json").write_text("{}")
+    Path("out/best.json").write_text('{"flags": {}}')
+    assert main(argv(given | {"resume": True})) == 0
+    assert "is finished" in capfd.readouterr().out
+
+
 def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_path, capfd):
     arguments = build(TuneArguments, given | {"num_samples": 3, "normlized": False, "weight_decay": 0.1})
-    flags = tune_module._trial_flags(arguments, Plan(2, 1, 0), tmp_path / "out", Screen())
+    flags = trial_flags(arguments, Plan(2, 1, 0), tmp_path / "out")
     trial = build(TrainArguments, {**flags, "output_dir": "x"})
     assert not trial.normlized and trial.training["weight_decay"] == 0.1 and trial.training["eval_steps"] == 1 / 8
     assert (trial.num_workers, trial.cpus_per_worker, trial.use_gpu) == ("2", 1, False)
@@ -77,7 +110,7 @@ def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_pat
     assert "held out: " in capfd.readouterr().out
 
     own = given | {"eval_data": "groups.jsonl", "eval_strategy": "epoch", "save_strategy": "epoch"}
-    flags = tune_module._trial_flags(build(TuneArguments, own), Plan(1, 1, 0), tmp_path / "out", Screen())
+    flags = trial_flags(build(TuneArguments, own), Plan(1, 1, 0), tmp_path / "out")
     assert flags["eval_data"] == flags["train_data"] == [str(tmp_path / "groups.jsonl")]
     assert flags["eval_strategy"] == flags["save_strategy"] == "epoch" and "eval_corpus" not in flags
 
@@ -123,7 +156,7 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     mining = tune_module._mining(arguments)
     space = tune_module.parse(search, tune_module._searched(mining))
     assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]
-    flags = tune_module._trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out", Screen())
+    flags = trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out")
     task = Task(flags, "x", 1, tune_module._trial_mining(mining, flags, tmp_path / "work"))
     drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
     first, second = task.stages(drawn, "mined.jsonl", "model")

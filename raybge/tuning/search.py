@@ -12,7 +12,7 @@ from typing import Any
 from raybge.arguments import TuneArguments
 from raybge.errors import UserError
 from raybge.tuning.space import Domain
-from raybge.tuning.trial import MODEL, PERCENT, Task, curve_of, result_of, run_trial
+from raybge.tuning.trial import MINED, MODEL, PERCENT, Task, curve_of, result_of, run_trial
 from raybge.tuning.trials import Trial, best
 
 NAME = "search"
@@ -144,11 +144,12 @@ class Search:
         )
 
     def _forget_models(self) -> None:
-        """Delete the models of trials that are not the best."""
+        """Delete the models of trials that are not the best, and what they mined."""
         kept = best(self.trials, self.arguments.metric, self.arguments.mode)
         for trial in self.trials:
             if trial is not kept and trial.status != "running":
                 shutil.rmtree(self.task.place(trial.id) / MODEL, ignore_errors=True)
+                (self.task.place(trial.id) / MINED).unlink(missing_ok=True)
 
 
 def algorithm(arguments: TuneArguments, space: Mapping[str, Domain]) -> str:

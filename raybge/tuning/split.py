@@ -7,16 +7,15 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from raybge.data.files import SourceFile
 from raybge.data.groups import Group, near_key, parse_group
-from raybge.data.jsonl import Row, cut, scan
-from raybge.data.survey import fingerprint
+from raybge.data.jsonl import Row, scan
+from raybge.data.survey import Survey, fingerprint
 from raybge.errors import UserError
 
 BLOCK_BYTES = 1 << 20
@@ -34,20 +33,21 @@ class Split:
     held_out: int
 
 
-def hold_out(files: Sequence[SourceFile], share: float, seed: int, place: Path) -> Split:
+def hold_out(found: Survey, share: float, seed: int, place: Path) -> Split:
     """Deal the groups to two files, by a seeded hash of the query: a query that comes twice is on one side.
 
     At least `share` of the groups are held out. The files lie in a folder of `place` whose name follows from data,
-    share and seed; what is there already is used. Rows that cannot be used are left out. Memory: 8 bytes a row.
+    share and seed; what is there already is used. Memory: 8 bytes a row.
     UserError where nothing would be left to train on.
     """
-    name = hashlib.blake2b(json.dumps([[*map(fingerprint, files)], share, seed]).encode(), digest_size=8).hexdigest()
+    about = [*map(fingerprint, found.files)], share, seed
+    name = hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
     folder = place / f"held-out-{name}"
     if not (folder / "counts.json").is_file():
         aside = place / f"{folder.name}.{uuid.uuid4().hex}.tmp"
         aside.mkdir(parents=True)
         try:
-            _write(files, share, seed, aside)
+            _write(found, share, seed, aside)
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
         finally:
@@ -57,12 +57,12 @@ def hold_out(files: Sequence[SourceFile], share: float, seed: int, place: Path) 
     return Split(train, dev, corpus, **counts)
 
 
-def _write(files: Sequence[SourceFile], share: float, seed: int, folder: Path) -> None:
+def _write(found: Survey, share: float, seed: int, folder: Path) -> None:
     counts = {"trained": 0, "held_out": 0}
-    hash_N = np.fromiter((_hash(group.query, seed) for group, _ in _groups(files)), np.uint64)
+    hash_N = np.fromiter((_hash(group.query, seed) for group, _ in _groups(found)), np.uint64)
     last = np.sort(hash_N)[max(math.ceil(share * len(hash_N)), 1) - 1] if len(hash_N) else 0
     with open(folder / TRAIN, "w") as train, open(folder / DEV, "w") as dev, open(folder / CORPUS, "w") as corpus:
-        for group, text in _groups(files):
+        for group, text in _groups(found):
             held = _hash(group.query, seed) <= last
             counts["held_out" if held else "trained"] += 1
             (dev if held else train).write(text + "\n")
@@ -74,10 +74,10 @@ def _write(files: Sequence[SourceFile], share: float, seed: int, folder: Path) -
     (folder / "counts.json").write_text(json.dumps(counts))
 
 
-def _groups(files: Sequence[SourceFile]) -> Iterator[tuple[Group, str]]:
+def _groups(found: Survey) -> Iterator[tuple[Group, str]]:
     """Each group with its row as JSON."""
-    for block in cut(files, BLOCK_BYTES):
-        for row, text in scan(files[block.file], block, parse_group):
+    for block in found.blocks:
+        for row, text in scan(found.files[block.file], block, parse_group):
             if isinstance(row, Row):
                 yield row.value, text
 

@@ -2,6 +2,7 @@
 
 trials/ID/curve.jsonl   a line for each evaluation, from the first on
 trials/ID/result.json   of a trial that ran to its end
+trials/ID/mined.jsonl   what it was trained on, where each trial mines its own
 trials/ID/model         its model, as long as no other trial's is better
 """
 

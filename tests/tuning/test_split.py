@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 
 from raybge.data.files import list_files
+from raybge.data.groups import parse_group
+from raybge.data.survey import Survey, survey
 from raybge.errors import UserError
 from raybge.tuning.split import hold_out
 
 
 def lines(path: str) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def surveyed(path: Path) -> Survey:
+    return survey(list_files(str(path), "--train_data"), 4096, parse_group, "skip")
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def files(tmp_path):
     for name, part in (("a", rows[:300]), ("b", rows[300:])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(text + "no group\n", encoding="utf-8")
-    return list_files(str(folder), "--train_data"), rows
+    return surveyed(folder), rows
 
 
 def test_every_group_is_on_one_side_with_all_rows_of_its_query(files, tmp_path):
@@ -62,5 +68,5 @@ def test_a_side_that_would_be_empty_is_said(tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text('{"query": "q", "pos": ["p"]}\n{"query": "Q", "pos": ["r"]}\n')
     with pytest.raises(UserError, match=r"--held_out 0.01 of 2 groups leaves nothing to train on; give --eval_data"):
-        hold_out(list_files(str(path), "--train_data"), 0.01, 1, tmp_path / "work")
+        hold_out(surveyed(path), 0.01, 1, tmp_path / "work")
     assert not list((tmp_path / "work").iterdir())
