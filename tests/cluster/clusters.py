@@ -80,16 +80,15 @@ class OnHosts:
         self._must("ray", "up", "--yes", "--no-config-cache", str(self.config))
         self.hosts.start("ray", "dashboard", "--no-config-cache", str(self.config))
         self._wait(lambda: self._nodes() == len(ADDRESSES), self._status)
-        # its answer without the token is one too
-        self._wait(
-            lambda: self.hosts.run("curl", "-s", "http://localhost:8265").returncode == 0, lambda: "no dashboard"
-        )
+        door = ["bash", "-c", "</dev/tcp/localhost/8265"]
+        self._wait(lambda: self.hosts.run(*door).returncode == 0, lambda: "nothing answers at localhost:8265")
 
     def down(self) -> None:
         self._must("ray", "down", "--yes", str(self.config))
 
     def submit(self, *command: object, mode: str = "token") -> Job:
-        return submit(lambda *words: self.hosts.run(*words, RAY_AUTH_MODE=mode), self.hosts.base, *command)
+        more = {"RAY_AUTH_MODE": mode, "RAY_API_SERVER_ADDRESS": "http://localhost:8265"}
+        return submit(lambda *words: self.hosts.run(*words, **more), self.hosts.base, *command)
 
     def _nodes(self) -> int:
         code = "import ray; ray.init('auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"

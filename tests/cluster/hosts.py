@@ -1,7 +1,7 @@
 """Three hosts on one machine, for clusters that nothing but a network and a shared folder holds together.
 
 Each host has network, host name, processes, `/tmp/ray` and home folder of its own, and an sshd. A bridge joins them to
-the «outside», where a person sits. All of it lives in namespaces below one process: when that is killed, nothing is left.
+the «outside», where a person sits. All of it lives in namespaces below one process: with that, all of it goes.
 """
 
 from __future__ import annotations
