@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from raybge import cli
 from raybge.arguments import TrainArguments
 from raybge.checkpoints import HIDDEN, RESULTS, Identity, discard, finished, resumes, starting_point
-from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
+from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.errors import UserError
 from raybge.flags import build, given
 from raybge.recipe import check_recipe, inputs_of, lora_of, objective_of, sub_batch_size_of
@@ -66,9 +66,11 @@ def train(arguments: TrainArguments, screen: Screen) -> dict[str, float]:
     # Small data is read before Ray starts, so that what is wrong with it is said at once.
     small = _survey(arguments, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
     written = {"--output_dir": str(output), "--storage_path": str(_storage(arguments, output))}
+    wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
+        cluster = grown(cluster, *wanted, screen.say)
         check_shared(cluster, written, inputs_of(arguments, files))
-        plan = plan_workers(cluster, arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker)
+        plan = plan_workers(cluster, *wanted)
         survey = small or _survey(arguments, files, output)
         if survey.bad_count:
             from raybge.data.survey import named

@@ -13,7 +13,7 @@ from typing import Any
 
 from raybge import __version__
 from raybge.arguments import CommonArguments
-from raybge.cluster import Cluster, Plan, connect
+from raybge.cluster import Cluster, Plan, connect, grown
 from raybge.data.files import SourceFile, filesystem
 from raybge.data.jsonl import Parse
 from raybge.data.source import transcode
@@ -133,6 +133,8 @@ def opened(
     with ExitStack() as stack:
         surveys = small and [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
         cluster = stack.enter_context(connect(arguments.address, arguments.verbose))
+        wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
+        cluster = grown(cluster, *wanted, screen.say)
         models = {f"--{name}": [getattr(arguments, name, None)] for name in MODELS}
         written = {f"--{name}": getattr(arguments, name, None) for name in OUTPUTS}
         read = {source.flag: [file.path for file in source.files] for source in sources}

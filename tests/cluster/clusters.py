@@ -92,7 +92,7 @@ class OnHosts:
 
     def _nodes(self) -> int:
         code = "import ray; ray.init('auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        done = self.hosts.ssh(ADDRESSES[0], f'RAY_AUTH_MODE=token {BIN}/python -c "{code}"')
+        done = self.hosts.ssh(ADDRESSES[0], f'RAY_AUTH_MODE=token {BIN}/python -c "{code}" 2>/dev/null')
         return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
 
     def _status(self) -> str:
