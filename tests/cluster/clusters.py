@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -69,21 +71,23 @@ class OnHosts:
         config = yaml.safe_load((ROOT / "jobs/cluster.local.yaml").read_text())
         config["provider"].update(head_ip=ADDRESSES[0], worker_ips=list(ADDRESSES[1:]))
         config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.hosts.key)}
+        small = f"ray start --num-cpus={CPUS} --object-store-memory={OBJECT_STORE}"
         for kind in ("head", "worker"):
-            config[f"{kind}_start_ray_commands"][-1] += f" --num-cpus={CPUS} --object-store-memory={OBJECT_STORE}"
+            commands = config[f"{kind}_start_ray_commands"]
+            commands[-1] = commands[-1].replace("ray start", small)
         self.config.write_text(yaml.safe_dump(config))
         for home in self.hosts.homes:
-            (home / "raybge").mkdir()
-            (home / "raybge" / "bin").symlink_to(BIN)
+            (home / "raybge").symlink_to(sys.prefix)
             (home / ".bashrc").write_text("export RAY_USAGE_STATS_ENABLED=0\n")
         self._must("ray", "get-auth-token", "--generate")
         self._must("ray", "up", "--yes", "--no-config-cache", str(self.config))
-        self.hosts.start("ray", "dashboard", "--no-config-cache", str(self.config))
+        self._door = self.hosts.start("ray", "dashboard", "--no-config-cache", str(self.config))
         self._wait(lambda: self._nodes() == len(ADDRESSES), self._status)
         door = ["bash", "-c", "</dev/tcp/localhost/8265"]
         self._wait(lambda: self.hosts.run(*door).returncode == 0, lambda: "nothing answers at localhost:8265")
 
     def down(self) -> None:
+        os.killpg(self._door.pid, signal.SIGINT)
         self._must("ray", "down", "--yes", str(self.config))
 
     def submit(self, *command: object, mode: str = "token") -> Job:
@@ -91,9 +95,7 @@ class OnHosts:
         return submit(lambda *words: self.hosts.run(*words, **more), self.hosts.base, *command)
 
     def _nodes(self) -> int:
-        code = "import ray; ray.init('auto', logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
-        done = self.hosts.ssh(ADDRESSES[0], f'RAY_AUTH_MODE=token {BIN}/python -c "{code}" 2>/dev/null')
-        return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
+        return sum(int(count) for count in re.findall(r"^ (\d+) local\.cluster\.node", self._status(), re.MULTILINE))
 
     def _status(self) -> str:
         return self.hosts.ssh(ADDRESSES[0], f"RAY_AUTH_MODE=token {BIN}/ray status").stdout

@@ -71,7 +71,7 @@ def missing() -> str | None:
     path = f"{PATH}:{os.environ.get('PATH', '')}"
     if lacking := [name for name in PROGRAMS if shutil.which(name, path=path) is None]:
         return f"not installed: {', '.join(lacking)}"
-    needed = "ip link add bridge type bridge && ip link add a type veth peer name b && mount --bind /tmp /tmp"
+    needed = "ip link add bridge type bridge && ip link add cable type veth peer name end && mount --bind /tmp /tmp"
     tried = subprocess.run(["unshare", *SPACES, "sh", "-c", needed], capture_output=True, text=True)
     return None if tried.returncode == 0 else f"namespaces are not permitted: {tried.stderr.strip()}"
 
@@ -128,12 +128,11 @@ class Hosts:
             timeout=timeout,
         )
 
-    def start(self, *command: str) -> None:
-        """Start a command outside the hosts that lasts as long as they do."""
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Start a command outside the hosts, in a process group of its own."""
         with open(self.base / f"{command[1]}.log", "w") as log:
-            subprocess.Popen(
-                self.inside(command), env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            return subprocess.Popen(self.inside(command), env=self.environment(), start_new_session=True, **streams)
 
     def ssh(self, address: str, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command on a host."""

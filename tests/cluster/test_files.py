@@ -42,10 +42,12 @@ def test_every_node_gets_the_projects_ray_and_the_token(name):
         assert "--object-spilling-directory=" in config[f"{kind}_start_ray_commands"][-1]
 
 
-def test_the_two_files_set_nodes_up_alike():
+def test_the_two_files_start_nodes_alike():
     cloud, local = map(read, FILES)
-    for name in ("file_mounts", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
-        assert cloud[name] == local[name], name
+    assert all(cloud[name] == local[name] for name in ("file_mounts", "setup_commands"))
+    for kind in ("head", "worker"):
+        start = cloud[f"{kind}_start_ray_commands"][-1].removeprefix("ulimit -n 65536; ")
+        assert start in local[f"{kind}_start_ray_commands"][-1]
 
 
 def test_the_cloud_grows_from_nothing_on_spot_machines():
