@@ -45,6 +45,10 @@ def test_what_is_read_must_be_there_and_the_same(other, tmp_path):
     for name in ("own/data.jsonl", "all/old.jsonl"):
         with pytest.raises(UserError, match="--train_data .*: 1 of 2 nodes do not see it.*; put it on a folder"):
             check_shared(TWO, {}, {"--train_data": [str(tmp_path / name)]})
+
+
+def test_uris_and_names_are_no_paths(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "own")
     check_shared(
         TWO, {"--output_file": "s3://bucket/x"}, {"--encoder": ["BAAI/bge", None], "--train_data": ["s3://b/c"]}
     )
