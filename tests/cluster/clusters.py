@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 BIN = os.path.dirname(sys.executable)
 # what one machine carries three times
 CPUS, OBJECT_STORE = 3, 150_000_000
-UP_SECONDS = 120
+UP_SECONDS = 180
 
 EXIT_CODE = """
 import sys
@@ -78,11 +77,12 @@ class OnHosts:
         self.config.write_text(yaml.safe_dump(config))
         for home in self.hosts.homes:
             (home / "raybge").symlink_to(sys.prefix)
-            (home / ".bashrc").write_text("export RAY_USAGE_STATS_ENABLED=0\n")
+            # no processes in advance: each job would begin with nine of them
+            (home / ".bashrc").write_text("export RAY_USAGE_STATS_ENABLED=0 RAY_prestart_worker_first_driver=0\n")
         self._must("ray", "get-auth-token", "--generate")
         self._must("ray", "up", "--yes", "--no-config-cache", str(self.config))
         self._door = self.hosts.start("ray", "dashboard", "--no-config-cache", str(self.config))
-        self._wait(lambda: self._nodes() == len(ADDRESSES), self._status)
+        self._wait(lambda: f"/{CPUS * len(ADDRESSES)}.0 CPU" in self._status(), self._status)
         door = ["bash", "-c", "</dev/tcp/localhost/8265"]
         self._wait(lambda: self.hosts.run(*door).returncode == 0, lambda: "nothing answers at localhost:8265")
 
@@ -93,9 +93,6 @@ class OnHosts:
     def submit(self, *command: object, mode: str = "token") -> Job:
         more = {"RAY_AUTH_MODE": mode, "RAY_API_SERVER_ADDRESS": "http://localhost:8265"}
         return submit(lambda *words: self.hosts.run(*words, **more), self.hosts.base, *command)
-
-    def _nodes(self) -> int:
-        return sum(int(count) for count in re.findall(r"^ (\d+) local\.cluster\.node", self._status(), re.MULTILINE))
 
     def _status(self) -> str:
         return self.hosts.ssh(ADDRESSES[0], f"RAY_AUTH_MODE=token {BIN}/ray status").stdout
