@@ -119,6 +119,18 @@ class MineArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
+class RecipeArguments(CommonArguments):
+    """Mine, fine-tune, mine with the new model, fine-tune that, and measure before and after."""
+
+    model_name_or_path: str = flag(..., MODEL, "embedding model to start from: folder or hub name")
+    train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
+    corpus_data: list[str] = flag(..., DATA, "passages {text} to mine from and to search in when measuring")
+    query_data: list[str] = flag(..., DATA, "held-out queries with their answers {query, pos}")
+    output_dir: str = flag(..., RUN, "folder that all nodes share, for what each stage makes")
+    seed: int = flag(42, RUN, "seed of every stage")
+
+
+@dataclass(kw_only=True)
 class EvaluateArguments(ModelArguments, CommonArguments):
     """Measure retrieval: exact search over a corpus, then MRR, nDCG, Recall and MAP."""
 

@@ -19,11 +19,20 @@ PLANNED = ("encode", "merge", "pretrain")
 Result = TypeVar("Result")
 
 
-def run(arguments: type, function: Callable[[Any, Screen], Any], name: str, argv: Sequence[str] | None) -> int:
-    """Parse `argv` into `arguments`, call `function(parsed, screen)`, return the exit code."""
+def run(
+    arguments: type,
+    function: Callable[[Any, Screen], Any],
+    name: str,
+    argv: Sequence[str] | None,
+    prog: str | None = None,
+) -> int:
+    """Parse `argv` into `arguments`, call `function(parsed, screen)`, return the exit code.
+
+    `prog` is how the command is started, by default `python -m raybge.NAME`.
+    """
     screen = Screen()
     try:
-        parsed: Any = parse(arguments, sys.argv[1:] if argv is None else argv, f"python -m raybge.{name}")
+        parsed: Any = parse(arguments, sys.argv[1:] if argv is None else argv, prog or f"python -m raybge.{name}")
         with screen.capture(name, enabled=not parsed.verbose):
             try:
                 function(parsed, screen)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from raybge.errors import UserError
 
 # Cores of one CPU worker when nothing is said: intra-operator threads gain little beyond.
 CORES_A_WORKER = 8
+
+# Seconds to wait for a cluster that starts machines: until the first one is under way, and for each to be there.
+STARTING, STARTED = 60, 1200
 
 # Whether the Ray that this process is connected to was started below, with slots for reading.
 _own = False
@@ -90,6 +94,70 @@ def connect(address: str | None = None, verbose: bool = False) -> Iterator[Clust
     finally:
         ray.shutdown()
         _own = False
+
+
+def grown(
+    cluster: Cluster,
+    num_workers: str | None,
+    use_gpu: bool | None,
+    cpus_per_worker: int | None,
+    say: Callable[[str], None],
+    runs: int = 1,
+) -> Cluster:
+    """The cluster once it holds what is asked for, so many times, or when no more of it comes: one that starts machines
+    when asked (`ray up`) may begin with none. Any other is given back as it is.
+    """
+    if cluster.own or not _starts_machines():
+        return cluster
+    gpu = cluster.gpus > 0 if use_gpu is None else use_gpu
+    workers, cpus = _count(num_workers), max(1, cpus_per_worker or 1)
+    if workers is None and cluster.room < 1:
+        raise UserError(
+            "--num_workers: this cluster starts its machines when asked, and none is up; say how many workers "
+            "(and --use_gpu or --cpus_per_worker)"
+        )
+    workers = workers and workers * runs
+    if workers is None or (fits := cluster.fitting(cpus, gpu)) >= workers:
+        return cluster
+    say(f"cluster: {cluster.describe()}; room for {max(0, fits)} of {workers} workers, asking for more machines")
+    bundle = {"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus}
+    with _asked_for([bundle] * workers + [{"CPU": 1}] * runs):
+        change = time.monotonic()
+        while time.monotonic() < change + (STARTED if _machines_start() else STARTING):
+            time.sleep(2)
+            now = _look(own=False)
+            if now.fitting(cpus, gpu) >= workers:
+                return now
+            if now.nodes != cluster.nodes:
+                cluster, change = now, time.monotonic()
+    return cluster
+
+
+def _starts_machines() -> bool:
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return is_autoscaler_v2()
+
+
+def _machines_start() -> bool:
+    """Whether a machine is on its way."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return bool(status.pending_nodes or status.pending_launches)
+
+
+@contextmanager
+def _asked_for(bundles: list[dict[str, int]]) -> Iterator[None]:
+    """Ask the cluster to hold these, while the block runs: a wish that outlived its command would keep the machines."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def plan_workers(

@@ -120,9 +120,10 @@ class Launch:
 
     def _fit(self, outcome: list[BaseException]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
 
         from raybge.loop import train_worker
+        from raybge.network import NodeTorchConfig
 
         os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
         try:
@@ -134,7 +135,7 @@ class Launch:
                     use_gpu=bool(self.plan.gpus),
                     resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
                 ),
-                torch_config=TorchConfig(**self.group),
+                torch_config=NodeTorchConfig(**self.group),
                 run_config=RunConfig(
                     name=uuid.uuid4().hex,  # Ray Train would continue a name that it knows
                     storage_path=str(self.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raybge.arguments import TrainArguments
@@ -9,6 +10,7 @@ from raybge.errors import UserError
 from raybge.flags import declared
 
 if TYPE_CHECKING:
+    from raybge.data.files import SourceFile
     from raybge.model.lora import Lora
     from raybge.model.negatives import Objective
 
@@ -88,6 +90,19 @@ def _check_dims(arguments: TrainArguments) -> None:
             raise UserError(f"--mrl_dims must be from 1{most}, found {dim}")
     if len(set(dims)) < len(dims):
         raise UserError(f"--mrl_dims names a length twice: {' '.join(map(str, dims))}")
+
+
+def inputs_of(arguments: TrainArguments, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+    """What every worker reads, by flag: the training files `files`, those to evaluate on, and the models."""
+    from raybge.data.files import list_files
+
+    paths: dict[str, list[str | None]] = {"--train_data": [file.path for file in files]}
+    for name in ("eval_data", "eval_corpus"):
+        given = getattr(arguments, name)
+        paths[f"--{name}"] = [file.path for file in list_files(given, f"--{name}")] if given else []
+    for name in ("model_name_or_path", "config_name", "tokenizer_name", "guide_model"):
+        paths[f"--{name}"] = [getattr(arguments, name)]
+    return paths
 
 
 def _needs(arguments: TrainArguments, name: str, other: str) -> None:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from raybge import cli
 from raybge.arguments import TrainArguments
 from raybge.checkpoints import HIDDEN, RESULTS, Identity, discard, finished, resumes, starting_point
-from raybge.cluster import Cluster, Plan, connect, plan_workers, reading_cpus
+from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.errors import UserError
 from raybge.flags import given
-from raybge.recipe import check_recipe, lora_of, objective_of, sub_batch_size_of
+from raybge.recipe import check_recipe, inputs_of, lora_of, objective_of, sub_batch_size_of
 from raybge.screen import Screen
+from raybge.shared import check_shared
 from raybge.training_flags import accumulation, process_group, training_arguments
 from raybge.training_flags import check as check_training
 
@@ -67,8 +68,12 @@ def train(
     files = list_files(arguments.train_data, "--train_data")
     # Small data is read before Ray starts, so that what is wrong with it is said at once.
     small = _survey(arguments, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
+    written = {"--output_dir": str(output), "--storage_path": str(_storage(arguments, output))}
+    wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
-        plan = plan_workers(cluster, arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker)
+        cluster = grown(cluster, *wanted, screen.say)
+        check_shared(cluster, written, inputs_of(arguments, files))
+        plan = plan_workers(cluster, *wanted)
         survey = small or _survey(arguments, files, output)
         if survey.bad_count:
             from raybge.data.survey import named

@@ -13,7 +13,6 @@ killed goes on with --resume.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +21,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
-from raybge.arguments import MineArguments, TrainArguments, TuneArguments
+from raybge.arguments import TuneArguments
 from raybge.checkpoints import HIDDEN
-from raybge.cluster import connect, plan_workers, side_by_side
+from raybge.cluster import connect, grown, plan_workers, side_by_side
 from raybge.errors import UserError
-from raybge.flags import Flag, build, declared, given, read_config
 from raybge.screen import Screen
+from raybge.shared import check_shared
+from raybge.tuning.flags import (
+    OWN,
+    PATHS,
+    SEARCH_FILE,
+    absolute,
+    check,
+    commands,
+    mining_of,
+    own_command,
+    searched,
+    trained,
+    trial_mining,
+    work_folder,
+)
 from raybge.tuning.space import Domain, parse
 
 if TYPE_CHECKING:
@@ -39,11 +52,6 @@ if TYPE_CHECKING:
 DEFAULT = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
 BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
 RESULTS = (BEST_FILE, "trials.csv", "trials.json", "report.html")
-SEARCH_FILE = "search.json"  # what a search that is continued must have in common
-# Flags of the search itself, and of where and how it runs: all others are the trials'.
-OWN = {f for f in declared(TuneArguments) if f not in declared(TrainArguments)}
-PLACE = {"config", "dry_run", "verbose", "address", "resume", "overwrite_output_dir", "output_dir", "storage_path"}
-PATHS = ("model_name_or_path", "config_name", "tokenizer_name", "cache_dir", "guide_model", "logging_dir", "deepspeed")
 
 
 def tune_finetune(**flags: Any) -> dict[str, Any]:
@@ -61,15 +69,18 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
     from raybge.tuning.search import Search
     from raybge.tuning.trial import Task
 
-    mining = _mining(arguments)
-    space = parse(arguments.search or DEFAULT, _searched(mining))
-    output = _check(arguments, space, mining)
+    mining = mining_of(arguments)
+    space = parse(arguments.search or DEFAULT, searched(mining))
+    output = check(arguments, space, mining)
     if arguments.resume and (output / BEST_FILE).is_file():
         screen.say(f"nothing to continue: the search of {output} is finished")
         return dict(json.loads((output / BEST_FILE).read_text()))
     found = _survey(arguments, output, screen)
+    wanted = arguments.num_workers or "1", arguments.use_gpu, arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
-        plan = plan_workers(cluster, arguments.num_workers or "1", arguments.use_gpu, arguments.cpus_per_worker)
+        cluster = grown(cluster, *wanted, screen.say, runs=arguments.max_concurrent or 1)
+        _check_shared(arguments, mining, cluster, output)
+        plan = plan_workers(cluster, *wanted)
         runs = min(arguments.max_concurrent or arguments.num_samples, side_by_side(cluster, plan))
         _describe(arguments, space, cluster, plan, runs, screen)
         flags = _trial_flags(arguments, found, plan, output, screen)
@@ -77,7 +88,7 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
             return {}
         _begin(arguments, space, flags, output)
         task = Task(
-            flags, str(output / TRIALS), runs, mining and _trial_mining(mining, flags, _work(arguments, output))
+            flags, str(output / TRIALS), runs, mining and trial_mining(mining, flags, work_folder(arguments, output))
         )
         with _shown(arguments, space, task, output, screen) as on_change:
             trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
@@ -88,90 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(TuneArguments, tune, "tune", argv)
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
+def _check_shared(arguments: TuneArguments, mining: Mapping[str, Any] | None, cluster: Cluster, output: Path) -> None:
+    """UserError where a node does not see what trials read and write."""
+    from raybge.data.files import list_files
+    from raybge.recipe import inputs_of
 
-
-def _mining(arguments: TuneArguments) -> dict[str, Any] | None:
-    """The flags of raybge.mine that each trial begins with, None where it mines nothing."""
-    if arguments.mine_config is None:
-        return None
-    found = read_config(arguments.mine_config, declared(MineArguments), "--mine_config")
-    for name in ("input_file", "output_file", "storage_path"):
-        if name in found:
-            raise UserError(f"--mine_config {arguments.mine_config}: {name} is the search's own to choose")
-    return {"model_name_or_path": arguments.model_name_or_path, **found}
-
-
-def _searched(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
-    """The flags that may be searched: training's, and mining's where they do not have the name of one of these."""
-    return {**(declared(MineArguments) if mining is not None else {}), **declared(TrainArguments)}
-
-
-def _check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
-    """Everything that can be said about the flags alone, at the ends of each domain too; returns the output folder."""
-    from raybge.tuning.search import algorithm
-
-    for name in ("num_samples", "max_concurrent"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")
-    if arguments.time_budget is not None and arguments.time_budget <= 0:
-        raise UserError(f"--time_budget must be above 0 seconds, found {arguments.time_budget:g}")
-    if not 0 < arguments.held_out < 1:
-        raise UserError(f"--held_out must be between 0 and 1, found {arguments.held_out:g}")
-    algorithm(arguments, space)
-    for name, domain in space.items():
-        for value in domain.arguments if domain.categorical else domain.arguments[:2]:
-            try:
-                _check_trial(arguments, {name: value}, mining)
-            except UserError as error:
-                raise UserError(f"--search {name}={domain}: {error}") from error
-    output = Path(os.path.abspath(arguments.training["output_dir"]))
-    _check_output(arguments, output)
-    return output
-
-
-def _check_trial(arguments: TuneArguments, drawn: Mapping[str, Any], mining: Mapping[str, Any] | None) -> None:
-    """Whether a trial could have these flags."""
-    from raybge.mining_flags import check as check_mining
-    from raybge.recipe import check_recipe
-    from raybge.training_flags import check
-    from raybge.tuning.trial import Task
-
-    flags = {**_trained(arguments), "eval_data": arguments.eval_data or ["held out"]}
-    first, second = Task(flags, "", 1, mining).stages(drawn, "mined.jsonl", flags["output_dir"])
-    if first:
-        check_mining(build(MineArguments, first), embedded=False)
-    trial = build(TrainArguments, second)
-    check_recipe(trial)
-    check(trial)
-
-
-def _trained(arguments: TuneArguments) -> dict[str, Any]:
-    """The flags that were given and are a training run's."""
-    found = {name: value for name, value in given(arguments).items() if name not in OWN | PLACE}
-    return {**found, "output_dir": arguments.training["output_dir"], "token": arguments.token}
-
-
-def _work(arguments: TuneArguments, output: Path) -> Path:
-    """Where lies what trials share: groups held out, and vectors to mine with."""
-    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output / HIDDEN
-
-
-def _check_output(arguments: TuneArguments, output: Path) -> None:
-    for name, place in (("output_dir", arguments.training["output_dir"]), ("storage_path", arguments.storage_path)):
-        if place and "://" in place:
-            raise UserError(f"--{name} {place}: give a folder that all nodes share; a URI is not built yet")
-    if arguments.overwrite_output_dir and arguments.resume:
-        raise UserError("--overwrite_output_dir removes the search that is to be continued: leave it out, or the other")
-    if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
-        return
-    if not arguments.resume:
-        raise UserError(
-            f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir, or --resume to "
-            "continue its search"
-        )
-    if not (output / HIDDEN / SEARCH_FILE).is_file():
-        raise UserError(f"--output_dir {output} is not empty, and there is no search in it to continue")
+    read = inputs_of(arguments, list_files(arguments.train_data, "--train_data"))
+    pool = (mining or {}).get("candidate_pool") or []
+    read["--mine_config"] = [pool] if isinstance(pool, str) else pool
+    written = {"--output_dir": str(output), "--storage_path": str(work_folder(arguments, output))}
+    check_shared(cluster, written, read)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -204,19 +141,19 @@ def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Pa
         "save_strategy": "no",
         "report_to": "none",
     }
-    flags |= {name: value for name, value in _trained(arguments).items() if name != "output_dir" and value is not None}
+    flags |= {name: value for name, value in trained(arguments).items() if name != "output_dir" and value is not None}
     flags |= {"num_workers": str(plan.workers), "cpus_per_worker": plan.cpus, "use_gpu": bool(plan.gpus)}
     if arguments.eval_data:
-        flags |= {name: [*map(_absolute, flags[name])] for name in ("eval_data", "eval_corpus") if name in flags}
-        flags["train_data"] = [*map(_absolute, arguments.train_data)]
+        flags |= {name: [*map(absolute, flags[name])] for name in ("eval_data", "eval_corpus") if name in flags}
+        flags["train_data"] = [*map(absolute, arguments.train_data)]
     else:
-        split = hold_out(found, arguments.held_out, arguments.training.get("seed", 42), _work(arguments, output))
+        split = hold_out(found, arguments.held_out, arguments.training.get("seed", 42), work_folder(arguments, output))
         flags |= {"train_data": [split.train], "eval_data": [split.dev], "eval_corpus": [split.corpus]}
         screen.say(
             f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups, searched in every `pos` and "
             "`neg` of the data"
         )
-    return {**flags, **{name: _absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
+    return {**flags, **{name: absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
 
 
 def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
@@ -236,23 +173,6 @@ def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
     for line in validation.lines() if validation else []:
         screen.say(line)
     return found
-
-
-def _trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """A trial's flags of raybge.mine; vectors are kept for all trials."""
-    where = {name: flags[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
-    found = {**where, **mining, "storage_path": str(work)}
-    if "candidate_pool" in found:
-        pool = found["candidate_pool"]
-        found["candidate_pool"] = [*map(_absolute, pool if isinstance(pool, list) else [pool])]
-    paths = ("model_name_or_path", "cross_encoder", "cache_dir")
-    return {**found, **{name: _absolute(found[name]) for name in paths if isinstance(found.get(name), str)}}
-
-
-def _absolute(path: str) -> str:
-    """A path that holds from any folder; URIs, and names of models in the hub, as they are."""
-    there = "://" not in path and (os.path.exists(path) or any(each in path for each in "*?["))
-    return os.path.abspath(path) if there else path
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -339,37 +259,15 @@ def _write(
     write_json(str(output / "trials.json"), trials, space)
     found = best(trials, arguments.metric, arguments.mode)
     report = Report(
-        command=_own_command(arguments),
+        command=own_command(arguments),
         metric=arguments.metric,
         mode=arguments.mode,
         space=space,
         trials=trials,
-        best_commands=_commands(task, found.flags) if found else (),
+        best_commands=commands(task, found.flags) if found else (),
         about={"model": arguments.model_name_or_path, "early stopping": arguments.scheduler},
     )
     write(str(output / "report.html"), report)
-
-
-def _own_command(arguments: TuneArguments) -> list[str]:
-    """The words of the search's own command line."""
-    asked = {name: value for name, value in given(arguments).items() if name not in ("resume", "overwrite_output_dir")}
-    return ["python", "-m", "raybge.tune", *_flag_words(asked)]
-
-
-def _commands(task: Task, drawn: Mapping[str, Any]) -> list[list[str]]:
-    """The words of the command lines that train a trial's model again; raybge.mine's is one where it mined."""
-    mining, training = task.stages(drawn, "MINED.jsonl", "OUTPUT_DIR")
-    found = [["python", "-m", "raybge.mine", *_flag_words(mining)]] if mining else []
-    return [*found, ["python", "-m", "raybge.train", *_flag_words(training)]]
-
-
-def _flag_words(flags: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in flags.items():
-        if name != "token":
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return words
 
 
 def _finish(
@@ -386,7 +284,7 @@ def _finish(
     if model.is_dir():
         shutil.rmtree(output / BEST, ignore_errors=True)
         model.rename(output / BEST)
-    again = " && ".join(map(shlex.join, _commands(task, found.flags)))
+    again = " && ".join(map(shlex.join, commands(task, found.flags)))
     result = {"flags": found.flags, "metrics": found.metrics, "command": again}
     (output / BEST_FILE).write_text(json.dumps(result, indent=1) + "\n")
     screen.say(_line(found, arguments.metric))

@@ -12,6 +12,7 @@ from raybge.errors import UserError
 from raybge.flags import build
 from raybge.screen import Screen
 from raybge.tune import main
+from raybge.tuning import flags as flags_module
 from raybge.tuning.trial import Task
 
 
@@ -153,11 +154,11 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     assert "--mine_config bad.yaml: output_file is the search's own" in capfd.readouterr().err
 
     arguments = build(TuneArguments, given | {"search": search})
-    mining = tune_module._mining(arguments)
-    space = tune_module.parse(search, tune_module._searched(mining))
+    mining = flags_module.mining_of(arguments)
+    space = tune_module.parse(search, flags_module.searched(mining))
     assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]
     flags = trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out")
-    task = Task(flags, "x", 1, tune_module._trial_mining(mining, flags, tmp_path / "work"))
+    task = Task(flags, "x", 1, flags_module.trial_mining(mining, flags, tmp_path / "work"))
     drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
     first, second = task.stages(drawn, "mined.jsonl", "model")
     assert (first["range_for_sampling"], first["relative_margin"], first["negative_number"]) == ("2-30", 0.1, 3)
@@ -165,5 +166,5 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "work")
     assert second["train_data"] == ["mined.jsonl"] and second["temperature"] == 0.05
     assert "range_for_sampling" not in second and "temperature" not in first
-    mine, train = tune_module._commands(task, drawn)
+    mine, train = flags_module.commands(task, drawn)
     assert mine[:3] == ["python", "-m", "raybge.mine"] and train[train.index("--train_data") + 1] == "MINED.jsonl"

@@ -13,7 +13,7 @@ from typing import Any
 
 from raybge import __version__
 from raybge.arguments import CommonArguments
-from raybge.cluster import Cluster, Plan, connect
+from raybge.cluster import Cluster, Plan, connect, grown
 from raybge.data.files import SourceFile, extended, filesystem
 from raybge.data.jsonl import Parse
 from raybge.data.source import transcode
@@ -26,8 +26,11 @@ from raybge.search.identity import model_identity
 from raybge.search.pipeline import Embedder, Passages, Queries
 from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
 from raybge.search.store import digest
+from raybge.shared import check_shared
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
+MODELS = ("model_name_or_path", "encoder", "cross_encoder")  # flags of the search commands that may name a folder
+OUTPUTS = ("output_file", "metrics_file")  # and a file to write
 MEMORY_SHARE = 0.8  # of what Ray counts as an actor's memory, for vectors
 WIDE = 1024  # vectors of a model whose configuration does not say
 MOST_BLOCKS = 32_768  # the driver holds a name and some numbers of each
@@ -124,18 +127,19 @@ def opened(
 ) -> Iterator[tuple[Cluster, list[Survey]]]:
     """The Ray cluster and the surveyed sources; small ones are surveyed before Ray starts.
 
-    Packed files are unpacked under `work`.
+    Packed files are unpacked under `work`. UserError where a node does not see what is read or written.
     """
     small = sum(file.size for source in sources for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
-        cluster = None if small else stack.enter_context(connect(arguments.address, arguments.verbose))
-        surveys = [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
-        cluster = cluster or stack.enter_context(connect(arguments.address, arguments.verbose))
-        if cluster.nodes > 1 and not arguments.storage_path and "://" not in work:
-            raise UserError(
-                f"--storage_path: name a folder or URI that all {cluster.nodes} nodes see; vectors are kept there"
-            )
-        yield cluster, surveys
+        surveys = small and [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
+        cluster = stack.enter_context(connect(arguments.address, arguments.verbose))
+        wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
+        cluster = grown(cluster, *wanted, screen.say)
+        models = {f"--{name}": [getattr(arguments, name, None)] for name in MODELS}
+        written = {f"--{name}": getattr(arguments, name, None) for name in OUTPUTS}
+        read = {source.flag: [file.path for file in source.files] for source in sources}
+        check_shared(cluster, {**written, "--storage_path": work}, {**read, **models})
+        yield cluster, surveys or [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
 
 
 def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:

@@ -1,0 +1,146 @@
+"""The whole recipe as one Ray job: mine, fine-tune, mine with the new model, fine-tune that, measure before and after.
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/recipe.py \\
+        --model_name_or_path BAAI/bge-base-en-v1.5 --output_dir /shared/runs/recipe \\
+        --train_data /shared/train.jsonl --corpus_data /shared/corpus.jsonl --query_data /shared/dev.jsonl
+
+What each stage does stands below; change it there. Stages that are finished are skipped: the same command goes on where
+it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybge import cli
+from raybge.arguments import EvaluateArguments, MineArguments, RecipeArguments, TrainArguments
+from raybge.cluster import connect
+from raybge.errors import UserError
+from raybge.evaluate import evaluate
+from raybge.flags import build
+from raybge.mine import mine
+from raybge.screen import Screen
+from raybge.train import train
+
+ROUNDS = 2
+MINING = {"range_for_sampling": "2-100", "negative_number": 7}
+TRAINING = {
+    "train_group_size": 8,
+    "global_batch_size": 256,  # the objective is the same on any number of workers
+    "sub_batch_size": 256,  # and fits their memory
+    "learning_rate": 1e-5,
+    "num_train_epochs": 1,
+    "warmup_ratio": 0.1,
+    "temperature": 0.02,
+    "query_max_len": 64,
+    "passage_max_len": 256,
+    "bf16": True,  # where there is a GPU
+}
+METRICS = ("nDCG@10", "MRR@10", "Recall@100")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command and its flags, all but those that say which machines do the work."""
+
+    name: str
+    command: Callable[[Any, Screen], Any]
+    arguments: type
+    flags: dict[str, Any]
+
+
+def chain(given: RecipeArguments) -> list[Stage]:
+    """The stages, in their order."""
+    folder = os.path.abspath(given.output_dir)
+    work = given.storage_path or f"{folder}/work"
+
+    def measured(name: str, model: str) -> Stage:
+        flags = dict(encoder=model, corpus_data=given.corpus_data, query_data=given.query_data, storage_path=work)
+        return Stage(name, evaluate, EvaluateArguments, dict(**flags, metrics_file=f"{folder}/{name}.json"))
+
+    model = given.model_name_or_path
+    stages = [measured("before", model)]
+    for i in range(1, ROUNDS + 1):
+        mined, trained = f"{folder}/mined-{i}.jsonl", f"{folder}/model-{i}"
+        mining = dict(input_file=given.train_data, candidate_pool=given.corpus_data, output_file=mined, seed=given.seed)
+        training = dict(train_data=mined, output_dir=trained, seed=given.seed, resume=True)
+        mining |= dict(model_name_or_path=model, storage_path=work, **MINING)
+        training |= dict(model_name_or_path=model, **TRAINING)
+        stages += [
+            Stage(f"mine-{i}", mine, MineArguments, mining),
+            Stage(f"train-{i}", train, TrainArguments, training),
+        ]
+        model = trained
+    return [*stages, measured("after", model)]
+
+
+def recipe(given: RecipeArguments, screen: Screen) -> None:
+    """Run the stages that are not finished, then compare."""
+    folder = Path(os.path.abspath(given.output_dir))
+    scale = {
+        name: getattr(given, name)
+        for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "verbose")
+    }
+    stages = chain(given)
+    # everything that is wrong with the flags is said before the first stage
+    built = [build(stage.arguments, {**stage.flags, **scale}) for stage in stages]
+    finished = Finished(folder / "stages.json")
+    open_stages = [finished.check(stage) for stage in stages]
+    for stage, is_open in zip(stages, open_stages, strict=True):
+        screen.say(f"{stage.name:<8} {'to do' if is_open else 'finished'}")
+    if given.dry_run:
+        return
+    if any(open_stages):
+        with connect(given.address, given.verbose):
+            for stage, arguments, is_open in zip(stages, built, open_stages, strict=True):
+                if is_open:
+                    screen.say(f"\n== {stage.name}")
+                    stage.command(arguments, screen)
+                    finished.add(stage)
+    _compare(folder, screen)
+
+
+class Finished:
+    """The finished stages and their flags, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._flags: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def check(self, stage: Stage) -> bool:
+        """Whether the stage is still to do. UserError where it was done with other flags."""
+        before = self._flags.get(stage.name)
+        for name in sorted({*(before or {}), *stage.flags}) if before else ():
+            was, now = before.get(name), stage.flags.get(name)
+            if was != now:
+                raise UserError(
+                    f"--output_dir: stage {stage.name} was run there with {name} {was}, now it is {now}: choose "
+                    f"another folder, or take the stage and those after it out of {self._path}"
+                )
+        return before is None
+
+    def add(self, stage: Stage) -> None:
+        self._flags[stage.name] = stage.flags
+        aside = self._path.with_suffix(".part")
+        aside.write_text(json.dumps(self._flags, indent=2) + "\n")
+        aside.replace(self._path)
+
+
+def _compare(folder: Path, screen: Screen) -> None:
+    before, after = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "after"))
+    screen.say("")
+    screen.table(("", "before", "after"), [(m, f"{before[m]:.4f}", f"{after[m]:.4f}") for m in METRICS])
+    screen.say(f"model: {folder / f'model-{ROUNDS}'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(RecipeArguments, recipe, "recipe", argv, prog="python jobs/recipe.py")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""A Ray cluster of three nodes that takes jobs: on three hosts, or where there can be none, on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hosts import ADDRESSES, Hosts
+
+ROOT = Path(__file__).parents[2]
+BIN = os.path.dirname(sys.executable)
+# what one machine carries three times
+CPUS, OBJECT_STORE = 3, 150_000_000
+UP_SECONDS = 180
+
+EXIT_CODE = """
+import sys
+from ray.job_submission import JobSubmissionClient
+print(JobSubmissionClient().get_job_info(sys.argv[1]).driver_exit_code)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that ended: how `ray job submit` exited, how the job's own program did, and all that was printed."""
+
+    submitted: int
+    exit_code: int | None
+    output: str
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def submit(run: Run, folder: Path, *command: object) -> Job:
+    """Submit `python COMMAND ...` with the repository as its working directory, and wait for its end.
+
+    The packages of jobs/runtime_env.yaml are left out: they are there, and a test has no package index.
+    """
+    settings = yaml.safe_load((ROOT / "jobs/runtime_env.yaml").read_text())
+    del settings["pip"]
+    environment = folder / "runtime_env.yaml"
+    environment.write_text(yaml.safe_dump(settings))
+    name = f"job-{uuid.uuid4().hex[:8]}"
+    options = ["--submission-id", name, "--working-dir", str(ROOT), "--runtime-env", str(environment)]
+    done = run("ray", "job", "submit", *options, "--", "python", *map(str, command))
+    looked = run("python", "-c", EXIT_CODE, name)
+    code = looked.stdout.split()[-1] if looked.returncode == 0 else "None"
+    return Job(done.returncode, None if code == "None" else int(code), done.stdout)
+
+
+class OnHosts:
+    """`ray up jobs/cluster.local.yaml` on three hosts; jobs come from outside, through `ray dashboard`."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts, self.shared = hosts, hosts.shared
+        self.config = hosts.base / "cluster.yaml"
+
+    def up(self) -> None:
+        """Addresses and key are filled in, and each node is kept small. Ray is there, as after an earlier `ray up`."""
+        config = yaml.safe_load((ROOT / "jobs/cluster.local.yaml").read_text())
+        config["provider"].update(head_ip=ADDRESSES[0], worker_ips=list(ADDRESSES[1:]))
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.hosts.key)}
+        small = f"ray start --num-cpus={CPUS} --object-store-memory={OBJECT_STORE}"
+        for kind in ("head", "worker"):
+            commands = config[f"{kind}_start_ray_commands"]
+            commands[-1] = commands[-1].replace("ray start", small)
+        self.config.write_text(yaml.safe_dump(config))
+        for home in self.hosts.homes:
+            (home / "raybge").symlink_to(sys.prefix)
+            # no processes in advance: each job would begin with nine of them
+            (home / ".bashrc").write_text("export RAY_USAGE_STATS_ENABLED=0 RAY_prestart_worker_first_driver=0\n")
+        self._must("ray", "get-auth-token", "--generate")
+        self._must("ray", "up", "--yes", "--no-config-cache", str(self.config))
+        self._door = self.hosts.start("ray", "dashboard", "--no-config-cache", str(self.config))
+        self._wait(lambda: f"/{CPUS * len(ADDRESSES)}.0 CPU" in self._status(), self._status)
+        door = ["bash", "-c", "</dev/tcp/localhost/8265"]
+        self._wait(lambda: self.hosts.run(*door).returncode == 0, lambda: "nothing answers at localhost:8265")
+
+    def down(self) -> None:
+        os.killpg(self._door.pid, signal.SIGINT)
+        self._must("ray", "down", "--yes", str(self.config))
+
+    def submit(self, *command: object, mode: str = "token") -> Job:
+        more = {"RAY_AUTH_MODE": mode, "RAY_API_SERVER_ADDRESS": "http://localhost:8265"}
+        return submit(lambda *words: self.hosts.run(*words, **more), self.hosts.base, *command)
+
+    def _status(self) -> str:
+        return self.hosts.ssh(ADDRESSES[0], f"RAY_AUTH_MODE=token {BIN}/ray status").stdout
+
+    def _must(self, *command: str) -> None:
+        done = self.hosts.run(*command)
+        assert done.returncode == 0, done.stdout
+
+    def _wait(self, until: Callable[[], bool], say: Callable[[], str]) -> None:
+        end = time.monotonic() + UP_SECONDS
+        while not until():
+            assert time.monotonic() < end, say()
+            time.sleep(1)
+
+
+class OnOneMachine:
+    """The same with `ray.cluster_utils.Cluster`: its three nodes are processes of one host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shared = folder, folder
+
+    def up(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self._door = f"http://127.0.0.1:{port}"
+        size = {"num_cpus": CPUS, "object_store_memory": OBJECT_STORE}
+        self._cluster = Cluster(True, head_node_args={"include_dashboard": True, "dashboard_port": port, **size})
+        for _ in ADDRESSES[1:]:
+            self._cluster.add_node(**size)
+        self._cluster.wait_for_nodes()
+
+    def down(self) -> None:
+        self._cluster.shutdown()
+
+    def submit(self, *command: object) -> Job:
+        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": self._door}
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            out = subprocess.PIPE
+            return subprocess.run(words, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True)
+
+        return submit(run, self.folder, *command)
