@@ -271,8 +271,9 @@ class TuneArguments(TrainArguments):
     scheduler: str = flag(
         "asha",
         SEARCH,
-        "who stops trials early: asha (successive halving), median (below the others' median), none",
-        choices=("asha", "median", "none"),
+        "who stops trials early: asha (successive halving), median (below the others' median), none; or pbt: after "
+        "each quarter the worst go on from the best ones' checkpoints, with other flags",
+        choices=("asha", "median", "pbt", "none"),
     )
     search_alg: str | None = flag(
         None, SEARCH, "who draws the values: optuna (TPE), or random, which grids need", choices=("optuna", "random")

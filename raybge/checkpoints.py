@@ -45,11 +45,11 @@ class Identity:
         """The identity of a run over `survey`'s rows in `order`."""
         files = [(os.path.basename(f.name), f.size) for f in survey.files]
         return Identity(
-            data=_digest((files, survey.rows)),
+            data=digest((files, survey.rows)),
             global_batch=order.global_batch,
             seed=order.seed,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            order=_digest(vars(order)),
+            order=digest(vars(order)),
         )
 
 
@@ -211,7 +211,7 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     """A fingerprint of plain values, arrays and objects that hold them: equal in every process."""
     state = hashlib.blake2b(digest_size=12)
 

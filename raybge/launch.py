@@ -11,7 +11,7 @@ import os
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +22,33 @@ from raybge.errors import UserError
 if TYPE_CHECKING:
     from raybge.board import Progress
     from raybge.cluster import Plan
-    from raybge.loop import WorkerConfig
     from raybge.screen import Screen
+    from raybge.worker_config import WorkerConfig
 
-OnMeasured = Callable[[int, int, dict[str, float]], None]
+# Takes the step of an evaluation, the last step there will be, and the metrics; False: tell me again, I cannot yet.
+OnMeasured = Callable[[int, int, dict[str, float]], bool]
 
 POLL_SECONDS = 0.5
 # Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
 # worker that failed will not; Ray's default of 30 would only delay the message.
 LEAVE_SECONDS = "3"
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What a run is told by the search whose trial it is; a run by itself is told nothing.
+
+    Args:
+        on_measured: hears of each evaluation.
+        runs: trials at a time, which share the cluster.
+        tokens: folder for tokens that trials with the same rows share.
+        before: what the model measures before training.
+    """
+
+    on_measured: OnMeasured | None = None
+    runs: int = 1
+    tokens: str | None = None
+    before: Mapping[str, float] | None = None
 
 
 @dataclass
@@ -44,8 +62,7 @@ class Launch:
         storage: where checkpoints lie.
         folder: where Ray Train keeps its own notes.
         max_failures: restarts after a failure, -1 for no limit.
-        on_measured: called in this thread with the step, the last step there will be, and the metrics of each
-            evaluation.
+        on_measured: called in this thread.
     """
 
     config: WorkerConfig
@@ -101,9 +118,9 @@ class Launch:
             return  # the run ended and took Ray with it
         _show(progress, self.config, bar)
         for step, metrics in progress.measured[self.told :]:
+            if self.on_measured and not self.on_measured(step, progress.total, metrics):
+                return
             self.told += 1
-            if self.on_measured:
-                self.on_measured(step, progress.total, metrics)
 
     @contextlib.contextmanager
     def _ended_on_interrupt(self) -> Iterator[None]:

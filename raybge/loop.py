@@ -9,63 +9,25 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from raybge.board import Board
-from raybge.checkpoints import HIDDEN, RESULTS, Identity, publish
+from raybge.checkpoints import HIDDEN, RESULTS, publish
 from raybge.data.collate import GroupTokenizer
-from raybge.data.order import Order
 from raybge.data.stream import StepStream
-from raybge.data.survey import Survey
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
-from raybge.model.negatives import Objective
 from raybge.stream_trainer import Reporter, StreamTrainer
+from raybge.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
-    from raybge.validation import ValidationConfig
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What a worker needs to know, prepared by the driver.
-
-    `encoder` are Encoder's arguments, `guide` those of the guide model's; `lengths` and `draws` are those of
-    TextTokenizer and GroupTokenizer that are not the encoder's, `training` those of TrainingArguments, `card` those of
-    Card that the run does not find out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current
-    folder is Ray's.
-    """
-
-    encoder: dict[str, Any]
-    lengths: dict[str, int]
-    draws: dict[str, Any]
-    objective: Objective
-    training: dict[str, Any]
-    survey: Survey
-    order: Order
-    output_dir: str
-    markers: tuple[str, ...]
-    cpus: int
-    reading_cpus: float
-    fix_position_embedding: bool
-    merge_adapters: bool
-    pad_to_multiple_of: int | None
-    logging_dir: str | None
-    board: Board
-    identity: Identity
-    validation: ValidationConfig | None = None
-    resume_from: str | None = None
-    card: dict[str, Any] = field(default_factory=dict)
-    sub_batch_size: int | None = None
-    guide: dict[str, Any] | None = None
+    pass
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
@@ -121,7 +83,7 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
     if config.validation:
         from raybge.validation import Validation
 
-        validation = Validation(config.validation, rank, world)
+        validation = Validation(config.validation, rank, world, config.kept)
     guide = Encoder(**config.guide, use_fp16=False, devices=str(args.device)) if config.guide else None
     model = ContrastiveModel(
         encoder.model,
@@ -134,11 +96,12 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
     tokenizer = GroupTokenizer(_texts(encoder, config), **config.draws, guide=_texts(guide, config) if guide else None)
     reporter = Reporter(config.board if rank == 0 else None)
     trainer = StreamTrainer(
-        StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus),
+        StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus, kept=config.kept),
         encoder,
         config.identity,
         validation,
         _report_to_ray,
+        config.before,
         model=model,
         args=args,
         callbacks=[reporter],

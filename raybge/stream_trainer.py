@@ -32,6 +32,7 @@ class StreamTrainer(transformers.Trainer):
         identity: written into each checkpoint.
         validation: measures the encoder, None where there is no --eval_data.
         on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
+        before: what `validation` finds of the model before its first step, where that is known.
     """
 
     control: Any  # the Trainer's
@@ -44,6 +45,7 @@ class StreamTrainer(transformers.Trainer):
         identity: Identity,
         validation: Validation | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
+        before: Mapping[str, float] | None = None,
         **kwargs: Any,
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
@@ -53,6 +55,7 @@ class StreamTrainer(transformers.Trainer):
         self.identity = identity
         self.validation = validation
         self.on_checkpoint = on_checkpoint
+        self.before = before
         self.recent: list[tuple[torch.Tensor, int]] = []
 
     # --- the stream's position ---
@@ -118,8 +121,10 @@ class StreamTrainer(transformers.Trainer):
         """Measure the model on all workers together; the metrics are logged as `eval_NAME`."""
         assert self.validation is not None
         start = time.monotonic()
-        with gathered(self.model):
-            found = self.validation.measure(self.encoder)
+        found = None if self.state.global_step else self.before
+        if found is None:
+            with gathered(self.model):
+                found = self.validation.measure(self.encoder)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         metrics["eval_runtime"] = round(time.monotonic() - start, 4)
         self.log(metrics)
@@ -163,6 +168,18 @@ class StreamTrainer(transformers.Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.encoder.load_weights(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """With the learning rate of the flags, which may be another than the checkpoint's."""
+        given: Any = getattr(self.lr_scheduler, "base_lrs", None)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            self.lr_scheduler.base_lrs = given
+            shares = [share(self.lr_scheduler.last_epoch) for share in self.lr_scheduler.lr_lambdas]
+            rates = [base * share for base, share in zip(given, shares, strict=True)]
+            self.lr_scheduler._last_lr = rates  # what is logged
+            for group, base, rate in zip(self.optimizer.param_groups, given, rates, strict=True):
+                group["initial_lr"], group["lr"] = base, rate
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

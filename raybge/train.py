@@ -18,25 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import TrainArguments
-from raybge.checkpoints import HIDDEN, RESULTS, Identity, discard, finished, resumes, starting_point
+from raybge.checkpoints import HIDDEN, RESULTS, discard, finished, resumes, starting_point
 from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.errors import UserError
-from raybge.flags import given
-from raybge.recipe import check_recipe, inputs_of, lora_of, objective_of, sub_batch_size_of
+from raybge.recipe import check_recipe, inputs_of
 from raybge.screen import Screen
 from raybge.shared import check_shared
-from raybge.training_flags import accumulation, process_group, training_arguments
 from raybge.training_flags import check as check_training
+from raybge.training_flags import process_group
+from raybge.worker_config import data_sets_of, device_batch_of, seed_of, worker_config
 
 if TYPE_CHECKING:
-    from raybge.board import Board
     from raybge.checkpoints import Checkpoint
-    from raybge.data.datasets import DataSets
     from raybge.data.jsonl import SourceFile
     from raybge.data.order import Order
     from raybge.data.survey import Survey
-    from raybge.launch import OnMeasured
-    from raybge.loop import WorkerConfig
+    from raybge.launch import TrialContext
 
 
 def finetune(**flags: Any) -> dict[str, float]:
@@ -47,15 +44,13 @@ def finetune(**flags: Any) -> dict[str, float]:
     return cli.call(TrainArguments, train, "train", flags)
 
 
-def train(
-    arguments: TrainArguments, screen: Screen, on_measured: OnMeasured | None = None, runs: int = 1
-) -> dict[str, float]:
-    """The command: check, read, plan, train, report.
-
-    `on_measured` hears of each evaluation; `runs` like this one share the cluster.
-    """
+def train(arguments: TrainArguments, screen: Screen, context: TrialContext | None = None) -> dict[str, float]:
+    """The command: check, read, plan, train, report."""
     from raybge.data.files import list_files
     from raybge.data.survey import IN_PROCESS_BYTES
+    from raybge.launch import TrialContext
+
+    context = context or TrialContext()
 
     output = _check(arguments)
     if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
@@ -83,7 +78,7 @@ def train(
         _describe(arguments, screen, cluster, plan, survey, batches)
         _say_start(arguments, screen, start)
         metrics = _run(
-            arguments, screen, plan, reading_cpus(cluster, plan, runs), survey, batches, output, start, on_measured
+            arguments, screen, plan, reading_cpus(cluster, plan, context.runs), survey, batches, output, start, context
         )
     if arguments.dry_run:
         return {}
@@ -120,7 +115,7 @@ def _check(arguments: TrainArguments) -> Path:
             raise UserError(
                 f"--{name} {place}: training into a URI is not built yet; give a folder that all nodes share"
             )
-    if _seed(arguments) < 0 or arguments.training.get("seed", 0) < 0:
+    if seed_of(arguments) < 0 or arguments.training.get("seed", 0) < 0:
         raise UserError("--seed and --data_seed must be at least 0")
     check_training(arguments)
     output = Path(os.path.abspath(arguments.training["output_dir"]))
@@ -161,15 +156,6 @@ def _storage(arguments: TrainArguments, output: Path) -> Path:
     return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
 
 
-def _device_batch(arguments: TrainArguments) -> int:
-    return arguments.training.get("per_device_train_batch_size", 8)
-
-
-def _seed(arguments: TrainArguments) -> int:
-    data_seed = arguments.training.get("data_seed")
-    return arguments.training.get("seed", 42) if data_seed is None else data_seed
-
-
 def _use_gpu(arguments: TrainArguments) -> bool | None:
     return False if arguments.training.get("use_cpu") else arguments.use_gpu
 
@@ -192,30 +178,17 @@ def _survey(arguments: TrainArguments, files: list[SourceFile], output: Path) ->
     return survey(files, size, parse, arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
 
 
-def _data_sets(arguments: TrainArguments, survey: Survey) -> DataSets:
-    from raybge.data.datasets import arrange, parse_weights
-
-    return arrange(
-        survey,
-        arguments.max_example_num_per_dataset,
-        arguments.small_threshold,
-        arguments.drop_threshold,
-        parse_weights(arguments.dataset_weights or []),
-        arguments.same_dataset_within_batch,
-    )
-
-
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
 def _order(arguments: TrainArguments, survey: Survey, plan: Plan) -> Order:
     from raybge.data.order import Order, window_rows
 
-    global_batch = arguments.global_batch_size or _device_batch(arguments) * plan.workers
+    global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
     drop_last = arguments.training.get("dataloader_drop_last", False)
-    mixture = _data_sets(arguments, survey).mixture
+    mixture = data_sets_of(arguments, survey).mixture
     window = window_rows(sum(f.size for f in survey.files), survey.total_rows)
-    order = Order(survey.rows, global_batch, _seed(arguments), drop_last, mixture, window)
+    order = Order(survey.rows, global_batch, seed_of(arguments), drop_last, mixture, window)
     order.owned(0, plan.workers)
     if not order.steps:
         raise UserError(
@@ -240,14 +213,14 @@ def _describe(
         f"query {arguments.query_max_len} / passage {arguments.passage_max_len} tokens"
     )
     negatives = (
-        "all groups of a step" if arguments.negatives_cross_device else f"blocks of {_device_batch(arguments)} groups"
+        "all groups of a step" if arguments.negatives_cross_device else f"blocks of {device_batch_of(arguments)} groups"
     )
     screen.say(
         f"data: {order.total:,} groups an epoch from {len(survey.files)} file{'s' * (len(survey.files) != 1)}; "
         f"{order.steps:,} steps an epoch of {order.global_batch:,} groups of {arguments.train_group_size}; "
         f"negatives from {negatives if arguments.use_inbatch_neg else 'the own group'}"
     )
-    for line in _data_sets(arguments, survey).describe(survey, order):
+    for line in data_sets_of(arguments, survey).describe(survey, order):
         screen.say(line)
     if not plan.gpus:
         for name in ("fp16", "bf16"):
@@ -267,7 +240,7 @@ def _run(
     order: Order,
     output: Path,
     start: Checkpoint | None,
-    on_measured: OnMeasured | None,
+    context: TrialContext,
 ) -> dict[str, float]:
     from raybge.board import Board
     from raybge.launch import Launch
@@ -282,7 +255,7 @@ def _run(
         marker.touch()
     board = Board()
     try:
-        config = _worker_config(arguments, plan, reading, survey, order, output, storage, markers, board)
+        config = worker_config(arguments, plan, reading, survey, order, output, storage, markers, board, context)
         if start:
             start.check(config.identity)
             config = replace(config, resume_from=start.path)
@@ -297,113 +270,12 @@ def _run(
             for old in storage.glob("checkpoint-*"):
                 discard(old)
         notes = storage / HIDDEN / f"ray-{run}"
-        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, on_measured)
+        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured)
         return launch.watch(screen)
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
         shutil.rmtree(storage / HIDDEN / f"ray-{run}", ignore_errors=True)
-
-
-def _worker_config(
-    arguments: TrainArguments,
-    plan: Plan,
-    reading: float,
-    survey: Survey,
-    order: Order,
-    output: Path,
-    storage: Path,
-    markers: tuple[Path, ...],
-    board: Board,
-) -> WorkerConfig:
-    from raybge.loop import WorkerConfig
-    from raybge.validation import prepare
-
-    return WorkerConfig(
-        encoder=dict(
-            model_name_or_path=_absolute(arguments.model_name_or_path),
-            normalize_embeddings=arguments.normlized,
-            pooling_method=arguments.sentence_pooling_method,
-            query_instruction_for_retrieval=arguments.query_instruction_for_retrieval,
-            query_instruction_format=arguments.query_instruction_format,
-            passage_instruction_for_retrieval=arguments.passage_instruction_for_retrieval,
-            passage_instruction_format=arguments.passage_instruction_format,
-            trust_remote_code=arguments.trust_remote_code,
-            cache_dir=arguments.cache_dir,
-            tokenizer_name=arguments.tokenizer_name,
-            config_name=arguments.config_name,
-            token=arguments.token,
-            use_fast_tokenizer=arguments.use_fast_tokenizer,
-            lora=lora_of(arguments),
-        ),
-        lengths=dict(query_max_len=arguments.query_max_len, passage_max_len=arguments.passage_max_len),
-        draws=dict(
-            group_size=arguments.train_group_size,
-            seed=_seed(arguments),
-            shuffle_ratio=arguments.shuffle_ratio,
-            alone=_data_sets(arguments, survey).alone,
-            scored=arguments.knowledge_distillation,
-        ),
-        objective=objective_of(arguments, _device_batch(arguments)),
-        sub_batch_size=sub_batch_size_of(arguments),
-        guide=_guide(arguments),
-        training=training_arguments(arguments, plan, order, storage),
-        survey=survey,
-        order=order,
-        output_dir=str(output),
-        markers=tuple(map(str, markers)),
-        cpus=plan.cpus,
-        reading_cpus=reading,
-        fix_position_embedding=arguments.fix_position_embedding,
-        merge_adapters=arguments.save_merged_lora_model,
-        pad_to_multiple_of=arguments.pad_to_multiple_of,
-        logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
-        board=board,
-        identity=Identity.of(survey, order, accumulation(arguments)),
-        validation=prepare(arguments, storage),
-        card=_card(arguments, survey),
-    )
-
-
-def _guide(arguments: TrainArguments) -> dict[str, Any] | None:
-    """Encoder's arguments for the guide model."""
-    if arguments.guide_model is None:
-        return None
-    return dict(
-        model_name_or_path=_absolute(arguments.guide_model),
-        trust_remote_code=arguments.trust_remote_code,
-        cache_dir=arguments.cache_dir,
-        token=arguments.token,
-    )
-
-
-def _absolute(model: str) -> str:
-    """A local folder's absolute path: a worker's current folder is Ray's. A hub's name as it is."""
-    return os.path.abspath(model) if os.path.exists(model) else model
-
-
-def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
-    """What the model card says of the run before it starts; secrets stay out of it."""
-    import ray
-    import torch
-    import transformers
-
-    from raybge import __version__
-
-    rows = dict.fromkeys((f.name for f in survey.files), 0)
-    for block, count in zip(survey.blocks, survey.rows, strict=True):
-        rows[survey.files[block.file].name] += int(count)
-    return dict(
-        base_model=arguments.model_name_or_path,
-        data=list(rows.items()),
-        flags=given(arguments),
-        versions={
-            "raybge": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        },
-    )
 
 
 if __name__ == "__main__":

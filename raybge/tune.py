@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from raybge.tuning.trials import Trial
 
 DEFAULT = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
+SHARED = "shared"  # what trials have in common, while the search runs
 BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
 RESULTS = (BEST_FILE, "trials.csv", "trials.json", "report.html")
 
@@ -88,7 +89,12 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
             return {}
         _begin(arguments, space, flags, output)
         task = Task(
-            flags, str(output / TRIALS), runs, mining and trial_mining(mining, flags, work_folder(arguments, output))
+            flags,
+            folder=str(output / TRIALS),
+            runs=runs,
+            shared=str(output / HIDDEN / SHARED),
+            mining=mining and trial_mining(mining, flags, work_folder(arguments, output)),
+            population=arguments.scheduler == "pbt",
         )
         with _shown(arguments, space, task, output, screen) as on_change:
             trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
@@ -119,7 +125,9 @@ def _describe(
 ) -> None:
     from raybge.tuning.search import algorithm
 
-    stopping = "none stopped early" if arguments.scheduler == "none" else f"stopped early by {arguments.scheduler}"
+    stopping = {"none": "none stopped early", "pbt": "the worst replaced by the best after each quarter (pbt)"}.get(
+        arguments.scheduler, f"stopped early by {arguments.scheduler}"
+    )
     at_a_time = "one after the other" if runs == 1 else f"{runs} at a time"
     screen.say(f"cluster: {cluster.describe()}; trials {at_a_time}, each of {plan.describe('training worker')}")
     screen.say(
@@ -132,17 +140,20 @@ def _describe(
 
 def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Path, screen: Screen) -> dict[str, Any]:
     """A trial's flags but for those that are drawn; paths are absolute, since a trial runs in a folder of Ray's."""
+    from raybge.tuning.population import INTERVAL
     from raybge.tuning.search import EVALUATIONS
     from raybge.tuning.split import hold_out
 
     flags: dict[str, Any] = {
         "eval_strategy": "steps",
-        "eval_steps": 1 / EVALUATIONS,
+        "eval_steps": 1 / EVALUATIONS if arguments.scheduler != "pbt" else INTERVAL / 100,
         "save_strategy": "no",
         "report_to": "none",
     }
     flags |= {name: value for name, value in trained(arguments).items() if name != "output_dir" and value is not None}
     flags |= {"num_workers": str(plan.workers), "cpus_per_worker": plan.cpus, "use_gpu": bool(plan.gpus)}
+    if arguments.scheduler == "pbt":  # each evaluation may be where another trial goes on
+        flags |= {"save_strategy": flags["eval_strategy"], "save_steps": flags["eval_steps"]}
     if arguments.eval_data:
         flags |= {name: [*map(absolute, flags[name])] for name in ("eval_data", "eval_corpus") if name in flags}
         flags["train_data"] = [*map(absolute, arguments.train_data)]
@@ -195,7 +206,7 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
                 if was != is_:
                     raise UserError(f"--resume: --{name} is {is_}, but {was} in the search of {output}")
         return
-    for folder in (TRIALS, BEST, f"{HIDDEN}/{NAME}"):
+    for folder in (TRIALS, BEST, f"{HIDDEN}/{NAME}", f"{HIDDEN}/{SHARED}"):
         shutil.rmtree(output / folder, ignore_errors=True)
     for name in RESULTS:
         (output / name).unlink(missing_ok=True)
@@ -264,7 +275,7 @@ def _write(
         mode=arguments.mode,
         space=space,
         trials=trials,
-        best_commands=commands(task, found.flags) if found else (),
+        best_commands=commands(task, found.history) if found else (),
         about={"model": arguments.model_name_or_path, "early stopping": arguments.scheduler},
     )
     write(str(output / "report.html"), report)
@@ -274,6 +285,7 @@ def _finish(
     arguments: TuneArguments, trials: Sequence[Trial], task: Task, output: Path, screen: Screen
 ) -> dict[str, Any]:
     """Move the best model in and say what was found."""
+    from raybge.tuning.population import ATTEMPTS
     from raybge.tuning.trial import MODEL
     from raybge.tuning.trials import best
 
@@ -284,9 +296,11 @@ def _finish(
     if model.is_dir():
         shutil.rmtree(output / BEST, ignore_errors=True)
         model.rename(output / BEST)
-    again = " && ".join(map(shlex.join, commands(task, found.flags)))
+    again = " && ".join(map(shlex.join, commands(task, found.history)))
     result = {"flags": found.flags, "metrics": found.metrics, "command": again}
     (output / BEST_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    for folder in (Path(task.shared), *(output / TRIALS).glob(f"*/{ATTEMPTS}")):
+        shutil.rmtree(folder, ignore_errors=True)
     screen.say(_line(found, arguments.metric))
     screen.say(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / 'report.html'}")
     screen.say(f"the same model again: {again}")

@@ -15,6 +15,7 @@ D width of a vector, r this worker's own rows.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ from raybge.data.groups import Group, parse_group, parse_judged, parse_passage, 
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source import transcode
 from raybge.data.survey import Survey, named, survey
+from raybge.data.token_files import TokenFiles
 from raybge.errors import UserError
 from raybge.metrics import measure
 from raybge.model.embedding import max_positions, plan_chunks
@@ -48,6 +51,7 @@ BLOCK_BYTES = 128 << 10  # of the input: about 30,000 tokens, enough to sort by 
 GPU_TOKENS_PER_CHUNK = 16_384
 SCORED = 4096  # queries scored at a time
 MERGED = 1024  # queries whose lists from all workers are held at a time
+_Tokens = tuple[np.ndarray, np.ndarray]  # int32: of a block's texts, one after the other, and how many each text has
 HELD_BYTES = 256 << 20  # tokens kept from one evaluation to the next, 4 bytes each; what is above is tokenised anew
 
 
@@ -128,12 +132,14 @@ class Validation:
     Args:
         config: as `prepare` made it.
         rank, world: this worker and the number of all of them; above 1 torch.distributed must be initialised.
+        kept: tokens that need not be made again.
     """
 
-    def __init__(self, config: ValidationConfig, rank: int, world: int) -> None:
+    def __init__(self, config: ValidationConfig, rank: int, world: int, kept: TokenFiles | None = None) -> None:
         self.config = config
         self.rank = rank
         self.world = world
+        self.kept = kept
         self._task: _Task | None = None
 
     def measure(self, encoder: Encoder) -> dict[str, float]:
@@ -179,11 +185,28 @@ class Validation:
             numbered = zip(config.passages(block), ids[block], strict=True)
             return encoder.tokenize([encoder.passage_text(text) for text, i in numbered if i >= 0], passage_len)
 
-        queries = _Share(own_queries, query_tokens, HELD_BYTES, device)
-        corpus = _Share(own_corpus, passage_tokens, HELD_BYTES - queries.held_bytes, device)
+        queries = _Share(own_queries, self._tokens("queries", query_tokens), HELD_BYTES, device)
+        corpus = _Share(own_corpus, self._tokens("passages", passage_tokens), HELD_BYTES - queries.held_bytes, device)
         kept = {block: torch.from_numpy(i[i >= 0]).to(device) for block, i in ids.items()}
         deal = _Deal(own_queries, self.rank, device)
         return _Task(queries, corpus, kept, deal, _find_answers(config, deal, table))
+
+    def _tokens(self, name: str, tokenize: Callable[[int], list[list[int]]]) -> Callable[[int], _Tokens]:
+        """A block's tokens, from those that are kept where there are any."""
+
+        def tables(block: int) -> Iterator[pa.Table]:
+            ids = tokenize(block)
+            tokens = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+            lengths = np.fromiter(map(len, ids), np.int32)
+            yield pa.table({"tokens": pa.array([tokens]), "lengths": pa.array([lengths])})
+
+        def of_block(block: int) -> _Tokens:
+            make = functools.partial(tables, block)
+            [table] = self.kept.tables(f"{name}-{block}", make) if self.kept else make()
+            tokens, lengths = (np.array(table.column(column)[0].values) for column in ("tokens", "lengths"))
+            return tokens, lengths
+
+        return of_block
 
 
 # --- read -------------------------------------------------------------------------------------------------------------
@@ -247,19 +270,17 @@ class _Share:
     """
 
     def __init__(
-        self, blocks: Sequence[int], tokenize: Callable[[int], list[list[int]]], room: int, device: torch.device
+        self, blocks: Sequence[int], tokenize: Callable[[int], _Tokens], room: int, device: torch.device
     ) -> None:
         self.blocks = blocks
         self.tokenize = tokenize
         self.budget = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
-        self.held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.held: dict[int, _Tokens] = {}
         self.held_bytes = 0
         needed = 0
         for block in blocks:
-            token_ids = tokenize(block)
-            lengths = np.array([len(ids) for ids in token_ids], np.int64)
+            tokens, lengths = tokenize(block)
             needed += len(plan_chunks(lengths.tolist(), self.budget))
-            tokens = np.fromiter(itertools.chain.from_iterable(token_ids), np.int32, lengths.sum())
             if self.held_bytes + tokens.nbytes + lengths.nbytes <= room:
                 self.held_bytes += tokens.nbytes + lengths.nbytes
                 self.held[block] = tokens, lengths
@@ -278,10 +299,8 @@ class _Share:
         for _ in range(calls, self.calls):
             encoder.model.embed([[0]], self.budget)  # of no use but to those who wait for this worker's parameters
 
-    def _tokens(self, block: int) -> Sequence[Any]:
-        if block not in self.held:
-            return self.tokenize(block)
-        tokens, lengths = self.held[block]
+    def _tokens(self, block: int) -> Sequence[np.ndarray]:
+        tokens, lengths = self.held[block] if block in self.held else self.tokenize(block)
         return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 

@@ -92,7 +92,15 @@ def found(tmp_path_factory) -> Survey:
 def trainer(tiny, found, tmp_path):
     """Makes a StreamTrainer; its flags are those of TrainingArguments."""
 
-    def make(callbacks=(), validation=None, folder: Path = tmp_path, on_checkpoint=None, model=tiny, **flags: Any):
+    def make(
+        callbacks=(),
+        validation=None,
+        folder: Path = tmp_path,
+        on_checkpoint=None,
+        model=tiny,
+        before=None,
+        **flags: Any,
+    ):
         flags = {"logging_steps": 1, "learning_rate": 1e-3, "num_train_epochs": 2, "save_strategy": "no"} | flags
         args = transformers.TrainingArguments(
             output_dir=str(folder), use_cpu=True, ignore_data_skip=True, disable_tqdm=True, **flags
@@ -110,6 +118,7 @@ def trainer(tiny, found, tmp_path):
             Identity.of(found, order, args.gradient_accumulation_steps),
             validation,
             on_checkpoint,
+            before,
             model=contrastive,
             args=args,
             callbacks=[reporter, *callbacks],
@@ -180,6 +189,20 @@ def test_a_resumed_run_saves_as_its_own_flags_say(trainer, tmp_path):
     trainer(save_strategy="steps", save_steps=4, max_steps=4).train()
     trainer(save_strategy="steps", save_steps=5, max_steps=11).train(resume_from_checkpoint=newest(tmp_path).path)
     assert {p.name for p in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (4, 5, 10, 11)}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+def test_a_resumed_run_goes_on_with_its_own_learning_rate(trainer, tmp_path, schedule):
+    """The schedule goes on where it was; the rate is the one that is given now, for every parameter."""
+    flags = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": schedule, "warmup_steps": 6}
+    whole, doubled = trainer(**flags, weight_decay=0.1), trainer(**flags, weight_decay=0.1, learning_rate=2e-3)
+    whole.train()
+    doubled.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    rates = dict(logged(whole, "learning_rate"))
+    assert dict(logged(doubled, "learning_rate")) == pytest.approx(
+        {step: rate * (1 + (step > 8)) for step, rate in rates.items()}
+    )
+    assert {group["initial_lr"] for group in doubled.optimizer.param_groups} == {2e-3}
 
 
 def test_a_half_written_checkpoint_is_not_continued_from(trainer, tmp_path, monkeypatch):
@@ -305,6 +328,15 @@ def test_the_best_model_by_metric_is_loaded_at_the_end(trainer, tmp_path):
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     for name, value in Encoder(str(best), devices="cpu").model.named_parameters():
         torch.testing.assert_close(value, dict(made.encoder.model.named_parameters())[name], atol=0, rtol=0)
+
+
+def test_what_the_model_measures_before_training_may_be_known(trainer):
+    flags = {"eval_strategy": "steps", "eval_steps": 9, "eval_on_start": True}
+    known = {"nDCG@10": 0.25, "MRR@10": 0.5}
+    watched = trainer(validation=Scripted([0.3, 0.4]), before=known, **flags)
+    watched.train()
+    expected = [(0, 0.25, 0.5), (9, 0.3, 0.15), (18, 0.4, 0.2)]
+    assert logged(watched, "eval_nDCG@10", "eval_MRR@10") == expected
 
 
 def test_a_schedule_can_follow_the_metric(trainer):

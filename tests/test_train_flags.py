@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from raybge import train as train_module
+from raybge import worker_config as module
 from raybge.arguments import TrainArguments
 from raybge.cluster import Plan
 from raybge.flags import build, declared
+from raybge.launch import TrialContext
 
 OTHER = {
     "config": None,  # read by the parser
@@ -44,8 +46,17 @@ NEEDS = {
 def worker_config(arguments: TrainArguments, folder: Path) -> str:
     order = train_module._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
     storage = Path(arguments.storage_path or folder)
-    config = train_module._worker_config(
-        arguments, Plan(2, 1, 0), 1.0, survey_of_nothing(), order, folder, storage, (folder / "marker",), None
+    config = module.worker_config(
+        arguments,
+        Plan(2, 1, 0),
+        1.0,
+        survey_of_nothing(),
+        order,
+        folder,
+        storage,
+        (folder / "marker",),
+        None,
+        TrialContext(),
     )
     return repr(config) + repr(vars(config.order))
 

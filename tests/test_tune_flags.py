@@ -158,7 +158,7 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     space = tune_module.parse(search, flags_module.searched(mining))
     assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]
     flags = trial_flags(arguments, Plan(1, 1, 0), tmp_path / "out")
-    task = Task(flags, "x", 1, flags_module.trial_mining(mining, flags, tmp_path / "work"))
+    task = Task(flags, "x", 1, "", flags_module.trial_mining(mining, flags, tmp_path / "work"))
     drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
     first, second = task.stages(drawn, "mined.jsonl", "model")
     assert (first["range_for_sampling"], first["relative_margin"], first["negative_number"]) == ("2-30", 0.1, 3)
@@ -166,5 +166,5 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "work")
     assert second["train_data"] == ["mined.jsonl"] and second["temperature"] == 0.05
     assert "range_for_sampling" not in second and "temperature" not in first
-    mine, train = flags_module.commands(task, drawn)
+    mine, train = flags_module.commands(task, [(0, drawn)])
     assert mine[:3] == ["python", "-m", "raybge.mine"] and train[train.index("--train_data") + 1] == "MINED.jsonl"

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 
 from raybge import evaluate_retrieval, validation
 from raybge.arguments import TrainArguments
+from raybge.data.token_files import TokenFiles
 from raybge.errors import UserError
 from raybge.flags import build
 from raybge.model.encoder import Encoder
@@ -97,6 +98,18 @@ def test_equals_a_plain_search(data, tiny_model, tmp_path, small_blocks, monkeyp
     assert 0.1 < found["MRR@10"] < 0.9
     plain = Encoder(tiny_model, devices="cpu")
     assert Validation(config, 0, 1).measure(plain) != found  # the instructions act
+
+
+@pytest.mark.parametrize("with_corpus", [True, False], ids=["corpus", "own pool"])
+def test_runs_that_share_their_tokens_tokenise_once(data, tiny_model, tmp_path, small_blocks, monkeypatch, with_corpus):
+    corpus, dev, _, _ = data
+    encoder = Encoder(tiny_model, **INSTRUCTIONS, devices="cpu")
+    config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
+    expected = Validation(config, 0, 1).measure(encoder)
+    kept = TokenFiles(str(tmp_path / "kept"))
+    assert Validation(config, 0, 1, kept).measure(encoder) == expected
+    monkeypatch.setattr(Encoder, "tokenize", lambda *_: pytest.fail("tokenised again"))
+    assert Validation(config, 0, 1, kept).measure(encoder) == expected
 
 
 @pytest.fixture(scope="module")

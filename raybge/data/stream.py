@@ -18,6 +18,7 @@ from raybge.data.jsonl import Block, Row, read_rows
 from raybge.data.mixture import Span
 from raybge.data.order import Order, Window
 from raybge.data.survey import Survey
+from raybge.data.token_files import TokenFiles
 from raybge.errors import UserError
 
 # Steps leave a reading task in blocks of about this size. Small, so that a step waits for few others: a step of a large
@@ -31,7 +32,7 @@ class StepStream:
     """Iterable over the steps of an epoch, for worker `rank` of `world`; `set_epoch` chooses the epoch.
 
     `len()` is the steps of an epoch and `dataset` has the length of the data set: transformers' Trainer reads its
-    number of steps and samples from both.
+    number of steps and samples from both. What is `kept` is not made again.
     """
 
     survey: Survey
@@ -42,6 +43,7 @@ class StepStream:
     reading_cpus: float
     epoch: int = 0
     start_step: int = 0
+    kept: TokenFiles | None = None
 
     @property
     def dataset(self) -> range:
@@ -67,7 +69,7 @@ class StepStream:
         from ray.data.block import BlockMetadata
         from ray.data.datasource import Datasource, ReadTask
 
-        shared = ray.put(Reading.of(self.survey, self.order, self.tokenizer))
+        shared = ray.put(Reading.of(self.survey, self.order, self.tokenizer, self.kept))
         about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         # A task is a few numbers: it works out by itself what its window reads.
         tasks = [
@@ -112,11 +114,12 @@ class Reading:
     all_good_B: np.ndarray
     order: Order
     tokenizer: GroupTokenizer
+    kept: TokenFiles | None = None
 
     @classmethod
-    def of(cls, survey: Survey, order: Order, tokenizer: GroupTokenizer) -> Reading:
+    def of(cls, survey: Survey, order: Order, tokenizer: GroupTokenizer, kept: TokenFiles | None = None) -> Reading:
         blocks_B3 = np.array([(b.file, b.start, b.stop) for b in survey.blocks], np.int64).reshape(-1, 3)
-        return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer)
+        return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer, kept)
 
     def steps(self, epoch: int, window: Window, start_step: int = 0) -> Iterator[pa.Table]:
         """A window's steps from `start_step` on, each as the table that the tokenizer makes of its rows."""
@@ -154,8 +157,11 @@ def _read_shared(shared: Any, epoch: int, rank: int, world: int, start_step: int
     import ray
 
     reading = _opened(shared.hex(), lambda: ray.get(shared))
-    window = next(reading.order.windows(epoch, rank, world, start_step))
-    yield from reading.steps(epoch, window, start_step)
+
+    def steps() -> Iterator[pa.Table]:
+        return reading.steps(epoch, next(reading.order.windows(epoch, rank, world, start_step)), start_step)
+
+    yield from reading.kept.tables(f"{epoch}-{rank}-of-{world}-{start_step}", steps) if reading.kept else steps()
 
 
 _OPEN: dict[str, Reading] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from raybge.arguments import MineArguments, TrainArguments, TuneArguments
 from raybge.checkpoints import HIDDEN
 from raybge.errors import UserError
 from raybge.flags import Flag, build, declared, given, read_config
+from raybge.tuning import population
 from raybge.tuning.space import Domain
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping
     if not 0 < arguments.held_out < 1:
         raise UserError(f"--held_out must be between 0 and 1, found {arguments.held_out:g}")
     algorithm(arguments, space)
+    if arguments.scheduler == "pbt":
+        population.check(space, arguments.training, mining is not None)
     for name, domain in space.items():
         for value in domain.arguments if domain.categorical else domain.arguments[:2]:
             try:
@@ -71,7 +74,7 @@ def _check_trial(arguments: TuneArguments, drawn: Mapping[str, Any], mining: Map
     from raybge.tuning.trial import Task
 
     flags = {**trained(arguments), "eval_data": arguments.eval_data or ["held out"]}
-    first, second = Task(flags, "", 1, mining).stages(drawn, "mined.jsonl", flags["output_dir"])
+    first, second = Task(flags, "", 1, "", mining).stages(drawn, "mined.jsonl", flags["output_dir"])
     if first:
         check_mining(build(MineArguments, first), embedded=False)
     trial = build(TrainArguments, second)
@@ -130,11 +133,22 @@ def own_command(arguments: TuneArguments) -> list[str]:
     return ["python", "-m", "raybge.tune", *_flag_words(asked)]
 
 
-def commands(task: Task, drawn: Mapping[str, Any]) -> list[list[str]]:
-    """The words of the command lines that train a trial's model again; raybge.mine's is one where it mined."""
-    mining, training = task.stages(drawn, "MINED.jsonl", "OUTPUT_DIR")
-    found = [["python", "-m", "raybge.mine", *_flag_words(mining)]] if mining else []
-    return [*found, ["python", "-m", "raybge.train", *_flag_words(training)]]
+def commands(task: Task, history: Sequence[tuple[int, Mapping[str, Any]]]) -> list[list[str]]:
+    """The words of the command lines that train a trial's model again (see Trial's `history`).
+
+    raybge.mine's is one of them where the trial mined. Where flags changed while it trained, each further command goes
+    on from a checkpoint of the one before.
+    """
+    found = []
+    for i, (step, drawn) in enumerate(history):
+        output = "OUTPUT_DIR" if len(history) == 1 else f"OUTPUT_DIR-{i + 1}"
+        mining, training = task.stages(drawn, "MINED.jsonl", output)
+        if mining:
+            found.append(["python", "-m", "raybge.mine", *_flag_words(mining)])
+        if i:
+            training["resume_from_checkpoint"] = f"OUTPUT_DIR-{i}/checkpoint-{step}"
+        found.append(["python", "-m", "raybge.train", *_flag_words(training)])
+    return found
 
 
 def _flag_words(flags: Mapping[str, Any]) -> list[str]:

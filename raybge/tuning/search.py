@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raybge.arguments import TuneArguments
 from raybge.errors import UserError
+from raybge.tuning import population
 from raybge.tuning.space import Domain
 from raybge.tuning.trial import MINED, MODEL, PERCENT, Task, curve_of, result_of, run_trial
 from raybge.tuning.trials import Trial, best
@@ -51,7 +56,8 @@ class Search:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
         trainable = tune.with_parameters(run_trial, task=self.task)
         # A trial's actor only waits for its training workers. It takes no CPU from them; of nothing Ray makes no group.
-        trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": 1}]))
+        needs = population.resources(self.task.runs) if self.task.population else {"memory": 1}
+        trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([needs]))
         space = {name: domain.to_ray() for name, domain in self.space.items()}
         place = self.folder / NAME
         _RUNNING[:] = [self]
@@ -62,10 +68,15 @@ class Search:
                 tuner = tune.Tuner(
                     trainable, param_space=space, tune_config=self._tune_config(), run_config=self._run_config()
                 )
-            tuner.fit()
+            with _seeded(self.seed):
+                tuner.fit()
         finally:
             _RUNNING.clear()
         return self.trials
+
+    @property
+    def seed(self) -> int:
+        return int(self.arguments.training.get("seed", 42))
 
     def _tune_config(self) -> Any:
         from ray import tune
@@ -77,7 +88,7 @@ class Search:
             search_alg=self._searcher(),
             scheduler=self._scheduler(),
             num_samples=asked.num_samples,
-            max_concurrent_trials=self.task.runs,
+            max_concurrent_trials=None if self._draws_at_random() else self.task.runs,
             time_budget_s=asked.time_budget,
         )
 
@@ -92,19 +103,25 @@ class Search:
             verbose=0,
         )
 
+    def _draws_at_random(self) -> bool:
+        return algorithm(self.arguments, self.space) == "random"
+
     def _searcher(self) -> Any:
-        seed = self.arguments.training.get("seed", 42)
-        if algorithm(self.arguments, self.space) == "random":
+        if self._draws_at_random():
             from ray.tune.search.basic_variant import BasicVariantGenerator
 
-            return BasicVariantGenerator(random_state=seed)
+            # It keeps to a limit of its own alone. A population is drawn at once, and `needs` limits it.
+            limit = 0 if self.task.population else self.task.runs
+            return BasicVariantGenerator(max_concurrent=limit, random_state=self.seed)
         from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(seed=seed)
+        return OptunaSearch(seed=self.seed)
 
     def _scheduler(self) -> Any:
         from ray.tune import schedulers
 
+        if self.task.population:
+            return population.scheduler(self.space, PERCENT)
         first = 100 / EVALUATIONS
         if self.arguments.scheduler == "asha":
             return schedulers.ASHAScheduler(
@@ -129,18 +146,20 @@ class Search:
         result, curve = result_of(folder), curve_of(folder)
         status = STATUS.get(known.status, "stopped" if known.trial_id in self.ended else "running")
         status = "finished" if result else status
+        flags = {name: known.config[name] for name in self.space}
         error = None
         if status == "failed":
             error = (str(known.get_error() or "").strip().splitlines() or ["unknown"])[-1]
         return Trial(
             number=number,
-            flags={name: known.config[name] for name in self.space},
+            flags=flags,
             status=status,
             curve=[(step, metrics[self.arguments.metric]) for step, metrics in curve],
             metrics=curve[-1][1] if curve else {},
             seconds=result["seconds"] if result else round((known.last_result or {}).get("time_total_s", 0.0), 3),
             error=error,
             id=known.trial_id,
+            history=(self.task.population and population.history(folder)) or [(0, flags)],
         )
 
     def _forget_models(self) -> None:
@@ -153,13 +172,32 @@ class Search:
 
 
 def algorithm(arguments: TuneArguments, space: Mapping[str, Domain]) -> str:
-    """Who draws the values: Optuna, unless a grid is to be gone through."""
+    """Who draws the values: Optuna, unless a grid is to be gone through or values change while trials train."""
+    if arguments.scheduler == "pbt":
+        if arguments.search_alg == "optuna":
+            raise UserError(
+                "--search_alg optuna learns from whole trials; --scheduler pbt changes them while they train"
+            )
+        return "random"
     grids = [name for name, domain in space.items() if domain.grid]
     if arguments.search_alg == "optuna" and grids:
         raise UserError(
             f"--search_alg optuna draws values and goes through no grid: search {grids[0]} with choice(...)"
         )
     return arguments.search_alg or ("random" if grids else "optuna")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Ray Tune's population based training draws from Python's and numpy's global generators."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 # The search that this process runs: Ray Tune pickles its callbacks, and a screen cannot be.

@@ -4,23 +4,36 @@ trials/ID/curve.jsonl   a line for each evaluation, from the first on
 trials/ID/result.json   of a trial that ran to its end
 trials/ID/mined.jsonl   what it was trained on, where each trial mines its own
 trials/ID/model         its model, as long as no other trial's is better
+trials/ID/attempts/N    checkpoints to go on from, and what the trial was then: of --scheduler pbt alone
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raybge.arguments import MineArguments, TrainArguments
+from raybge.checkpoints import digest
 from raybge.flags import build, declared
 from raybge.screen import Screen
+from raybge.tuning.population import Attempt
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
+BEFORE, TOKENS = "before.json", "tokens"
 STEP, PERCENT = "step", "percent"  # of a report to Ray Tune: updates, and their share of all
+# Searched flags on which neither a batch depends nor what the model measures before training: of trials that differ in
+# these alone, the first does for all what comes before the first update.
+OPTIMISING = {
+    *("learning_rate", "temperature", "weight_decay", "max_grad_norm", "optim", "optim_args"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "warmup_ratio", "warmup_steps"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "use_inbatch_neg", "negatives_cross_device", "kd_loss_type"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +44,26 @@ class Task:
         flags: of the training run, but for those that are searched and its folder.
         folder: where each trial has a folder of its own; one that all nodes share.
         runs: trials at a time.
+        shared: folder for what trials have in common.
         mining: flags of raybge.mine, where each trial mines its negatives first.
+        population: whether trials go on from each other's checkpoints.
     """
 
     flags: Mapping[str, Any]
     folder: str
     runs: int
+    shared: str
     mining: Mapping[str, Any] | None = None
+    population: bool = False
 
     def place(self, trial_id: str) -> Path:
         """A trial's folder."""
         return Path(self.folder) / trial_id
+
+    def common(self, drawn: Mapping[str, Any]) -> Path:
+        """A folder of what this trial shares with others: tokens, and what the model measures before training."""
+        about = {name: value for name, value in drawn.items() if name not in OPTIMISING}
+        return Path(self.shared) / digest(about)
 
     def stages(
         self, drawn: Mapping[str, Any], mined: str, output_dir: str
@@ -61,6 +83,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     """What Ray Tune calls, in an actor: train, and report each evaluation as it comes."""
     from ray import tune
 
+    from raybge.launch import TrialContext
     from raybge.mine import mine
     from raybge.train import train
 
@@ -70,32 +93,39 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
         tune.report({**metrics, STEP: step, PERCENT: 100.0})
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CURVE).write_text("")  # of an earlier attempt
+    attempt = Attempt.begin(folder, config, tune.get_checkpoint()) if task.population else None
+    _cut_curve(folder, attempt.step if attempt else 0)
+    common = task.common(config)
 
-    def measured(step: int, total: int, metrics: dict[str, float]) -> None:
+    def measured(step: int, total: int, metrics: dict[str, float]) -> bool:
+        between = 0 < step < total  # the last is reported when the model is there
+        if attempt and between and not attempt.has(step):
+            return False
         with open(folder / CURVE, "a") as curve:
             curve.write(json.dumps([step, metrics]) + "\n")
-        if 0 < step < total:  # the last is reported when the model is there
-            tune.report({**metrics, STEP: step, PERCENT: 100 * step / total})
+        if step == 0:
+            _write_json(common / BEFORE, metrics)
+        if between:
+            checkpoint = attempt.pointer(step) if attempt else None
+            tune.report({**metrics, STEP: step, PERCENT: 100 * step / total}, checkpoint=checkpoint)
+        return True
 
+    context = TrialContext(measured, task.runs, str(common / TOKENS), _read_json(common / BEFORE))
     start = time.monotonic()
     mining, training = task.stages(config, str(folder / MINED), str(folder / MODEL))
     if mining:
         mine(build(MineArguments, mining), Screen())
-    train(build(TrainArguments, {**training, "overwrite_output_dir": True}), Screen(), measured, task.runs)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    train(build(TrainArguments, {**training, **(attempt.flags() if attempt else {})}), Screen(), context)
     curve = curve_of(folder)
-    found = {"curve": curve, "seconds": round(time.monotonic() - start, 3)}
-    aside = folder / f"{RESULT}.tmp"
-    aside.write_text(json.dumps(found))
-    aside.rename(folder / RESULT)
+    _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]
     tune.report({**metrics, STEP: step, PERCENT: 100.0})
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """`curve` and `seconds` of a trial that ran to its end."""
-    path = folder / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+    return _read_json(folder / RESULT)
 
 
 def curve_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
@@ -103,3 +133,21 @@ def curve_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
     path = folder / CURVE
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [(step, metrics) for step, metrics in map(json.loads, (line for line in lines if line.endswith("\n")))]
+
+
+def _cut_curve(folder: Path, step: int) -> None:
+    """Forget what was measured after a step from which the trial goes on; 0: it starts anew."""
+    kept = [[at, metrics] for at, metrics in curve_of(folder) if at <= step and step]
+    (folder / CURVE).write_text("".join(json.dumps(each) + "\n" for each in kept))
+
+
+def _read_json(path: Path) -> Any:
+    """What is in a file; None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    aside.write_text(json.dumps(value))
+    aside.rename(path)

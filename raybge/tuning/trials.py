@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raybge.output import written_aside
@@ -29,6 +29,7 @@ class Trial:
         seconds: how long it ran.
         error: why it failed, or None.
         id: Ray Tune's name for it, and its folder's.
+        history: (step, flags) of what made its model: which flags held, from which update on.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Trial:
     seconds: float
     error: str | None = None
     id: str = ""
+    history: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:

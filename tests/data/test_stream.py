@@ -1,6 +1,7 @@
 """What a reading task reads of the files, without Ray: the rows that the order names, and nothing twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from raybge.data.mixture import Mixture
 from raybge.data.order import Order
 from raybge.data.stream import Reading
 from raybge.data.survey import survey
+from raybge.data.token_files import TokenFiles
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
 from raybge.model.folder import Instructions
@@ -62,6 +64,26 @@ def offsets_of(path: Path) -> list[int]:
             found.append(at)
         at += len(line)
     return found
+
+
+def test_runs_that_share_their_tokens_read_the_files_once(data, tmp_path_factory, monkeypatch):
+    """Shares of other workers, other epochs and starts in between are other tokens."""
+    kept = TokenFiles(str(tmp_path_factory.mktemp("kept")))
+    read = reading(data)
+    cases = [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 3, 0), (0, 0, 3, 0), (0, 0, 1, 5)]
+
+    def batches(kept, epoch, rank, world, start):
+        monkeypatch.setattr(stream_module, "_opened", lambda *_: replace(read, kept=kept))
+        starts = [max(first, start) for first, _ in read.order.window_bounds(start)]
+        tables = [t for at in starts for t in stream_module._read_shared(b"", epoch, rank, world, at)]
+        return [(b.step, b.rows, [ids.tolist() for ids in b.token_ids]) for b in map(unpack, tables)]
+
+    expected = [batches(None, *case) for case in cases]
+    assert [batches(kept, *case) for case in cases] == expected
+    for name in ("a.jsonl", "b.jsonl"):
+        (data / name).unlink()
+    assert [batches(kept, *case) for case in cases] == expected
+    assert len({str(each) for each in expected}) == len(cases)
 
 
 def test_a_row_is_tokenised_as_it_stands_in_the_file(data):

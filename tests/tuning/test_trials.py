@@ -81,7 +81,9 @@ def test_numbers_come_back_exactly(tmp_path):
 
 def test_json_holds_every_trial_and_the_space(tmp_path):
     path = tmp_path / "trials.json"
-    nan = Trial(0, {"seed": 1}, "failed", [(0, 0.5), (9, math.nan)], {"nDCG@10": math.inf}, 2.0, ODD)
+    nan = Trial(
+        0, {"seed": 1}, "failed", [(0, 0.5), (9, math.nan)], {"nDCG@10": math.inf}, 2.0, ODD, history=[(0, {"seed": 1})]
+    )
     write_json(str(path), [trial(1, 0.5), nan], SPACE)
     content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
     assert content["space"] == {"learning_rate": "loguniform(1e-6,0.0001)", "seed": "choice(1,2)"}
@@ -95,6 +97,7 @@ def test_json_holds_every_trial_and_the_space(tmp_path):
         "seconds": 2.0,
         "error": ODD,
         "id": "",
+        "history": [[0, {"seed": 1}]],
     }
     assert content["trials"][1]["curve"] == [[10, 0.25], [20, 0.5]]
 

@@ -1,0 +1,102 @@
+"""Ray Tune with trials that train nothing: how many run at a time, and how a population goes on."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray import cloudpickle, tune
+
+from raybge.arguments import TrainArguments, TuneArguments
+from raybge.checkpoints import RECORD
+from raybge.flags import build, declared
+from raybge.tuning import search as search_module
+from raybge.tuning.population import Attempt
+from raybge.tuning.search import Search
+from raybge.tuning.space import parse
+from raybge.tuning.trial import CURVE, PERCENT, RESULT, STEP, Task, curve_of
+from raybge.tuning.trials import best
+
+STEPS = 3  # evaluations of a trial
+GIVEN = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o", "metric": "nDCG@10"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cpus():
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def train(value: float, learning_rate: float) -> float:
+    """A step of a training that the largest learning rate serves best."""
+    return value * 0.9 + learning_rate
+
+
+def fake_trial(config, task):
+    """What run_trial does, with a number for a model. Files say when it ran."""
+    folder = task.place(tune.get_context().get_trial_id())
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt = Attempt.begin(folder, config, tune.get_checkpoint())
+    value = float(Path(attempt.start, "value").read_text()) if attempt.start else 0.0
+    with open(f"{task.folder}/ran", "a", buffering=1) as ran:
+        print("begin", file=ran)
+        for step in range(attempt.step + 1, STEPS + 1):
+            time.sleep(0.1)
+            value = train(value, config["learning_rate"])
+            with open(folder / CURVE, "a") as curve:
+                curve.write(json.dumps([step, {"nDCG@10": value}]) + "\n")
+            print("end" if step == STEPS else "", file=ran, flush=True)
+            place = attempt.folder / f"checkpoint-{step}"
+            place.mkdir()
+            (place / "value").write_text(repr(value))
+            (place / RECORD).touch()
+            if step == STEPS:
+                (folder / RESULT).write_text(json.dumps({"curve": curve_of(folder), "seconds": 1.0}))
+            tune.report({"nDCG@10": value, STEP: step, PERCENT: 100 * step / STEPS}, checkpoint=attempt.pointer(step))
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_module, "run_trial", fake_trial)
+
+    def run(name, runs, **flags):
+        arguments = build(TuneArguments, GIVEN | flags)
+        folder = tmp_path / name
+        (folder / "trials").mkdir(parents=True)
+        task = Task({}, str(folder / "trials"), runs, "", population=arguments.scheduler == "pbt")
+        space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainArguments))
+        most = []
+
+        def on_change(trials):
+            most.append(sum(trial.status == "running" for trial in trials))
+
+        return Search(arguments, space, task, folder, on_change).run(), (folder / "trials" / "ran").read_text().split()
+
+    return run
+
+
+@pytest.mark.parametrize("search_alg", ["random", "optuna"])
+def test_no_more_trials_run_than_fit(search, search_alg):
+    trials, ran = search("out", 1, num_samples=2, scheduler="none", search_alg=search_alg)
+    assert [trial.status for trial in trials] == ["finished"] * 2 and ran == ["begin", "end"] * 2
+
+
+def test_a_population_goes_on_from_its_best(search):
+    trials, ran = search("out", 1, num_samples=3, scheduler="pbt", seed=5)
+    assert [trial.status for trial in trials] == ["finished"] * 3
+    assert ran.count("end") == 3 and ran.count("begin") > 4  # one after the other, each pausing for the others
+    for trial in trials:
+        value = 0.0
+        for step in range(STEPS):
+            value = train(value, [flags for since, flags in trial.history if since <= step][-1]["learning_rate"])
+        assert trial.metrics["nDCG@10"] == pytest.approx(value, rel=1e-12)
+    found = best(trials, "nDCG@10", "max")
+    replaced = [trial for trial in trials if len(trial.history) > 1]
+    assert replaced and all(trial.history[-1][1] == trial.flags for trial in trials)
+    # what a replaced trial began with is another one's
+    begun = {trial.history[0][1]["learning_rate"] for trial in trials}
+    assert len(begun) < 3 and found.history[0][1]["learning_rate"] == max(begun)
