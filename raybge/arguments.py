@@ -276,7 +276,10 @@ class TuneArguments(TrainArguments):
         choices=("asha", "median", "pbt", "none"),
     )
     search_alg: str | None = flag(
-        None, SEARCH, "who draws the values: optuna (TPE), or random, which grids need", choices=("optuna", "random")
+        None,
+        SEARCH,
+        "who draws the values: optuna (TPE); hyperopt, bohb, where installed; random, which grids and pbt need",
+        choices=("optuna", "hyperopt", "bohb", "random"),
     )
     max_concurrent: int | None = flag(None, SEARCH, "trials at a time; left out, as many as fit")
     time_budget: float | None = flag(None, SEARCH, "seconds after which no trial goes on")

@@ -67,7 +67,7 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
 
 def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
     """The command: check, hold out, plan, search, report."""
-    from raybge.tuning.search import Search
+    from raybge.tuning.search import Search, pauses
     from raybge.tuning.trial import Task
 
     mining = mining_of(arguments)
@@ -94,7 +94,7 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
             runs=runs,
             shared=str(output / HIDDEN / SHARED),
             mining=mining and trial_mining(mining, flags, work_folder(arguments, output)),
-            population=arguments.scheduler == "pbt",
+            pauses=pauses(arguments),
         )
         with _shown(arguments, space, task, output, screen) as on_change:
             trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
@@ -125,9 +125,9 @@ def _describe(
 ) -> None:
     from raybge.tuning.search import algorithm
 
-    stopping = {"none": "none stopped early", "pbt": "the worst replaced by the best after each quarter (pbt)"}.get(
-        arguments.scheduler, f"stopped early by {arguments.scheduler}"
-    )
+    who = "hyperband" if arguments.search_alg == "bohb" else arguments.scheduler
+    ways = {"none": "none stopped early", "pbt": "the worst replaced by the best after each quarter (pbt)"}
+    stopping = ways.get(who, f"stopped early by {who}")
     at_a_time = "one after the other" if runs == 1 else f"{runs} at a time"
     screen.say(f"cluster: {cluster.describe()}; trials {at_a_time}, each of {plan.describe('training worker')}")
     screen.say(
@@ -141,8 +141,9 @@ def _describe(
 def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Path, screen: Screen) -> dict[str, Any]:
     """A trial's flags but for those that are drawn; paths are absolute, since a trial runs in a folder of Ray's."""
     from raybge.tuning.population import INTERVAL
-    from raybge.tuning.search import EVALUATIONS
+    from raybge.tuning.search import pauses
     from raybge.tuning.split import hold_out
+    from raybge.tuning.trial import EVALUATIONS
 
     flags: dict[str, Any] = {
         "eval_strategy": "steps",
@@ -152,7 +153,7 @@ def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Pa
     }
     flags |= {name: value for name, value in trained(arguments).items() if name != "output_dir" and value is not None}
     flags |= {"num_workers": str(plan.workers), "cpus_per_worker": plan.cpus, "use_gpu": bool(plan.gpus)}
-    if arguments.scheduler == "pbt":  # each evaluation may be where another trial goes on
+    if pauses(arguments):  # each evaluation may be where a trial goes on
         flags |= {"save_strategy": flags["eval_strategy"], "save_steps": flags["eval_steps"]}
     if arguments.eval_data:
         flags |= {name: [*map(absolute, flags[name])] for name in ("eval_data", "eval_corpus") if name in flags}

@@ -13,6 +13,7 @@ from raybge.flags import build
 from raybge.screen import Screen
 from raybge.tune import main
 from raybge.tuning import flags as flags_module
+from raybge.tuning import search as search_module
 from raybge.tuning.trial import Task
 
 
@@ -45,6 +46,12 @@ def argv(flags: dict) -> list[str]:
         ({"search": ["temperature=uniform(0.1,0.9)"]}, "--search temperature=uniform(0.1,0.9): --temperature"),
         ({"search": ["train_group_size=choice(0,2)"]}, "--train_group_size must be at least 1, found 0"),
         ({"search": ["lr_scheduler_type=grid(linear,cosine)"], "search_alg": "optuna"}, "goes through no grid"),
+        ({"search_alg": "optuna", "scheduler": "pbt"}, "--search_alg optuna learns from whole trials"),
+        ({"search_alg": "hyperopt", "search": ["seed=grid(1,2)"]}, "hyperopt draws values and goes through no grid"),
+        ({"search_alg": "bohb", "scheduler": "none"}, "--scheduler none: --search_alg bohb has its own way"),
+        ({"search_alg": "bohb"}, "pip install hpbandster ConfigSpace"),
+        ({"scheduler": "pbt", "search": ["seed=choice(1,2)"]}, "can search learning_rate, temperature, max_grad_norm"),
+        ({"scheduler": "pbt", "save_only_model": True}, "--save_only_model: trials of this search pause"),
         ({"num_samples": 0}, "--num_samples must be at least 1, found 0"),
         ({"max_concurrent": 0}, "--max_concurrent must be at least 1, found 0"),
         ({"time_budget": 0}, "--time_budget must be above 0 seconds, found 0"),
@@ -56,7 +63,9 @@ def argv(flags: dict) -> list[str]:
         ({"resume": True, "overwrite_output_dir": True}, "leave it out, or the other"),
     ],
 )
-def test_flags_that_cannot_be_are_named(given, capfd, flags, says):
+def test_flags_that_cannot_be_are_named(given, capfd, flags, says, monkeypatch):
+    if "pip install" in says:
+        monkeypatch.setattr(search_module.importlib.util, "find_spec", lambda name: None)
     assert main(argv(given | flags)) == 2
     message = capfd.readouterr().err
     assert says in message and "Traceback" not in message
@@ -114,6 +123,9 @@ def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_pat
     flags = trial_flags(build(TuneArguments, own), Plan(1, 1, 0), tmp_path / "out")
     assert flags["eval_data"] == flags["train_data"] == [str(tmp_path / "groups.jsonl")]
     assert flags["eval_strategy"] == flags["save_strategy"] == "epoch" and "eval_corpus" not in flags
+
+    flags = trial_flags(build(TuneArguments, given | {"scheduler": "pbt"}), Plan(1, 1, 0), tmp_path / "out")
+    assert (flags["save_strategy"], flags["save_steps"], flags["eval_steps"]) == ("steps", 0.25, 0.25)
 
 
 def test_a_search_that_is_continued_is_the_same(given, tmp_path):

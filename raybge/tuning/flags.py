@@ -43,7 +43,7 @@ def searched(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
 
 def check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
     """Everything that can be said about the flags alone, at the ends of each domain too; returns the output folder."""
-    from raybge.tuning.search import algorithm
+    from raybge.tuning.search import algorithm, pauses
 
     for name in ("num_samples", "max_concurrent"):
         if (value := getattr(arguments, name)) is not None and value < 1:
@@ -54,7 +54,9 @@ def check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping
         raise UserError(f"--held_out must be between 0 and 1, found {arguments.held_out:g}")
     algorithm(arguments, space)
     if arguments.scheduler == "pbt":
-        population.check(space, arguments.training, mining is not None)
+        population.check(space, mining is not None)
+    if pauses(arguments) and arguments.training.get("save_only_model"):
+        raise UserError("--save_only_model: trials of this search pause, and go on from their checkpoints")
     for name, domain in space.items():
         for value in domain.arguments if domain.categorical else domain.arguments[:2]:
             try:

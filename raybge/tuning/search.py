@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -17,13 +18,13 @@ from raybge.arguments import TuneArguments
 from raybge.errors import UserError
 from raybge.tuning import population
 from raybge.tuning.space import Domain
-from raybge.tuning.trial import MINED, MODEL, PERCENT, Task, curve_of, result_of, run_trial
+from raybge.tuning.trial import EVALUATED, EVALUATIONS, MINED, MODEL, PERCENT, Task, curve_of, result_of, run_trial
 from raybge.tuning.trials import Trial, best
 
 NAME = "search"
-EVALUATIONS = 8  # of a trial where nothing else is said
 ATTEMPTS = 1  # more after the first of a trial that fails
 STATUS = {"TERMINATED": "stopped", "ERROR": "failed"}
+PACKAGES = {"hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
 REDUCTION = 3  # of trials that come to a rung of successive halving, one in so many goes on
 
 
@@ -56,7 +57,7 @@ class Search:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
         trainable = tune.with_parameters(run_trial, task=self.task)
         # A trial's actor only waits for its training workers. It takes no CPU from them; of nothing Ray makes no group.
-        needs = population.resources(self.task.runs) if self.task.population else {"memory": 1}
+        needs = population.resources(self.task.runs) if self.task.pauses else {"memory": 1}
         trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([needs]))
         space = {name: domain.to_ray() for name, domain in self.space.items()}
         place = self.folder / NAME
@@ -88,7 +89,7 @@ class Search:
             search_alg=self._searcher(),
             scheduler=self._scheduler(),
             num_samples=asked.num_samples,
-            max_concurrent_trials=None if self._draws_at_random() else self.task.runs,
+            max_concurrent_trials=None if self._alg == "random" else self.task.runs,
             time_budget_s=asked.time_budget,
         )
 
@@ -103,15 +104,24 @@ class Search:
             verbose=0,
         )
 
-    def _draws_at_random(self) -> bool:
-        return algorithm(self.arguments, self.space) == "random"
+    @property
+    def _alg(self) -> str:
+        return algorithm(self.arguments, self.space)
 
     def _searcher(self) -> Any:
-        if self._draws_at_random():
+        if self._alg == "bohb":
+            from ray.tune.search.bohb import TuneBOHB
+
+            return TuneBOHB(seed=self.seed)
+        if self._alg == "hyperopt":
+            from ray.tune.search.hyperopt import HyperOptSearch
+
+            return HyperOptSearch(random_state_seed=self.seed)
+        if self._alg == "random":
             from ray.tune.search.basic_variant import BasicVariantGenerator
 
             # It keeps to a limit of its own alone. A population is drawn at once, and `needs` limits it.
-            limit = 0 if self.task.population else self.task.runs
+            limit = 0 if self.task.pauses else self.task.runs
             return BasicVariantGenerator(max_concurrent=limit, random_state=self.seed)
         from ray.tune.search.optuna import OptunaSearch
 
@@ -120,7 +130,11 @@ class Search:
     def _scheduler(self) -> Any:
         from ray.tune import schedulers
 
-        if self.task.population:
+        if self._alg == "bohb":  # in the time that it counts in, halving starts at the first evaluation
+            return schedulers.HyperBandForBOHB(
+                time_attr=EVALUATED, max_t=EVALUATIONS, reduction_factor=REDUCTION, stop_last_trials=False
+            )
+        if self.arguments.scheduler == "pbt":
             return population.scheduler(self.space, PERCENT)
         first = 100 / EVALUATIONS
         if self.arguments.scheduler == "asha":
@@ -159,7 +173,7 @@ class Search:
             seconds=result["seconds"] if result else round((known.last_result or {}).get("time_total_s", 0.0), 3),
             error=error,
             id=known.trial_id,
-            history=(self.task.population and population.history(folder)) or [(0, flags)],
+            history=(self.task.pauses and population.history(folder)) or [(0, flags)],
         )
 
     def _forget_models(self) -> None:
@@ -172,19 +186,30 @@ class Search:
 
 
 def algorithm(arguments: TuneArguments, space: Mapping[str, Domain]) -> str:
-    """Who draws the values: Optuna, unless a grid is to be gone through or values change while trials train."""
-    if arguments.scheduler == "pbt":
-        if arguments.search_alg == "optuna":
-            raise UserError(
-                "--search_alg optuna learns from whole trials; --scheduler pbt changes them while they train"
-            )
-        return "random"
+    """Who draws the values: Optuna, unless a grid is to be gone through or values change while trials train.
+
+    UserError where who is asked for cannot do it.
+    """
     grids = [name for name, domain in space.items() if domain.grid]
-    if arguments.search_alg == "optuna" and grids:
+    asked = arguments.search_alg or ("random" if grids or arguments.scheduler == "pbt" else "optuna")
+    if asked == "random":
+        return asked
+    if arguments.scheduler == "pbt":
+        raise UserError(f"--search_alg {asked} learns from whole trials; --scheduler pbt changes them while they train")
+    if grids:
         raise UserError(
-            f"--search_alg optuna draws values and goes through no grid: search {grids[0]} with choice(...)"
+            f"--search_alg {asked} draws values and goes through no grid: search {grids[0]} with choice(...)"
         )
-    return arguments.search_alg or ("random" if grids else "optuna")
+    if asked == "bohb" and arguments.scheduler != "asha":
+        raise UserError(f"--scheduler {arguments.scheduler}: --search_alg bohb has its own way to stop trials early")
+    if lacking := [name for name in PACKAGES.get(asked, ()) if importlib.util.find_spec(name) is None]:
+        raise UserError(f"--search_alg {asked} needs a package that is not here: pip install {' '.join(lacking)}")
+    return asked
+
+
+def pauses(arguments: TuneArguments) -> bool:
+    """Whether trials are made to wait, and go on from a checkpoint."""
+    return arguments.scheduler == "pbt" or arguments.search_alg == "bohb"
 
 
 @contextmanager

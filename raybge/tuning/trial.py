@@ -4,7 +4,7 @@ trials/ID/curve.jsonl   a line for each evaluation, from the first on
 trials/ID/result.json   of a trial that ran to its end
 trials/ID/mined.jsonl   what it was trained on, where each trial mines its own
 trials/ID/model         its model, as long as no other trial's is better
-trials/ID/attempts/N    checkpoints to go on from, and what the trial was then: of --scheduler pbt alone
+trials/ID/attempts/N    checkpoints to go on from, and what the trial was then: where trials pause
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from raybge.tuning.population import Attempt
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
 BEFORE, TOKENS = "before.json", "tokens"
-STEP, PERCENT = "step", "percent"  # of a report to Ray Tune: updates, and their share of all
+STEP, PERCENT, EVALUATED = "step", "percent", "evaluated"  # of a report to Ray Tune: updates, their share of all, and
+EVALUATIONS = 8  # that share in evaluations, of which a trial has so many where nothing else is said
 # Searched flags on which neither a batch depends nor what the model measures before training: of trials that differ in
 # these alone, the first does for all what comes before the first update.
 OPTIMISING = {
@@ -46,7 +47,7 @@ class Task:
         runs: trials at a time.
         shared: folder for what trials have in common.
         mining: flags of raybge.mine, where each trial mines its negatives first.
-        population: whether trials go on from each other's checkpoints.
+        pauses: whether trials may be made to wait, and go on from a checkpoint.
     """
 
     flags: Mapping[str, Any]
@@ -54,7 +55,7 @@ class Task:
     runs: int
     shared: str
     mining: Mapping[str, Any] | None = None
-    population: bool = False
+    pauses: bool = False
 
     def place(self, trial_id: str) -> Path:
         """A trial's folder."""
@@ -90,10 +91,10 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     folder = task.place(tune.get_context().get_trial_id())
     if known := result_of(folder):  # it had ended when the search was killed
         step, metrics = known["curve"][-1]
-        tune.report({**metrics, STEP: step, PERCENT: 100.0})
+        tune.report(_report(step, step, metrics))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = Attempt.begin(folder, config, tune.get_checkpoint()) if task.population else None
+    attempt = Attempt.begin(folder, config, tune.get_checkpoint()) if task.pauses else None
     _cut_curve(folder, attempt.step if attempt else 0)
     common = task.common(config)
 
@@ -107,7 +108,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
             _write_json(common / BEFORE, metrics)
         if between:
             checkpoint = attempt.pointer(step) if attempt else None
-            tune.report({**metrics, STEP: step, PERCENT: 100 * step / total}, checkpoint=checkpoint)
+            tune.report(_report(step, total, metrics), checkpoint=checkpoint)
         return True
 
     context = TrialContext(measured, task.runs, str(common / TOKENS), _read_json(common / BEFORE))
@@ -120,7 +121,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     curve = curve_of(folder)
     _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]
-    tune.report({**metrics, STEP: step, PERCENT: 100.0})
+    tune.report(_report(step, step, metrics))
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
@@ -133,6 +134,10 @@ def curve_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
     path = folder / CURVE
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [(step, metrics) for step, metrics in map(json.loads, (line for line in lines if line.endswith("\n")))]
+
+
+def _report(step: int, total: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {**metrics, STEP: step, PERCENT: 100 * step / total, EVALUATED: EVALUATIONS * step / total}
 
 
 def _cut_curve(folder: Path, step: int) -> None:

@@ -14,9 +14,9 @@ from raybge.checkpoints import RECORD
 from raybge.flags import build, declared
 from raybge.tuning import search as search_module
 from raybge.tuning.population import Attempt
-from raybge.tuning.search import Search
+from raybge.tuning.search import PACKAGES, Search, pauses
 from raybge.tuning.space import parse
-from raybge.tuning.trial import CURVE, PERCENT, RESULT, STEP, Task, curve_of
+from raybge.tuning.trial import CURVE, RESULT, Task, _report, curve_of
 from raybge.tuning.trials import best
 
 STEPS = 3  # evaluations of a trial
@@ -56,7 +56,7 @@ def fake_trial(config, task):
             (place / RECORD).touch()
             if step == STEPS:
                 (folder / RESULT).write_text(json.dumps({"curve": curve_of(folder), "seconds": 1.0}))
-            tune.report({"nDCG@10": value, STEP: step, PERCENT: 100 * step / STEPS}, checkpoint=attempt.pointer(step))
+            tune.report(_report(step, STEPS, {"nDCG@10": value}), checkpoint=attempt.pointer(step))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def search(tmp_path, monkeypatch):
         arguments = build(TuneArguments, GIVEN | flags)
         folder = tmp_path / name
         (folder / "trials").mkdir(parents=True)
-        task = Task({}, str(folder / "trials"), runs, "", population=arguments.scheduler == "pbt")
+        task = Task({}, str(folder / "trials"), runs, "", pauses=pauses(arguments))
         space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainArguments))
         most = []
 
@@ -79,8 +79,10 @@ def search(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("search_alg", ["random", "optuna"])
+@pytest.mark.parametrize("search_alg", ["random", "optuna", "hyperopt"])
 def test_no_more_trials_run_than_fit(search, search_alg):
+    for package in PACKAGES.get(search_alg, ()):
+        pytest.importorskip(package)
     trials, ran = search("out", 1, num_samples=2, scheduler="none", search_alg=search_alg)
     assert [trial.status for trial in trials] == ["finished"] * 2 and ran == ["begin", "end"] * 2
 
@@ -100,3 +102,18 @@ def test_a_population_goes_on_from_its_best(search):
     # what a replaced trial began with is another one's
     begun = {trial.history[0][1]["learning_rate"] for trial in trials}
     assert len(begun) < 3 and found.history[0][1]["learning_rate"] == max(begun)
+
+
+def test_bohb_stops_trials_where_they_are_and_goes_on_with_others(search):
+    for package in PACKAGES["bohb"]:
+        pytest.importorskip(package)
+    trials, ran = search("out", 1, num_samples=5, search_alg="bohb", seed=5)
+    assert {trial.status for trial in trials} == {"finished", "stopped"}
+    by_rate = sorted(trials, key=lambda trial: trial.flags["learning_rate"])
+    assert by_rate[0].status == "stopped" and by_rate[-1].status == "finished"
+    assert ran.count("begin") > len(trials)  # some paused
+    for trial in trials:
+        value = 0.0
+        for _ in range(trial.curve[-1][0]):
+            value = train(value, trial.flags["learning_rate"])
+        assert trial.metrics["nDCG@10"] == value and len(trial.history) == 1
