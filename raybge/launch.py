@@ -139,13 +139,12 @@ class Launch:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        from raybge.loop import train_worker
         from raybge.network import NodeTorchConfig
 
         os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
         try:
             TorchTrainer(
-                train_worker,
+                _train_worker,
                 train_loop_config={"worker": self.config},
                 scaling_config=ScalingConfig(
                     num_workers=self.plan.workers,
@@ -161,6 +160,13 @@ class Launch:
             ).fit()
         except BaseException as error:  # handed to the main thread
             outcome.append(error)
+
+
+def _train_worker(settings: dict[str, WorkerConfig]) -> None:
+    """What runs in each worker. Only there is transformers loaded: that takes seconds."""
+    from raybge.loop import train_worker
+
+    train_worker(settings)
 
 
 def _show(progress: Progress, config: WorkerConfig, bar: Any) -> None:

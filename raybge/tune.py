@@ -174,7 +174,7 @@ def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
     from raybge.data.groups import parse_group, parse_scored_group
     from raybge.data.survey import named, survey
     from raybge.tuning.split import BLOCK_BYTES
-    from raybge.validation import prepare
+    from raybge.validation_data import prepare
 
     files = list_files(arguments.train_data, "--train_data")
     parse = parse_scored_group if arguments.knowledge_distillation else parse_group

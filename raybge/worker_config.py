@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raybge.data.survey import Survey
     from raybge.launch import TrialContext
     from raybge.model.negatives import Objective
-    from raybge.validation import ValidationConfig
+    from raybge.validation_data import ValidationConfig
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def worker_config(
     board: Board,
     context: TrialContext,
 ) -> WorkerConfig:
-    from raybge.validation import prepare
+    from raybge.validation_data import prepare
 
     identity = Identity.of(survey, order, accumulation(arguments))
     validation = prepare(arguments, storage)
@@ -172,9 +172,7 @@ def _absolute(model: str) -> str:
 
 def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
     """What the model card says of the run before it starts; secrets stay out of it."""
-    import ray
-    import torch
-    import transformers
+    from importlib.metadata import version
 
     from raybge import __version__
 
@@ -185,10 +183,5 @@ def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
         base_model=arguments.model_name_or_path,
         data=list(rows.items()),
         flags=given(arguments),
-        versions={
-            "raybge": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        },
+        versions={"raybge": __version__, **{name: version(name) for name in ("transformers", "torch", "ray")}},
     )

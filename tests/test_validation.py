@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from raybge import evaluate_retrieval, validation
+from raybge import evaluate_retrieval, validation, validation_data
 from raybge.arguments import TrainArguments
 from raybge.data.token_files import TokenFiles
 from raybge.errors import UserError
 from raybge.flags import build
 from raybge.model.encoder import Encoder
-from raybge.validation import Validation, ValidationConfig, prepare
+from raybge.validation import Validation
+from raybge.validation_data import ValidationConfig, prepare
 
 QUERY_LEN, PASSAGE_LEN = 8, 9
 INSTRUCTIONS = dict(query_instruction_for_retrieval="ak ", passage_instruction_for_retrieval="bl ")
@@ -49,7 +50,7 @@ def data(tmp_path_factory, words):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(validation, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(validation_data, "BLOCK_BYTES", 512)
 
 
 def arguments(tiny_model, **flags):
@@ -160,7 +161,7 @@ def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path
     corpus, dev, _, _ = data
     world = 3
     many = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
-    monkeypatch.setattr(validation, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(validation_data, "BLOCK_BYTES", 4096)
     few = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
     few = ValidationConfig(few.queries, many.corpus, QUERY_LEN, PASSAGE_LEN)
     assert len(many.corpus.blocks) > 5 < len(many.queries.blocks) and len(few.queries.blocks) == 2
