@@ -100,7 +100,7 @@ class OnHosts:
         end = time.monotonic() + UP_SECONDS
         while not until():
             assert time.monotonic() < end, say()
-            time.sleep(1)
+            time.sleep(3)  # a look takes seconds of what the nodes start with
 
 
 class OnOneMachine:
