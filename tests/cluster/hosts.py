@@ -76,6 +76,24 @@ def missing() -> str | None:
     return None if tried.returncode == 0 else f"namespaces are not permitted: {tried.stderr.strip()}"
 
 
+def run_alone(script: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script on a host of its own that no cable leads to; stdout and stderr together.
+
+    Its `/tmp/ray` lies in `folder`. `more` is added to this process's environment. What the script leaves running is
+    ended with it.
+    """
+    (folder / "ray").mkdir()
+    own = f"set -e; mkdir -p /tmp/ray; mount --bind {folder}/ray /tmp/ray; ip link set lo up\n"
+    return subprocess.run(
+        ["unshare", *SPACES, "sh", "-c", own + script],
+        env={**os.environ, "PATH": PATH, **more},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 class Hosts:
     """The hosts, from `with` to its end.
 

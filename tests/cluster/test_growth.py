@@ -1,13 +1,11 @@
 """A cluster that starts machines when asked: Ray's own autoscaler, with machines that are processes."""
 
 import json
-import os
-import subprocess
 import textwrap
 
 import hosts
 import pytest
-from clusters import BIN, ROOT
+from clusters import ROOT
 
 from raybge import cluster
 from raybge.cluster import Cluster, grown
@@ -92,7 +90,10 @@ PROGRAM = """
 
 def config() -> dict:
     """Machines of 2 CPUs, from 0 to 4."""
-    nothing = {"docker": {}, "auth": {}, "file_mounts": {}, "initialization_commands": [], "setup_commands": []}
+    nothing: dict = {name: {} for name in ("docker", "auth", "file_mounts")}
+    nothing |= {name: [] for name in ("cluster_synced_files", "initialization_commands", "setup_commands")}
+    for kind in ("head", "worker"):
+        nothing |= {f"{kind}_setup_commands": [], f"{kind}_start_ray_commands": []}
     module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     provider = {"type": "external", "module": module, "launch_multiple": True, "head_node_id": HEAD}
     provider |= {"use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True}
@@ -107,21 +108,11 @@ def test_rays_autoscaler_brings_the_machines(tmp_path):
         pytest.skip(f"Ray's fake machines need processes of their own to be ended with ({why})")
     (tmp_path / "config.json").write_text(json.dumps(config()))
     (tmp_path / "grow.py").write_text(textwrap.dedent(PROGRAM))
-    (tmp_path / "ray").mkdir()
     script = f"""
-        set -e
-        mkdir -p /tmp/ray && mount --bind {tmp_path}/ray /tmp/ray
-        ip link set lo up
         ray start --head --num-cpus=0 --autoscaling-config={tmp_path}/config.json --object-store-memory=100000000
         python {tmp_path}/grow.py
     """
     fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD, "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        ["unshare", *hosts.SPACES, "sh", "-c", script],
-        env={**os.environ, **fake, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    done = hosts.run_alone(script, tmp_path, **fake, PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and "has 3" in done.stdout, done.stdout

@@ -7,6 +7,7 @@ import json
 import random
 import time
 import warnings
+from pathlib import Path
 
 import hosts
 import pytest
@@ -65,51 +66,56 @@ def job(name: str, flags: dict) -> list[str]:
     return [f"jobs/{name}.py", *(str(word) for flag, value in flags.items() for word in (f"--{flag}", value))]
 
 
-def losses(output) -> list[float]:
+def losses(output: Path) -> list[float]:
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def test_jobs_on_three_nodes_make_what_one_machine_makes(cluster, files, tmp_path):
-    shared = cluster.shared
+@pytest.fixture(scope="module")
+def commands(cluster, files) -> dict[str, dict]:
+    """Flags of the four commands, but for those that say where the output goes and who does the work."""
     mining = {"model_name_or_path": files["model"], "input_file": files["groups"], "candidate_pool": files["corpus"]}
-    training = {"model_name_or_path": files["model"], "train_data": str(shared / "mined.jsonl"), **TRAINING}
-    measuring = {"encoder": str(shared / "trained"), "corpus_data": files["corpus"], "query_data": files["groups"]}
-    jobs = (
-        job("mine", {**mining, **MINING, "num_workers": 3, "output_file": shared / "mined.jsonl"}),
-        job("train", {**training, "num_workers": 3, "output_dir": shared / "trained"}),
-        job(
-            "evaluate",
-            {
-                **measuring,
-                **MEASURING,
-                "num_workers": 3,
-                "storage_path": shared / "work",
-                "metrics_file": shared / "metrics.json",
-            },
-        ),
-        job("tune", {**training, **SEARCHING, "num_workers": 3, "output_dir": shared / "search"}),
-    )
-    for command in jobs:
-        done = cluster.submit(*command)
-        assert (done.submitted, done.exit_code) == (0, 0), done.output
-        assert "Ray cluster of 3 nodes, 9 CPUs, no GPU; " in done.output and "3 " in done.output
-    trials = json.loads((shared / "search/trials.json").read_text())["trials"]
-    assert [trial["status"] for trial in trials] == ["finished", "finished"]
-    assert (shared / "search/best/modules.json").is_file() and (shared / "search/report.html").is_file()
+    training = {"model_name_or_path": files["model"], "train_data": f"{cluster.shared}/mined.jsonl", **TRAINING}
+    measuring = {"encoder": f"{cluster.shared}/trained", "corpus_data": files["corpus"], "query_data": files["groups"]}
+    return {
+        "mine": {**mining, **MINING},
+        "train": training,
+        "evaluate": {**measuring, **MEASURING},
+        "tune": {**training, **SEARCHING},
+    }
 
-    # the same on one machine, with one worker
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    try:
-        mine_hard_negatives(**mining, **MINING, num_workers="1", output_file=str(tmp_path / "mined.jsonl"))
-        assert (tmp_path / "mined.jsonl").read_bytes() == (shared / "mined.jsonl").read_bytes()
-        finetune(**training, num_workers="1", output_dir=str(tmp_path / "trained"))
-        assert len(losses(tmp_path / "trained")) == 8
-        assert losses(shared / "trained") == pytest.approx(losses(tmp_path / "trained"), rel=1e-5)
-        alone = evaluate_retrieval(**measuring, **MEASURING, num_workers="1")
-        assert json.loads((shared / "metrics.json").read_text()) == pytest.approx(alone, rel=1e-12)
-    finally:
-        ray.shutdown()
+
+@pytest.fixture(scope="module")
+def made(cluster, commands) -> Path:
+    """The shared folder once the four commands have run as jobs."""
+    shared = cluster.shared
+    places = {
+        "mine": {"output_file": shared / "mined.jsonl"},
+        "train": {"output_dir": shared / "trained"},
+        "evaluate": {"storage_path": shared / "work", "metrics_file": shared / "metrics.json"},
+        "tune": {"output_dir": shared / "search"},
+    }
+    says = {"mine": "3 actors", "train": "3 training workers", "evaluate": "3 actors", "tune": "trials 2 at a time"}
+    for name, place in places.items():
+        workers = 1 if name == "tune" else 3
+        done = cluster.submit(*job(name, {**commands[name], **place, "num_workers": workers}))
+        assert (done.submitted, done.exit_code) == (0, 0), done.output
+        assert f"Ray cluster of 3 nodes, 9 CPUs, no GPU; {says[name]}" in done.output, done.output
+    return shared
+
+
+@pytest.fixture(scope="module")
+def ended(cluster) -> None:
+    """The cluster has been taken down."""
+    if isinstance(cluster, OnHosts):
+        assert all(cluster.hosts.processes(address) for address in hosts.ADDRESSES)
+    cluster.down()
+
+
+def test_a_search_is_a_job(made):
+    trials = json.loads((made / "search/trials.json").read_text())["trials"]
+    assert [trial["status"] for trial in trials] == ["finished", "finished"]
+    assert (made / "search/best/modules.json").is_file() and (made / "search/report.html").is_file()
 
 
 def test_a_jobs_own_exit_code_is_kept(cluster, files):
@@ -129,14 +135,13 @@ def three_hosts(cluster) -> OnHosts:
     return cluster
 
 
-def test_a_path_of_one_host_is_refused_before_the_start(three_hosts, files):
+def test_a_path_of_one_host_is_refused_before_the_start(three_hosts, files, commands):
     own = three_hosts.hosts.own
-    training = {"model_name_or_path": files["model"], "train_data": files["groups"], **TRAINING}
-    mining = {"model_name_or_path": files["model"], "input_file": files["groups"], **MINING}
+    training = {"model_name_or_path": files["model"], "train_data": files["groups"], "output_dir": "runs", **TRAINING}
+    mining = {**commands["mine"], "output_file": own / "new.jsonl"}
     for command, says in (
-        (job("train", {**training, "output_dir": own / "runs"}), f"--output_dir {own}/runs: 2 of 3 nodes do not see"),
-        (job("train", {**training, "output_dir": "runs"}), "/runs lies in the job's copy of the working directory"),
-        (job("mine", {**mining, "output_file": own / "new.jsonl"}), f"--output_file {own}/new.jsonl: 2 of 3 nodes"),
+        (job("train", training), "/runs lies in the job's copy of the working directory"),
+        (job("mine", mining), f"--output_file {own}/new.jsonl: 2 of 3 nodes do not see"),
     ):
         done = three_hosts.submit(*command)
         assert done.exit_code == 2 and says in done.output and "all nodes share" in done.output, done.output
@@ -150,9 +155,26 @@ def test_without_the_token_no_job_is_taken(three_hosts):
     assert "401" in done.output or "token" in done.output.lower()
 
 
-def test_ray_down_leaves_no_process(three_hosts):
-    assert all(three_hosts.hosts.processes(address) for address in hosts.ADDRESSES)
-    three_hosts.down()
+# --- after the last job ---------------------------------------------------------------------------------------------
+
+
+def test_one_machine_makes_the_same(made, commands, ended, tmp_path):
+    """With one worker."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        mine_hard_negatives(**commands["mine"], num_workers="1", output_file=str(tmp_path / "mined.jsonl"))
+        finetune(**commands["train"], num_workers="1", output_dir=str(tmp_path / "trained"))
+        alone = evaluate_retrieval(**commands["evaluate"], num_workers="1")
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "mined.jsonl").read_bytes() == (made / "mined.jsonl").read_bytes()
+    assert len(losses(tmp_path / "trained")) == 8
+    assert losses(made / "trained") == pytest.approx(losses(tmp_path / "trained"), rel=1e-5)
+    assert json.loads((made / "metrics.json").read_text()) == pytest.approx(alone, rel=1e-12)
+
+
+def test_ray_down_leaves_no_process(three_hosts, ended):
+    """Within a minute and a half; most of it has passed since."""
     end = time.monotonic() + 120
     while left := {a: found for a in hosts.ADDRESSES if (found := three_hosts.hosts.processes(a))}:
         assert time.monotonic() < end, left
