@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybge.checkpoints import newest
 from raybge.errors import UserError
+from raybge.reserved import release
 
 if TYPE_CHECKING:
     from raybge.board import Progress
@@ -99,6 +100,7 @@ class Launch:
     def _attempt(self, bar: Any) -> BaseException | None:
         """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
         outcome: list[BaseException] = []
+        release(self.config.output_dir)  # of an attempt before, which may have ended without
         thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
         with self._ended_on_interrupt():
             thread.start()

@@ -23,6 +23,7 @@ from raybge.errors import UserError
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
+from raybge.reserved import note
 from raybge.stream_trainer import Reporter, StreamTrainer
 from raybge.worker_config import WorkerConfig
 
@@ -39,6 +40,8 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     config.board.join()
     _check_shared(config, rank)
+    if rank == 0:
+        note(config.output_dir, ray.util.get_current_placement_group())
     torch.set_num_threads(config.cpus)  # Ray sets OMP_NUM_THREADS to what it thinks best
     if config.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir

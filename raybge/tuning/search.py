@@ -16,6 +16,7 @@ import numpy as np
 
 from raybge.arguments import TuneArguments
 from raybge.errors import UserError
+from raybge.reserved import release
 from raybge.tuning import population
 from raybge.tuning.space import Domain
 from raybge.tuning.trial import EVALUATED, EVALUATIONS, MINED, MODEL, PERCENT, Task, curve_of, result_of, run_trial
@@ -23,6 +24,7 @@ from raybge.tuning.trials import Trial, best
 
 NAME = "search"
 ATTEMPTS = 1  # more after the first of a trial that fails
+ENDED = ("TERMINATED", "ERROR", "PAUSED")  # and no run goes on
 STATUS = {"TERMINATED": "stopped", "ERROR": "failed"}
 PACKAGES = {"hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
 REDUCTION = 3  # of trials that come to a rung of successive halving, one in so many goes on
@@ -151,6 +153,9 @@ class Search:
 
     def changed(self, known: Sequence[Any]) -> None:
         """Ray Tune's trials are not what they were."""
+        for each in known:
+            if each.status in ENDED or each.trial_id in self.ended:
+                release(self.task.place(each.trial_id) / MODEL)
         self.trials = [self._record(number, each) for number, each in enumerate(known, start=1)]
         self._forget_models()
         self.on_change(self.trials)

@@ -12,11 +12,12 @@ from ray import cloudpickle, tune
 from raybge.arguments import TrainArguments, TuneArguments
 from raybge.checkpoints import RECORD
 from raybge.flags import build, declared
+from raybge.reserved import note, release
 from raybge.tuning import search as search_module
 from raybge.tuning.population import Attempt
 from raybge.tuning.search import PACKAGES, Search, pauses
 from raybge.tuning.space import parse
-from raybge.tuning.trial import CURVE, RESULT, Task, _report, curve_of
+from raybge.tuning.trial import CURVE, MODEL, RESULT, Task, _report, curve_of
 from raybge.tuning.trials import best
 
 STEPS = 3  # evaluations of a trial
@@ -36,10 +37,19 @@ def train(value: float, learning_rate: float) -> float:
     return value * 0.9 + learning_rate
 
 
+def reserve(output):
+    """Take all CPUs as a run does: in a placement group of an actor's, which stays when the trial is stopped."""
+    release(output)  # as each run begins
+    group = ray.util.placement_group([{"CPU": 2}])
+    assert group.wait(60), "what another trial held was not given back"
+    note(output, group)
+
+
 def fake_trial(config, task):
     """What run_trial does, with a number for a model. Files say when it ran."""
     folder = task.place(tune.get_context().get_trial_id())
     folder.mkdir(parents=True, exist_ok=True)
+    reserve(folder / MODEL)
     attempt = Attempt.begin(folder, config, tune.get_checkpoint())
     value = float(Path(attempt.start, "value").read_text()) if attempt.start else 0.0
     with open(f"{task.folder}/ran", "a", buffering=1) as ran:
@@ -85,6 +95,12 @@ def test_no_more_trials_run_than_fit(search, search_alg):
         pytest.importorskip(package)
     trials, ran = search("out", 1, num_samples=2, scheduler="none", search_alg=search_alg)
     assert [trial.status for trial in trials] == ["finished"] * 2 and ran == ["begin", "end"] * 2
+
+
+def test_what_a_stopped_trial_held_is_given_back(search):
+    """Each trial needs all CPUs; the search stops all that come after a better one."""
+    trials, ran = search("out", 1, num_samples=4, scheduler="asha", search_alg="random", seed=3)
+    assert {trial.status for trial in trials} == {"finished", "stopped"} and ran.count("begin") == 4
 
 
 def test_a_population_goes_on_from_its_best(search):
