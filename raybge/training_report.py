@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raybge.report.interval import Change, change
+from raybge.report.changes import Change, change
 from raybge.report.page import written
 from raybge.report.run import Run
 from raybge.report.train import Shown, Training, write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 
 from raybge.output import written_aside
 from raybge.report.charts import short
@@ -59,7 +60,7 @@ def html(mining: Mining) -> str:
         section("Scores", _scores_note(mining, tally), _scores(tally)),
         section("Ranks", _ranks_note(tally), histogram([Bars("negatives", tally.ranks, "r6")], 1, "rank")),
         section("Rows with fewer negatives", _counts_note(mining, tally), _counts(mining, tally)),
-        section("Likeliest false negatives", _suspects_note(mining, tally), _suspects(tally)),
+        section("Likeliest false negatives", _suspects_note(mining, tally), *map(_suspect, tally.suspects)),
         times,
         what_was_run(mining.run),
     )
@@ -145,14 +146,12 @@ def _suspects_note(mining: Mining, tally: Tally) -> str:
     )
 
 
-def _suspects(tally: Tally) -> str:
-    rows = [_suspect(each) for each in tally.suspects]
-    heads = ["query", "positive", "negative", "positive's score", "negative's score", "difference"]
-    return table(heads, rows, set(heads[3:])) if rows else ""
-
-
 def _suspect(suspect: Suspect) -> str:
-    texts = (suspect.query, suspect.positive, suspect.negative)
-    scores = (short(suspect.positive_score), short(suspect.negative_score), f"{suspect.gap:+.4f}")
-    cells = [cell(cut(text), "text long") for text in texts] + [cell(score, "number") for score in scores]
-    return f"<tr>{''.join(cells)}</tr>"
+    scores = f"{short(suspect.negative_score)} beside {short(suspect.positive_score)}"
+    texts = (("positive", suspect.positive), ("negative", suspect.negative))
+    sides = "".join(f"<div><h4>{name}</h4><p>{escape(cut(text))}</p></div>" for name, text in texts)
+    return (
+        f'<article class="query"><h3>{escape(cut(suspect.query))}</h3>'
+        f'<p class="note"><span class="gain">{suspect.gap:+.4f}</span> · {scores}</p>'
+        f'<div class="sides">{sides}</div></article>'
+    )

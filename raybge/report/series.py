@@ -36,18 +36,21 @@ Point = tuple[float, float]
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def curve(points: Sequence[Point], name: str, x_name: str = "training step", *, steady: bool = False) -> str:
+def curve(points: Sequence[Point], name: str, x_name: str = "training step", *, trend: bool = False) -> str:
     """A value over the steps for any screen; nothing where no point is a finite number. See `curve_of`."""
-    return chart(curve_of(points, name, x_name, WIDE, steady), curve_of(points, name, x_name, NARROW, steady))
+    wide, narrow = (curve_of(points, name, x_name, width, trend=trend) for width in (WIDE, NARROW))
+    return chart(wide, narrow)
 
 
 def small_curve(points: Sequence[Point], name: str, x_name: str = "training step", *, steady: bool = False) -> str:
     """The same, to stand beside others."""
-    return chart(curve_of(points, name, x_name, SMALL, steady))
+    return chart(curve_of(points, name, x_name, SMALL, steady=steady))
 
 
-def curve_of(points: Sequence[Point], name: str, x_name: str, width: float, steady: bool) -> str:
-    """The drawing: of many points their means, pale, and what they tend to as a line on top.
+def curve_of(
+    points: Sequence[Point], name: str, x_name: str, width: float, *, trend: bool = False, steady: bool = False
+) -> str:
+    """The drawing, of many points their means; `trend`: pale, and what many tend to as a line on top.
 
     `steady`: a value that stays about the same, of which some, such as the first step's time, are far off: these do
     not stretch the axis but lie at its end.
@@ -57,14 +60,14 @@ def curve_of(points: Sequence[Point], name: str, x_name: str, width: float, stea
         return ""
     thin = thinned(good, MOST)
     height = 250.0 if width == SMALL else 340.0 if width == WIDE else 290.0
-    frame = Frame(66, 34, width - 16, height - 50)
+    frame = Frame(66, 34, width - 22, height - 50)
     first, last = thin[0][0], thin[-1][0]
     x = Scale(first, last if last > first else first + 1, frame.left, frame.right, whole=True)
     y = Scale(*_span([value for _, value in thin], steady), frame.bottom, frame.top)
     title = f"{name}: from {short(thin[0][1])} to {short(thin[-1][1])}"
     path = [(x(a), y(b)) for a, b in thin]
     drawn = [mark("dot", *path[0], "r6")] if len(path) == 1 else [line(path, "curve r6", title)]
-    if len(thin) > 20:
+    if trend and len(thin) > 20:
         drawn = [line(path, "curve r1", title), line([(x(a), y(b)) for a, b in smoothed(thin)], "curve trend r7")]
     room = Frame(frame.left - 5, frame.top - 5, frame.right + 5, frame.bottom + 5)
     axes = bottom_axis(x, frame, x_name, int((frame.right - frame.left) / 62)) + left_axis(y, frame, name, TICKS)
@@ -155,7 +158,7 @@ def histogram_of(groups: Sequence[Bars], width: float, name: str, wide: float, l
     numbers = [number // several for number in numbers]
     lo, hi = min(numbers), max(numbers) + 1
     height = 250.0 if wide == SMALL else 300.0
-    frame = Frame(60, 34, wide - 16, height - 50)
+    frame = Frame(60, 34, wide - 22, height - 50)
     x = Scale(lo * width, hi * width, frame.left, frame.right)
     shares = [100 * count / each.total for each in (*merged, *(_merged(e, several) for e in like)) if each.total
               for count in each.counts.values()]  # fmt: skip

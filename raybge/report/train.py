@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from html import escape
 
 from raybge.output import written_aside
+from raybge.report.changes import Change, changes_table, number
 from raybge.report.charts import short
-from raybge.report.interval import Change
-from raybge.report.page import cell, duration, page, section, table
+from raybge.report.page import duration, page, section
 from raybge.report.run import Run, heading, what_was_run
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
 
@@ -118,8 +118,8 @@ def html(training: Training) -> str:
     return page(
         title,
         heading(training.run, title, _said(training), _figures(training)),
-        section("Metrics", _metrics_note(training), _changes(training.changes), _evaluations(training)),
-        section("Loss", _loss_note(training), curve([(s.middle, s.loss) for s in training.spans], "loss")),
+        section("Metrics", _metrics_note(training), changes_table(training.changes), _evaluations(training)),
+        section("Loss", _loss_note(training), curve([(s.middle, s.loss) for s in training.spans], "loss", trend=True)),
         section("The run", _run_note(training), _run_charts(training.spans)),
         section("Scores", _scores_note(training), _scores(training.scores)),
         section("Held-out queries", _queries_note(training.shown), *map(_query, training.shown)),
@@ -133,13 +133,13 @@ def html(training: Training) -> str:
 def _title(training: Training) -> str:
     main = next((c for c in training.changes if c.metric == METRIC), next(iter(training.changes), None))
     if main and main.after is not None:
-        gone = f"{_score(main.before)} → " if main.before is not None else ""
-        return f"{main.metric} {gone}{_score(main.after)}"
+        gone = f"{number(main.before)} → " if main.before is not None else ""
+        return f"{main.metric} {gone}{number(main.after)}"
     losses = [span.loss for span in training.spans if math.isfinite(span.loss)]
     if not losses:
         return "A training run without a loss"
     part = max(1, len(losses) // 20)
-    return f"Loss {_score(statistics.fmean(losses[:part]))} → {_score(statistics.fmean(losses[-part:]))}"
+    return f"Loss {number(statistics.fmean(losses[:part]))} → {number(statistics.fmean(losses[-part:]))}"
 
 
 def _said(training: Training) -> list[str]:
@@ -161,16 +161,10 @@ def _figures(training: Training) -> list[tuple[str, str]]:
     if times := [span.seconds / span.updates for span in training.spans]:
         found.append(("a step, median", duration(statistics.median(times))))
     if "train_loss" in metrics:
-        found.append(("mean loss", _score(metrics["train_loss"])))
+        found.append(("mean loss", number(metrics["train_loss"])))
     if "epoch" in metrics:
         found.append(("epochs", short(float(metrics["epoch"]))))
     return found
-
-
-def _score(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "–" if value is None else "no number"
-    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or not value else short(float(value))
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -188,25 +182,6 @@ def _metrics_note(training: Training) -> str:
     return "Of the held-out queries of --eval_data. " + (
         "What the model measured before training was not kept query by query: there is no interval."
     )
-
-
-def _changes(changes: Sequence[Change]) -> str:
-    if not changes:
-        return ""
-    heads = ["metric", "before", "after", "difference", "95% interval", ""]
-    rows = []
-    for each in changes:
-        gap = None if each.before is None or each.after is None else each.after - each.before
-        within = low = ""
-        if each.low is not None and each.high is not None:
-            within = f"{each.low:+.4f} to {each.high:+.4f}"
-            low = "better" if each.low > 0 else "worse" if each.high < 0 else "may be chance"
-        cells = [each.metric, _score(each.before), _score(each.after), "–" if gap is None else f"{gap:+.4f}"]
-        rows.append(
-            f"<tr>{cell(cells[0])}{''.join(cell(text, 'number') for text in cells[1:])}"
-            f"{cell(within or '–', 'number')}{cell(low)}</tr>"
-        )
-    return table(heads, rows, set(heads[1:5]))
 
 
 def _evaluations(training: Training) -> str:
@@ -281,7 +256,7 @@ def _means(scores: BatchScores) -> str:
     said = []
     for name, _, of in reversed(_KINDS):
         if good := [value for value in of(scores) if math.isfinite(value)]:
-            said.append(f"{name} {_score(statistics.fmean(good))}")
+            said.append(f"{name} {number(statistics.fmean(good))}")
     return f'<p class="note">Means: {escape(", ".join(said))}</p>' if said else ""
 
 
@@ -297,13 +272,13 @@ def _queries_note(shown: Sequence[Shown]) -> str:
 
 def _query(shown: Shown) -> str:
     gap = shown.after - shown.before
-    said = f"{METRIC} {_score(shown.before)} → {_score(shown.after)}"
+    said = f"{METRIC} {number(shown.before)} → {number(shown.after)}"
     ranks = f"answer at rank {_rank(shown.rank_before)} → {_rank(shown.rank_after)}"
     kind = "gain" if gap > 0 else "loss" if gap < 0 else "same"
     return (
         f'<article class="query"><h3>{escape(cut(shown.query))}</h3>'
         f'<p class="note"><span class="{kind}">{gap:+.4f}</span> · {escape(said)} · {escape(ranks)}</p>'
-        f'<p class="answer">{escape(cut(shown.answer))}</p>'
+        f'<p class="answer"><b>answer:</b> {escape(cut(shown.answer))}</p>'
         f'<div class="sides">{_hits("before", shown.hits_before)}{_hits("after", shown.hits_after)}</div></article>'
     )
 
