@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from pages import LONG, evaluation, mining, training
-from test_tune_report import SIX, search
+from searches import SIX, search
 
 from raybge.report import evaluate, mine, train, tune
 

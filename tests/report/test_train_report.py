@@ -62,7 +62,7 @@ def test_secrets_stay_out():
 @pytest.mark.parametrize("steps", [0, 1, 2, 21])
 def test_a_run_of_few_steps(steps):
     page = html(training(steps or 1, spans=spans(steps) if steps else ()))
-    assert (f"{steps} step" + "s" * (steps != 1)) in Page(page).text
+    assert f"{steps} step{'s' * (steps != 1)} · " in Page(page).text
     assert ("<h2>Loss</h2>" in page) == bool(steps)
     assert ("trend" in page.split("</style>")[1]) == (steps == 21)
 
