@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,17 +100,22 @@ class Validation:
         """The queries that changed most between two evaluations, with their texts; none but on worker 0. Collective.
 
         Only the blocks of the passages and queries that are shown are read again, the passages' each by its worker.
+        What cannot be read any more is said in the log and left out: training is over, and its model not yet saved.
         """
         assert self._task is not None
         queries = chosen(first, last)
         wanted = passages_of((first, last), queries)
         own: dict[int, str] = {}
-        for block, id_N in self._task.ids.items():
-            if len(here := np.flatnonzero(np.isin(id_N.cpu().numpy(), wanted))):
-                texts = self.config.passages(block)
-                own |= {int(id_N[n]): cut(texts[self._task.places[block][n]]) for n in here}
-        texts_by_id = gather_texts(own, self._task.deal.device)
-        return [] if self.rank else shown(self.config, first, last, queries, self._task.answers, texts_by_id)
+        with _said_in_log():
+            for block, id_N in self._task.ids.items():
+                if len(here := np.flatnonzero(np.isin(id_N.cpu().numpy(), wanted))):
+                    texts = self.config.passages(block)
+                    own |= {int(id_N[n]): cut(texts[self._task.places[block][n]]) for n in here}
+        found = gather_texts(own, self._task.deal.device)
+        if self.rank == 0:
+            with _said_in_log():
+                return shown(self.config, first, last, queries, self._task.answers, found)
+        return []
 
     def _read(self, encoder: Encoder) -> _Task:
         """Read and tokenise the own blocks; drop the corpus's duplicates; find the passage id of every answer."""
@@ -324,6 +330,15 @@ def _merge(score_QK: Tensor, id_QK: Tensor, world: int) -> np.ndarray:
     counts_W = [len(id_QK)] * world
     scores, ids = (gather_rows(x, counts_W).cpu().numpy().reshape(world, -1, K) for x in (score_QK, id_QK))
     return topk.merge(list(zip(scores, ids, strict=True)), K)[1]
+
+
+@contextmanager
+def _said_in_log() -> Iterator[None]:
+    """What goes wrong in the block goes no further."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
 
 
 @contextmanager

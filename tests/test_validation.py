@@ -193,7 +193,9 @@ def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path
 
 
 @pytest.mark.parametrize("with_corpus", [True, False], ids=["corpus", "own pool"])
-def test_what_is_shown_is_what_a_search_finds(data, tiny_model, tmp_path, small_blocks, with_corpus):
+def test_what_is_shown_is_what_a_search_finds(
+    data, tiny_model, tmp_path, small_blocks, monkeypatch, capsys, with_corpus
+):
     corpus, dev, texts, rows = data
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
     pool = texts if with_corpus else pool_of(rows)
@@ -225,6 +227,11 @@ def test_what_is_shown_is_what_a_search_finds(data, tiny_model, tmp_path, small_
             assert [(hit.text, hit.right) for hit in hits] == [(pool[j], pool[j] in right) for j in ranking[:3]]
             ranks = [k + 1 for k, j in enumerate(ranking[:10]) if pool[j] in right]
             assert rank == (ranks[0] if ranks else None)
+    monkeypatch.setattr(ValidationConfig, "passages", lambda *_: 1 / 0)
+    without = watched.shown(first, last)  # and the run goes on
+    assert [each.query for each in without] == [each.query for each in shown] and without[0].hits_after[0].text == ""
+    monkeypatch.setattr(ValidationConfig, "groups", lambda *_: 1 / 0)
+    assert watched.shown(first, last) == [] and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_ties_go_by_passage_id():
