@@ -2,6 +2,7 @@
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
 # make test    runs every test
 # make lint    ruff and mypy
+# make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
 # make bench   speed, memory and quality beside their peers (benchmarks/README.md); hours on a small machine
 # make clean   removes .venv and caches; runs/ stays
 
@@ -11,7 +12,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test lint bench clean FORCE
+.PHONY: venv demo test lint axe bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -36,6 +37,9 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
+
+axe: venv
+	npm install --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
 
 bench: venv
 	$(BIN)/python benchmarks/train_speed.py --passage_len 256 --groups 32 --command --out runs/bench/speed-256.json

@@ -169,7 +169,7 @@ def finished(output: Path) -> dict[str, float] | None:
 _MODEL_FILES = (
     "modules.json config.json adapter_config.json *.safetensors *.safetensors.index.json pytorch_model*.bin* "
     "config_sentence_transformers.json sentence_*_config.json tokenizer* special_tokens_map.json added_tokens.json "
-    "vocab.* merges.txt sentencepiece* spiece.model chat_template* README.md trainer_state.json [0-9]_*/*.*"
+    "vocab.* merges.txt sentencepiece* spiece.model chat_template* README.md report.html trainer_state.json [0-9]_*/*.*"
 ).split()
 
 

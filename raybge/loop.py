@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,11 @@ from raybge.model.embedding import max_positions
 from raybge.model.encoder import Encoder
 from raybge.reserved import note
 from raybge.stream_trainer import Reporter, StreamTrainer
+from raybge.training_report import write_report
 from raybge.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
-    pass
+    from raybge.report.train import Shown
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
@@ -51,11 +52,12 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
     result = trainer.train(resume_from_checkpoint=config.resume_from)
     after = _last_measured(trainer)
+    shown = trainer.shown_queries()
     weights = trainer.whole_weights()
     if rank == 0:
         _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
         metrics = {**result.metrics, **after, "steps": trainer.state.global_step}
-        _write_result(config, trainer, weights, metrics)
+        _write_result(config, trainer, weights, metrics, shown)
         config.board.finish(metrics)
 
 
@@ -173,8 +175,9 @@ def _write_result(
     trainer: StreamTrainer,
     weights: dict[str, torch.Tensor] | None,
     metrics: Mapping[str, Any],
+    shown: Sequence[Shown],
 ) -> None:
-    """Write model, card and results aside, then move them in."""
+    """Write model, card, report and results aside, then move them in."""
     from raybge.model.card import Card
 
     aside = Path(config.output_dir) / HIDDEN / "model"
@@ -185,6 +188,7 @@ def _write_result(
     plain = {name.removeprefix("eval_"): value for name, value in (before or {}).items()}
     after = {name.removeprefix("eval_"): value for name, value in _measured(metrics).items()}
     Card(**config.card, history=history, before=plain or None, after=after or None).write(aside)
+    write_report(aside, config, trainer, metrics, shown)
     trainer.state.save_to_json(str(aside / "trainer_state.json"))
     (aside / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
     publish(aside, Path(config.output_dir))

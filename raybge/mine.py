@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from raybge.search.duplicates import Kept
     from raybge.search.index import Index
     from raybge.search.inputs import Stages
-    from raybge.search.negatives import Tally
     from raybge.search.pipeline import Embedder, Passages, Piece, Queries
     from raybge.search.sampling import Sampling
     from raybge.search.store import Store
+    from raybge.search.tally import Tally
     from raybge.search.teacher import Teacher
 
 
@@ -103,6 +103,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
             _write_meta(arguments, embedder.identity, teacher, summary, tally)
     summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
     stages.say(screen)
+    _write_report(arguments, surveys, summary, tally, sampling)
     _say_summary(summary, sampling, tally, screen)
     return summary
 
@@ -212,7 +213,8 @@ def _search_and_write(
     screen: Screen,
 ) -> Tally:
     from raybge.search.index import search
-    from raybge.search.negatives import Tally, sampled
+    from raybge.search.negatives import sampled
+    from raybge.search.tally import Tally
 
     tally = Tally()
     keep_scores = arguments.keep_scores
@@ -238,7 +240,7 @@ def _score_only(
 ) -> dict[str, Any]:
     """Give each row its teacher's scores and leave all else as it is."""
     from raybge import output
-    from raybge.search.negatives import Tally
+    from raybge.search.tally import Tally
     from raybge.search.teacher import rescore
 
     assert teacher is not None
@@ -258,8 +260,10 @@ def _score_only(
         _write_meta(arguments, None, teacher, summary, Tally())
     stages.count("score", survey.total_rows, "rows")
     stages.say(screen)
-    screen.say(f"written: {arguments.output_file}")
-    return {**summary, "seconds": stages.seconds}
+    summary |= {"seconds": stages.seconds}
+    _write_report(arguments, [survey], summary)
+    screen.say(f"written: {arguments.output_file}, {_report_of(arguments.output_file)}")
+    return summary
 
 
 # --- afterwards -------------------------------------------------------------------------------------------
@@ -285,6 +289,40 @@ def _write_meta(
     }
     with output.written_aside(extended(arguments.output_file, ".meta.json"), "--output_file") as out:
         out.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write_report(
+    arguments: MineArguments,
+    surveys: Sequence[Survey],
+    summary: dict[str, Any],
+    tally: Tally | None = None,
+    sampling: Sampling | None = None,
+) -> None:
+    """Beside the output: what a person looks at."""
+    from raybge.flags import given
+    from raybge.report import mine as report
+    from raybge.report.page import written
+    from raybge.report.run import Run
+
+    def about() -> report.Mining:
+        data = [each for found in surveys for each in found.rows_by_file().items()]
+        return report.Mining(
+            run=Run("mine", given(arguments), arguments.model_name_or_path or "", data, versions=_versions()),
+            tally=tally,
+            number=arguments.negative_number,
+            summary={name: value for name, value in summary.items() if isinstance(value, int)},
+            seconds=summary["seconds"],
+            sampling=sampling.describe() if sampling else "",
+            scored_by="the cross-encoder" if arguments.cross_encoder else "the model",
+        )
+
+    written(report.write, _report_of(arguments.output_file), about)
+
+
+def _report_of(output_file: str) -> str:
+    from raybge.data.files import extended
+
+    return extended(output_file, ".report.html")
 
 
 def _versions() -> dict[str, str]:
@@ -316,7 +354,8 @@ def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, scre
         for name in ("query", "pos", "neg"):
             text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
             screen.say(f"  {name:<6} {text if len(text) <= 90 else text[:87] + '...'}")
-    screen.say(f"written: {summary['output_file']}, {extended(summary['output_file'], '.meta.json')}")
+    output = summary["output_file"]
+    screen.say(f"written: {output}, {extended(output, '.meta.json')}, {_report_of(output)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

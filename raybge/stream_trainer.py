@@ -16,8 +16,11 @@ from raybge.board import Board
 from raybge.checkpoints import Identity, discard, rotate, seal
 from raybge.data.stream import StepStream
 from raybge.model.encoder import Encoder
+from raybge.step_log import StepLog, batch_scores
 
 if TYPE_CHECKING:
+    from raybge.report.train import BatchScores, Shown
+    from raybge.shown_queries import Retrieved
     from raybge.validation import Validation
 
 REPORT_SECONDS = 0.5
@@ -50,13 +53,16 @@ class StreamTrainer(transformers.Trainer):
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
         super().__init__(eval_dataset=range(0) if validation else None, **kwargs)
+        self.contrastive = kwargs["model"]  # as it is inside of what wraps it
         self.stream = stream
         self.encoder = encoder
         self.identity = identity
         self.validation = validation
         self.on_checkpoint = on_checkpoint
         self.before = before
-        self.recent: list[tuple[torch.Tensor, int]] = []
+        self.steps = StepLog()
+        self.scores: list[BatchScores] = []  # of the first step and of the last
+        self.first: Retrieved | None = None  # what `validation` finds before the first step, query by query
 
     # --- the stream's position ---
 
@@ -93,20 +99,30 @@ class StreamTrainer(transformers.Trainer):
     # --- the loss ---
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        loss = model(**inputs)
-        batch = inputs["batch"]
         if self.stream.rank:
-            return loss  # worker 0 alone reports
+            return model(**inputs)  # worker 0 alone reports
+        batch = inputs["batch"]
+        with self._watched():
+            loss = model(**inputs)
         # The loss is scaled for the mean over workers (see Objective): this undoes it.
         total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
-        self.recent.append((total, len(batch.passages_B)))
+        self.steps.step(total, batch)
         return loss
 
-    def recent_loss(self) -> float:
-        """Mean loss of this worker's own queries since the last call, nan when there were none."""
-        totals, rows = zip(*self.recent, strict=True)
-        self.recent = []
-        return torch.stack(totals).sum().item() / sum(rows) if sum(rows) else float("nan")
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Keep the scores of a step in the block where it is of the first update or of the last."""
+        step = self.state.global_step
+        if self.scores and (step == self.scores[0].step - 1 or step != self.state.max_steps - 1):
+            yield
+            return
+        found: list[BatchScores] = []
+        self.contrastive.watch = lambda e_ND, batch: found.append(batch_scores(step + 1, e_ND, batch))
+        try:
+            yield
+        finally:
+            self.contrastive.watch = None
+        self.scores = [*self.scores[:1], *found]
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         """Tokens of the texts themselves: nothing here pads a whole batch."""
@@ -123,17 +139,31 @@ class StreamTrainer(transformers.Trainer):
         start = time.monotonic()
         found = None if self.state.global_step else self.before
         if found is None:
-            with gathered(self.model):
+            with self.steps.aside(), gathered(self.model):
                 found = self.validation.measure(self.encoder)
+            if not self.state.global_step:
+                self.first = self.validation.last
         metrics = {f"eval_{name}": value for name, value in found.items()}
         metrics["eval_runtime"] = round(time.monotonic() - start, 4)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def shown_queries(self) -> list[Shown]:
+        """What the report shows of the queries, on worker 0; none where this run has not measured both its beginning
+        and its end. Collective.
+        """
+        if self.validation is None or self.first is None or self.validation.last is None:
+            return []
+        return self.validation.shown(self.first, self.validation.last)
+
     # --- checkpoints ---
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.steps.aside():
+            self._save_whole(model, trial)
+
+    def _save_whole(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's checkpoint, declared whole when every worker has written its part."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -208,10 +238,17 @@ class Reporter(transformers.TrainerCallback):
         self.board = board
         self.trainer: StreamTrainer | None = None
         self.told = 0.0
+        self.rate = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.board:
             self.board.begin(state.max_steps, state.global_step)
+        assert self.trainer is not None
+        self.trainer.steps.begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        self.rate = self.trainer._get_learning_rate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
@@ -219,10 +256,15 @@ class Reporter(transformers.TrainerCallback):
         if stream.start_step:  # the Trainer counted the part of the epoch that was left
             left = state.epoch - stream.epoch
             state.epoch = stream.epoch + (stream.start_step + left * (len(stream) - stream.start_step)) / len(stream)
+        if stream.rank:
+            return
+        self.trainer.steps.update(state.global_step, self.rate)
         now = time.monotonic()
-        if self.board and (now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps):
+        if now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps:
             self.told = now
-            self.board.tell(state.global_step, self.trainer.recent_loss())
+            loss = self.trainer.steps.resolve()
+            if self.board:
+                self.board.tell(state.global_step, loss)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
         if self.board:

@@ -86,7 +86,7 @@ def train(arguments: TrainArguments, screen: Screen, context: TrialContext | Non
         f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
         f"({metrics['train_samples_per_second']:,.1f} groups/s), mean loss {metrics['train_loss']:.4f}"
     )
-    screen.say(f"model: {arguments.training['output_dir']}")
+    screen.say(f"model: {arguments.training['output_dir']}, with its report.html")
     return metrics
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ from raybge.metrics import measure
 from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
 from raybge.model.negatives import gather_counts, gather_rows
+from raybge.report.train import Shown, cut
 from raybge.search import topk
 from raybge.search.duplicates import first_of_each
 from raybge.search.shards import KeyTable, words_of
+from raybge.shown_queries import Retrieved, chosen, gather_texts, passages_of, shown
 from raybge.validation_data import ValidationConfig
 
 K = 10
@@ -61,6 +64,7 @@ class Validation:
         self.rank = rank
         self.world = world
         self.kept = kept
+        self.last: Retrieved | None = None  # what the last `measure` found
         self._task: _Task | None = None
 
     def measure(self, encoder: Encoder) -> dict[str, float]:
@@ -79,15 +83,39 @@ class Validation:
             q_QD = task.deal.gather(q_rD, [len(q_ND) for q_ND in own])
             score_QK, id_QK = _search(encoder, task, q_QD)
         values: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+        ids: list[np.ndarray] = []
         for start in range(0, len(q_QD), MERGED):
             part = slice(start, start + MERGED)
             ids_QK = _merge(score_QK[part], id_QK[part], self.world)
-            found = [ids[ids >= 0].tolist() for ids in task.answers[part]]
-            absent = [int((ids < 0).sum()) for ids in task.answers[part]]
+            ids.append(ids_QK)
+            found = [each[each >= 0].tolist() for each in task.answers[part]]
+            absent = [int((each < 0).sum()) for each in task.answers[part]]
             judged = measure(ids_QK, found, absent, [K])
             for name in NAMES:
                 values[name].append(judged[name])
-        return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
+        self.last = Retrieved({name: np.concatenate(parts) for name, parts in values.items()}, np.concatenate(ids))
+        return {name: float(value_Q.mean()) for name, value_Q in self.last.values.items()}
+
+    def shown(self, first: Retrieved, last: Retrieved) -> list[Shown]:
+        """The queries that changed most between two evaluations, with their texts; none but on worker 0. Collective.
+
+        Only the blocks of the passages and queries that are shown are read again, the passages' each by its worker.
+        What cannot be read any more is said in the log and left out: training is over, and its model not yet saved.
+        """
+        assert self._task is not None
+        queries = chosen(first, last)
+        wanted = passages_of((first, last), queries)
+        own: dict[int, str] = {}
+        with _said_in_log():
+            for block, id_N in self._task.ids.items():
+                if len(here := np.flatnonzero(np.isin(id_N.cpu().numpy(), wanted))):
+                    texts = self.config.passages(block)
+                    own |= {int(id_N[n]): cut(texts[self._task.places[block][n]]) for n in here}
+        found = gather_texts(own, self._task.deal.device)
+        if self.rank == 0:
+            with _said_in_log():
+                return shown(self.config, first, last, queries, self._task.answers, found)
+        return []
 
     def _read(self, encoder: Encoder) -> _Task:
         """Read and tokenise the own blocks; drop the corpus's duplicates; find the passage id of every answer."""
@@ -109,8 +137,9 @@ class Validation:
         queries = _Share(own_queries, self._tokens("queries", query_tokens), HELD_BYTES, device)
         corpus = _Share(own_corpus, self._tokens("passages", passage_tokens), HELD_BYTES - queries.held_bytes, device)
         kept = {block: torch.from_numpy(i[i >= 0]).to(device) for block, i in ids.items()}
+        places = {block: np.flatnonzero(i >= 0).astype(np.int32) for block, i in ids.items()}
         deal = _Deal(own_queries, self.rank, device)
-        return _Task(queries, corpus, kept, deal, _find_answers(config, deal, table))
+        return _Task(queries, corpus, kept, places, deal, _find_answers(config, deal, table))
 
     def _tokens(self, name: str, tokenize: Callable[[int], list[list[int]]]) -> Callable[[int], _Tokens]:
         """A block's tokens, from those that are kept where there are any."""
@@ -137,13 +166,15 @@ class Validation:
 class _Task:
     """What a worker keeps between evaluations.
 
-    Its shares of queries and corpus; the passage ids of each of its blocks of the corpus; how the rows of all queries
+    Its shares of queries and corpus; the passage ids of each of its blocks of the corpus, and where in the block these
+    passages are; how the rows of all queries
     are gathered, and in that order the passage ids of each one's answers, -1 for an answer that the corpus lacks.
     """
 
     queries: _Share
     corpus: _Share
     ids: dict[int, Tensor]
+    places: dict[int, np.ndarray]
     deal: _Deal
     answers: list[np.ndarray]
 
@@ -299,6 +330,15 @@ def _merge(score_QK: Tensor, id_QK: Tensor, world: int) -> np.ndarray:
     counts_W = [len(id_QK)] * world
     scores, ids = (gather_rows(x, counts_W).cpu().numpy().reshape(world, -1, K) for x in (score_QK, id_QK))
     return topk.merge(list(zip(scores, ids, strict=True)), K)[1]
+
+
+@contextmanager
+def _said_in_log() -> Iterator[None]:
+    """What goes wrong in the block goes no further."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
 
 
 @contextmanager

@@ -176,12 +176,9 @@ def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
 
     from raybge import __version__
 
-    rows = dict.fromkeys((f.name for f in survey.files), 0)
-    for block, count in zip(survey.blocks, survey.rows, strict=True):
-        rows[survey.files[block.file].name] += int(count)
     return dict(
         base_model=arguments.model_name_or_path,
-        data=list(rows.items()),
+        data=list(survey.rows_by_file().items()),
         flags=given(arguments),
         versions={"raybge": __version__, **{name: version(name) for name in ("transformers", "torch", "ray")}},
     )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 
@@ -24,6 +25,13 @@ def test_text_to_summary(tmp_path, monkeypatch, capfd):
     assert summary["before"] != summary["after"]
     assert min(summary["seconds"].values()) >= 0
     assert (tmp_path / "demo" / "model" / "modules.json").is_file()
+    page = (tmp_path / "demo" / "report.html").read_text()
+    before, after = (f"{summary[when]['nDCG@10']:.4f}" for when in ("before", "after"))
+    assert f"nDCG@10 {before} → {after}</h1>" in page
+    places = re.findall(r'<a href="(.*?)"', page)
+    assert len(places) == 2
+    stages = [(tmp_path / "demo" / place).read_text() for place in places]
+    assert "over 2 points" in stages[0] and "Likeliest false negatives" in stages[1]
     shown = capfd.readouterr().out
     assert shown.count("log: ") == 1
     assert "before" in shown.splitlines()[-6] and shown.splitlines()[-5].startswith("nDCG@10")

@@ -3,7 +3,9 @@ and each trap of the reference tool.
 """
 
 import gzip
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,7 @@ def read(path: Path) -> list:
 def mined(ray_of_six, data, tiny_model, tmp_path_factory):
     """(bytes, summary) by (actors, passages a shard)."""
     folder = tmp_path_factory.mktemp("mined")
-    found = {}
+    found, pages = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 2048)
         for actors, shard in ((1, 64), (2, 1000), (3, 64)):
@@ -76,8 +78,31 @@ def mined(ray_of_six, data, tiny_model, tmp_path_factory):
                 passage_instruction_format_for_retrieval="{} {}",
             )
             found[actors, shard] = output.read_bytes(), summary
-            assert {path.name for path in output.parent.iterdir()} == {"mined.jsonl", "mined.jsonl.meta.json"}
+            assert {path.name for path in output.parent.iterdir()} == {
+                f"mined.jsonl{ending}" for ending in ("", ".meta.json", ".report.html")
+            }
+            pages[actors, shard] = (output.parent / "mined.jsonl.report.html").read_text()
+    assert all(chosen(page) == chosen(pages[1, 64]) for page in pages.values())
+    found["page"] = pages[1, 64]
     return found
+
+
+def chosen(page: str) -> str:
+    """What a report says of the negatives: all but times and flags."""
+    return page[page.index("<h2>Scores") : page.index("<h2>Time")]
+
+
+def test_the_report_says_what_the_output_holds(mined, data):
+    page, (_, summary) = mined["page"], mined[1, 64]
+    assert f"120 rows with {NUMBER} negatives" in page and "groups.jsonl" in page and "pool.jsonl" in page
+    negatives, random = (
+        int(n.replace(",", "")) for n in re.search(r"([\d,]+) chosen.*?([\d,]+) negatives, r", page).groups()
+    )
+    assert negatives + random == 120 * NUMBER and random >= summary["rows_filled"] > 0
+    assert f"{random:,} more are random passages" in page
+    every = {text for row, out in zip(data[1], read_lines(mined), strict=True) for text in (row["query"], *out["neg"])}
+    shown = re.findall(r"<h3>(.*?)</h3>.*?beside.*?<h4>negative</h4><p>(.*?)</p>", page)
+    assert len(shown) == 20 and all({html.unescape(text) for text in each} <= every for each in shown)
 
 
 def test_the_bytes_are_the_same_for_any_number_of_actors_and_shards(mined):
@@ -161,6 +186,7 @@ def test_a_small_pool_is_used_up_and_said_so(ray_of_six, tiny_model, tmp_path, c
     assert output.read_bytes() == kept and {p.name for p in output.parent.iterdir()} == {
         output.name,
         f"{output.name}.meta.json",
+        f"{output.name}.report.html",
     }
 
 

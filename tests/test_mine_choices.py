@@ -157,7 +157,8 @@ def test_a_teacher_s_scores_decide_and_are_written(files, rows, tmp_path, capfd)
         assert row["neg"] == out["neg"] and row["query"] == out["query"]
         np.testing.assert_allclose(row["neg_scores"], out["neg_scores"], atol=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("teacher", "plain.jsonl", "scored.jsonl", "scored.jsonl.meta.json", "out.jsonl", "out.jsonl.meta.json")
+        *("teacher", "plain.jsonl", "scored.jsonl", "scored.jsonl.meta.json", "out.jsonl", "out.jsonl.meta.json"),
+        *("scored.jsonl.report.html", "out.jsonl.report.html"),
     }
 
 

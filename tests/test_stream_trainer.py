@@ -62,6 +62,8 @@ class StopAt(transformers.TrainerCallback):
 class Scripted:
     """A validation that measures what it is told to, one value after the other."""
 
+    last = None
+
     def __init__(self, values: list[float]) -> None:
         self.values = list(values)
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -227,6 +228,18 @@ def test_the_folder_of_a_run(runs):
     assert not list(folder.rglob("training_args.bin"))
     assert not list((folder / ".raybge").glob("*run-*"))
     assert oct((folder / "model.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~umask())
+
+
+def test_the_report_of_a_run(runs, data):
+    """What each run has measured of itself: every step, in whichever number of workers."""
+    for name, workers in (("one", "1 worker<"), ("three", "3 workers<")):
+        page = (runs[name] / "report.html").read_text()
+        assert f"{STEPS} steps" in page and workers in page
+        assert f"over {STEPS} points" in page and f"<h3>Step {STEPS}</h3>" in page
+        assert all(file in page for file in ("a.jsonl", "b.jsonl.gz"))
+    first, last = losses(runs["one"])[0], losses(runs["one"])[-1]
+    said = re.search(r'aria-label="loss: from (\S+) to (\S+) over', (runs["one"] / "report.html").read_text())
+    assert [float(value) for value in said.groups()] == pytest.approx([first, last], rel=1e-3)
 
 
 def umask() -> int:

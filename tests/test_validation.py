@@ -136,13 +136,26 @@ def test_equals_raybge_evaluate(ray_of_four, data, tiny_model, tmp_path, with_co
 
 
 def measured(config, model, rank, world):
-    """Metrics of a first and a second evaluation; the passage ids of all answers; how often the model ran."""
+    """Metrics of a first and a second evaluation; the passage ids of all answers; how often the model ran; what is
+    shown of the first and of one after the model has changed.
+    """
     encoder = Encoder(model, devices="cpu")
     calls = []
     encoder.model.register_forward_hook(lambda *given: calls.append(1))
     watched = Validation(config, rank, world)
     found = [watched.measure(encoder), watched.measure(encoder)]
-    return found, [ids.tolist() for ids in watched._task.answers], len(calls)
+    number, first = len(calls), watched.last
+    change(encoder)
+    watched.measure(encoder)
+    shown = watched.shown(first, watched.last)
+    return found, [ids.tolist() for ids in watched._task.answers], number, shown
+
+
+def change(encoder):
+    """What training may do to a model, the same each time."""
+    weight = encoder.model.backbone.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
 
 
 def one_worker(rank, world, folder, configs, model):
@@ -155,6 +168,7 @@ def one_worker(rank, world, folder, configs, model):
 
 def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path, small_blocks, monkeypatch):
     """Bit for bit, on every worker, with many blocks of queries and with two, of which one worker of three has none.
+    What is shown of the queries too, on worker 0.
 
     Passages are numbered alike too, and all workers call the model equally often.
     """
@@ -170,11 +184,54 @@ def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for number, config in enumerate((many, few)):
-        (first, second), answers, calls = measured(config, tiny_model, 0, 1)
+        (first, second), answers, calls, shown = measured(config, tiny_model, 0, 1)
         assert first == second
         assert all(each[number][:2] == ([first, first], answers) for each in found)
         assert len({each[number][2] for each in found}) == 1 and found[0][number][2] < calls
+        assert len(shown) == 20 and [each[number][3] for each in found] == [shown, [], []]
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("with_corpus", [True, False], ids=["corpus", "own pool"])
+def test_what_is_shown_is_what_a_search_finds(
+    data, tiny_model, tmp_path, small_blocks, monkeypatch, capsys, with_corpus
+):
+    corpus, dev, texts, rows = data
+    config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
+    pool = texts if with_corpus else pool_of(rows)
+    encoder, watched = Encoder(tiny_model, devices="cpu"), Validation(config, 0, 1)
+    found = []
+    for _ in range(2):
+        means = watched.measure(encoder)
+        assert means == {name: values.mean() for name, values in watched.last.values.items()}
+        asked = [encoder.query_text(row["query"], row.get("prompt")) for row in rows]
+        q_QD, p_PD = encoder.encode(asked, max_length=QUERY_LEN), encoder.encode_corpus(pool, max_length=PASSAGE_LEN)
+        found.append((watched.last, np.argsort(-(q_QD @ p_PD.T), axis=1, kind="stable")))
+        change(encoder)
+    (first, before), (last, after) = found
+    shown = watched.shown(first, last)
+    gaps = [each.after - each.before for each in shown]
+    every = last.values["nDCG@10"] - first.values["nDCG@10"]
+    assert [abs(gap) for gap in gaps] == sorted((abs(gap) for gap in gaps), reverse=True)
+    assert max(gaps) == every.max() > 0 > every.min() == min(gaps) and len(shown) == 20
+    by_query = {row["query"]: (i, row) for i, row in enumerate(rows)}
+    for each in shown:
+        i, row = by_query[each.query]
+        right = {row["positive"]} if "positive" in row else set(row["pos"])
+        assert (each.before, each.after) == (first.values["nDCG@10"][i], last.values["nDCG@10"][i])
+        assert each.answer == (row.get("positive") or row["pos"][0])
+        for hits, rank, ranking in (
+            (each.hits_before, each.rank_before, before[i]),
+            (each.hits_after, each.rank_after, after[i]),
+        ):
+            assert [(hit.text, hit.right) for hit in hits] == [(pool[j], pool[j] in right) for j in ranking[:3]]
+            ranks = [k + 1 for k, j in enumerate(ranking[:10]) if pool[j] in right]
+            assert rank == (ranks[0] if ranks else None)
+    monkeypatch.setattr(ValidationConfig, "passages", lambda *_: 1 / 0)
+    without = watched.shown(first, last)  # and the run goes on
+    assert [each.query for each in without] == [each.query for each in shown] and without[0].hits_after[0].text == ""
+    monkeypatch.setattr(ValidationConfig, "groups", lambda *_: 1 / 0)
+    assert watched.shown(first, last) == [] and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_ties_go_by_passage_id():

@@ -41,6 +41,13 @@ class Survey:
         """Good rows in all files."""
         return int(self.rows.sum())
 
+    def rows_by_file(self) -> dict[str, int]:
+        """Good rows of each file, by its name."""
+        found = dict.fromkeys((file.name for file in self.files), 0)
+        for block, count in zip(self.blocks, self.rows, strict=True):
+            found[self.files[block.file].name] += int(count)
+        return found
+
 
 @dataclass
 class _Count:

@@ -17,7 +17,7 @@ import yaml
 
 MAX_ROWS = 20  # of the loss curve's table, and of the evaluation's
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
+SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 _TEXTS = re.compile(r"instruction|prompt")  # flags whose values may hold a slash and are no path
 _NAMES = re.compile(r"(model_name_or_path|config_name|tokenizer_name|guide_model|hub_model_id)$")
 
@@ -124,7 +124,7 @@ class Card:
         rows = [
             [f"`{name}`", _shown(name, value)]
             for name, value in sorted(self.flags.items())
-            if not _SECRET.search(name) and value is not None
+            if not SECRET.search(name) and value is not None
         ]
         return "## Flags\n\n" + _table(["flag", "value"], rows) if rows else ""
 
@@ -191,7 +191,7 @@ def _shown(name: str, value: Any) -> str:
 
 def _without_paths(name: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_paths(key, each) for key, each in value.items() if not _SECRET.search(str(key))}
+        return {key: _without_paths(key, each) for key, each in value.items() if not SECRET.search(str(key))}
     if isinstance(value, list | tuple):
         return [_without_paths(name, each) for each in value]
     if isinstance(value, Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,15 @@ class ContrastiveModel(nn.Module):
         self.sub_batch_size = sub_batch_size
         # Not a submodule: it is neither saved nor trained nor wrapped.
         self._guide = (guide,)
+        # Given the embeddings of each batch, queries first, without a gradient.
+        self.watch: Callable[[Tensor, StepBatch], None] | None = None
 
     def forward(self, batch: StepBatch) -> Tensor:
         """The share of the loss as a scalar; see `Objective.loss`."""
         queries = len(batch.passages_B)
         e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
+        if self.watch is not None:
+            self.watch(e_ND.detach(), batch)
         guide = None
         if self._guide[0] is not None:
             assert batch.guide_ids is not None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Container, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Container, Iterable, Sequence
 from html import escape
 from importlib.resources import files
+from typing import TypeVar
+
+About = TypeVar("About")
 
 # A browser then refuses whatever is not in the file, should anything ever get in.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -38,6 +42,16 @@ def page(title: str, *sections: str) -> str:
 </body>
 </html>
 """
+
+
+def written(write: Callable[[str, About], None], path: str, about: Callable[[], About]) -> bool:
+    """Write a report of a run that is over. One that fails is said in the log: what it tells of is there and whole."""
+    try:
+        write(path, about())
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def section(heading: str, note: str, *content: str) -> str:

@@ -107,7 +107,7 @@ def _heading(search: Search, view: View, title: str) -> str:
     if view.best:
         parts.append(facts([*_gain(view), *((name, _value(value)) for name, value in view.best.flags.items())]))
     if search.about:
-        parts.append("<h3>The search</h3>" + facts(search.about.items()))
+        parts.append('<h2 class="minor">The search</h2>' + facts(search.about.items()))
     return "\n".join(parts)
 
 
@@ -123,9 +123,9 @@ def _commands(search: Search, view: View) -> str:
     parts = []
     if view.best and search.best_commands:
         blocks = "".join(map(command_block, search.best_commands))
-        parts.append(f"<h3>Trains trial {view.best.number} again</h3>{blocks}")
+        parts.append(f'<h2 class="minor">Trains trial {view.best.number} again</h2>{blocks}')
     if search.command:
-        parts.append(f"<h3>The command of this search</h3>{command_block(search.command)}")
+        parts.append(f'<h2 class="minor">The command of this search</h2>{command_block(search.command)}')
     return "\n".join(parts)
 
 

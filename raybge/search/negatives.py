@@ -6,10 +6,8 @@ Letters in array names: Q rows, K ranks, C candidates of a row, P positives of a
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,39 +15,8 @@ from raybge.data.groups import Group, parse_group
 from raybge.search.index import Found, Lookup
 from raybge.search.sampling import Drawn, Row, Sampling, sample
 from raybge.search.shards import keys_of, vectors_of
+from raybge.search.tally import EXAMPLES, Tally, bins
 from raybge.search.teacher import Teacher, written
-
-BIN = 0.05  # width of a bar of the histograms
-EXAMPLES = 3
-
-
-@dataclass
-class Tally:
-    """What is counted of rows, and the first few of them."""
-
-    rows: int = 0
-    filled: int = 0
-    short: int = 0
-    positives: Counter[int] = field(default_factory=Counter)
-    negatives: Counter[int] = field(default_factory=Counter)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Count another's rows too, which come behind these."""
-        self.rows += other.rows
-        self.filled += other.filled
-        self.short += other.short
-        self.positives += other.positives
-        self.negatives += other.negatives
-        self.examples = (self.examples + other.examples)[:EXAMPLES]
-
-    def histograms(self) -> dict[str, Any]:
-        """How many scores lie in [from, from + width), by `from`."""
-
-        def bars(counted: Counter[int]) -> dict[str, int]:
-            return {f"{number * BIN:.2f}": counted[number] for number in sorted(counted)}
-
-        return {"width": BIN, "positives": bars(self.positives), "negatives": bars(self.negatives)}
 
 
 @dataclass(frozen=True)
@@ -90,8 +57,13 @@ def sampled(found: Found, lookup: Lookup, sampling: Sampling, teacher: Teacher |
         if keep_scores or teacher:
             raw["pos_scores"], raw["neg_scores"] = written(positive), written(score)
         lines.append(json.dumps(raw, ensure_ascii=False) + "\n")
-        tally.positives.update(_bins(positive))
-        tally.negatives.update(_bins(score))
+        tally.positives.update(bins(positive))
+        tally.negatives.update(bins(score))
+    tally.counts.update(counts)
+    for each, ids_K in zip(drawn, found.ids_QK, strict=True):
+        tally.ranks.update(np.nonzero(ids_K == each.ids[: len(each.ids) - each.fills, None])[1].tolist())
+    about = [(group.query, group.pos) for group in groups]
+    tally.compare(about, positives, _split(score_N, counts), [each.ids for each in drawn], texts)
     tally.filled = sum(each.fills > 0 for each in drawn)
     tally.short = sum(len(each.ids) < sampling.number for each in drawn)
     tally.examples = [
@@ -188,7 +160,3 @@ class _Scores:
 
 def _split(values_N: np.ndarray, counts: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     return np.split(values_N, np.cumsum(counts)[:-1])
-
-
-def _bins(scores: np.ndarray) -> list[int]:
-    return np.floor(scores[np.isfinite(scores)] / BIN).astype(int).tolist()
