@@ -280,6 +280,13 @@ def _table(
     return pa.Table.from_arrays(columns, schema=READ)
 
 
+def finite(vectors_ND: Any) -> np.ndarray:
+    """The vectors in fp32. RuntimeError where they are none."""
+    if not np.isfinite(vectors_ND).all():
+        raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
+    return np.ascontiguousarray(vectors_ND, np.float32)
+
+
 # --- encoding ---------------------------------------------------------------------------------------------
 
 
@@ -310,7 +317,7 @@ class _Embed:
         queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
         if queries[0] is not None:
             texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
-            vectors_ND = self._finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
+            vectors_ND = finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
         else:
             vectors_ND = self._passages(table["text"].to_pylist())
         positives = table["positives"].combine_chunks()
@@ -326,12 +333,7 @@ class _Embed:
 
     def _passages(self, texts: list[str]) -> np.ndarray:
         instructed = [self._instructions.passage_text(text) for text in texts]
-        return self._finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
-
-    def _finite(self, vectors_ND: Any) -> np.ndarray:
-        if not np.isfinite(vectors_ND).all():
-            raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
-        return np.ascontiguousarray(vectors_ND, np.float32)
+        return finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
     def _load(self) -> None:
         import torch
