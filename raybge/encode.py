@@ -236,7 +236,7 @@ def _encoded_dataset(dataset: Dataset, arguments: EncodeArguments) -> Dataset:
 
     from raybge.cluster import connect, plan_workers
     from raybge.search.inputs import embedder_of
-    from raybge.search.vectors import EncodeColumn
+    from raybge.search.vectors import EncodeColumn, device_of
 
     ranges = _ranges(arguments, _check(arguments))
     if arguments.precision in ("int8", "uint8") and ranges is None:
@@ -248,7 +248,14 @@ def _encoded_dataset(dataset: Dataset, arguments: EncodeArguments) -> Dataset:
     embedder = embedder_of(_encoder_options(arguments), plan)
     return dataset.map_batches(
         EncodeColumn,
-        fn_constructor_args=(embedder, arguments.kind, plan, arguments.text_field, arguments.precision, ranges),
+        fn_constructor_args=(
+            embedder,
+            arguments.kind,
+            arguments.text_field,
+            arguments.precision,
+            ranges,
+            device_of(plan),
+        ),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=plan.workers),

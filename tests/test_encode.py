@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stub
@@ -15,6 +17,7 @@ from raybge.errors import UserError
 from raybge.flags import build
 from raybge.screen import Screen
 from raybge.search import inputs, vector_files
+from raybge.search.vectors import EncodeColumn
 
 ROWS = 130
 
@@ -24,6 +27,7 @@ def ray_of_six():
     """More CPUs than the machine may have: three actors must fit, whatever it is."""
     import ray
 
+    ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 1500)
@@ -48,13 +52,11 @@ def data(tmp_path_factory, words):
 def encoded(ray_of_six, data, tiny_model, tmp_path_factory):
     """Outputs by name, and the summary of each."""
     folder = tmp_path_factory.mktemp("out")
-    given = {"model_name_or_path": tiny_model, "input_file": str(data[0])}
+    given = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
     asked = {
         "one.parquet": {"num_workers": 1},
         "three.parquet": {"num_workers": 3},
-        "two.npy": {"num_workers": 2, "passage_instruction_for_retrieval": "al "},
         "query.npy": {"query_instruction_for_retrieval": "bk ", "kind": "query", "max_length": 8, "truncate_dim": 20},
-        "bytes.npy": {"precision": "int8"},
     }
     summaries = {name: encode_dataset(**given, **more, output_file=str(folder / name)) for name, more in asked.items()}
     assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for name in asked for end in ("", ".meta.json")}
@@ -88,32 +90,17 @@ def test_rows_and_vectors_are_in_the_inputs_order(encoded, data, encoder):
     assert table.column_names == ["id", "text", "embedding"]
     assert table["text"].to_pylist() == texts and table["id"].to_pylist() == [row.get("id") for row in rows]
     found = np.array(table["embedding"].to_pylist(), np.float32)
-    assert_close(found, encoder.encode(texts))
-    assert_close(np.load(folder / "two.npy", mmap_mode="r"), encoder.encode_corpus(texts))
+    assert_close(found, encoder.encode_corpus(texts))
     expected = encoder.encode_queries(texts, max_length=8, truncate_dim=20)
-    assert_close(np.load(folder / "query.npy"), expected)
+    assert_close(np.load(folder / "query.npy", mmap_mode="r"), expected)
     # the texts are long enough for the length to matter, and the instructions do
     assert not np.allclose(expected, encoder.encode_queries(texts, truncate_dim=20), atol=1e-2)
     assert not np.allclose(encoder.encode(texts), encoder.encode_corpus(texts), atol=1e-2)
 
 
-def test_bytes_have_the_ranges_of_all_vectors(encoded, tiny_model, data, tmp_path):
-    """As `quantize_embeddings` of the whole matrix; a later output takes its ranges."""
-    folder = encoded[0]
-    table = pq.read_table(folder / "one.parquet")
-    vectors_ND = np.array(table["embedding"].to_pylist(), np.float32)
-    expected = quantize_embeddings(vectors_ND, "int8")
-    np.testing.assert_array_equal(np.load(folder / "bytes.npy"), expected)
-    meta = json.loads((folder / "bytes.npy.meta.json").read_text())
-    np.testing.assert_array_equal(np.array(meta["ranges"], np.float32), [vectors_ND.min(0), vectors_ND.max(0)])
-
-    given = {"model_name_or_path": tiny_model, "input_file": str(data[0] / "b.jsonl"), "precision": "int8"}
-    later = tmp_path / "later.npy"
-    encode_dataset(**given, output_file=str(later), ranges=str(folder / "bytes.npy.meta.json"))
-    np.testing.assert_array_equal(np.load(later), expected[70:])
-    np.save(tmp_path / "ranges.npy", np.array(meta["ranges"], np.float32))
-    encode_dataset(**given, output_file=str(later), ranges=str(tmp_path / "ranges.npy"), overwrite=True)
-    np.testing.assert_array_equal(np.load(later), expected[70:])
+def fixed(texts) -> np.ndarray:
+    """The stub's vectors."""
+    return stub.StubEncoder(None, 0, stub.DIM, "cpu").encode_corpus(texts)
 
 
 def run(data, output, log, embedder=None, **more):
@@ -132,8 +119,25 @@ def test_a_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
     assert len(list((tmp_path / "v").glob("part-*.parquet"))) == 3
     table = pq.read_table(tmp_path / "v")
     assert table["n"].to_pylist() == [float(row["n"]) for row in rows]
-    expected = stub.StubEncoder(None, 0, 32, "cpu").encode_corpus([row["text"] for row in rows])
+    expected = fixed([row["text"] for row in rows])
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), expected)
+
+
+def test_bytes_have_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
+    """As `quantize_embeddings` of the whole matrix; another output is given the ranges."""
+    vectors_ND = fixed([row["text"] for row in data[1]])
+    expected = quantize_embeddings(vectors_ND, "int8")
+    run(data, tmp_path / "all.npy", None, precision="int8")
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), expected)
+    meta = tmp_path / "all.npy.meta.json"
+    ranges_2D = np.array(json.loads(meta.read_text())["ranges"], np.float32)
+    np.testing.assert_array_equal(ranges_2D, [vectors_ND.min(0), vectors_ND.max(0)])
+
+    np.save(tmp_path / "ranges.npy", ranges_2D)
+    later, more = tmp_path / "later.npy", {"precision": "int8", "overwrite": True}
+    for ranges in (meta, tmp_path / "ranges.npy"):
+        run((data[0] / "b.jsonl",), later, None, **more, ranges=str(ranges))
+        np.testing.assert_array_equal(np.load(later), expected[70:])
 
 
 def test_a_run_that_failed_goes_on_and_a_finished_one_is_said(ray_of_six, data, tmp_path, monkeypatch, capfd):
@@ -167,33 +171,38 @@ def test_rows_that_are_skipped_leave_no_gap(ray_of_six, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
     assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
-    expected = stub.StubEncoder(None, 0, 32, "cpu").encode_corpus(["ak", "bl"])
-    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
 
 
-def test_a_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder, encoded):
+def test_a_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
     import ray
 
     _, rows = data
     given = ray.data.from_items([{"body": row["text"], "n": i} for i, row in enumerate(rows)], override_num_blocks=3)
-    ranges = str(encoded[0] / "bytes.npy.meta.json")
     more = {"text_field": "body", "kind": "query", "query_instruction_for_retrieval": "bk "}
     found = encode_dataset(given, model_name_or_path=tiny_model, **more, num_workers=2).take_all()
     expected = encoder.encode_queries([row["text"] for row in rows])
     for row in found:
         assert_close(np.asarray(row["embedding"], np.float32), expected[row["n"]])
     assert sorted(row["n"] for row in found) == list(range(ROWS))
-    small = encode_dataset(given.limit(3), model_name_or_path=tiny_model, **more, precision="uint8", ranges=ranges)
-    assert {np.asarray(row["embedding"]).dtype for row in small.take_all()} == {np.dtype("uint8")}
-    with pytest.raises(UserError, match="input_file: a Dataset is encoded as it is"):
-        encode_dataset(given, model_name_or_path=tiny_model, input_file="x")
-    with pytest.raises(UserError, match="precision int8: .* give its `ranges`"):
-        encode_dataset(given, model_name_or_path=tiny_model, precision="int8")
-    with pytest.raises(UserError, match="text_field: the Dataset has no column 'text', only body, n"):
-        from raybge.search.calls import unwrapped
 
-        with unwrapped():
-            encode_dataset(given, model_name_or_path=tiny_model).take_all()
+
+def test_a_datasets_column_and_flags(tiny_model):
+    ranges_2D = np.stack([-np.ones(stub.DIM), np.ones(stub.DIM)]).astype(np.float32)
+    column = EncodeColumn(stub.embedder(), "query", "body", "uint8", ranges_2D)
+    made = column(pa.table({"body": ["ak", "bl"], "n": [1, 2]}))
+    assert made.column_names == ["body", "n", "embedding"]
+    expected = quantize_embeddings(fixed(["ak", "bl"]), "uint8", ranges_2D)
+    np.testing.assert_array_equal(np.array(made["embedding"].to_pylist(), np.uint8), expected)
+    with pytest.raises(UserError, match="text_field: the Dataset has no column 'body', only text, n"):
+        column(pa.table({"text": ["ak"], "n": [1]}))
+    with pytest.raises(UserError, match='text_field: "body" must be a non-empty string, found null'):
+        column(pa.table({"body": ["ak", None]}))
+    nothing: Any = object()
+    with pytest.raises(UserError, match="input_file: a Dataset is encoded as it is"):
+        encode_dataset(nothing, model_name_or_path=tiny_model, input_file="x")
+    with pytest.raises(UserError, match="precision int8: .* give its `ranges`"):
+        encode_dataset(nothing, model_name_or_path=tiny_model, precision="int8")
 
 
 # --- before Ray starts ------------------------------------------------------------------------------------

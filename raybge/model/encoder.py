@@ -151,9 +151,7 @@ class Encoder:
         """Width of the vectors wanted: the call's, else the constructor's, else the model's."""
         width = self.dim if wanted is None else wanted
         if not 1 <= width <= self.dim:
-            raise UserError(
-                f"truncate_dim must be from 1 to {self.dim}, the width of this model's vectors; found {width}"
-            )
+            raise UserError(f"truncate_dim must be from 1 to {self.dim}, this model's width; found {width}")
         return width
 
     def _limit(self, wanted: int | None) -> int:

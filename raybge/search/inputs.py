@@ -177,12 +177,15 @@ def embedder_of(options: dict[str, Any], plan: Plan) -> Embedder:
     """What makes the vectors of an Encoder with these options; on a GPU they are others than on a CPU."""
     name = options["model_name_or_path"], options["cache_dir"]
     identity = digest(__version__, model_identity(*name), options, plan.gpus)
-    return Embedder(partial(_encoder, options), identity, vector_width(*name) or WIDE)
+    return Embedder(partial(_encoder, options, plan.cpus), identity, vector_width(*name) or WIDE)
 
 
-def _encoder(options: dict[str, Any], device: str) -> Any:
+def _encoder(options: dict[str, Any], threads: int, device: str) -> Any:
+    import torch
+
     from raybge.model.encoder import Encoder
 
+    torch.set_num_threads(threads)
     return Encoder(**options, devices=device)
 
 

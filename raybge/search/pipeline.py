@@ -94,6 +94,7 @@ class Embedder:
     """What makes vectors: `make` is called once in each actor that needs it, with the device, and gives an Encoder.
 
     Args:
+        make: it also sets how many threads the process may use.
         identity: changes when the vectors would.
         dim: their width, for the plan of the memory.
     """
@@ -336,11 +337,8 @@ class _Embed:
         return finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
     def _load(self) -> None:
-        import torch
-
         from raybge.model.folder import Instructions
 
-        torch.set_num_threads(self._plan.cpus)
         self._encoder = self._embedder.make("cuda:0" if self._plan.gpus else "cpu")
         # put in front here and not by the encoder: a row may have a prompt of its own
         self._instructions = self._encoder.instructions

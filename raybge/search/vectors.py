@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybge.cluster import Plan
-from raybge.data.groups import parse_field
+from raybge.data.groups import RowError, parse_field
 from raybge.data.source import to_dataset
 from raybge.data.survey import Survey
 from raybge.errors import UserError
@@ -89,7 +89,7 @@ def encode_rows(survey: Survey, encoding: Encoding, store: Store, plan: Plan, ra
 
     encoded = to_dataset(survey, encoding.parser).map_batches(
         _EncodeRows,
-        fn_constructor_args=(encoding, store, plan, ranges),
+        fn_constructor_args=(encoding, store, device_of(plan), ranges),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(survey.blocks))),
@@ -110,6 +110,11 @@ def encode_rows(survey: Survey, encoding: Encoding, store: Store, plan: Plan, ra
     return result
 
 
+def device_of(plan: Plan) -> str:
+    """The device of an actor, which sees its own GPU alone."""
+    return "cuda:0" if plan.gpus else "cpu"
+
+
 class _EncodeRows:
     """The Ray Data actor: takes a block as it is read, says where it lies encoded."""
 
@@ -124,9 +129,9 @@ class _EncodeRows:
         ]
     )
 
-    def __init__(self, encoding: Encoding, store: Store, plan: Plan, ranges: bool) -> None:
+    def __init__(self, encoding: Encoding, store: Store, device: str, ranges: bool) -> None:
         self._encoding, self._store, self._ranges = encoding, store, ranges
-        self._encode = Texts(encoding.embedder, encoding.kind, plan)
+        self._encode = Texts(encoding.embedder, encoding.kind, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
@@ -151,17 +156,14 @@ class _EncodeRows:
 class Texts:
     """Vectors of texts in an actor: the model is loaded for the first."""
 
-    def __init__(self, embedder: Embedder, kind: str, plan: Plan) -> None:
-        self._embedder, self._kind, self._plan = embedder, kind, plan
+    def __init__(self, embedder: Embedder, kind: str, device: str) -> None:
+        self._embedder, self._kind, self._device = embedder, kind, device
         self._encoder: Any = None
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """(N, D) fp32."""
         if self._encoder is None:
-            import torch
-
-            torch.set_num_threads(self._plan.cpus)
-            self._encoder = self._embedder.make("cuda:0" if self._plan.gpus else "cpu")
+            self._encoder = self._embedder.make(self._device)
         encode = self._encoder.encode_queries if self._kind == "query" else self._encoder.encode_corpus
         return finite(encode(texts, convert_to_numpy=True))
 
@@ -170,9 +172,15 @@ class EncodeColumn:
     """The actor of a person's own Ray Dataset: adds a column `embedding`."""
 
     def __init__(
-        self, embedder: Embedder, kind: str, plan: Plan, text: str, precision: Any, ranges_2D: np.ndarray | None
+        self,
+        embedder: Embedder,
+        kind: str,
+        text: str,
+        precision: Any,
+        ranges_2D: np.ndarray | None,
+        device: str = "cpu",
     ) -> None:
-        self._encode = Texts(embedder, kind, plan)
+        self._encode = Texts(embedder, kind, device)
         self._text, self._precision, self._ranges_2D = text, precision, ranges_2D
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -181,8 +189,11 @@ class EncodeColumn:
                 f"text_field: the Dataset has no column {self._text!r}, only {', '.join(table.column_names)}"
             )
         texts = table[self._text].to_pylist()
-        for text in texts:
-            parse_field({self._text: text}, self._text)
+        try:
+            for text in texts:
+                parse_field({self._text: text}, self._text)
+        except RowError as error:
+            raise UserError(f'text_field: "{error.field}" {error.expected}') from None
         vectors_ND = quantize_embeddings(self._encode(texts), self._precision, self._ranges_2D)
         return table.append_column("embedding", vectors_column(vectors_ND))
 
