@@ -48,6 +48,7 @@ bench: venv
 	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
 	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
+	$(BIN)/python benchmarks/encoding.py --out runs/bench/encoding.json
 	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
 
 clean:

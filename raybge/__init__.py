@@ -9,9 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raybge.encode import encode_dataset
     from raybge.evaluate import evaluate_retrieval
     from raybge.mine import mine_hard_negatives
     from raybge.model.encoder import Encoder
+    from raybge.model.quantization import quantize_embeddings
     from raybge.train import finetune
     from raybge.tune import tune_finetune
 
@@ -21,8 +23,18 @@ _HOMES = {
     "finetune": "raybge.train",
     "tune_finetune": "raybge.tune",
     "evaluate_retrieval": "raybge.evaluate",
+    "encode_dataset": "raybge.encode",
+    "quantize_embeddings": "raybge.model.quantization",
 }
-__all__ = ["Encoder", "evaluate_retrieval", "finetune", "mine_hard_negatives", "tune_finetune"]
+__all__ = [
+    "Encoder",
+    "encode_dataset",
+    "evaluate_retrieval",
+    "finetune",
+    "mine_hard_negatives",
+    "quantize_embeddings",
+    "tune_finetune",
+]
 __version__ = "0.1.0"
 
 

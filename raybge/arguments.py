@@ -12,7 +12,7 @@ from typing import Any
 
 from raybge.flags import flag
 
-SEARCH, MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, RUN, SCALE = (
+SEARCH, MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, VECTORS, RUN, SCALE = (
     "search",
     "model",
     "low-rank adaptation",
@@ -22,6 +22,7 @@ SEARCH, MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, RUN, SCAL
     "mining",
     "cross-encoder",
     "evaluation",
+    "vectors",
     "run",
     "workers and cluster",
 )
@@ -160,6 +161,47 @@ class EvaluateArguments(ModelArguments, CommonArguments):
         None, METRICS, "shards that a search actor has in memory at a time; left out: what its memory carries"
     )
     use_gpu_for_searching: bool = flag(False, METRICS, "search with faiss on the GPU")
+
+
+@dataclass(kw_only=True)
+class EncodeArguments(ModelArguments, CommonArguments):
+    """Write the vectors of rows of text, in the input's order."""
+
+    model_name_or_path: str = flag(
+        ..., MODEL, "embedding model: folder or hub name", aliases=("embedder_name_or_path",)
+    )
+    input_file: list[str] = flag(..., DATA, "rows of text: files, folders or globs")
+    output_file: str = flag(
+        ..., DATA, "X.parquet, X.npy (row i is the input's i-th), or a folder, for Parquet files written side by side"
+    )
+    text_field: str = flag("text", DATA, "the field that is encoded")
+    keep_fields: list[str] | None = flag(
+        None, DATA, "fields written beside the vectors; left out: the text, and `id` or `_id` where there is one"
+    )
+    kind: str = flag("passage", MODEL, "whose instruction the texts get", choices=("query", "passage"))
+    query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
+    query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
+    passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
+    passage_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and passage are joined")
+    batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
+    max_length: int | None = flag(None, MODEL, "longest text in tokens")
+    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
+    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU")
+    truncate_dim: int | None = flag(None, VECTORS, "the first so many numbers of each vector alone")
+    precision: str = flag(
+        "float32",
+        VECTORS,
+        "of what is written: a byte a number (int8, uint8), or a bit (binary, ubinary)",
+        choices=("float32", "int8", "uint8", "binary", "ubinary"),
+    )
+    ranges: str | None = flag(
+        None,
+        VECTORS,
+        "ranges of int8 and uint8: a .npy of shape (2, D), or the .meta.json of another output; left out: those of "
+        "the vectors themselves",
+    )
+    overwrite: bool = flag(False, RUN, "encode anew although the output is there")
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,7 @@ What is done is kept beside the output, or under `--storage_path`: a run that wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     from raybge.cluster import plan_workers
     from raybge.mining_flags import check, encoder_options, kind_of, sources_of, teacher_of
     from raybge.search.index import hold, say_recall
-    from raybge.search.inputs import Stages, check_search, describe_model, embedder_of, opened
+    from raybge.search.inputs import Stages, check_search, describe_model, embedder_of, opened, store_of_run
     from raybge.search.pipeline import encode
 
     sampling = check(arguments, embedder is not None)
@@ -65,7 +64,10 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     options = encoder_options(arguments)
     model = "" if embedder or arguments.score_only else describe_model(options)
     stages = Stages()
-    with _work(arguments, finished) as store, opened(arguments, sources, store.folder, screen) as (cluster, surveys):
+    with (
+        store_of_run(arguments, "mine", finished) as store,
+        opened(arguments, sources, store.folder, screen) as (cluster, surveys),
+    ):
         check_search(arguments.use_gpu_for_searching, cluster, sampling.hi, "range_for_sampling")
         plan = plan_workers(
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
@@ -106,29 +108,6 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     _write_report(arguments, surveys, summary, tally, sampling)
     _say_summary(summary, sampling, tally, screen)
     return summary
-
-
-@contextmanager
-def _work(arguments: MineArguments, finished: bool) -> Iterator[Store]:
-    """The store of a run. It is removed when the run is over, unless it has a place of its own; of a run that fails,
-    once anything in it is worth keeping.
-    """
-    from raybge.data.files import extended
-    from raybge.search.inputs import work_folder
-    from raybge.search.store import Store
-
-    with work_folder(arguments.storage_path, "mine", extended(arguments.output_file, ".work")) as folder:
-        store = Store(folder)
-        # Beside an output there is only the work of a run that was to overwrite it: this one continues it.
-        if arguments.overwrite and not (finished or arguments.dry_run or arguments.storage_path):
-            store.remove()
-        store.precious = store.exists() or bool(arguments.storage_path)
-        try:
-            yield store
-            store.precious = bool(arguments.storage_path) or (store.precious and arguments.dry_run)
-        finally:
-            if not store.precious:
-                store.remove()
 
 
 # --- plan -------------------------------------------------------------------------------------------------

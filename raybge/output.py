@@ -6,6 +6,7 @@ import glob
 import os
 import platform
 import posixpath
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,12 +60,43 @@ def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
         raise
 
 
+@contextmanager
+def folder_written_aside(path: str, flag: str, last: str) -> Iterator[str]:
+    """A folder to write files into, as its place on the file system of `path`; the empty file `last` comes last.
+
+    A local one lies beside `path` until the block ends without an error; then it takes its name, and the place of what
+    was there. At a URI, where folders cannot be renamed, the file `last` alone says that the folder is whole. UserError
+    naming `flag` where nothing can be written.
+    """
+    try:
+        store, place = filesystem(path)
+        place = place.rstrip("/")
+        local = isinstance(store, pafs.LocalFileSystem)
+        aside = f"{place}.part-{platform.node()}-{os.getpid()}" if local else place
+        if local:
+            _discard_left_over(Path(place))
+        if store.get_file_info(aside).type == pafs.FileType.Directory:
+            store.delete_dir(aside)
+        store.create_dir(aside, recursive=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{flag}: {path} cannot be written ({error})") from error
+    try:
+        yield aside
+        store.open_output_stream(posixpath.join(aside, last)).close()
+        if local:
+            shutil.rmtree(place, ignore_errors=True)
+            store.move(aside, place)
+    except BaseException:
+        store.delete_dir(aside)
+        raise
+
+
 def _discard_left_over(place: Path) -> None:
     """Delete what processes of this machine left that are gone."""
     for path in place.parent.glob(f"{glob.escape(place.name)}.part-{glob.escape(platform.node())}-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

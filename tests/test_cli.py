@@ -89,7 +89,7 @@ def test_a_table_is_aligned(capfd):
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["--help"], 0, "mine, train, tune, evaluate, demo"),
+        (["--help"], 0, "mine, train, tune, evaluate, encode, demo"),
         (["merge"], 2, "is not built yet"),
         (["frobnicate"], 2, "is not a command"),
         (["train", "--help"], 0, "usage: python -m raybge.train"),

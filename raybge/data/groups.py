@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +67,14 @@ def parse_scored_group(raw: dict[str, Any]) -> Group:
 def parse_passage(raw: dict[str, Any]) -> str:
     """Passage row {"text"}, or the recipe's {"content"}. RowError where neither is a non-empty string."""
     return _text(raw, "content" if "text" not in raw and "content" in raw else "text")
+
+
+def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> str:
+    """The text in a field of a row that must have the fields `also` too. RowError where it is no non-empty string."""
+    for name in also:
+        if name not in raw:
+            raise RowError(name, f"must be there, {_found(raw, name)}")
+    return _text(raw, field)
 
 
 def parse_judged(raw: dict[str, Any]) -> Group:

@@ -2,27 +2,26 @@
 
     from raybge.model.encoder import Encoder
     encoder = Encoder("BAAI/bge-small-en-v1.5")
-    scores_QN = encoder.encode_queries(["what is a lane?"]) @ encoder.encode_corpus(["..."]).T
+    scores_QN = encoder.similarity(encoder.encode_queries(["what is a lane?"]), encoder.encode_corpus(["..."]))
 
-Letters in tensor names: N texts, D width of a vector.
+Letters in tensor names: N, M texts, D width of a vector.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from raybge.errors import UserError
-from raybge.model.embedding import EmbeddingModel, max_positions, plan_chunks
+from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import (
     FolderSettings,
     Instructions,
@@ -31,18 +30,36 @@ from raybge.model.folder import (
     remove_weights,
     write_settings,
 )
+from raybge.model.inference import Devices, embed_texts, pick_devices
 from raybge.model.loading import Source, load_backbone, load_tokenizer
 from raybge.model.lora import Lora, load_adapters, merged_weights
+from raybge.model.quantization import Precision, quantize_embeddings
 
 __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", "read_settings"]
 
 # On a CPU a chunk of about this many tokens stays in the caches; larger ones are slower.
 CPU_TOKENS_PER_CHUNK = 2048
 _FALLBACK_MAX_LENGTH = 512  # the recipe's default, where neither flag nor folder nor model sets a length
+_TOKENIZED_AT_ONCE = 8192  # texts: their ids are Python's numbers for so long, which take ten times the room
+
+
+class Output(TypedDict, total=False):
+    """What the encode methods make of the vectors, by keyword; left out, each is as the model gives it, in fp32.
+
+    truncate_dim: as in the constructor, for this call.
+    precision, ranges, calibration_embeddings: as in `quantize_embeddings`.
+    show_progress_bar: None shows one on a terminal when the work takes long.
+    """
+
+    truncate_dim: int | None
+    precision: Precision
+    ranges: np.ndarray | None
+    calibration_embeddings: np.ndarray | None
+    show_progress_bar: bool | None
 
 
 class Encoder:
-    """An embedding model with its tokenizer, on one device. Called as FlagEmbedding's FlagModel is.
+    """An embedding model with its tokenizer, on one device or several. Called as FlagEmbedding's FlagModel is.
 
     An argument left None is what the model's folder says: pooling, normalising, prompts, maximal length;
     where it says nothing: an encoder's first token or a decoder's last, normalised, no prompt, what the model can
@@ -52,10 +69,13 @@ class Encoder:
         model_name_or_path: a local folder, or a model's name on the hub.
         query_instruction_for_retrieval, passage_instruction_for_retrieval: "" turns the folder's prompt off.
         query_instruction_format, passage_instruction_format: two {}, for the instruction and the text.
-        devices: one device, such as "cuda:1", 1 or "cpu"; None takes the GPU if there is one.
+        devices: such as "cuda:1", 1 or "cpu"; None takes the GPU if there is one. Of several, such as
+            ["cuda:0", "cuda:1"], each has a copy of the model and shares in every call.
         batch_size: texts of full length that a chunk may hold; of shorter ones it holds more. On a CPU a
             chunk is never above what is fast there.
         query_max_length, passage_max_length: in tokens, special ones included; at most what the model holds.
+        truncate_dim: the first so many numbers of each vector alone, brought to length 1 again where the model
+            normalises: for models trained with `--use_mrl`.
         lora: train adapters instead of the weights. Without it a folder of adapters is opened as the whole model that
             they make of their base; with it they are trained further.
 
@@ -72,7 +92,7 @@ class Encoder:
         query_instruction_format: str = "{}{}",
         passage_instruction_for_retrieval: str | None = None,
         passage_instruction_format: str = "{}{}",
-        devices: str | int | Sequence[str | int] | None = None,
+        devices: Devices = None,
         pooling_method: str | None = None,
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
@@ -84,6 +104,7 @@ class Encoder:
         config_name: str | None = None,
         token: str | bool | None = None,
         use_fast_tokenizer: bool = True,
+        truncate_dim: int | None = None,
         lora: Lora | None = None,
     ) -> None:
         check_model_folder(model_name_or_path, "--model_name_or_path")
@@ -95,8 +116,10 @@ class Encoder:
             passage_instruction_format,
             self.settings.prompts,
         )
-        self.device = pick_device(devices)
-        self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
+        self._devices = pick_devices(devices)
+        self.device = self._devices[0]
+        self._on_cpu = any(device.type == "cpu" for device in self._devices)
+        self.use_fp16 = not self._on_cpu and use_fp16 is not False
         self._source = Source(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
         self.lora = lora
         backbone = load_backbone(self._source, torch.float16 if self.use_fp16 else torch.float32, lora)
@@ -112,11 +135,24 @@ class Encoder:
         self.passage_max_length = self._limit(passage_max_length)
         self.batch_size = batch_size
         self.convert_to_numpy = convert_to_numpy
+        self.truncate_dim = self._width(truncate_dim) if truncate_dim is not None else None
+        self._copy_to_devices()
+
+    def _copy_to_devices(self) -> None:
+        """Copies of the model as it is now, on all devices but the first."""
+        self._copies = [copy.deepcopy(self.model).to(device) for device in self._devices[1:]]
 
     @property
     def dim(self) -> int:
-        """Width D of a vector."""
+        """Width D of a vector as the model gives it, before `truncate_dim`."""
         return self.model.dim
+
+    def _width(self, wanted: int | None) -> int:
+        """Width of the vectors wanted: the call's, else the constructor's, else the model's."""
+        width = self.dim if wanted is None else wanted
+        if not 1 <= width <= self.dim:
+            raise UserError(f"truncate_dim must be from 1 to {self.dim}, this model's width; found {width}")
+        return width
 
     def _limit(self, wanted: int | None) -> int:
         """The maximal length in tokens: as asked for, else the folder's, at most what the model holds."""
@@ -153,6 +189,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
+        **output: Unpack[Output],
     ) -> np.ndarray | Tensor:
         """Vectors of texts as they are (only a default prompt that the folder names is put in front).
 
@@ -160,9 +197,11 @@ class Encoder:
             sentences: N texts, or one.
             batch_size, convert_to_numpy: as in the constructor, for this call.
             max_length: in tokens; None takes the passages'.
+            output: `truncate_dim`, `precision`, `ranges`, `calibration_embeddings`, `show_progress_bar`; see `Output`.
 
         Returns:
-            (N, D) fp32, numpy or a torch tensor on the CPU; (D,) for one text given as a str.
+            (N, D) fp32, numpy or a torch tensor on the CPU; (D,) for one text given as a str. Where asked for, D is
+            less and the numbers are bytes.
         """
         prefix = self.settings.prompts.get(self.settings.default_prompt_name or "", "")
         return self._encode(
@@ -171,6 +210,7 @@ class Encoder:
             self.passage_max_length if max_length is None else max_length,
             batch_size,
             convert_to_numpy,
+            output,
         )
 
     def encode_queries(
@@ -179,6 +219,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
+        **output: Unpack[Output],
     ) -> np.ndarray | Tensor:
         """As `encode`, with the queries' instruction and maximal length."""
         return self._encode(
@@ -187,6 +228,7 @@ class Encoder:
             self.query_max_length if max_length is None else max_length,
             batch_size,
             convert_to_numpy,
+            output,
         )
 
     def encode_corpus(
@@ -195,6 +237,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
+        **output: Unpack[Output],
     ) -> np.ndarray | Tensor:
         """As `encode`, with the passages' instruction and maximal length."""
         return self._encode(
@@ -203,29 +246,61 @@ class Encoder:
             self.passage_max_length if max_length is None else max_length,
             batch_size,
             convert_to_numpy,
+            output,
         )
 
     def _encode(
         self,
         texts: str | Sequence[str],
-        instructed: Any,
+        instructed: Callable[[str], str],
         max_length: int,
         batch_size: int | None,
         as_numpy: bool | None,
+        output: Output,
     ) -> np.ndarray | Tensor:
-        one = isinstance(texts, str)
+        given = [texts] if isinstance(texts, str) else texts
+        if unknown := output.keys() - Output.__annotations__.keys():
+            raise TypeError(f"encoding takes no argument {', '.join(sorted(unknown))}")
+        width = output.get("truncate_dim")
+        width = self._width(self.truncate_dim if width is None else width)
         max_length = self._limit(max_length)
-        token_ids = self.tokenize([instructed(text) for text in ([texts] if one else texts)], max_length)
+        token_ids = [
+            np.array(ids, np.int32)
+            for start in range(0, len(given), _TOKENIZED_AT_ONCE)
+            for ids in self.tokenize(
+                [instructed(text) for text in given[start : start + _TOKENIZED_AT_ONCE]], max_length
+            )
+        ]
         budget = (batch_size or self.batch_size) * max_length
-        if self.device.type == "cpu":
-            budget = min(budget, CPU_TOKENS_PER_CHUNK)
-        e_ND = torch.empty(len(token_ids), self.dim)
-        with torch.no_grad(), _evaluating(self.model):
-            for rows in plan_chunks([len(ids) for ids in token_ids], budget):
-                # chunk by chunk to the host: all vectors together may not fit beside the model
-                e_ND[rows] = self.model(*self.model.pad(token_ids, rows)).cpu()
-        result = e_ND[0] if one else e_ND
+        budget = min(budget, CPU_TOKENS_PER_CHUNK) if self._on_cpu else budget
+        e_ND = embed_texts([self.model, *self._copies], token_ids, width, budget, output.get("show_progress_bar"))
+        result = e_ND[0] if isinstance(texts, str) else e_ND
+        precision = output.get("precision", "float32")
+        if precision != "float32":
+            ranges = output.get("ranges"), output.get("calibration_embeddings")
+            result = torch.from_numpy(quantize_embeddings(result, precision, *ranges))
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
+
+    def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        """Inner products of vectors with each other: their cosines where the model normalises.
+
+        Of a model that does not, longer vectors score higher; `normalize_embeddings=True` in the constructor makes them
+        cosines.
+
+        Args:
+            a, b: (N, D) and (M, D), or (D,) for one, both numpy or both tensors; floats, since inner products of
+                quantised vectors are not those of the vectors.
+
+        Returns:
+            (N, M), of the kind that was given.
+        """
+        for vectors in (a, b):
+            if not (vectors.is_floating_point() if isinstance(vectors, Tensor) else vectors.dtype.kind == "f"):
+                raise UserError(
+                    f"similarity is of vectors in floats, found {vectors.dtype}: compare them before quantising"
+                )
+        a_ND, b_MD = (vectors[None] if vectors.ndim == 1 else vectors for vectors in (a, b))
+        return a_ND @ b_MD.T
 
     def save(
         self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None, merge_adapters: bool = False
@@ -295,6 +370,7 @@ class Encoder:
             raise UserError(f"the checkpoint {path} holds {kind}: expected what --use_lora, or its absence, makes")
         if self.lora:
             load_adapters(self._backbone, str(path), {})
+            self._copy_to_devices()
             return
         # through transformers: some models have other names for their weights in a file than in memory
         source = Source(str(path), settings, trust_remote_code=self._source.trust_remote_code)
@@ -303,6 +379,7 @@ class Encoder:
             self._backbone.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise UserError(f"the checkpoint {path} holds another model than this: {error}") from error
+        self._copy_to_devices()
 
     @property
     def _backbone(self) -> Any:
@@ -320,25 +397,3 @@ class Encoder:
             differ = sorted(own.keys() ^ self._weights)
             raise ValueError(f"not the weights of this model: {', '.join(differ[:5])} ({len(differ)} in all)")
         return own
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def pick_device(devices: str | int | Sequence[str | int] | None) -> torch.device:
-    """The one device that is meant; None takes the GPU if there is one. UserError for several."""
-    if devices is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not isinstance(devices, str | int):
-        if len(devices) != 1:
-            raise UserError(f"a model here holds one device, found {list(devices)}; the commands use all of them")
-        devices = devices[0]
-    return torch.device(f"cuda:{devices}" if isinstance(devices, int) else devices)

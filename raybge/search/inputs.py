@@ -25,7 +25,7 @@ from raybge.search.duplicates import MOST_KNOWN, Kept
 from raybge.search.identity import model_identity
 from raybge.search.pipeline import Embedder, Passages, Queries
 from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
-from raybge.search.store import digest
+from raybge.search.store import Store, digest
 from raybge.shared import check_shared
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
@@ -122,6 +122,27 @@ def work_folder(storage_path: str | None, name: str, otherwise: str | None = Non
 
 
 @contextmanager
+def store_of_run(arguments: Any, name: str, finished: bool) -> Iterator[Store]:
+    """The store of a run that writes `--output_file`, which is `finished` or not.
+
+    It is removed when the run is over, unless it has a place of its own; of a run that fails it stays, once anything in
+    it is worth keeping.
+    """
+    with work_folder(arguments.storage_path, name, extended(arguments.output_file, ".work")) as folder:
+        store = Store(folder)
+        # Beside an output there is only the work of a run that was to overwrite it: this one continues it.
+        if arguments.overwrite and not (finished or arguments.dry_run or arguments.storage_path):
+            store.remove()
+        store.precious = store.exists() or bool(arguments.storage_path)
+        try:
+            yield store
+            store.precious = bool(arguments.storage_path) or (store.precious and arguments.dry_run)
+        finally:
+            if not store.precious:
+                store.remove()
+
+
+@contextmanager
 def opened(
     arguments: CommonArguments, sources: Sequence[Source], work: str, screen: Screen
 ) -> Iterator[tuple[Cluster, list[Survey]]]:
@@ -156,12 +177,15 @@ def embedder_of(options: dict[str, Any], plan: Plan) -> Embedder:
     """What makes the vectors of an Encoder with these options; on a GPU they are others than on a CPU."""
     name = options["model_name_or_path"], options["cache_dir"]
     identity = digest(__version__, model_identity(*name), options, plan.gpus)
-    return Embedder(partial(_encoder, options), identity, vector_width(*name) or WIDE)
+    return Embedder(partial(_encoder, options, plan.cpus), identity, vector_width(*name) or WIDE)
 
 
-def _encoder(options: dict[str, Any], device: str) -> Any:
+def _encoder(options: dict[str, Any], threads: int, device: str) -> Any:
+    import torch
+
     from raybge.model.encoder import Encoder
 
+    torch.set_num_threads(threads)
     return Encoder(**options, devices=device)
 
 

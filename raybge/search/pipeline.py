@@ -94,6 +94,7 @@ class Embedder:
     """What makes vectors: `make` is called once in each actor that needs it, with the device, and gives an Encoder.
 
     Args:
+        make: it also sets how many threads the process may use.
         identity: changes when the vectors would.
         dim: their width, for the plan of the memory.
     """
@@ -280,6 +281,13 @@ def _table(
     return pa.Table.from_arrays(columns, schema=READ)
 
 
+def finite(vectors_ND: Any) -> np.ndarray:
+    """The vectors in fp32. RuntimeError where they are none."""
+    if not np.isfinite(vectors_ND).all():
+        raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
+    return np.ascontiguousarray(vectors_ND, np.float32)
+
+
 # --- encoding ---------------------------------------------------------------------------------------------
 
 
@@ -310,7 +318,7 @@ class _Embed:
         queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
         if queries[0] is not None:
             texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
-            vectors_ND = self._finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
+            vectors_ND = finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
         else:
             vectors_ND = self._passages(table["text"].to_pylist())
         positives = table["positives"].combine_chunks()
@@ -326,19 +334,11 @@ class _Embed:
 
     def _passages(self, texts: list[str]) -> np.ndarray:
         instructed = [self._instructions.passage_text(text) for text in texts]
-        return self._finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
-
-    def _finite(self, vectors_ND: Any) -> np.ndarray:
-        if not np.isfinite(vectors_ND).all():
-            raise RuntimeError("the model gives vectors with inf or nan: try without half precision")
-        return np.ascontiguousarray(vectors_ND, np.float32)
+        return finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
     def _load(self) -> None:
-        import torch
-
         from raybge.model.folder import Instructions
 
-        torch.set_num_threads(self._plan.cpus)
         self._encoder = self._embedder.make("cuda:0" if self._plan.gpus else "cpu")
         # put in front here and not by the encoder: a row may have a prompt of its own
         self._instructions = self._encoder.instructions

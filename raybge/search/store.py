@@ -50,6 +50,11 @@ class Store:
         """The table under a name, mapped into memory: its pages are read when they are looked at."""
         return pa.ipc.open_file(pa.memory_map(str(self._near(name)), "r")).read_all()
 
+    def read(self, name: str) -> pa.Table:
+        """The table under a name, read from where it lies; nothing of it is kept."""
+        with self._files.open_input_file(self._place(name)) as stream:
+            return pa.ipc.open_file(stream).read_all()
+
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         self._write(name, lambda out: np.savez(out, allow_pickle=False, **arrays))
 

@@ -1,0 +1,77 @@
+"""The Python snippets of the README's chapter on vectors, run as they stand with a model of this machine."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SENTENCE, make_tiny
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def snippet():
+    """A block of the chapter by a word in it, the path of the model put in."""
+    chapter = re.search(r"^## Vectors\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
+    blocks = re.findall(r"^```python\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
+
+    def find(word: str, model: str) -> str:
+        (block,) = [block for block in blocks if word in block]
+        return block.replace('"runs/mine"', repr(model))
+
+    assert len(blocks) == 4
+    return find
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """One that tells the snippets' words apart, in sentence-transformers' form, with prompts."""
+    from raybge import Encoder
+
+    folder = tmp_path_factory.mktemp("models")
+    words = "what causes tides Yeast turns sugar into carbon dioxide . The moon pulls the oceans".split()
+    known = list(dict.fromkeys([*words, *SENTENCE.split()]))
+    made = make_tiny(folder / "tiny", words=known, hidden_size=128, num_attention_heads=2)
+    Encoder(made, devices="cpu", query_instruction_for_retrieval="what is ").save(folder / "saved")
+    return str(folder / "saved")
+
+
+@pytest.fixture
+def names(snippet, model) -> dict:
+    """What the first snippet leaves."""
+    found: dict = {}
+    exec(snippet("import raybge", model), found)
+    return found
+
+
+def test_the_plain_snippet(names):
+    vectors, scores = names["vectors"], names["scores"]
+    assert vectors.shape == (2, 128) and scores.shape == (1, 2)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert (np.abs(scores) <= 1).all() and abs(scores[0, 0] - scores[0, 1]) > 0.01
+    assert names["short"].shape == names["small"].shape == (2, 64) and names["small"].dtype == np.int8
+    np.testing.assert_array_equal(np.unpackbits(names["bits"], axis=1), names["short"] > 0)
+
+
+def test_the_snippet_of_sentence_transformers(names, snippet, model):
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (extra `dev`)")
+    ours = names["scores"]
+    exec(snippet("sentence_transformers", model), names)
+    np.testing.assert_allclose(names["scores"], ours, atol=1e-5)
+
+
+def test_the_snippet_of_langchain(names, snippet, model):
+    pytest.importorskip("langchain_core", reason="LangChain is not installed (pip install langchain-core)")
+    ours = names["scores"][0]
+    exec(snippet("langchain_core", model), names)
+    found = {document.page_content: score for document, score in names["found"]}
+    np.testing.assert_allclose([found[text] for text in names["passages"]], ours, atol=1e-5)
+
+
+def test_the_snippet_of_llamaindex(names, snippet, model):
+    pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed (pip install llama-index-core)")
+    ours = names["scores"][0]
+    exec(snippet("llama_index", model), names)
+    found = {each.text: each.score for each in names["found"]}
+    np.testing.assert_allclose([found[text] for text in names["passages"]], ours, atol=1e-5)
