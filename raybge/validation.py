@@ -82,8 +82,8 @@ class Validation:
         for start in range(0, len(q_QD), MERGED):
             part = slice(start, start + MERGED)
             ids_QK = _merge(score_QK[part], id_QK[part], self.world)
-            found = [ids[ids >= 0].tolist() for ids in task.answers[part]]
-            absent = [int((ids < 0).sum()) for ids in task.answers[part]]
+            found = [dict.fromkeys(ids[ids >= 0].tolist(), 1) for ids in task.answers[part]]
+            absent = [[1] * int((ids < 0).sum()) for ids in task.answers[part]]
             judged = measure(ids_QK, found, absent, [K])
             for name in NAMES:
                 values[name].append(judged[name])
