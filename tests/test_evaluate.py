@@ -2,6 +2,7 @@
 
 import json
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_embeddings_are_kept_for_other_runs(ray_of_four, data, tiny_model, other
 
     refused("was made by another model", other_model)
     refused("was made by another model", max_passage_length=8)
-    rows = [json.loads(line) for line in open(data[0])]
+    rows = [json.loads(line) for line in Path(data[0]).read_text().splitlines()]
     refused("is of 150 passages, --corpus_data has 149", corpus_data=write(tmp_path / "less.jsonl", rows[1:]))
     rows[0]["text"] = "another"
     refused("was made of other passages", corpus_data=write(tmp_path / "other.jsonl", rows))

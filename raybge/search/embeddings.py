@@ -1,8 +1,8 @@
 """A corpus's vectors in one file, for other runs to map: --save_embedding and --load_embedding.
 
 The file is HEADER bytes of JSON, filled up with spaces, then the vectors as float32, a row a passage, in the order of
-the corpus without its duplicates. The header says which model made them, of which texts, and how many: what does not fit
-is refused.
+the corpus without its duplicates. The header says which model made them, of which texts, and how many: what does not
+fit is refused.
 """
 
 from __future__ import annotations
