@@ -237,9 +237,7 @@ def _judged_queries(arguments: EvaluateArguments, queries: Source, work: str, sc
     path = extended(work, "/judged.jsonl")
     joined = join(found, grades, path)
     if joined.unjudged:
-        screen.say(
-            f"--query_data: {joined.unjudged:,} queries have no relevant document in {arguments.qrels}: left out"
-        )
+        screen.say(f"--query_data: {joined.unjudged:,} queries without a relevant document are left out")
     if joined.unknown:
         named = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
         says = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({named})"

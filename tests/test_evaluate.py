@@ -88,7 +88,10 @@ def test_metrics_equal_a_plain_search(ray_of_four, data, tiny_model, tmp_path, m
     )
     assert found["queries"] == 62 and found["corpus"] == 150
     metrics = {name: value for name, value in found.items() if "@" in name}
-    assert metrics == pytest.approx(expected(tiny_model, texts, queries, (1, 10), 12), abs=1e-6)  # no @100: k is 12
+    wanted = expected(tiny_model, texts, queries, (1, 10), 12)
+    # the last bits of a score follow from the batch, and equal passages of equal queries tie
+    assert metrics.pop("AUC@12") == pytest.approx(wanted.pop("AUC@12"), abs=1e-3)
+    assert metrics == pytest.approx(wanted, abs=1e-6)  # no @100: k is 12
     assert 0.1 < metrics["MRR@10"] < 1
     assert json.loads(written.read_text()) == found
     assert [path.name for path in written.parent.iterdir()] == ["metrics.json"]
@@ -196,7 +199,7 @@ def test_embeddings_are_kept_for_other_runs(ray_of_four, data, tiny_model, other
     path.write_bytes(path.read_bytes()[:-1])
     refused("is not whole")
     path.write_text("nothing of the kind")
-    refused("is no file of --save_path")
+    refused("is no file of --save_embedding")
     path.unlink()
     refused("cannot be read")
 
