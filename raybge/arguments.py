@@ -138,6 +138,12 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     encoder: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("model_name_or_path",))
     corpus_data: list[str] = flag(..., DATA, "passages {text} or {content}: files, folders or globs")
     query_data: list[str] = flag(..., DATA, "queries with their answers: {query, pos} or {query, positive}")
+    qrels: str | None = flag(
+        None,
+        DATA,
+        "judgements of documents by id, in a TREC or BEIR file; queries and passages then have an _id. Left out for a "
+        "BEIR folder: its qrels/test.tsv",
+    )
     fp16: bool = flag(False, MODEL, "half precision; off on a CPU")
     add_instruction: bool = flag(
         False, MODEL, "put «Represent this sentence for searching relevant passages: » before each query"
@@ -151,10 +157,16 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
     index_factory: str = flag("Flat", METRICS, "faiss index of each shard, such as IVF1024,Flat; Flat is exact")
     k: int = flag(100, METRICS, "passages retrieved for each query")
-    save_embedding: bool = flag(False, METRICS, "keep the corpus embeddings at save_path", unbuilt=True)
-    load_embedding: bool = flag(False, METRICS, "use the corpus embeddings at save_path", unbuilt=True)
-    save_path: str = flag("embeddings.memmap", METRICS, "file of the corpus embeddings", unbuilt=True)
+    save_embedding: bool = flag(False, METRICS, "keep the corpus embeddings at save_path")
+    load_embedding: bool = flag(False, METRICS, "use the corpus embeddings at save_path")
+    save_path: str = flag(
+        "embeddings.memmap", METRICS, "file of the corpus embeddings, float32 behind a header of 4,096 bytes"
+    )
     metrics_file: str | None = flag(None, METRICS, "write the metrics as JSON")
+    run_file: str | None = flag(None, METRICS, "write what was found as a TREC run")
+    compare: list[str] | None = flag(
+        None, METRICS, "measure these models too: differences with confidence intervals, wins and losses by query"
+    )
     search_batch_size: int = flag(64, METRICS, "queries searched at a time")
     shard_size: int = flag(250_000, METRICS, "passages in one faiss shard")
     shards_per_actor: int | None = flag(

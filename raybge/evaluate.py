@@ -10,23 +10,28 @@ Letters in array names: Q queries, K ranks, N relevant passages of all queries.
 
 from __future__ import annotations
 
+import json
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
 from raybge.arguments import EvaluateArguments
+from raybge.errors import UserError
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
-    from raybge.data.groups import Group
-    from raybge.search.index import Found, Index
-    from raybge.search.inputs import Source
-    from raybge.search.pipeline import Piece
+    from raybge.cluster import Cluster
+    from raybge.data.survey import Survey
+    from raybge.judging import Measured
+    from raybge.search.duplicates import Kept
+    from raybge.search.inputs import Source, Stages
+    from raybge.search.pipeline import Passages, Queries
+    from raybge.search.store import Store
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
+MAIN = ("nDCG@10", "MRR@10", "Recall@100")  # of a comparison, on the screen
 QUERY_LENGTH, PASSAGE_LENGTH = 32, 128  # the recipe's, where the model's folder does not say
 
 
@@ -38,70 +43,108 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
     return cli.call(EvaluateArguments, evaluate, "evaluate", flags)
 
 
-def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
+def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, measure, sum up."""
+    from raybge.search.inputs import opened, work_folder
+    from raybge.search.store import Store
+
+    arguments = _resolved(arguments)
+    _check(arguments)
+    with work_folder(arguments.storage_path, "evaluate") as work:
+        sources = _sources(arguments, work, screen)
+        with opened(arguments, sources, work, screen) as (cluster, surveys):
+            data = Data.of(arguments, surveys, Store(work))
+            models = [arguments.encoder, *(arguments.compare or [])]
+            found = [_measured(replace(arguments, encoder=model), data, cluster, screen) for model in models]
+    if arguments.dry_run:
+        return dict(data.counts)
+    _report(arguments, data, found, screen)
+    return found[0].result
+
+
+@dataclass(frozen=True)
+class Data:
+    """Corpus and queries, the same for all models that are compared."""
+
+    corpus: Passages
+    queries: Queries
+    kept: Kept
+    store: Store
+    stages: Stages
+
+    @classmethod
+    def of(cls, arguments: EvaluateArguments, surveys: Sequence[Survey], store: Store) -> Data:
+        """By the documents' ids where they are judged by these, else by their texts."""
+        from raybge.data.groups import id_key, parse_document, parse_judged, parse_passage, text_key
+        from raybge.judging import relevant
+        from raybge.search.duplicates import deduplicate
+        from raybge.search.inputs import Stages
+        from raybge.search.pipeline import Passages, Queries, passage_itself
+
+        parse, key = (parse_document, id_key) if arguments.qrels else (parse_passage, text_key)
+        corpus = Passages(surveys[0], parse, passage_itself, key)
+        queries = Queries(surveys[1], parse_judged, relevant, key)
+        stages = Stages()
+        with stages("deduplicate"):
+            kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, key)
+        stages.count("deduplicate", int(kept.found_B.sum()), "passages")
+        return cls(corpus, queries, kept, store, stages)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"queries": self.queries.survey.total_rows, "corpus": self.kept.passages}
+
+
+def _measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen: Screen) -> Measured:
+    """Plan, encode, search and measure with one model."""
     from raybge.cluster import plan_workers
-    from raybge.data.groups import parse_judged, parse_passage
-    from raybge.search.duplicates import deduplicate
+    from raybge.judging import Measured, search_and_measure
+    from raybge.search.embeddings import load, save
     from raybge.search.index import hold, say_recall
     from raybge.search.inputs import (
-        Stages,
         check_search,
         describe_data,
         describe_memory,
         describe_model,
         embedder_of,
-        opened,
         shards_held,
-        work_folder,
     )
-    from raybge.search.pipeline import Passages, Queries, encode, passage_itself
+    from raybge.search.pipeline import encode
     from raybge.search.shards import Kind
-    from raybge.search.store import Store
 
-    _check(arguments)
-    sources = _sources(arguments)
     options = _encoder_options(arguments)
-    model = describe_model(options)
-    stages = Stages()
-    kind = Kind(arguments.index_factory, arguments.use_gpu_for_searching)
-    with (
-        work_folder(arguments.storage_path, "evaluate") as work,
-        opened(arguments, sources, work, screen) as (cluster, surveys),
-    ):
-        store = Store(work)
-        corpus = Passages(surveys[0], parse_passage, passage_itself)
-        queries = Queries(surveys[1], parse_judged, relevant)
-        check_search(arguments.use_gpu_for_searching, cluster, arguments.k, "k")
-        plan = plan_workers(
-            cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
-        )
-        with stages("deduplicate"):
-            kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store)
-        stages.count("deduplicate", int(kept.found_B.sum()), "passages")
-        embedder = embedder_of(options, plan)
-        size, dim = min(arguments.shard_size, kept.passages), embedder.dim
-        held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
-        screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        screen.say(model)
-        screen.say(describe_data(queries, corpus, kept, arguments.shard_size))
-        screen.say(describe_memory(kept, queries, size, held, plan.workers, dim, arguments.k))
-        counts = {"queries": queries.survey.total_rows, "corpus": kept.passages}
-        if arguments.dry_run:
-            return {**counts}
-        with stages("encode"):
-            passages, rows = encode(corpus, kept, queries, embedder, store, plan, screen)
-        stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
-        with stages("index"):
-            index = hold(passages, store, arguments.shard_size, plan, kind, held)
-        with index, stages("search"):
-            metrics = _search_and_measure(arguments, index, rows, screen)
-            say_recall(index, rows, arguments.k, arguments.search_batch_size, screen)
-        stages.count("search", queries.survey.total_rows, "queries")
+    kind, stages = Kind(arguments.index_factory, arguments.use_gpu_for_searching), data.stages
+    check_search(arguments.use_gpu_for_searching, cluster, arguments.k, "k")
+    plan = plan_workers(cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1)
+    embedder = embedder_of(options, plan)
+    size, dim = min(arguments.shard_size, data.kept.passages), embedder.dim
+    held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
+    screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+    screen.say(describe_model(options))
+    screen.say(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
+    screen.say(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
+    if arguments.dry_run:
+        return Measured({})
+    made_by = _passage_identity(options)
+    loaded = load(arguments.save_path) if arguments.load_embedding else None
+    if loaded:
+        loaded.check(made_by, data.kept.passages)
+    with stages("encode"):
+        passages, rows = encode(data.corpus, data.kept, data.queries, embedder, data.store, plan, screen, loaded)
+    if loaded:
+        loaded.check_texts(passages)
+    if arguments.save_embedding:
+        save(os.path.abspath(arguments.save_path), made_by, passages, data.store)
+        screen.say(f"written: {arguments.save_path}")
+    stages.count("encode", data.kept.passages + data.queries.survey.total_rows, "texts")
+    with stages("index"):
+        index = hold(passages, data.store, arguments.shard_size, plan, kind, held)
+    with index, stages("search"):
+        found = search_and_measure(arguments, index, rows, screen)
+        say_recall(index, rows, arguments.k, arguments.search_batch_size, screen)
+    stages.count("search", data.queries.survey.total_rows, "queries")
     stages.say(screen)
-    result = {**metrics, **counts}
-    _report(arguments, result, screen)
-    return result
+    return replace(found, result={**found.result, **data.counts})
 
 
 # --- check ------------------------------------------------------------------------------------------------
@@ -110,6 +153,7 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, float]:
 def _check(arguments: EvaluateArguments) -> None:
     from raybge import output
     from raybge.model.folder import check_model_folder, vector_width
+    from raybge.search.embeddings import load
     from raybge.search.inputs import check_numbers
     from raybge.search.shards import check_factory, check_gpu_search
 
@@ -125,24 +169,82 @@ def _check(arguments: EvaluateArguments) -> None:
         "max_query_length",
         "max_passage_length",
     )
-    check_model_folder(arguments.encoder, "--encoder")
+    for name, flag in ((arguments.encoder, "--encoder"), *((model, "--compare") for model in arguments.compare or [])):
+        check_model_folder(name, flag)
+    for name in ("save_embedding", "load_embedding", "run_file"):
+        if getattr(arguments, name) and arguments.compare:
+            raise UserError(f"--{name} is of one model: leave out --compare")
+    if arguments.load_embedding:
+        if arguments.save_embedding:
+            raise UserError("--save_embedding and --load_embedding: give one")
+        load(arguments.save_path)
     check_factory(arguments.index_factory, vector_width(arguments.encoder, arguments.cache_dir))
-    if arguments.metrics_file:
-        output.exists(arguments.metrics_file, "--metrics_file")
+    for name in ("metrics_file", "run_file", *(["save_path"] if arguments.save_embedding else [])):
+        if path := getattr(arguments, name):
+            output.exists(path, f"--{name}")
 
 
-def _sources(arguments: EvaluateArguments) -> list[Source]:
+def _resolved(arguments: EvaluateArguments) -> EvaluateArguments:
+    """A BEIR folder, given for corpus and queries, stands for its files."""
+    folders = {path for path in (*arguments.corpus_data, *arguments.query_data) if _is_beir(path)}
+    if not folders:
+        return arguments
+    if len(folders) > 1 or len(arguments.corpus_data) != 1 or len(arguments.query_data) != 1:
+        raise UserError(
+            f"--corpus_data, --query_data: {min(folders)} is a BEIR folder: give the same one for both, alone"
+        )
+    [folder] = folders
+    return replace(
+        arguments,
+        corpus_data=[_first(folder, "corpus.jsonl", "corpus.jsonl.gz")],
+        query_data=[_first(folder, "queries.jsonl", "queries.jsonl.gz")],
+        qrels=arguments.qrels or os.path.join(folder, "qrels", "test.tsv"),
+    )
+
+
+def _is_beir(path: str) -> bool:
+    return os.path.isdir(os.path.join(path, "qrels"))
+
+
+def _first(folder: str, *names: str) -> str:
+    return next((path for name in names if os.path.exists(path := os.path.join(folder, name))), f"{folder}/{names[0]}")
+
+
+def _sources(arguments: EvaluateArguments, work: str, screen: Screen) -> list[Source]:
     from raybge.data.files import list_files
-    from raybge.data.groups import parse_judged, parse_passage
+    from raybge.data.groups import parse_document, parse_judged, parse_passage
     from raybge.search.inputs import Source, check_apart
 
-    sources = [
-        Source(list_files(arguments.corpus_data, "--corpus_data"), "--corpus_data", parse_passage),
-        Source(list_files(arguments.query_data, "--query_data"), "--query_data", parse_judged),
-    ]
-    if arguments.metrics_file:
-        check_apart(arguments.metrics_file, "--metrics_file", sources)
-    return sources
+    parse = parse_document if arguments.qrels else parse_passage
+    corpus = Source(list_files(arguments.corpus_data, "--corpus_data"), "--corpus_data", parse)
+    queries = Source(list_files(arguments.query_data, "--query_data"), "--query_data", parse_judged)
+    for name in ("metrics_file", "run_file"):
+        if path := getattr(arguments, name):
+            check_apart(path, f"--{name}", [corpus, queries])
+    return [corpus, _judged_queries(arguments, queries, work, screen) if arguments.qrels else queries]
+
+
+def _judged_queries(arguments: EvaluateArguments, queries: Source, work: str, screen: Screen) -> Source:
+    """The queries joined with their judgements, in a file of the work folder."""
+    from raybge.data.files import extended, list_files
+    from raybge.data.groups import parse_judged
+    from raybge.data.qrels import join, parse_query, read_qrels
+    from raybge.search.inputs import Source, surveyed
+
+    assert arguments.qrels
+    grades = read_qrels(arguments.qrels, "--qrels")
+    found = surveyed(replace(queries, parse=parse_query), work, arguments.on_bad_rows, screen)
+    path = extended(work, "/judged.jsonl")
+    joined = join(found, grades, path)
+    if joined.unjudged:
+        screen.say(f"--query_data: {joined.unjudged:,} queries without a relevant document are left out")
+    if joined.unknown:
+        named = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
+        says = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({named})"
+        if arguments.on_bad_rows == "stop":
+            raise UserError(f"{says}; --on_bad_rows skip leaves them out")
+        screen.say(f"{says}: left out")
+    return Source(list_files(path, "--query_data"), "--query_data", parse_judged)
 
 
 def _encoder_options(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -164,73 +266,85 @@ def _encoder_options(arguments: EvaluateArguments) -> dict[str, Any]:
     }
 
 
-# --- search, measure, report ------------------------------------------------------------------------------
+def _passage_identity(options: dict[str, Any]) -> str:
+    """Changes with whatever makes a passage's vector."""
+    from raybge.search.identity import model_identity
+    from raybge.search.store import digest
+
+    shaping = ("normalize_embeddings", "use_fp16", "pooling_method", "passage_max_length")
+    model = model_identity(options["model_name_or_path"], options["cache_dir"])
+    return digest(model, [options[name] for name in shaping])
 
 
-def relevant(group: Group) -> Sequence[str]:
-    """A query's distinct answers."""
-    return tuple(dict.fromkeys(group.pos))
+# --- report -----------------------------------------------------------------------------------------------
 
 
-def _search_and_measure(
-    arguments: EvaluateArguments, index: Index, pieces: list[Piece], screen: Screen
-) -> dict[str, float]:
-    from raybge.metrics import CUTOFFS
-    from raybge.search.index import search
-
-    rows = sum(piece.rows for piece in pieces)
-    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= arguments.k]
-    sums: Counter[str] = Counter()
-    absent = 0
-    with screen.bar("search", rows, "queries") as bar:
-        for done in search(index, pieces, arguments.k, arguments.search_batch_size, judged, cutoffs):
-            sums.update(done.sums)
-            absent += done.absent
-            bar.update(done.rows)
-    if absent:
-        screen.say(f"{absent:,} answers are not in the corpus: they count as relevant and not found")
-    return {name: total / rows for name, total in sums.items()}
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Sums of each metric over the queries of one block, and how many of their answers the corpus lacks."""
-
-    sums: dict[str, float]
-    rows: int
-    absent: int
-
-
-def judged(found: Found, cutoffs: Sequence[int]) -> Judged:
-    """Measure the queries of one encoded block."""
-    import numpy as np
-
-    from raybge.metrics import measure
-    from raybge.search.shards import keys_of
-
-    _, counts = keys_of(found.table)
-    ends = np.cumsum(counts)
-    edges = np.searchsorted(found.known.key_M, ends[:-1])
-    answers = [ids.tolist() for ids in np.split(found.known.id_M, edges)]
-    absent = [int(count) - len(ids) for count, ids in zip(counts, answers, strict=True)]
-    values = measure(found.ids_QK, answers, absent, cutoffs)
-    return Judged({name: float(value.sum()) for name, value in values.items()}, len(counts), sum(absent))
-
-
-def _report(arguments: EvaluateArguments, result: dict[str, float], screen: Screen) -> None:
-    import json
-
+def _report(arguments: EvaluateArguments, data: Data, found: Sequence[Measured], screen: Screen) -> None:
     from raybge import output
     from raybge.metrics import CUTOFFS
 
-    kinds = list(dict.fromkeys(name.split("@")[0] for name in result if "@" in name))
+    result = found[0].result
+    kinds = list(dict.fromkeys(name.split("@")[0] for name in found[0].values))
     cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= arguments.k]
     rows = [(kind, *(f"{result[f'{kind}@{cutoff}']:.4f}" for cutoff in cutoffs)) for kind in kinds]
     screen.table(("", *(f"@{cutoff}" for cutoff in cutoffs)), rows)
+    if arguments.compare:
+        result["compare"] = _compared(arguments.compare, found, screen)
     if arguments.metrics_file:
         with output.written_aside(arguments.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(result, indent=2) + "\n").encode())
-        screen.say(f"written: {arguments.metrics_file}")
+        _write_page(arguments, data, found)
+    for path in filter(None, (arguments.metrics_file, arguments.run_file)):
+        screen.say(f"written: {path}")
+
+
+def _compared(models: Sequence[str], found: Sequence[Measured], screen: Screen) -> dict[str, Any]:
+    """Each further model against the first, by metric; the main ones on the screen."""
+    from raybge.comparison import LEVEL, compare
+
+    first, *others = found
+    shown = [name for name in MAIN if name in first.values]
+    compared: dict[str, Any] = {}
+    rows = []
+    for model, other in zip(models, others, strict=True):
+        differences = {name: compare(first.values[name], other.values[name]) for name in other.values}
+        compared[model] = {
+            "metrics": {name: value for name, value in other.result.items() if "@" in name},
+            "difference": {name: asdict(each) for name, each in differences.items()},
+        }
+        for name in shown:
+            d = differences[name]
+            interval = f"{d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
+            rows.append((model, name, f"{other.result[name]:.4f}", interval, f"{d.wins:,}", f"{d.losses:,}"))
+    screen.say(f"\nagainst the first model, with {LEVEL:.0%} intervals by paired bootstrap over the queries")
+    screen.table(("model", "metric", "value", "difference", "better", "worse"), rows)
+    return compared
+
+
+def _write_page(arguments: EvaluateArguments, data: Data, found: Sequence[Measured]) -> None:
+    """Beside the metrics: what a person looks at; a further model's values beside this one's."""
+    from raybge.data.files import extended
+    from raybge.flags import given
+    from raybge.report import evaluate as report
+    from raybge.report.changes import change
+    from raybge.report.page import written
+    from raybge.report.run import Run, library_versions
+
+    def about() -> report.Evaluation:
+        first = found[0]
+        files = [each for survey in (data.corpus.survey, data.queries.survey) for each in survey.rows_by_file().items()]
+        other = found[1].values if len(found) > 1 else {}
+        return report.Evaluation(
+            run=Run("evaluate", given(arguments), arguments.encoder, files, versions=library_versions()),
+            metrics={name: value for name, value in first.result.items() if name != "compare"},
+            per_query=first.values,
+            comparison=[change(name, other[name], first.values[name]) for name in MAIN if name in other],
+            compared_with=(arguments.compare or ["before"])[0],
+            seconds=data.stages.seconds,
+        )
+
+    assert arguments.metrics_file
+    written(report.write, extended(arguments.metrics_file, ".report.html"), about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

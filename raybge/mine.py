@@ -257,6 +257,7 @@ def _write_meta(
 
     from raybge import output
     from raybge.data.files import extended
+    from raybge.report.run import library_versions
 
     about = {
         "options": dataclasses.asdict(arguments),
@@ -264,7 +265,7 @@ def _write_meta(
         "cross_encoder": teacher and teacher.identity,
         "counts": summary,
         "scores": tally.histograms(),
-        "versions": _versions(),
+        "versions": library_versions(),
     }
     with output.written_aside(extended(arguments.output_file, ".meta.json"), "--output_file") as out:
         out.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
@@ -281,12 +282,12 @@ def _write_report(
     from raybge.flags import given
     from raybge.report import mine as report
     from raybge.report.page import written
-    from raybge.report.run import Run
+    from raybge.report.run import Run, library_versions
 
     def about() -> report.Mining:
         data = [each for found in surveys for each in found.rows_by_file().items()]
         return report.Mining(
-            run=Run("mine", given(arguments), arguments.model_name_or_path or "", data, versions=_versions()),
+            run=Run("mine", given(arguments), arguments.model_name_or_path or "", data, versions=library_versions()),
             tally=tally,
             number=arguments.negative_number,
             summary={name: value for name, value in summary.items() if isinstance(value, int)},
@@ -302,17 +303,6 @@ def _report_of(output_file: str) -> str:
     from raybge.data.files import extended
 
     return extended(output_file, ".report.html")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    import faiss
-
-    import raybge
-
-    others = {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
-    return {"raybge": raybge.__version__, "faiss": faiss.__version__, **others}
 
 
 def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:

@@ -88,8 +88,8 @@ class Validation:
             part = slice(start, start + MERGED)
             ids_QK = _merge(score_QK[part], id_QK[part], self.world)
             ids.append(ids_QK)
-            found = [each[each >= 0].tolist() for each in task.answers[part]]
-            absent = [int((each < 0).sum()) for each in task.answers[part]]
+            found = [dict.fromkeys(each[each >= 0].tolist(), 1) for each in task.answers[part]]
+            absent = [[1] * int((each < 0).sum()) for each in task.answers[part]]
             judged = measure(ids_QK, found, absent, [K])
             for name in NAMES:
                 values[name].append(judged[name])

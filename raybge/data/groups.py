@@ -27,7 +27,8 @@ class RowError(ValueError):
 @dataclass(frozen=True)
 class Group:
     """One query with its positives and negatives; `prompt` is the row's own instruction, None where it has
-    none. `pos_scores` and `neg_scores` are a teacher's, one for each of `pos` and `neg`, where they were asked for.
+    none. `pos_scores` and `neg_scores` are a teacher's, one for each of `pos` and `neg`, where they were asked for;
+    `grades` say how relevant each of `pos` is, and are empty where all are alike.
     """
 
     query: str
@@ -36,6 +37,13 @@ class Group:
     prompt: str | None
     pos_scores: tuple[float, ...] = ()
     neg_scores: tuple[float, ...] = ()
+    grades: tuple[int, ...] = ()
+
+
+class Document(str):
+    """A passage that goes by its `id`: other than those that go by their text, two may have the same."""
+
+    id: str
 
 
 def parse_group(raw: dict[str, Any]) -> Group:
@@ -77,12 +85,43 @@ def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> st
     return _text(raw, field)
 
 
+def parse_document(raw: dict[str, Any]) -> Document:
+    """Passage row {"_id" or "id", "text", "title"?}, as BEIR has it; the title goes before the text. RowError where
+    there is no id or nothing to read.
+    """
+    title = raw.get("title")
+    if _is_text(title):
+        body = raw.get("text")
+        found = Document(f"{title} {body}".strip() if isinstance(body, str) else title)
+    else:
+        found = Document(parse_passage(raw))
+    found.id = row_id(raw)
+    return found
+
+
+def row_id(raw: dict[str, Any]) -> str:
+    """What the row goes by: its "_id" or "id", a string or a whole number."""
+    field = "_id" if "_id" in raw else "id"
+    value = raw.get(field)
+    if isinstance(value, bool) or not (isinstance(value, int) or _is_text(value)):
+        raise RowError(field, f"must be a non-empty string or a whole number, {_found(raw, field)}")
+    return str(value)
+
+
 def parse_judged(raw: dict[str, Any]) -> Group:
-    """Evaluation row {"query", "pos"}, or the recipe's {"query", "positive"}; the group's `neg` is empty.
+    """Evaluation row {"query", "pos", "grades"?}, or the recipe's {"query", "positive"}; the group's `neg` is empty.
     RowError as above.
+
+    `grades` are whole numbers, one for each of `pos`; those of 1 or more are relevant.
     """
     field = "positive" if "pos" not in raw and "positive" in raw else "pos"
-    return Group(query=_text(raw, "query"), pos=_texts(raw, field), neg=(), prompt=_prompt(raw))
+    pos = _texts(raw, field)
+    return Group(query=_text(raw, "query"), pos=pos, neg=(), prompt=_prompt(raw), grades=_grades(raw, len(pos)))
+
+
+def id_key(document: str) -> bytes:
+    """As `text_key`, of what a Document goes by; a plain string is an id itself."""
+    return text_key(document.id if isinstance(document, Document) else document)
 
 
 def text_key(text: str) -> bytes:
@@ -136,6 +175,17 @@ def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
     if wrong is not None:
         raise RowError(field, f"{asked}, found {_shown(value[wrong])} as item {wrong + 1} of {len(value)}")
     raise RowError(field, f"{asked}, found {len(value)}")
+
+
+def _grades(raw: dict[str, Any], count: int) -> tuple[int, ...]:
+    value = raw.get("grades")
+    if value is None:
+        return ()
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if len(values) == count and all(isinstance(each, int) and not isinstance(each, bool) for each in values):
+        return tuple(values)
+    number = f"{count} whole number{'s' * (count != 1)}"
+    raise RowError("grades", f"must be a list of {number}, one for each answer, {_found(raw, 'grades')}")
 
 
 def _is_score(value: object) -> bool:

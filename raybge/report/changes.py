@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raybge.comparison import interval
 from raybge.report.charts import short
 from raybge.report.page import cell, table
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -29,24 +28,10 @@ class Change:
 def change(metric: str, before_Q: np.ndarray, after_Q: np.ndarray, seed: int = 0) -> Change:
     """What became of a metric, from each query's value before and after.
 
-    The interval is that of the mean difference of queries drawn anew, `RESAMPLES` times as many as there are; a
-    function of the values and the seed.
+    The interval is that of the mean difference by the paired bootstrap.
     """
     low, high = interval(after_Q - before_Q, seed)
     return Change(metric, float(before_Q.mean()), float(after_Q.mean()), low, high, len(before_Q))
-
-
-def interval(difference_Q: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The middle 95% of the resampled means.
-
-    Few differences are distinct (a rank is one of eleven), so how often each one is drawn is drawn instead of the
-    queries: the same distribution, in a time that does not grow with their number.
-    """
-    values_V, count_V = np.unique(difference_Q, return_counts=True)
-    drawn_RV = np.random.default_rng(seed).multinomial(len(difference_Q), count_V / len(difference_Q), RESAMPLES)
-    mean_R = drawn_RV @ values_V / len(difference_Q)
-    low, high = np.quantile(mean_R, [0.025, 0.975]).tolist()
-    return low, high
 
 
 def changes_table(changes: Sequence[Change], before: str = "before", after: str = "after") -> str:

@@ -37,6 +37,18 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
+def library_versions() -> dict[str, str]:
+    """Of what encodes and searches."""
+    from importlib.metadata import version
+
+    import faiss
+
+    import raybge
+
+    others = {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
+    return {"raybge": raybge.__version__, "faiss": faiss.__version__, **others}
+
+
 def heading(run: Run, title: str, said: Iterable[str], figures: Iterable[tuple[str, str]] = ()) -> str:
     """The top of the page: the command, what came of it, sentences about that and its main figures."""
     parts = [

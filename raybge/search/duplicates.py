@@ -88,25 +88,29 @@ def _name(function: Callable[..., Any]) -> str:
 # --- passages ---------------------------------------------------------------------------------------------
 
 
-def deduplicate(survey: Survey, parse: Parse, texts: Texts, store: Store) -> Kept:
-    """Find the first passage of each text, by its 16-byte content hash. Ray must be connected."""
-    groups, parts = _groups(survey, "kept", _name(parse), _name(texts))
+def deduplicate(
+    survey: Survey, parse: Parse, texts: Texts, store: Store, key: Callable[[str], bytes] = text_key
+) -> Kept:
+    """Find the first passage of each key, by default its text's 16-byte content hash. Ray must be connected."""
+    groups, parts = _groups(survey, "kept", _name(parse), _name(texts), _name(key))
     if all(store.has(group.name) for group in groups):
         found = [store.arrays(group.name, "found_B", "kept_B") for group in groups]
         counts = [(each["found_B"], each["kept_B"]) for each in found]
     else:
-        counts = exchange(groups, parts, partial(_split_keys, parse, texts), _first_in_part, partial(_keep, store))
+        counts = exchange(groups, parts, partial(_split_keys, parse, texts, key), _first_in_part, partial(_keep, store))
     return Kept(store, groups, *(np.concatenate(each) for each in zip(*counts, strict=True)))
 
 
-def _split_keys(parse: Parse, texts: Texts, group: BlockGroup, parts: int) -> tuple[Any, list[np.ndarray]]:
+def _split_keys(
+    parse: Parse, texts: Texts, key: Callable[[str], bytes], group: BlockGroup, parts: int
+) -> tuple[Any, list[np.ndarray]]:
     found: list[int] = []
     keys: list[bytes] = []
     for file, block in group.blocks:
         before = len(keys)
         for row, _ in scan(file, block, parse):
             if isinstance(row, Row):
-                keys += [text_key(text) for text in texts(row.value)]
+                keys += [key(text) for text in texts(row.value)]
         found.append(len(keys) - before)
     keys_P2 = words_of(keys)
     part_P = keys_P2[:, 0] % parts

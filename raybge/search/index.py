@@ -106,6 +106,13 @@ class Lookup:
         answers = self._ask(ids, lambda host, here: host.texts.remote(ids[here]))
         return {i: text for here, texts in answers for i, text in zip(ids[here].tolist(), texts, strict=True)}
 
+    def names(self, ids: np.ndarray) -> Mapping[int, str]:
+        """What passages go by in their corpus, by id; the id itself where that is their text."""
+        ids = np.unique(ids)
+        answers = self._ask(ids, lambda host, here: host.texts.remote(ids[here], "id"))
+        found = {i: name for here, names in answers for i, name in zip(ids[here].tolist(), names, strict=True)}
+        return {i: str(i) if name is None else name for i, name in found.items()}
+
     def scores(self, q_ND: np.ndarray, ids_N: np.ndarray) -> np.ndarray:
         """The inner product of each vector with a passage, (N,)."""
         score_N = np.empty(len(ids_N), np.float32)

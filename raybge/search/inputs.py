@@ -30,7 +30,7 @@ from raybge.shared import check_shared
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
 MODELS = ("model_name_or_path", "encoder", "cross_encoder")  # flags of the search commands that may name a folder
-OUTPUTS = ("output_file", "metrics_file")  # and a file to write
+OUTPUTS = ("output_file", "metrics_file", "run_file")  # and a file to write
 MEMORY_SHARE = 0.8  # of what Ray counts as an actor's memory, for vectors
 WIDE = 1024  # vectors of a model whose configuration does not say
 MOST_BLOCKS = 32_768  # the driver holds a name and some numbers of each
@@ -152,7 +152,7 @@ def opened(
     """
     small = sum(file.size for source in sources for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
-        surveys = small and [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
+        surveys = small and [surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
         cluster = stack.enter_context(connect(arguments.address, arguments.verbose))
         wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
         cluster = grown(cluster, *wanted, screen.say)
@@ -160,10 +160,10 @@ def opened(
         written = {f"--{name}": getattr(arguments, name, None) for name in OUTPUTS}
         read = {source.flag: [file.path for file in source.files] for source in sources}
         check_shared(cluster, {**written, "--storage_path": work}, {**read, **models})
-        yield cluster, surveys or [_surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
+        yield cluster, surveys or [surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
 
 
-def _surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:
+def surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:
     files = transcode(source.files, extended(work, "/unpacked"))
     block_bytes = max(BLOCK_BYTES, -(-sum(file.size for file in files) // MOST_BLOCKS))
     cache = None if "://" in work else f"{work}/surveys"

@@ -26,12 +26,14 @@ from raybge.errors import UserError
 from raybge.screen import Screen
 from raybge.search.calls import unwrapped
 from raybge.search.duplicates import Elsewhere, Kept, Texts
+from raybge.search.embeddings import Embeddings
 from raybge.search.shards import words_of
 from raybge.search.store import Store, table_digest
 
 Key = Callable[[str], bytes]
 
-# One encoded block, passages or queries. `text`: the passage, or the query's row as JSON. `known`: keys as
+# One encoded block, passages or queries. `text`: the passage, or the query's row as JSON. `id`: what a passage goes by,
+# null where that is its text. `known`: keys as
 # pairs of words: the passage's own, or those of `Queries.known`. `vector` follows, D float32; of queries whose
 # positives are encoded too, `pos_scores`: their inner products with the query.
 ENCODED = pa.schema(
@@ -39,6 +41,7 @@ ENCODED = pa.schema(
         ("file", pa.int32()),
         ("offset", pa.int64()),
         ("text", pa.large_string()),
+        ("id", pa.large_string()),
         ("known", pa.large_list(pa.uint64())),
     ]
 )
@@ -83,10 +86,11 @@ class Queries:
 
 @dataclass(frozen=True)
 class Piece:
-    """One encoded block: its name in the store, and its rows."""
+    """One encoded block: its name in the store, its rows, and a hash of their texts and ids."""
 
     name: str
     rows: int
+    texts: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,19 @@ def passages_of_group(group: Group) -> Sequence[str]:
 
 
 def encode(
-    passages: Passages, kept: Kept, queries: Queries, embedder: Embedder, store: Store, plan: Plan, screen: Screen
+    passages: Passages,
+    kept: Kept,
+    queries: Queries,
+    embedder: Embedder,
+    store: Store,
+    plan: Plan,
+    screen: Screen,
+    loaded: Embeddings | None = None,
 ) -> tuple[list[Piece], list[Piece]]:
     """Encode the kept passages and all queries, block by block, on `plan.workers` actors, into the store.
 
-    Returns the blocks (`ENCODED` and `vector`) of passages and of queries, in order.
+    Where vectors of the passages were `loaded` these are taken. Returns the blocks (`ENCODED` and `vector`) of passages
+    and of queries, in order.
     """
     import ray
 
@@ -125,7 +137,7 @@ def encode(
     dataset = _dataset([read for read, _ in reads], [size for _, size in reads])
     encoded = dataset.map_batches(
         _Embed,
-        fn_constructor_args=(embedder, store, plan),
+        fn_constructor_args=(embedder, store, plan, loaded and Loaded(loaded, np.cumsum(kept.kept_B) - kept.kept_B)),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(reads))),
@@ -137,7 +149,7 @@ def encode(
     with unwrapped(), screen.bar("encode", kept.passages + total, "texts") as bar:
         for said in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for done in said.to_pylist():
-                found[done["block"]] = Piece(done["name"], done["rows"])
+                found[done["block"]] = Piece(done["name"], done["rows"], done["texts"])
                 bar.update(done["rows"])
     border = len(passages.survey.blocks)
     pieces = [found[number] for number in sorted(found) if number < border and found[number].rows]
@@ -272,6 +284,7 @@ def _table(
         pa.array([file] * len(rows), pa.int32()),
         pa.array([offset for offset, _ in rows], pa.int64()),
         pa.array([text for _, text in rows], pa.large_string()),
+        pa.array([getattr(text, "id", None) for _, text in rows], pa.large_string()),
         pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(words, pa.uint64())),
         pa.array([group.query for group in groups] if groups else nothing, pa.large_string()),
         pa.array([group.prompt for group in groups] if groups else nothing, pa.large_string()),
@@ -291,32 +304,52 @@ def finite(vectors_ND: Any) -> np.ndarray:
 # --- encoding ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Vectors of passages that are there already, and the first one of each block."""
+
+    embeddings: Embeddings
+    start_B: np.ndarray
+
+
 class _Embed:
     """The Ray Data actor: takes a block as it is read (`READ`), says where it lies encoded.
 
     The model is loaded when a block comes that the store does not hold.
     """
 
-    def __init__(self, embedder: Embedder, store: Store, plan: Plan) -> None:
-        self._embedder, self._store, self._plan = embedder, store, plan
+    def __init__(self, embedder: Embedder, store: Store, plan: Plan, loaded: Loaded | None = None) -> None:
+        self._embedder, self._store, self._plan, self._loaded = embedder, store, plan, loaded
         self._encoder: Any = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
-            return pa.table({"block": pa.array([], pa.int64()), "name": pa.array([], pa.string()), "rows": []})
+            nothing = pa.array([], pa.string())
+            return pa.table({"block": pa.array([], pa.int64()), "name": nothing, "rows": [], "texts": nothing})
         number = table["block"][0].as_py()
         table = table.drop_columns(["block"])
-        name = table_digest(table, self._embedder.identity)
+        texts = table_digest(table.select(["text", "id"]))
+        vectors_ND, source = self._vectors(number, len(table))
+        name = table_digest(table, self._embedder.identity, source)
         if not self._store.has(name):
-            self._store.write_table(name, self.encoded(table))
-        return pa.table({"block": [number], "name": [name], "rows": [len(table)]})
+            self._store.write_table(name, self.encoded(table, vectors_ND))
+        return pa.table({"block": [number], "name": [name], "rows": [len(table)], "texts": [texts]})
 
-    def encoded(self, table: pa.Table) -> pa.Table:
-        """The block with its vectors."""
-        if self._encoder is None:
+    def _vectors(self, number: int, rows: int) -> tuple[np.ndarray | None, str]:
+        """A block's vectors where they were loaded, and a name for where they come from."""
+        if self._loaded is None or number >= len(self._loaded.start_B):
+            return None, ""
+        found = self._loaded.embeddings
+        return found.vectors(int(self._loaded.start_B[number]), rows), found.texts
+
+    def encoded(self, table: pa.Table, vectors_ND: np.ndarray | None = None) -> pa.Table:
+        """The block with its vectors, those that are given or the model's."""
+        if self._encoder is None and vectors_ND is None:
             self._load()
         queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
-        if queries[0] is not None:
+        if vectors_ND is not None:
+            vectors_ND = finite(vectors_ND)
+        elif queries[0] is not None:
             texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
             vectors_ND = finite(self._encoder.encode_queries(texts, convert_to_numpy=True))
         else:

@@ -123,11 +123,11 @@ class Shard:
             first += scores_QP.shape[1]
         return best
 
-    def texts(self, ids: np.ndarray) -> list[str]:
-        """The texts of passages of this shard."""
+    def texts(self, ids: np.ndarray, column: str = "text") -> list[str]:
+        """The texts of passages of this shard, or another column of theirs."""
         found: dict[int, str] = {}
         for table, mine, rows in self._rows(ids):
-            found.update(zip(mine.tolist(), table["text"].take(pa.array(rows)).to_pylist(), strict=True))
+            found.update(zip(mine.tolist(), table[column].take(pa.array(rows)).to_pylist(), strict=True))
         return [found[i] for i in ids.tolist()]
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
@@ -283,12 +283,12 @@ class Host:
             found.append(Known(key_M, id_M, np.concatenate([np.zeros(0, np.float32), *scores])))
         return Known.of(found)
 
-    def texts(self, ids: np.ndarray) -> list[str]:
-        """The texts of passages that this host holds, in the order of `ids`."""
+    def texts(self, ids: np.ndarray, column: str = "text") -> list[str]:
+        """The texts of passages that this host holds, or another column of theirs, in the order of `ids`."""
         found: dict[int, str] = {}
         for number in np.unique(ids // self._shard_size).tolist():
             mine = ids[ids // self._shard_size == number]
-            found.update(zip(mine.tolist(), self._shards[number].texts(mine), strict=True))
+            found.update(zip(mine.tolist(), self._shards[number].texts(mine, column), strict=True))
         return [found[i] for i in ids.tolist()]
 
     def scores(self, q_ND: np.ndarray, ids_N: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from raybge.errors import UserError
 from raybge.search import pipeline
 from raybge.search.inputs import embedder_of
 from raybge.search.shards import keys_of, vectors_of, words_of
-from raybge.search.store import Store
+from raybge.search.store import Store, table_digest
 
 
 def test_the_pool_of_groups_is_their_positives_and_negatives():
@@ -45,8 +45,9 @@ def queries_of(queries, prompts, positives=None):
 def encoded(actor, table):
     """Through the store, as a block goes."""
     said = actor(table)
-    assert said.to_pylist() == [
-        {"block": table["block"][0].as_py(), "name": said["name"][0].as_py(), "rows": len(table)}
+    texts = table_digest(table.select(["text", "id"]))
+    assert said.drop_columns(["name"]).to_pylist() == [
+        {"block": table["block"][0].as_py(), "rows": len(table), "texts": texts}
     ]
     return actor._store.table(said["name"][0].as_py())
 
