@@ -58,8 +58,8 @@ class StepLog:
         rows = [count for _, count in self._losses]
         start = 0
         for stop, number, rate, seconds, tokens in self._ended:
-            loss = _mean(sums[start:stop], rows[start:stop])
-            self.spans.append(Span(number, number, loss, rate, seconds, tokens))
+            loss, queries = _mean(sums[start:stop], rows[start:stop]), sum(rows[start:stop])
+            self.spans.append(Span(number, number, loss, queries, rate, seconds, tokens))
             start = stop
         self._losses, self._ended = [], []
         if len(self.spans) > MOST:
@@ -72,10 +72,10 @@ def _mean(sums: list[float], rows: list[int]) -> float:
 
 
 def _joined(spans: list[Span]) -> Span:
-    updates = sum(span.updates for span in spans)
-    loss = sum(span.loss * span.updates for span in spans) / updates
     seconds, tokens = sum(span.seconds for span in spans), sum(span.tokens for span in spans)
-    return Span(spans[0].first, spans[-1].last, loss, spans[-1].rate, seconds, tokens)
+    queries = [span.queries for span in spans]
+    loss = _mean([span.loss * span.queries for span in spans if span.queries], queries)
+    return Span(spans[0].first, spans[-1].last, loss, sum(queries), spans[-1].rate, seconds, tokens)
 
 
 def batch_scores(step: int, e_ND: Tensor, batch: StepBatch) -> BatchScores:

@@ -111,9 +111,12 @@ class StreamTrainer(transformers.Trainer):
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Keep the scores of a step in the block where it is of the first update or of the last."""
+        """Keep the scores of a step in the block where it is of the first update or of the last.
+
+        The last of an epoch may have no rows for this worker: then those of the one before stay.
+        """
         step = self.state.global_step
-        if self.scores and (step == self.scores[0].step - 1 or step != self.state.max_steps - 1):
+        if self.scores and (step == self.scores[0].step - 1 or step < self.state.max_steps - 2):
             yield
             return
         found: list[BatchScores] = []
@@ -122,7 +125,8 @@ class StreamTrainer(transformers.Trainer):
             yield
         finally:
             self.contrastive.watch = None
-        self.scores = [*self.scores[:1], *found]
+        if found and found[0].positives:
+            self.scores = [*self.scores[:1], *found]
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
         """Tokens of the texts themselves: nothing here pads a whole batch."""

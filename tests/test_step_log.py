@@ -44,22 +44,24 @@ def test_every_update_has_its_loss_time_and_tokens(clock):
     assert math.isnan(log.resolve()) and math.isnan(log.resolve())
     assert [span.loss for span in log.spans[:2]] == [2.0, 1.0] and math.isnan(log.spans[2].loss)
     assert [(s.first, s.last, s.rate, s.seconds) for s in log.spans] == [(n, n, n / 10, n) for n in (1, 2, 3)]
-    assert [span.tokens for span in log.spans] == [27, 27, 0]
+    assert [(span.queries, span.tokens) for span in log.spans] == [(3, 27), (3, 27), (0, 0)]
 
 
 def test_many_updates_are_joined(monkeypatch, clock):
     monkeypatch.setattr(step_log, "MOST", 8)
     log = StepLog()
     for number in range(1, 101):
-        log.step(torch.tensor(float(number)), batch([1]))
+        rows = number % 3
+        log.step(torch.tensor(2.0 * rows), batch([1] * rows))
         clock[0] += 1
         log.update(number, 1 / number)
         log.resolve()
         assert len(log.spans) <= 8
     assert (log.spans[0].first, log.spans[-1].last) == (1, 100)
     assert all(a.last + 1 == b.first for a, b in pairwise(log.spans))
-    assert all(span.loss == pytest.approx(span.middle) for span in log.spans)
-    assert sum(span.seconds for span in log.spans) == 100 and sum(span.tokens for span in log.spans) == 600
+    assert all(span.loss == pytest.approx(2.0) for span in log.spans if span.queries)
+    assert sum(span.queries for span in log.spans) == 100 and sum(span.tokens for span in log.spans) == 600
+    assert sum(span.seconds for span in log.spans) == 100
     assert log.spans[-1].rate == 1 / 100
 
 

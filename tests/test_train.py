@@ -235,7 +235,10 @@ def test_the_report_of_a_run(runs, data):
     for name, workers in (("one", "1 worker<"), ("three", "3 workers<")):
         page = (runs[name] / "report.html").read_text()
         assert f"{STEPS} steps" in page and workers in page
-        assert f"over {STEPS} points" in page and f"<h3>Step {STEPS}</h3>" in page
+        # worker 0 of three may have no rows in an epoch's last step
+        assert re.search(rf'aria-label="learning rate[^"]* over {STEPS} points', page)
+        assert "<h3>Step 1</h3>" in page and re.search(rf"<h3>Step ({STEPS}|{STEPS - (name != 'one')})</h3>", page)
+        assert "no loss that is a number" not in page
         assert all(file in page for file in ("a.jsonl", "b.jsonl.gz"))
     first, last = losses(runs["one"])[0], losses(runs["one"])[-1]
     said = re.search(r'aria-label="loss: from (\S+) to (\S+) over', (runs["one"] / "report.html").read_text())

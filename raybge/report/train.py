@@ -23,13 +23,14 @@ METRIC = "nDCG@10"  # what queries are compared by
 class Span:
     """One update, or several that follow one another: numbers `first` to `last`, counted from 1.
 
-    `loss` is the mean of one worker's queries, `rate` the learning rate of the last update; `seconds` and `tokens` are
-    those of all of them, the tokens one worker's.
+    `loss` is the mean of one worker's `queries`, `rate` the learning rate of the last update; `seconds` and `tokens`
+    are those of all of them, the tokens one worker's.
     """
 
     first: int
     last: int
     loss: float
+    queries: int
     rate: float
     seconds: float
     tokens: int
@@ -197,7 +198,7 @@ def _evaluations(training: Training) -> str:
 
 
 def _loss_note(training: Training) -> str:
-    missing = sum(not math.isfinite(span.loss) for span in training.spans)
+    missing = sum(not math.isfinite(span.loss) for span in training.spans if span.queries)
     note = "Mean loss of a worker's own queries at each step."
     if len(training.spans) > 20:
         note += " Pale: the values; dark: their moving mean."

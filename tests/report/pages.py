@@ -47,7 +47,7 @@ def run(command, text="plain"):
 def spans(number):
     return [
         train.Span(
-            i + 1, i + 1, 0.4 + 3 * math.exp(-30 * i / number), 2e-5 * (1 - i / number), 20.0 if not i else 0.5, 9
+            i + 1, i + 1, 0.4 + 3 * math.exp(-30 * i / number), 6, 2e-5 * (1 - i / number), 20.0 if not i else 0.5, 9
         )
         for i in range(number)
     ]

@@ -77,14 +77,15 @@ def test_a_page_of_nothing_but_what_was_run():
 
 def test_what_is_no_number_is_said_and_not_drawn():
     nan = math.nan
-    odd = [Span(i, i, value, nan, 0.0, 0) for i, value in enumerate([1.0, nan, math.inf, 0.5], 1)]
+    odd = [Span(i, i, value, 6, nan, 0.0, 0) for i, value in enumerate([1.0, nan, math.inf, 0.5], 1)]
+    odd.append(Span(5, 5, nan, 0, nan, 0.0, 0))  # without a query there is no loss to be missed
     scores = [BatchScores(1, [nan], [math.inf], []), BatchScores(4, [nan, 0.5], [0.1], [])]
     changes = [Change("nDCG@10", nan, 0.5, nan, nan, 3)]
     page = html(training(4, spans=odd, scores=scores, changes=changes, evaluations=[(0, {"a@1": nan})] * 3))
     assert "2 have no loss that is a number" in page and "Loss" in page
     assert not re.search(r'(?:d|cx|cy|x|y)="[^"]*(?:nan|inf)', page)
     assert "no number" in Page(page).text and "Step 4" in page and "Step 1<" not in page
-    every = html(training(4, spans=[Span(1, 1, nan, nan, 1.0, 3)], changes=()))
+    every = html(training(4, spans=[Span(1, 1, nan, 6, nan, 1.0, 3)], changes=()))
     assert "A training run without a loss" in every and "<h2>Loss</h2>" not in every
     Page(every)
 
