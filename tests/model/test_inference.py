@@ -5,10 +5,12 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from raybge.errors import UserError
 from raybge.model import inference
@@ -217,6 +219,7 @@ def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(encoder, monkeypatch, t
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(inference, "_LONG", 1e-6 if long else 1e6)
+    monkeypatch.setattr(inference, "tqdm", partial(tqdm, mininterval=0, miniters=1))  # drawn at every update
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 20)
     encoder.encode(TEXTS, show_progress_bar=asked)
     assert ("texts" in screen.getvalue()) == seen
