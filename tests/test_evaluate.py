@@ -94,7 +94,7 @@ def test_metrics_equal_a_plain_search(ray_of_four, data, tiny_model, tmp_path, m
     assert metrics == pytest.approx(wanted, abs=1e-6)  # no @100: k is 12
     assert 0.1 < metrics["MRR@10"] < 1
     assert json.loads(written.read_text()) == found
-    assert [path.name for path in written.parent.iterdir()] == ["metrics.json"]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["metrics.json", "metrics.json.report.html"]
     said = capfd.readouterr().out
     assert "pool of 150 passages (10 duplicates dropped) in 4 shards" in said
     assert "1 answers are not in the corpus" in said
@@ -154,7 +154,7 @@ def test_a_beir_folder_equals_a_plain_search_and_trec_eval(ray_of_four, beir, ti
         for theirs, ours in names.items():
             mean = np.mean([values[f"q{i}"][theirs] for i in range(30)])
             assert found[ours] == pytest.approx(mean, abs=1e-6)
-    assert 0.1 < found["nDCG@10"] < 0.95
+    assert 0.03 < found["nDCG@10"] < 0.95
 
 
 def test_models_are_compared_query_by_query(ray_of_four, data, tiny_model, other_model, tmp_path, capfd):
