@@ -125,10 +125,10 @@ def binned(values: Iterable[float], width: float) -> Counter[int]:
 
 
 def bin_width(values: Iterable[float]) -> float:
-    """A round width at which all values lie in at most BARS bins."""
+    """A round width at which all values lie in few bins: a sample in many of them is ragged."""
     good = [value for value in values if math.isfinite(value)]
     lo, hi = (min(good), max(good)) if good else (0.0, 1.0)
-    return even_step(lo, hi if hi > lo else lo + (abs(lo) or 1.0), BARS - 1)
+    return even_step(lo, hi if hi > lo else lo + (abs(lo) or 1.0), BARS // 2 - 1)
 
 
 def histogram(
