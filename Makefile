@@ -30,8 +30,10 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: venv
 	$(BIN)/python -m raybge.demo
 
+# A test process holds a module and its Ray; the clusters of several nodes come afterwards and have the machine to themselves.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
+	$(BIN)/python -m pytest tests/cluster
 
 lint: venv
 	$(BIN)/ruff check .
