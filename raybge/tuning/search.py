@@ -153,11 +153,11 @@ class Search:
 
     def changed(self, known: Sequence[Any]) -> None:
         """Ray Tune's trials are not what they were."""
-        for each in known:
-            if each.status in ENDED or each.trial_id in self.ended:
-                release(self.task.place(each.trial_id) / MODEL)
         self.trials = [self._record(number, each) for number, each in enumerate(known, start=1)]
-        self._forget_models()
+        for each, trial in zip(known, self.trials, strict=True):
+            if each.status in ENDED or trial.status != "running":
+                release(self.task.place(trial.id) / MODEL)
+        self._forget_models()  # only now: what a trial held is noted beside its model
         self.on_change(self.trials)
 
     def _record(self, number: int, known: Any) -> Trial:
