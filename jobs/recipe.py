@@ -87,8 +87,10 @@ def recipe(given: RecipeArguments, screen: Screen) -> None:
         for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "verbose")
     }
     stages = chain(given)
+    # how often training starts again is no part of what a stage makes, so it may change from call to call
+    restarts = {TrainArguments: {"max_failures": given.max_failures}}
     # everything that is wrong with the flags is said before the first stage
-    built = [build(stage.arguments, {**stage.flags, **scale}) for stage in stages]
+    built = [build(s.arguments, {**s.flags, **scale, **restarts.get(s.arguments, {})}) for s in stages]
     finished = Finished(folder / "stages.json")
     open_stages = [finished.check(stage) for stage in stages]
     for stage, is_open in zip(stages, open_stages, strict=True):

@@ -129,6 +129,7 @@ class RecipeArguments(CommonArguments):
     query_data: list[str] = flag(..., DATA, "held-out queries with their answers {query, pos}")
     output_dir: str = flag(..., RUN, "folder that all nodes share, for what each stage makes")
     seed: int = flag(42, RUN, "seed of every stage")
+    max_failures: int = flag(0, SCALE, "restarts of training after a lost worker (-1: no limit)")
 
 
 @dataclass(kw_only=True)
@@ -136,8 +137,9 @@ class EvaluateArguments(ModelArguments, CommonArguments):
     """Measure retrieval: exact search over a corpus, then MRR, nDCG, Recall and MAP."""
 
     encoder: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("model_name_or_path",))
-    corpus_data: list[str] = flag(..., DATA, "passages {text} or {content}: files, folders or globs")
-    query_data: list[str] = flag(..., DATA, "queries with their answers: {query, pos} or {query, positive}")
+    corpus_data: list[str] | None = flag(None, DATA, "passages {text} or {content}: files, folders or globs")
+    query_data: list[str] | None = flag(None, DATA, "queries with their answers: {query, pos} or {query, positive}")
+    mteb_tasks: list[str] | None = flag(None, DATA, "tasks of MTEB by name instead, with the data that they name")
     qrels: str | None = flag(
         None,
         DATA,

@@ -48,8 +48,12 @@ def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, Any]:
     from raybge.search.inputs import opened, work_folder
     from raybge.search.store import Store
 
-    arguments = _resolved(arguments)
     _check(arguments)
+    if arguments.mteb_tasks:
+        from raybge.mteb_tasks import evaluate_tasks
+
+        return evaluate_tasks(arguments, _encoder_options(arguments), screen)
+    arguments = _resolved(arguments)
     with work_folder(arguments.storage_path, "evaluate") as work:
         sources = _sources(arguments, work, screen)
         with opened(arguments, sources, work, screen) as (cluster, surveys):
@@ -100,6 +104,7 @@ def _measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen
     from raybge.cluster import plan_workers
     from raybge.judging import Measured, search_and_measure
     from raybge.search.embeddings import load, save
+    from raybge.search.estimate import estimate
     from raybge.search.index import hold, say_recall
     from raybge.search.inputs import (
         check_search,
@@ -123,6 +128,9 @@ def _measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen
     screen.say(describe_model(options))
     screen.say(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
     screen.say(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
+    sizes = data.corpus, data.kept, data.queries
+    if cost := estimate(*sizes, embedder, plan, kind, arguments.load_embedding, arguments.k):
+        screen.say(cost)
     if arguments.dry_run:
         return Measured({})
     made_by = _passage_identity(options)
@@ -174,6 +182,7 @@ def _check(arguments: EvaluateArguments) -> None:
     for name in ("save_embedding", "load_embedding", "run_file"):
         if getattr(arguments, name) and arguments.compare:
             raise UserError(f"--{name} is of one model: leave out --compare")
+    _check_data(arguments)
     if arguments.load_embedding:
         if arguments.save_embedding:
             raise UserError("--save_embedding and --load_embedding: give one")
@@ -184,12 +193,25 @@ def _check(arguments: EvaluateArguments) -> None:
             output.exists(path, f"--{name}")
 
 
+def _check_data(arguments: EvaluateArguments) -> None:
+    """UserError unless there is either a corpus with queries, or tasks of MTEB."""
+    own = ("corpus_data", "query_data")
+    if not arguments.mteb_tasks:
+        if missing := [f"--{name}" for name in own if not getattr(arguments, name)]:
+            raise UserError(f"missing: {', '.join(missing)} (or --mteb_tasks)")
+        return
+    not_theirs = (*own, "qrels", "compare", "run_file", "save_embedding", "load_embedding")
+    if given := [f"--{name}" for name in not_theirs if getattr(arguments, name)]:
+        raise UserError(f"--mteb_tasks measures tasks with data of their own: leave out {', '.join(given)}")
+
+
 def _resolved(arguments: EvaluateArguments) -> EvaluateArguments:
     """A BEIR folder, given for corpus and queries, stands for its files."""
-    folders = {path for path in (*arguments.corpus_data, *arguments.query_data) if _is_beir(path)}
+    data = arguments.corpus_data or [], arguments.query_data or []
+    folders = {path for paths in data for path in paths if _is_beir(path)}
     if not folders:
         return arguments
-    if len(folders) > 1 or len(arguments.corpus_data) != 1 or len(arguments.query_data) != 1:
+    if len(folders) > 1 or any(len(paths) != 1 for paths in data):
         raise UserError(
             f"--corpus_data, --query_data: {min(folders)} is a BEIR folder: give the same one for both, alone"
         )
@@ -216,8 +238,8 @@ def _sources(arguments: EvaluateArguments, work: str, screen: Screen) -> list[So
     from raybge.search.inputs import Source, check_apart
 
     parse = parse_document if arguments.qrels else parse_passage
-    corpus = Source(list_files(arguments.corpus_data, "--corpus_data"), "--corpus_data", parse)
-    queries = Source(list_files(arguments.query_data, "--query_data"), "--query_data", parse_judged)
+    corpus = Source(list_files(arguments.corpus_data or [], "--corpus_data"), "--corpus_data", parse)
+    queries = Source(list_files(arguments.query_data or [], "--query_data"), "--query_data", parse_judged)
     for name in ("metrics_file", "run_file"):
         if path := getattr(arguments, name):
             check_apart(path, f"--{name}", [corpus, queries])

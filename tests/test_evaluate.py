@@ -1,6 +1,7 @@
 """Evaluation end to end on one Ray, against a plain numpy search and metrics written out here."""
 
 import json
+import re
 from math import log2
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from raybge import evaluate_retrieval
 from raybge.arguments import EvaluateArguments
 from raybge.evaluate import INSTRUCTION, _encoder_options, main
 from raybge.flags import build
-from raybge.search import inputs
+from raybge.search import estimate, inputs
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +228,28 @@ def other_model(tmp_path_factory, words):
 def test_dry_run_stops_after_the_plan(ray_of_four, data, tiny_model, capfd):
     assert main(flags(tiny_model, data, dry_run=True)) == 0
     assert "queries up to 16 tokens" in capfd.readouterr().out
+
+
+def test_a_long_evaluation_tells_its_cost_first(ray_of_four, data, tiny_model, monkeypatch, capfd):
+    """212 texts at 50 a second on each of two workers; 62 x 150 pairs at 1,550 on each."""
+    monkeypatch.setattr(estimate, "PROBED", 213)
+    assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
+    assert "estimate" not in capfd.readouterr().out
+    monkeypatch.setattr(estimate, "PROBED", 212)
+    assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
+    assert re.search(r"encoding 212 texts \d+ s \([1-9][\d,]* a second on one of 2 workers\)", capfd.readouterr().out)
+    monkeypatch.setattr(estimate, "_probe", lambda *_: (50.0, 1550.0))
+    assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
+    said = "estimate: encoding 212 texts 2 s (50 a second on one of 2 workers), searching 3 s; 0.0 GB of vectors"
+    assert said in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (119, "119 s"), (150, "2.5 min"), (3600, "60 min"), (7200, "2.0 h"), (1e6, "278 h")],
+)
+def test_times_to_plan_with(seconds, said):
+    assert estimate.spoken(seconds) == said
 
 
 def test_lengths_and_instruction_come_from_flag_then_folder_then_recipe(tiny_model, tmp_path):

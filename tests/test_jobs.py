@@ -82,11 +82,14 @@ class Stages:
     def __init__(self) -> None:
         self.began: list[str] = []
         self.breaks_at: str | None = None
+        self.restarts: set[int] = set()  # that training was given
 
     def command(self, flag):
         def run(arguments, screen):
             path = Path(arguments.training[flag] if flag == "output_dir" else getattr(arguments, flag))
             self.began.append(path.name)
+            if flag == "output_dir":
+                self.restarts.add(arguments.max_failures)
             if path.name == self.breaks_at:
                 raise OSError("no space left")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,8 @@ def test_the_recipe_is_gone_through_once(recipe, stages, words_of, tiny_model, t
     assert stages.began == ["before.json", "mined-1.jsonl", "model-1", "mined-2.jsonl"]
 
     stages.began, stages.breaks_at = [], None
-    assert recipe.main(given) == 0
+    assert recipe.main([*given, "--max_failures", "3"]) == 0
+    assert stages.restarts == {0, 3}
     assert stages.began == ["mined-2.jsonl", "model-2", "after.json"]
     said = capfd.readouterr().out
     assert "train-1  finished" in said and "train-2  to do" in said and "nDCG@10" in said
@@ -138,6 +142,6 @@ def test_the_second_round_goes_on_with_the_first_ones_model(recipe, words_of, ti
 
 def test_wrong_flags_are_said_before_the_first_stage(recipe, words_of, tmp_path, capfd):
     given = argv({**words_of, "model_name_or_path": make_tiny(tmp_path / "m"), "output_dir": str(tmp_path / "out")})
-    assert recipe.main([*given, "--max_failures", "1"]) == 2
-    assert "--max_failures is not built yet" in capfd.readouterr().err
+    assert recipe.main([*given, "--on_bad_rows", "keep"]) == 2
+    assert "--on_bad_rows" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

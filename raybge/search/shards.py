@@ -83,13 +83,13 @@ class Shard:
         """Build the index. One thread builds it, so that it is the same on every machine."""
         self._exact = kind.exact
         self._most = GPU_MOST if kind.gpu else len(self)
-        self._index = _empty(self.dim, kind)
+        self._index = empty_index(self.dim, kind)
         if not self._index.is_trained:
             rows = np.random.default_rng(self.first).permutation(len(self))[:TRAINED_ON]
             try:
                 self._index.train(self.vectors(self.first + np.sort(rows)))
             except RuntimeError:  # too few for it, as the last shard can be: these are searched exactly
-                self._index = _empty(self.dim, Kind(gpu=kind.gpu))
+                self._index = empty_index(self.dim, Kind(gpu=kind.gpu))
         for part in self._parts:  # block by block: nothing but the index holds all vectors
             self._index.add(vectors_of(self._table(part)))
 
@@ -156,7 +156,8 @@ def _gpu_resources() -> Any:
     return faiss.StandardGpuResources()
 
 
-def _empty(dim: int, kind: Kind) -> Any:
+def empty_index(dim: int, kind: Kind) -> Any:
+    """A faiss index of this kind for vectors of `dim` numbers, on the GPU where asked for."""
     import faiss
 
     index: Any = (
@@ -349,7 +350,7 @@ def check_gpu_search(gpus: int = 1) -> None:
 def check_factory(factory: str, dim: int | None) -> None:
     """UserError for a string that faiss makes no index of, as far as that shows without data."""
     try:
-        _empty(dim or 64, Kind(factory))
+        empty_index(dim or 64, Kind(factory))
     except RuntimeError as error:
         if dim or "parse" in str(error):
             raise UserError(f"--index_factory {factory}: faiss makes no index of it ({_reason(error)})") from None

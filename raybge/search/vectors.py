@@ -131,7 +131,7 @@ class _EncodeRows:
 
     def __init__(self, encoding: Encoding, store: Store, device: str, ranges: bool) -> None:
         self._encoding, self._store, self._ranges = encoding, store, ranges
-        self._encode = Texts(encoding.embedder, encoding.kind, device)
+        self._encode = Texts(encoding.embedder, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if not len(table):
@@ -140,7 +140,7 @@ class _EncodeRows:
         parser = self._encoding.parser
         name = table_digest(table.select(["json"]), self._encoding.identity)
         if not self._store.has(name):
-            vectors_ND = self._encode([row[parser.text] for row in rows])
+            vectors_ND = self._encode([row[parser.text] for row in rows], self._encoding.kind)
             kept = [json.dumps({key: row[key] for key in parser.kept if key in row}) for row in rows]
             made = pa.table([pa.array(kept, pa.large_string())], schema=KEPT)
             self._store.write_table(name, made.append_column("vector", vectors_column(vectors_ND)))
@@ -156,15 +156,16 @@ class _EncodeRows:
 class Texts:
     """Vectors of texts in an actor: the model is loaded for the first."""
 
-    def __init__(self, embedder: Embedder, kind: str, device: str) -> None:
-        self._embedder, self._kind, self._device = embedder, kind, device
+    def __init__(self, embedder: Embedder, device: str) -> None:
+        self._embedder, self._device = embedder, device
         self._encoder: Any = None
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """(N, D) fp32."""
+    def __call__(self, texts: list[str], kind: str | None) -> np.ndarray:
+        """(N, D) fp32; of `kind` "query" or "passage" with its instruction and length."""
         if self._encoder is None:
             self._encoder = self._embedder.make(self._device)
-        encode = self._encoder.encode_queries if self._kind == "query" else self._encoder.encode_corpus
+        encoder = self._encoder
+        encode = {"query": encoder.encode_queries, "passage": encoder.encode_corpus, None: encoder.encode}[kind]
         return finite(encode(texts, convert_to_numpy=True))
 
 
@@ -180,8 +181,8 @@ class EncodeColumn:
         ranges_2D: np.ndarray | None,
         device: str = "cpu",
     ) -> None:
-        self._encode = Texts(embedder, kind, device)
-        self._text, self._precision, self._ranges_2D = text, precision, ranges_2D
+        self._encode = Texts(embedder, device)
+        self._kind, self._text, self._precision, self._ranges_2D = kind, text, precision, ranges_2D
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._text not in table.column_names:
@@ -194,7 +195,7 @@ class EncodeColumn:
                 parse_field({self._text: text}, self._text)
         except RowError as error:
             raise UserError(f'text_field: "{error.field}" {error.expected}') from None
-        vectors_ND = quantize_embeddings(self._encode(texts), self._precision, self._ranges_2D)
+        vectors_ND = quantize_embeddings(self._encode(texts, self._kind), self._precision, self._ranges_2D)
         return table.append_column("embedding", vectors_column(vectors_ND))
 
 
