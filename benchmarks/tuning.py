@@ -44,8 +44,8 @@ def search(args: argparse.Namespace, work: Path, scheduler: str) -> dict[str, An
         "output_dir": output,
         "overwrite_output_dir": True,
         "train_group_size": 2,
-        "query_max_len": 32,
-        "passage_max_len": 64,
+        "query_max_len": 16,
+        "passage_max_len": 32,
         "sentence_pooling_method": "mean",
         "per_device_train_batch_size": 16,
         "num_train_epochs": args.epochs,
@@ -73,7 +73,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; left out: medquad's")
     parser.add_argument("--work", default="runs/bench/tuning")
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)

@@ -15,7 +15,7 @@ import ray
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
-from raybge import loop
+from raybge import launch, loop
 from raybge.checkpoints import newest
 from raybge.errors import UserError
 from raybge.stream_trainer import StreamTrainer
@@ -84,7 +84,6 @@ def argv(flags: dict) -> list[str]:
 
 def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
     """Have `act()` run in worker `rank` before it trains update `step`; once, where `once` is a file to remember by."""
-    train = loop.train_worker
 
     def broken(settings: dict) -> None:
         whole = StreamTrainer.training_step
@@ -99,11 +98,11 @@ def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
 
         StreamTrainer.training_step = training_step
         try:
-            train(settings)
+            loop.train_worker(settings)
         finally:
             StreamTrainer.training_step = whole
 
-    monkeypatch.setattr(loop, "train_worker", broken)
+    monkeypatch.setattr(launch, "_train_worker", broken)
 
 
 def die() -> None:
