@@ -128,6 +128,8 @@ def _measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen
     screen.say(describe_model(options))
     screen.say(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
     screen.say(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
+    if arguments.k > data.kept.passages:
+        screen.say(f"--k {arguments.k:,}: the corpus has {data.kept.passages:,} passages, and all of them are ranked")
     sizes = data.corpus, data.kept, data.queries
     if cost := estimate(*sizes, embedder, plan, kind, arguments.load_embedding, arguments.k):
         screen.say(cost)

@@ -58,9 +58,9 @@ def evaluate_tasks(arguments: EvaluateArguments, options: dict[str, Any], screen
     screen.table(("task", "score", ""), [(name, score, f"{value:.4f}") for name, score, value in scores])
     found = {f"{name}/{score}": float(value) for name, score, value in scores}
     if path := arguments.metrics_file:
-        whole = {**found, "tasks": [result.to_dict() for result in results]}
+        whole = {**found, "tasks": [result.model_dump(mode="json") for result in results]}
         with output.written_aside(path, "--metrics_file") as out:
-            out.write((json.dumps(whole, indent=2, default=float) + "\n").encode())
+            out.write((json.dumps(whole, indent=2) + "\n").encode())
         screen.say(f"written: {path}")
     return found
 

@@ -230,6 +230,22 @@ def test_dry_run_stops_after_the_plan(ray_of_four, data, tiny_model, capfd):
     assert "queries up to 16 tokens" in capfd.readouterr().out
 
 
+def test_more_ranks_than_passages(ray_of_four, data, tiny_model, tmp_path, capfd):
+    """All are ranked: of answers that are in the corpus, none is missed."""
+    _, _, texts, _ = data
+    corpus = write(tmp_path / "corpus.jsonl", [{"text": text} for text in texts[:30]])
+    dev = write(tmp_path / "dev.jsonl", [{"query": texts[3], "pos": [texts[29], texts[4]]}])
+    found = evaluate_retrieval(encoder=tiny_model, corpus_data=corpus, query_data=dev, num_workers=1)
+    assert "--k 100: the corpus has 30 passages, and all of them are ranked" in capfd.readouterr().out
+    assert found["Recall@100"] == 1 and found["Precision@100"] == pytest.approx(2 / 100)
+
+
+def test_an_empty_corpus_is_named(data, tiny_model, tmp_path, capfd):
+    (tmp_path / "corpus.jsonl").touch()
+    assert main(flags(tiny_model, data, corpus_data=tmp_path / "corpus.jsonl")) == 2
+    assert "--corpus_data" in capfd.readouterr().err or "corpus.jsonl" in capfd.readouterr().err
+
+
 def test_a_long_evaluation_tells_its_cost_first(ray_of_four, data, tiny_model, monkeypatch, capfd):
     """212 texts at 50 a second on each of two workers; 62 x 150 pairs at 1,550 on each."""
     monkeypatch.setattr(estimate, "PROBED", 213)

@@ -164,9 +164,8 @@ class Texts:
         """(N, D) fp32; of `kind` "query" or "passage" with its instruction and length."""
         if self._encoder is None:
             self._encoder = self._embedder.make(self._device)
-        encoder = self._encoder
-        encode = {"query": encoder.encode_queries, "passage": encoder.encode_corpus, None: encoder.encode}[kind]
-        return finite(encode(texts, convert_to_numpy=True))
+        method = {"query": "encode_queries", "passage": "encode_corpus", None: "encode"}[kind]
+        return finite(getattr(self._encoder, method)(texts, convert_to_numpy=True))
 
 
 class EncodeColumn:

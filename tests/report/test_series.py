@@ -106,7 +106,9 @@ def test_the_interval_is_that_of_queries_drawn_anew():
     assert (found.low, found.high) == pytest.approx(plain.tolist(), abs=0.015)
     assert found.high - found.low == pytest.approx(2 * 1.96 * gap.std() / math.sqrt(300), rel=0.1)
     assert (found.before, found.after, found.queries) == (before.mean(), after.mean(), 300)
-    assert change("nDCG@10", before, after) == found != change("nDCG@10", before, after, seed=1)
+    assert change("nDCG@10", before, after) == found
+    fine = rng.random(300)  # of values in thirds of a hundredth two seeds can give the same
+    assert change("nDCG@10", before, fine) != change("nDCG@10", before, fine, seed=1)
     assert interval(np.full(7, 0.25)) == (0.25, 0.25)
     paired = change("nDCG@10", before, before + 0.1)
     assert paired.low == pytest.approx(0.1) == paired.high
