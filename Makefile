@@ -52,6 +52,7 @@ bench: venv
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 	$(BIN)/python benchmarks/encoding.py --out runs/bench/encoding.json
 	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
+	$(BIN)/python benchmarks/merging.py memory --out runs/bench/merging-memory.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

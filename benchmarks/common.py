@@ -70,13 +70,10 @@ def write_rows(path: Path, given: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def random_bert(folder: Path) -> None:
-    """A BERT-base with random weights whose tokens are words: any word has a number."""
+def write_words(folder: Path) -> None:
+    """A tokenizer whose tokens are words: any word of `numbered` has a number."""
     import tokenizers
-    import torch
     import transformers
-
-    from raybge.model.folder import FolderSettings, write_settings
 
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(str, range(WORDS))])}
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
@@ -86,6 +83,16 @@ def random_bert(folder: Path) -> None:
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(folder)
+
+
+def random_bert(folder: Path) -> None:
+    """A BERT-base with random weights whose tokens are words."""
+    import torch
+    import transformers
+
+    from raybge.model.folder import FolderSettings, write_settings
+
+    write_words(folder)
     torch.manual_seed(0)
     model = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
     model.save_pretrained(folder)

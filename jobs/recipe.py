@@ -1,4 +1,5 @@
-"""The whole recipe as one Ray job: mine, fine-tune, mine with the new model, fine-tune that, measure before and after.
+"""The whole recipe as one Ray job: mine, fine-tune, mine with the new model, fine-tune that, mix it with the model that
+all began with, measure before and after.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/recipe.py \\
         --model_name_or_path BAAI/bge-base-en-v1.5 --output_dir /shared/runs/recipe \\
@@ -23,6 +24,8 @@ from raybge.cluster import connect
 from raybge.errors import UserError
 from raybge.evaluate import evaluate
 from raybge.flags import build
+from raybge.merge import merge
+from raybge.merge_flags import MergeArguments
 from raybge.mine import mine
 from raybge.screen import Screen
 from raybge.train import train
@@ -41,12 +44,13 @@ TRAINING = {
     "passage_max_len": 256,
     "bf16": True,  # where there is a GPU
 }
+MIXING = {"model_type": "encoder", "weights": [0.5, 0.5]}  # half of what was learned, half of what was known
 METRICS = ("nDCG@10", "MRR@10", "Recall@100")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and its flags, all but those that say which machines do the work."""
+    """A command and its flags, all but those that say which machines do the work; merging takes none of these."""
 
     name: str
     command: Callable[[Any, Screen], Any]
@@ -76,7 +80,9 @@ def chain(given: RecipeArguments) -> list[Stage]:
             Stage(f"train-{i}", train, TrainArguments, training),
         ]
         model = trained
-    return [*stages, measured("after", model)]
+    mixed = f"{folder}/model"
+    mixing = dict(model_names_or_paths=[model, given.model_name_or_path], output_path=mixed, overwrite=True, **MIXING)
+    return [*stages, Stage("merge", merge, MergeArguments, mixing), measured("after", mixed)]
 
 
 def recipe(given: RecipeArguments, screen: Screen) -> None:
@@ -90,7 +96,9 @@ def recipe(given: RecipeArguments, screen: Screen) -> None:
     # how often training starts again is no part of what a stage makes, so it may change from call to call
     restarts = {TrainArguments: {"max_failures": given.max_failures}}
     # everything that is wrong with the flags is said before the first stage
-    built = [build(s.arguments, {**s.flags, **scale, **restarts.get(s.arguments, {})}) for s in stages]
+    alone = {"verbose": given.verbose}  # mixing by given weights needs no cluster
+    where = [alone if stage.name == "merge" else {**scale, **restarts.get(stage.arguments, {})} for stage in stages]
+    built = [build(stage.arguments, {**stage.flags, **own}) for stage, own in zip(stages, where, strict=True)]
     finished = Finished(folder / "stages.json")
     open_stages = [finished.check(stage) for stage in stages]
     for stage, is_open in zip(stages, open_stages, strict=True):
@@ -137,7 +145,7 @@ def _compare(folder: Path, screen: Screen) -> None:
     before, after = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "after"))
     screen.say("")
     screen.table(("", "before", "after"), [(m, f"{before[m]:.4f}", f"{after[m]:.4f}") for m in METRICS])
-    screen.say(f"model: {folder / f'model-{ROUNDS}'}")
+    screen.say(f"model: {folder / 'model'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raybge.encode import encode_dataset
     from raybge.evaluate import evaluate_retrieval
+    from raybge.merge import mix_models, mix_models_by_layers, mix_models_with_data
     from raybge.mine import mine_hard_negatives
     from raybge.model.encoder import Encoder
     from raybge.model.quantization import quantize_embeddings
@@ -22,6 +23,9 @@ _HOMES = {
     "mine_hard_negatives": "raybge.mine",
     "finetune": "raybge.train",
     "tune_finetune": "raybge.tune",
+    "mix_models": "raybge.merge",
+    "mix_models_by_layers": "raybge.merge",
+    "mix_models_with_data": "raybge.merge",
     "evaluate_retrieval": "raybge.evaluate",
     "encode_dataset": "raybge.encode",
     "quantize_embeddings": "raybge.model.quantization",
@@ -32,6 +36,9 @@ __all__ = [
     "evaluate_retrieval",
     "finetune",
     "mine_hard_negatives",
+    "mix_models",
+    "mix_models_by_layers",
+    "mix_models_with_data",
     "quantize_embeddings",
     "tune_finetune",
 ]

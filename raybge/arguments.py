@@ -1,4 +1,4 @@
-"""Every flag of every command, declared once as dataclass fields.
+"""Every flag of every command, declared once as dataclass fields; those of `raybge.merge` are in `merge_flags.py`.
 
 Names and defaults are those of FlagEmbedding 1.4.2's scripts, so that its users can move over without relearning.
 `None` as the default of pooling, normalising, instructions and lengths means «what the model's folder says».
@@ -121,7 +121,7 @@ class MineArguments(ModelArguments, CommonArguments):
 
 @dataclass(kw_only=True)
 class RecipeArguments(CommonArguments):
-    """Mine, fine-tune, mine with the new model, fine-tune that, and measure before and after."""
+    """Mine, fine-tune, mine with the new model, fine-tune that, mix with the first model, measure before and after."""
 
     model_name_or_path: str = flag(..., MODEL, "embedding model to start from: folder or hub name")
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")

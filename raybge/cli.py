@@ -14,8 +14,8 @@ from raybge.errors import UserError
 from raybge.flags import build, parse
 from raybge.screen import Screen
 
-COMMANDS = ("mine", "train", "tune", "evaluate", "encode", "demo")
-PLANNED = ("merge", "pretrain")
+COMMANDS = ("mine", "train", "tune", "merge", "evaluate", "encode", "demo")
+PLANNED = ("pretrain",)
 Result = TypeVar("Result")
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,25 +46,32 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
 
 def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, measure, sum up."""
-    from raybge.search.inputs import opened, work_folder
-    from raybge.search.store import Store
-
-    _check(arguments)
     if arguments.mteb_tasks:
         from raybge.mteb_tasks import evaluate_tasks
 
+        _check(arguments)
         return evaluate_tasks(arguments, _encoder_options(arguments), screen)
     arguments = _resolved(arguments)
-    with work_folder(arguments.storage_path, "evaluate") as work:
-        sources = _sources(arguments, work, screen)
-        with opened(arguments, sources, work, screen) as (cluster, surveys):
-            data = Data.of(arguments, surveys, Store(work))
-            models = [arguments.encoder, *(arguments.compare or [])]
-            found = [_measured(replace(arguments, encoder=model), data, cluster, screen) for model in models]
+    with judged_data(arguments, screen) as (data, cluster):
+        models = [arguments.encoder, *(arguments.compare or [])]
+        found = [measured(replace(arguments, encoder=model), data, cluster, screen) for model in models]
     if arguments.dry_run:
         return dict(data.counts)
     _report(arguments, data, found, screen)
     return found[0].result
+
+
+@contextmanager
+def judged_data(arguments: EvaluateArguments, screen: Screen) -> Iterator[tuple[Data, Cluster]]:
+    """Check the flags and read corpus and queries: what models can be `measured` on while the block runs."""
+    from raybge.search.inputs import opened, work_folder
+    from raybge.search.store import Store
+
+    _check(arguments)
+    with work_folder(arguments.storage_path, "evaluate") as work:
+        sources = _sources(arguments, work, screen)
+        with opened(arguments, sources, work, screen) as (cluster, surveys):
+            yield Data.of(arguments, surveys, Store(work)), cluster
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Data:
         return {"queries": self.queries.survey.total_rows, "corpus": self.kept.passages}
 
 
-def _measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen: Screen) -> Measured:
+def measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen: Screen) -> Measured:
     """Plan, encode, search and measure with one model."""
     from raybge.cluster import plan_workers
     from raybge.judging import Measured, search_and_measure

@@ -61,8 +61,9 @@ def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
 
 
 @contextmanager
-def folder_written_aside(path: str, flag: str, last: str) -> Iterator[str]:
-    """A folder to write files into, as its place on the file system of `path`; the empty file `last` comes last.
+def folder_written_aside(path: str, flag: str, last: str | None = None) -> Iterator[str]:
+    """A folder to write files into, as its place on the file system of `path`; the empty file `last`, where one is
+    wanted, comes last.
 
     A local one lies beside `path` until the block ends without an error; then it takes its name, and the place of what
     was there. At a URI, where folders cannot be renamed, the file `last` alone says that the folder is whole. UserError
@@ -82,7 +83,8 @@ def folder_written_aside(path: str, flag: str, last: str) -> Iterator[str]:
         raise UserError(f"{flag}: {path} cannot be written ({error})") from error
     try:
         yield aside
-        store.open_output_stream(posixpath.join(aside, last)).close()
+        if last is not None:
+            store.open_output_stream(posixpath.join(aside, last)).close()
         if local:
             shutil.rmtree(place, ignore_errors=True)
             store.move(aside, place)

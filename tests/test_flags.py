@@ -130,7 +130,7 @@ def test_the_python_function_checks_alike(flags):
         build(TrainArguments, given(**flags))
 
 
-@pytest.mark.parametrize("command", ["mine", "train", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["mine", "train", "merge", "evaluate", "demo"])
 def test_help_is_quick_and_imports_no_torch(command):
     """1.5 s on a quiet machine: the test counts imports, which do not depend on how busy this one is."""
     code = (

@@ -101,7 +101,8 @@ class Stages:
 @pytest.fixture
 def stages(recipe, monkeypatch) -> Stages:
     stages = Stages()
-    for name, flag in (("mine", "output_file"), ("train", "output_dir"), ("evaluate", "metrics_file")):
+    outputs = {"mine": "output_file", "train": "output_dir", "merge": "output_path", "evaluate": "metrics_file"}
+    for name, flag in outputs.items():
         monkeypatch.setattr(recipe, name, stages.command(flag))
     monkeypatch.setattr(recipe, "connect", lambda address, verbose: nullcontext())
     return stages
@@ -119,7 +120,7 @@ def test_the_recipe_is_gone_through_once(recipe, stages, words_of, tiny_model, t
     stages.began, stages.breaks_at = [], None
     assert recipe.main([*given, "--max_failures", "3"]) == 0
     assert stages.restarts == {0, 3}
-    assert stages.began == ["mined-2.jsonl", "model-2", "after.json"]
+    assert stages.began == ["mined-2.jsonl", "model-2", "model", "after.json"]
     said = capfd.readouterr().out
     assert "train-1  finished" in said and "train-2  to do" in said and "nDCG@10" in said
 
@@ -133,11 +134,12 @@ def test_the_recipe_is_gone_through_once(recipe, stages, words_of, tiny_model, t
 def test_the_second_round_goes_on_with_the_first_ones_model(recipe, words_of, tiny_model, tmp_path):
     given = recipe.RecipeArguments(model_name_or_path=tiny_model, output_dir=str(tmp_path), **words_of)
     stages = {stage.name: stage.flags for stage in recipe.chain(given)}
-    assert list(stages) == ["before", "mine-1", "train-1", "mine-2", "train-2", "after"]
+    assert list(stages) == ["before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after"]
     first, second = (stages[f"train-{i}"]["output_dir"] for i in (1, 2))
     assert stages["mine-2"]["model_name_or_path"] == stages["train-2"]["model_name_or_path"] == first
     assert stages["train-2"]["train_data"] == stages["mine-2"]["output_file"]
-    assert stages["after"]["encoder"] == second and stages["before"]["encoder"] == tiny_model
+    assert stages["merge"]["model_names_or_paths"] == [second, tiny_model]
+    assert stages["after"]["encoder"] == stages["merge"]["output_path"] and stages["before"]["encoder"] == tiny_model
 
 
 def test_wrong_flags_are_said_before_the_first_stage(recipe, words_of, tmp_path, capfd):

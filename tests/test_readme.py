@@ -1,4 +1,4 @@
-"""The Python snippets of the README's chapter on vectors, run as they stand with a model of this machine."""
+"""The Python snippets of the README's chapters on vectors and merging, run as they stand with a model that is here."""
 
 import re
 from pathlib import Path
@@ -75,3 +75,22 @@ def test_the_snippet_of_llamaindex(names, snippet, model):
     exec(snippet("llama_index", model), names)
     found = {each.text: each.score for each in names["found"]}
     np.testing.assert_allclose([found[text] for text in names["passages"]], ours, atol=1e-5)
+
+
+def test_the_snippets_on_merging(model, tmp_path, monkeypatch):
+    """Mixed with itself a model stays what it is, whatever the weights."""
+    from raybge import Encoder
+
+    monkeypatch.chdir(tmp_path)
+    chapter = re.search(r"^## Merging models\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[
+        1
+    ]
+    blocks = re.findall(r"^```python\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block.replace('"runs/mine"', repr(model)).replace('"BAAI/bge-small-en-v1.5"', repr(model)), names)
+    assert len(blocks) == 2
+    before = Encoder(model, devices="cpu").encode_queries(["what causes tides"])
+    for folder in ("runs/mixed", "runs/mixed_by_examples"):
+        after = Encoder(folder, devices="cpu").encode_queries(["what causes tides"])
+        np.testing.assert_allclose(after, before, atol=1e-5)

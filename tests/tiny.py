@@ -149,6 +149,31 @@ def make_classifier(folder: Path, kind: str = "bert", labels: int = 1, **more) -
     return str(folder)
 
 
+def make_t5(folder: Path) -> str:
+    """A tiny random model of an encoder and a decoder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**size, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer("bert").save_pretrained(folder)
+    return str(folder)
+
+
+def changed(folder: str | Path, seed: int, dtype: Any = None) -> str:
+    """Other weights for a model, in place, and in another dtype where it is given."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = Path(folder) / "model.safetensors"
+    torch.manual_seed(seed)
+    found = {name: (t + 0.3 * torch.randn_like(t)).to(dtype or t.dtype) for name, t in load_file(path).items()}
+    save_file(found, path, {"format": "pt"})
+    return str(folder)
+
+
 def configure_tokenizer(folder: str | Path, **more) -> None:
     path = Path(folder) / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))

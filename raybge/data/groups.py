@@ -72,6 +72,11 @@ def parse_scored_group(raw: dict[str, Any]) -> Group:
     )
 
 
+def parse_example(raw: dict[str, Any]) -> tuple[str, str]:
+    """A language model's example {"input", "output"}. RowError where one is no non-empty string."""
+    return _text(raw, "input"), _text(raw, "output")
+
+
 def parse_passage(raw: dict[str, Any]) -> str:
     """Passage row {"text"}, or the recipe's {"content"}. RowError where neither is a non-empty string."""
     return _text(raw, "content" if "text" not in raw and "content" in raw else "text")

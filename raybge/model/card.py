@@ -19,7 +19,7 @@ MAX_ROWS = 20  # of the loss curve's table, and of the evaluation's
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 _TEXTS = re.compile(r"instruction|prompt")  # flags whose values may hold a slash and are no path
-_NAMES = re.compile(r"(model_name_or_path|config_name|tokenizer_name|guide_model|hub_model_id)$")
+_NAMES = re.compile(r"(model_names?_or_paths?|base_model|config_name|tokenizer_name|guide_model|hub_model_id)$")
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,15 @@ class Card:
         sections = [
             self._front_matter(),
             self._opening(),
-            _USE,
+            USE,
             self._metrics(),
             self._data(),
             self._curve(),
             self._evaluations(),
-            self._flags(),
-            self._versions(),
+            flags_table(self.flags),
+            versions_list(self.versions),
         ]
         return "\n\n".join(section.strip() for section in sections if section) + "\n"
-
-    @property
-    def _on_hub(self) -> bool:
-        return _HUB_NAME.fullmatch(self.base_model) is not None
 
     def _front_matter(self) -> str:
         about: dict[str, Any] = {
@@ -72,13 +68,14 @@ class Card:
             "pipeline_tag": "sentence-similarity",
             "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "raybge"],
         }
-        if self._on_hub:
+        if on_hub(self.base_model):
             about["base_model"] = self.base_model
         return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
 
     def _opening(self) -> str:
         name = base_name(self.base_model)
-        base = f"[{self.base_model}](https://huggingface.co/{self.base_model})" if self._on_hub else f"`{name}`"
+        link = f"[{self.base_model}](https://huggingface.co/{self.base_model})"
+        base = link if on_hub(self.base_model) else f"`{name}`"
         title = name.rsplit("/", 1)[-1]
         return (
             f"# {title}, fine-tuned\n\nAn embedding model: texts become vectors, near one another where one answers "
@@ -89,8 +86,8 @@ class Card:
         if not self.before and not self.after:
             return ""
         before, after = self.before or {}, self.after or {}
-        rows = [[name, _number(before.get(name)), _number(after.get(name))] for name in {**before, **after}]
-        return "## Results\n\n" + _table(["metric", "before", "after"], rows)
+        rows = [[name, number(before.get(name)), number(after.get(name))] for name in {**before, **after}]
+        return "## Results\n\n" + table(["metric", "before", "after"], rows)
 
     def _data(self) -> str:
         if not self.data:
@@ -98,7 +95,7 @@ class Card:
         rows = [[f"`{base_name(name)}`", f"{count:,}"] for name, count in self.data]
         if len(rows) > 1:
             rows.append(["all", f"{sum(count for _, count in self.data):,}"])
-        return "## Training data\n\nGroups of a query, passages that answer it and passages that do not.\n\n" + _table(
+        return "## Training data\n\nGroups of a query, passages that answer it and passages that do not.\n\n" + table(
             ["data set", "rows"], rows
         )
 
@@ -107,8 +104,8 @@ class Card:
         if not entries:
             return ""
         names = ["step", "epoch", "loss", "learning_rate"]
-        rows = [[_number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
-        return "## Loss while training\n\n" + _table([name.replace("_", " ") for name in names], rows)
+        rows = [[number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
+        return "## Loss while training\n\n" + table([name.replace("_", " ") for name in names], rows)
 
     def _evaluations(self) -> str:
         entries = [entry for entry in self.history if any(_is_metric(name) for name in entry)]
@@ -116,25 +113,12 @@ class Card:
             return ""
         metrics = list(dict.fromkeys(name for entry in entries for name in entry if _is_metric(name)))
         names = ["step", "epoch", *metrics]
-        rows = [[_number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
+        rows = [[number(entry.get(name)) for name in names] for entry in thinned(entries, MAX_ROWS)]
         heads = [name.removeprefix("eval_") for name in names]
-        return "## Evaluation while training\n\n" + _table(heads, rows)
-
-    def _flags(self) -> str:
-        rows = [
-            [f"`{name}`", _shown(name, value)]
-            for name, value in sorted(self.flags.items())
-            if not SECRET.search(name) and value is not None
-        ]
-        return "## Flags\n\n" + _table(["flag", "value"], rows) if rows else ""
-
-    def _versions(self) -> str:
-        if not self.versions:
-            return ""
-        return "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in sorted(self.versions.items()))
+        return "## Evaluation while training\n\n" + table(heads, rows)
 
 
-_USE = """## How to use it
+USE = """## How to use it
 
 With sentence-transformers; each side's prompt, if the model has one, is put in front by itself:
 
@@ -157,9 +141,31 @@ scores = encoder.encode_queries(["what is a lane?"]) @ encoder.encode_corpus(["A
 ```"""
 
 
+def flags_table(flags: Mapping[str, Any]) -> str:
+    """The section of the flags, without secrets and folders."""
+    rows = [
+        [f"`{name}`", _shown(name, value)]
+        for name, value in sorted(flags.items())
+        if not SECRET.search(name) and value is not None
+    ]
+    return "## Flags\n\n" + table(["flag", "value"], rows) if rows else ""
+
+
+def versions_list(versions: Mapping[str, str]) -> str:
+    """The section of the libraries' versions."""
+    if not versions:
+        return ""
+    return "## Versions\n\n" + "\n".join(f"- {name} {version}" for name, version in sorted(versions.items()))
+
+
+def on_hub(name: str) -> bool:
+    """Whether it looks like a name on the hub; a path that does too is taken for one."""
+    return _HUB_NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
 def base_name(path: str) -> str:
     """The last part of a path or URI; a name on the hub as it is."""
-    if _HUB_NAME.fullmatch(path) and not path.startswith("."):
+    if on_hub(path):
         return path
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
@@ -176,7 +182,8 @@ def _is_metric(name: str) -> bool:
     return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A metric or a count for a table."""
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.4g}"
     return "" if value is None else f"{value:,}"
@@ -201,6 +208,7 @@ def _without_paths(name: str, value: Any) -> Any:
     return base_name(value) if _NAMES.search(name) else re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -93,14 +93,15 @@ def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: A
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone or damaged
         raise UserError(f"the model {name} does not load: {first_line(error)}") from error
-    _check_weights(name, backbone, loading)
+    check_weights(name, backbone, loading)
     if os.path.isdir(name):
         # what adapters name as their base: it must be found from any current folder
         backbone.name_or_path = os.path.abspath(os.path.join(name, subfolder))
     return backbone
 
 
-def _check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
+def check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
+    """UserError where a model's file lacks some of its weights; a pooler that it lacks is taken off."""
     sizes = [
         f"{key} is {tuple(found)} in the file and {tuple(wanted)} in the model"
         for key, found, wanted in sorted(loading["mismatched_keys"])

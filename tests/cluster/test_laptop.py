@@ -9,7 +9,7 @@ import pytest
 from clusters import OBJECT_STORE, ROOT, OnOneMachine
 from tiny import make_tiny
 
-STAGES = ("before", "mine-1", "train-1", "mine-2", "train-2", "after")
+STAGES = ("before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after")
 
 
 @pytest.fixture
@@ -52,6 +52,6 @@ def test_the_recipe_runs_to_its_end(command, tmp_path):
     assert code == 0, output
     runs = tmp_path / "runs"
     assert tuple(json.loads((runs / "stages.json").read_text())) == STAGES
-    assert (runs / "model-2/modules.json").is_file()
+    assert (runs / "model-2/modules.json").is_file() and (runs / "model/modules.json").is_file()
     after = json.loads((runs / "after.json").read_text())
     assert f"{after['nDCG@10']:.4f}" in output.partition("nDCG@10")[2].splitlines()[0], output

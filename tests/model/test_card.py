@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from raybge.model.card import MAX_ROWS, Card, base_name
+from raybge.model.merge_card import MergeCard
 
 HISTORY = [
     {"step": step, "epoch": step / 50, "loss": 2.5 - step / 100, "learning_rate": 1e-5, "grad_norm": 1.0}
@@ -141,3 +142,39 @@ def test_the_snippets_run(tmp_path, tiny):
         exec(code.replace("path/of/this/folder", folder), names)
         found.append(float(names["scores"][0][0]))
     assert found[0] == pytest.approx(found[1], abs=1e-5) and abs(found[0]) > 0.01
+
+
+# --- of a mixture -----------------------------------------------------------------------------------------------------
+
+MIXED = MergeCard(
+    "encoder",
+    [("/home/someone/runs/mine", 0.25), ("BAAI/bge-small-en-v1.5", 0.75)],
+    flags={"model_names_or_paths": ["/home/someone/runs/mine", "BAAI/bge-small-en-v1.5"], "output_path": "/home/x/out"},
+    versions={"torch": "2.13.0"},
+)
+
+
+def test_the_card_of_a_mixture_names_models_and_weights():
+    text = MIXED.text()
+    assert front_matter(text)["base_model"] == ["BAAI/bge-small-en-v1.5"]
+    assert front_matter(text)["library_name"] == "sentence-transformers" and "merge" in front_matter(text)["tags"]
+    found = tables(text)
+    assert found["Weights"] == [["`mine`", "0.25"], ["`BAAI/bge-small-en-v1.5`", "0.75"]]
+    assert dict(found["Flags"])["`model_names_or_paths`"] == '`["mine", "BAAI/bge-small-en-v1.5"]`'
+    assert (
+        "the weighted sum" in text and "SentenceTransformer(" in text and "someone" not in text and "/home" not in text
+    )
+
+
+def test_the_card_of_a_mixture_says_where_weights_come_from():
+    scored = replace(MIXED, losses=[0.5, 1.25]).text()
+    assert tables(scored)["Weights"] == [["`mine`", "0.25", "0.5"], ["`BAAI/bge-small-en-v1.5`", "0.75", "1.25"]]
+    assert "softmax(-loss / temperature)" in scored
+    found = replace(MIXED, metric="nDCG@10", measured={"target": 0.7, "general": 0.6, "evaluations": 14}).text()
+    assert "14 mixtures measured: nDCG@10 0.7 on the target set and 0.6 on the general set." in found
+
+
+@pytest.mark.parametrize(("model_type", "library"), [("decoder", "transformers"), ("reranker", "transformers")])
+def test_the_card_of_another_mixture_is_no_embedding_models(model_type, library):
+    text = replace(MIXED, model_type=model_type).text()
+    assert front_matter(text)["library_name"] == library and "SentenceTransformer" not in text

@@ -1,0 +1,188 @@
+"""Memory of mixing three models of 400 MB, and what mixing a fine-tuned model with its base gives and costs.
+
+    python benchmarks/merging.py memory --out runs/bench/merging-memory.json
+    python benchmarks/merging.py curve --tuned runs/mine --out runs/bench/merging-curve.json
+
+memory: three BERTs of 100 million random weights (400 MB each) are mixed by `raybge.merge`'s own way, in a process of
+its own that watches its anonymous memory (RssAnon of /proc, so Linux is needed); pages of mapped files are not counted,
+since the system takes them back. The baseline is the same process when everything is imported and the folders are
+looked at. The claim: at most 400 MB more, whatever the method. --layers makes larger models.
+
+curve: `raybge.merge --search` on medquad's dev split as the target, searched in its corpus, and on the general set of
+--general (groups {query, pos, neg} of something else; left out: docstrings of installed packages, as the demo's).
+--tuned is a model that was fine-tuned on medquad, --base the one it began from. The claim: the mixture of a half each
+keeps at least 95% of what fine-tuning gained on the target; where it does not, the curve says what does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+
+LIMIT_MB = 400
+KEPT = 0.95
+METHODS = ("linear", "slerp", "ties")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def anonymous() -> int:
+    """Bytes of this process that belong to no file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+def make_models(folder: Path, layers: int) -> list[str]:
+    """Three random BERTs of so many layers, written tensor by tensor."""
+    import torch
+    import transformers
+
+    from raybge.model.weights import Slot, write_tensors
+
+    config = transformers.BertConfig(vocab_size=common.WORDS + 4, num_hidden_layers=layers, architectures=["BertModel"])
+    with torch.device("meta"):
+        shapes = transformers.BertModel(config, add_pooling_layer=False).state_dict()
+    names = []
+    for seed in range(3):
+        place = folder / f"model-{seed}"
+        place.mkdir()
+        config.save_pretrained(place)
+        common.write_words(place)
+        random = torch.Generator().manual_seed(seed)
+        slots = [Slot(name, torch.float32, tuple(each.shape)) for name, each in shapes.items()]
+        write_tensors(
+            place, slots, lambda name, r=random: [torch.randn(shapes[name].numel(), generator=r)], lambda: None
+        )
+        names.append(str(place))
+    return names
+
+
+def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]:
+    """Anonymous memory of this process before and while three models are mixed, in MB."""
+    from raybge.model.cocktail import Cocktail
+
+    tied = method == "ties"
+    cocktail = Cocktail(names[: 2 if method != "linear" else 3], "encoder", names[2] if tied else None)
+    weights = [0.2, 0.3, 0.5] if method == "linear" else [0.4, 0.6]
+    before = anonymous()
+    peak, stop = [before], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            peak[0] = max(peak[0], anonymous())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.monotonic()
+    cocktail.write(output, weights, method, 0.2, lambda: None)
+    seconds = time.monotonic() - start
+    stop.set()
+    watcher.join()
+    return {
+        "model_mb": cocktail.bytes / 1e6,
+        "baseline_mb": before / 1e6,
+        "added_mb": (peak[0] - before) / 1e6,
+        "seconds": seconds,
+    }
+
+
+def memory(args: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        names = make_models(Path(work), args.layers)
+        for method in args.methods:
+            output = Path(work) / method
+            output.mkdir()
+            command = [sys.executable, __file__, "child", "--methods", method, "--work", str(output), "--names", *names]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[method] = json.loads(done.stdout.splitlines()[-1])
+            print(
+                method + ": " + ", ".join(f"{name} {value:,.1f}" for name, value in found[method].items()), flush=True
+            )
+    worst = max(each["added_mb"] for each in found.values())
+    print(f"at most {worst:,.1f} MB beside the baseline; the claim is {LIMIT_MB}")
+    if worst > LIMIT_MB:
+        raise SystemExit(f"mixing took {worst:,.1f} MB of its own, the claim is {LIMIT_MB}")
+    return {"limit_mb": LIMIT_MB, "methods": found}
+
+
+# --- what mixing gives and costs --------------------------------------------------------------------------------------
+
+
+def curve(args: argparse.Namespace) -> dict[str, Any]:
+    from raybge.merge import mix_models
+
+    work = Path(args.work or "runs/bench/merging")
+    work.mkdir(parents=True, exist_ok=True)
+    target, corpus = common.MEDQUAD / "dev.jsonl.gz", common.MEDQUAD / "corpus.jsonl.gz"
+    common.write_rows(work / "target.jsonl", common.rows(target, args.queries))
+    general = args.general or docstrings(work)
+    summary = mix_models(
+        [args.tuned, args.base],
+        "encoder",
+        None,
+        str(work / "mixed"),
+        search=str(work / "target.jsonl"),
+        search_corpus=str(corpus),
+        general=general,
+        max_evaluations=args.evaluations,
+        overwrite=True,
+        return_model=False,
+    )
+    found = sorted(summary["mixtures"], key=lambda each: each["weights"])
+    base, half, tuned = (next(each for each in found if each["weights"][0] == w) for w in (0.0, 0.5, 1.0))
+    gain = tuned["target"] - base["target"]
+    kept = (half["target"] - base["target"]) / gain if gain else float("nan")
+    for each in found:
+        print(f"{each['weights'][0]:.3f} tuned: target {each['target']:.4f}, general {each['general']:.4f}")
+    print(f"a half of each keeps {kept:.1%} of a gain of {gain:+.4f}; the claim is {KEPT:.0%}")
+    return {"summary": summary, "gain": gain, "kept_by_half": kept}
+
+
+def docstrings(work: Path) -> str:
+    from raybge import demo_text
+
+    demo_text.build(work / "general", 42)
+    return str(work / "general/dev.jsonl")
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("what", choices=("memory", "curve", "child"))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--layers", type=int, default=11, help="of the models; 11 are 404 MB")
+    parser.add_argument("--work", help="folder for models and files")
+    parser.add_argument("--names", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--tuned", help="fine-tuned on medquad")
+    parser.add_argument("--base", default=None, help="what it began from; left out: MiniLM")
+    parser.add_argument("--general", help="groups of something else")
+    parser.add_argument("--queries", type=int, default=700)
+    parser.add_argument("--evaluations", type=int, default=15)
+    args = parser.parse_args()
+    if args.what == "child":
+        print(json.dumps(mixing_peak(args.names, args.methods[0], Path(args.work))))
+        return
+    if args.what == "memory":
+        common.keep(memory(args), args.out)
+        return
+    if not args.tuned or not common.MEDQUAD.is_dir():
+        raise SystemExit(f"--tuned must be a model, and medquad must be at {common.MEDQUAD}")
+    args.base = args.base or common.minilm()
+    common.keep(curve(args), args.out)
+
+
+if __name__ == "__main__":
+    main()

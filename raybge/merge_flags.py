@@ -1,0 +1,172 @@
+"""The flags of `raybge.merge`, and what they say together: checked before any file is read.
+
+They are declared here and not in `arguments.py`, which is as long as a file may be.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from raybge.arguments import MODEL, RUN, SCALE, CommonArguments, ModelArguments
+from raybge.errors import UserError
+from raybge.flags import declared, flag
+
+MIXTURE, EXAMPLES, SEARCH = "mixture", "weights from examples", "weights from a search"
+TYPES = ("encoder", "decoder", "reranker", "encoder-decoder")
+METRIC = "nDCG@10"  # what a search measures
+SUM_MAY_DIFFER = 1e-3  # of weights from 1, either way
+
+
+@dataclass(kw_only=True)
+class MergeArguments(ModelArguments, CommonArguments):
+    """Mix models of one architecture into one, by weights that are given, found by a few examples, or searched."""
+
+    model_names_or_paths: list[str] = flag(..., MODEL, "models to mix, two or more: folders or hub names")
+    model_type: str = flag(..., MODEL, "encoder: embedding models; decoder: language models", choices=TYPES)
+    base_model: str | None = flag(None, MODEL, "what the others were fine-tuned from, for ties: folder or hub name")
+    weights: list[float] | None = flag(None, MIXTURE, "one for each model; their sum is 1")
+    merge_method: str = flag(
+        "linear",
+        MIXTURE,
+        "linear: the weighted sum; slerp: along the arc between two models; ties: changes of base_model that agree",
+        choices=("linear", "slerp", "ties"),
+    )
+    ties_density: float = flag(0.2, MIXTURE, "share of each tensor's changes, the largest, that ties keeps")
+    output_path: str | None = flag(
+        None, RUN, "folder for the mixture; left out, weights from examples or a search are only printed"
+    )
+    overwrite: bool = flag(False, RUN, "replace the model that is in output_path")
+
+    example_data: list[str] | None = flag(
+        None,
+        EXAMPLES,
+        "a few examples, {query, pos, neg} or for language models {input, output}: each model's weight follows from "
+        "its loss on them",
+    )
+    temperature: float = flag(5.0, EXAMPLES, "weights are softmax(-loss / temperature)")
+    batch_size: int = flag(2, EXAMPLES, "examples at a time; a query sees the passages of all of them")
+    max_input_length: int = flag(2048, EXAMPLES, "longest text in tokens; at most what an embedding model holds")
+    neg_number: int = flag(7, EXAMPLES, "negatives of an example at most")
+    seed: int = flag(42, EXAMPLES, "seed of the choice among more negatives")
+
+    search: list[str] | None = flag(
+        None, SEARCH, "queries with their answers {query, pos}: weights are searched that do best on them, by nDCG@10"
+    )
+    search_corpus: list[str] | None = flag(
+        None, SEARCH, "passages {text} to find them in; left out: every `pos` and `neg` of search"
+    )
+    general: list[str] | None = flag(None, SEARCH, "a second set, on which the mixture must not lose too much")
+    general_corpus: list[str] | None = flag(None, SEARCH, "its passages; left out: every `pos` and `neg` of general")
+    general_floor: float = flag(
+        0.98, SEARCH, "the share of the best single model's nDCG@10 on general that must be reached"
+    )
+    max_evaluations: int = flag(30, SEARCH, "mixtures that are measured at most")
+    storage_path: str | None = flag(
+        None, SCALE, "folder that all nodes share, for the mixtures of a search while it runs; left out: beside output"
+    )
+
+
+_WAYS = ("weights", "example_data", "search")
+# What says something only beside another flag.
+_NEEDED = {
+    "ties_density": ("base_model",),
+    **dict.fromkeys(("temperature", "batch_size", "max_input_length", "neg_number", "seed"), ("example_data",)),
+    **dict.fromkeys(("search_corpus", "general", "max_evaluations", "storage_path"), ("search",)),
+    **dict.fromkeys(("general_corpus", "general_floor"), ("general",)),
+    **dict.fromkeys(
+        ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows"), ("example_data", "search")
+    ),
+}
+
+
+def check(arguments: MergeArguments, given_examples: bool = False) -> None:
+    """UserError for flags that cannot be, or that would change nothing.
+
+    `given_examples`: they come from Python, and not from --example_data.
+    """
+    models = len(arguments.model_names_or_paths)
+    if models < 2:
+        raise UserError(f"--model_names_or_paths takes two models or more, found {models}")
+    there = {name for name in (*_WAYS, "general", "base_model") if getattr(arguments, name) is not None}
+    there |= {"example_data"} if given_examples else set()
+    ways = [name for name in _WAYS if name in there]
+    if len(ways) != 1:
+        found = " and ".join(f"--{name}" for name in ways) or "none of them"
+        raise UserError(f"weights come from --weights, --example_data or --search, from one; found {found}")
+    changed = {name for name in _NEEDED if getattr(arguments, name) != declared(MergeArguments)[name].default}
+    for name in sorted(changed):
+        if there.isdisjoint(_NEEDED[name]):
+            raise UserError(f"--{name} says something of what is not given: it needs --{' or --'.join(_NEEDED[name])}")
+    for name in ("neg_number", "seed"):
+        if name in changed and arguments.model_type != "encoder":
+            raise UserError(f"--{name}: examples of --model_type {arguments.model_type} have no negatives")
+    _check_numbers(arguments)
+    _check_method(arguments)
+    if arguments.weights is not None:
+        _check_weights(arguments, arguments.weights)
+    if ways == ["example_data"] and arguments.model_type == "reranker":
+        raise UserError("--model_type reranker: there is no loss on examples for it, give --weights")
+    if arguments.search and arguments.model_type != "encoder":
+        raise UserError(f"--model_type {arguments.model_type}: --search measures embedding models (encoder)")
+    _check_output(arguments)
+
+
+def _check_numbers(arguments: MergeArguments) -> None:
+    for name in ("batch_size", "max_input_length", "max_evaluations"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
+    for name in ("neg_number", "seed"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} must be at least 0, found {getattr(arguments, name)}")
+    if not arguments.temperature > 0:
+        raise UserError(f"--temperature must be above 0, found {arguments.temperature:g}")
+    if not 0 <= arguments.general_floor <= 1:
+        raise UserError(f"--general_floor must be from 0 to 1, found {arguments.general_floor:g}")
+    if not 0 < arguments.ties_density <= 1:
+        raise UserError(f"--ties_density must be above 0 and at most 1, found {arguments.ties_density:g}")
+
+
+def _check_method(arguments: MergeArguments) -> None:
+    method, models = arguments.merge_method, len(arguments.model_names_or_paths)
+    if method == "slerp" and models != 2:
+        raise UserError(f"--merge_method slerp mixes two models, found {models}")
+    if (method == "ties") != (arguments.base_model is not None):
+        raise UserError("--merge_method ties and --base_model need each other: ties mixes changes of the base model")
+
+
+def _check_weights(arguments: MergeArguments, weights: list[float]) -> None:
+    models = len(arguments.model_names_or_paths)
+    if len(weights) != models:
+        raise UserError(f"--weights: {models} models need {models} weights, found {len(weights)}")
+    if not abs(sum(weights) - 1) <= SUM_MAY_DIFFER:  # nan too
+        raise UserError(f"--weights must have the sum 1, found {sum(weights):g}")
+    if arguments.merge_method == "ties" and min(weights) < 0:
+        raise UserError(f"--weights: with --merge_method ties none may be below 0, found {min(weights):g}")
+    if arguments.output_path is None:
+        raise UserError("missing: --output_path")
+
+
+def _check_output(arguments: MergeArguments) -> None:
+    """Whether the output folder may be written; a folder that holds no model is never replaced."""
+    for name in ("output_path", "storage_path"):
+        if "://" in (place := getattr(arguments, name) or ""):
+            raise UserError(f"--{name} {place}: merging into a URI is not built yet; give a folder")
+    path = arguments.output_path
+    if path is None:
+        return
+    output = Path(os.path.realpath(path))
+    named = [*arguments.model_names_or_paths, *([arguments.base_model] if arguments.base_model else [])]
+    for model in named:
+        place = Path(os.path.realpath(model))
+        if os.path.isdir(model) and (place == output or output in place.parents):
+            raise UserError(f"--output_path {path} would replace {model}, which is mixed; choose another folder")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output_path {path} is a file")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not arguments.overwrite:
+        raise UserError(f"--output_path {path} is not empty; choose another, or add --overwrite")
+    if not (output / "config.json").is_file():
+        raise UserError(f"--output_path {path} is not empty, and what is there is no model: it is not overwritten")
