@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raybge.mine import mine_hard_negatives
     from raybge.model.encoder import Encoder
     from raybge.model.quantization import quantize_embeddings
+    from raybge.pretrain import pretrain_retromae
     from raybge.train import finetune
     from raybge.tune import tune_finetune
 
@@ -22,6 +23,7 @@ _HOMES = {
     "Encoder": "raybge.model.encoder",
     "mine_hard_negatives": "raybge.mine",
     "finetune": "raybge.train",
+    "pretrain_retromae": "raybge.pretrain",
     "tune_finetune": "raybge.tune",
     "mix_models": "raybge.merge",
     "mix_models_by_layers": "raybge.merge",
@@ -39,6 +41,7 @@ __all__ = [
     "mix_models",
     "mix_models_by_layers",
     "mix_models_with_data",
+    "pretrain_retromae",
     "quantize_embeddings",
     "tune_finetune",
 ]

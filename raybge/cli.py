@@ -14,8 +14,7 @@ from raybge.errors import UserError
 from raybge.flags import build, parse
 from raybge.screen import Screen
 
-COMMANDS = ("mine", "train", "tune", "merge", "evaluate", "encode", "demo")
-PLANNED = ("pretrain",)
+COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo")
 Result = TypeVar("Result")
 
 
@@ -71,8 +70,7 @@ def main() -> None:
         print("usage: raybge COMMAND --flag value ...\n\ncommands: " + ", ".join(COMMANDS))
         print("`raybge COMMAND --help` lists a command's flags.")
         raise SystemExit(0)
-    state = "is not built yet" if command in PLANNED else "is not a command"
-    print(f"raybge: «{command}» {state}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+    print(f"raybge: «{command}» is not a command; commands: {', '.join(COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)
 
 

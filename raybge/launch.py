@@ -79,7 +79,7 @@ class Launch:
         """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
         board = self.config.board
         failures = 0
-        with screen.bar("train", None, "groups") as bar:
+        with screen.bar("train", None, self.config.learning.rows) as bar:
             while (error := self._attempt(bar)) is not None:
                 cause = _cause(error)
                 failures += 1

@@ -16,13 +16,8 @@ import torch
 import transformers
 
 from raybge.checkpoints import HIDDEN, RESULTS, publish
-from raybge.data.collate import GroupTokenizer
 from raybge.data.stream import StepStream
-from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
-from raybge.model.contrastive import ContrastiveModel
-from raybge.model.embedding import max_positions
-from raybge.model.encoder import Encoder
 from raybge.reserved import note
 from raybge.stream_trainer import Reporter, StreamTrainer
 from raybge.training_report import write_report
@@ -72,59 +67,26 @@ def _arguments(config: WorkerConfig) -> transformers.TrainingArguments:
 
 
 def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int) -> StreamTrainer:
-    encoder = Encoder(**config.encoder, use_fp16=False, devices=str(args.device))
-    if config.fix_position_embedding:
-        encoder.model.freeze_positions()
-    if args.torch_compile:
-        # The network alone: around it are ragged lists, which a compiler would only break its graph at.
-        backend, mode = args.torch_compile_backend, args.torch_compile_mode
-        encoder.model.backbone.compile(backend=backend, mode=mode, dynamic=True)
-        args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
-    else:
-        encoder.model.prepare_for_training()
-    if config.objective.mrl_dims and max(config.objective.mrl_dims) > encoder.dim:
-        raise UserError(f"--mrl_dims must be at most {encoder.dim}, the model's width")
+    learner = config.learning.learner(args)
     validation = None
     if config.validation:
         from raybge.validation import Validation
 
         validation = Validation(config.validation, rank, world, config.kept)
-    guide = Encoder(**config.guide, use_fp16=False, devices=str(args.device)) if config.guide else None
-    model = ContrastiveModel(
-        encoder.model,
-        config.objective,
-        config.pad_to_multiple_of,
-        config.sub_batch_size,
-        guide.model if guide else None,
-    )
-    _introduce(model, encoder.model.backbone)
-    tokenizer = GroupTokenizer(_texts(encoder, config), **config.draws, guide=_texts(guide, config) if guide else None)
     reporter = Reporter(config.board if rank == 0 else None)
     trainer = StreamTrainer(
-        StepStream(config.survey, config.order, tokenizer, rank, world, config.reading_cpus, kept=config.kept),
-        encoder,
+        StepStream(config.survey, config.order, learner.tokenizer, rank, world, config.reading_cpus, kept=config.kept),
+        learner,
         config.identity,
         validation,
         _report_to_ray,
         config.before,
-        model=model,
         args=args,
         callbacks=[reporter],
     )
     reporter.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
-
-
-def _texts(encoder: Encoder, config: WorkerConfig) -> TextTokenizer:
-    return TextTokenizer(encoder.tokenizer, encoder.instructions, **_clipped(config.lengths, encoder))
-
-
-def _introduce(model: Any, backbone: Any) -> None:
-    """What the Trainer and its helpers ask of the model they train, and find only on transformers' own."""
-    model.config = backbone.config
-    model.get_input_embeddings = backbone.get_input_embeddings
-    model.activation_checkpointing_enable = backbone.activation_checkpointing_enable
 
 
 def _check_shared(config: WorkerConfig, rank: int) -> None:
@@ -134,12 +96,6 @@ def _check_shared(config: WorkerConfig, rank: int) -> None:
                 f"worker {rank} does not see {os.path.dirname(marker)}: several machines need an --output_dir and a "
                 "--storage_path on folders that all of them share"
             )
-
-
-def _clipped(lengths: dict[str, int], encoder: Encoder) -> dict[str, int]:
-    """The lengths, where they are more than the model can hold, cut to that."""
-    room = max_positions(encoder.model.backbone)
-    return {name: min(value, room) if room else value for name, value in lengths.items()}
 
 
 def _report_to_ray(folder: Path) -> None:
@@ -182,12 +138,13 @@ def _write_result(
 
     aside = Path(config.output_dir) / HIDDEN / "model"
     shutil.rmtree(aside, ignore_errors=True)
-    trainer.encoder.save(aside, weights, config.merge_adapters)
+    model = aside / config.learning.folder
+    config.learning.save(trainer.learner, model, weights)
     history = trainer.state.log_history
     before = next((_measured(e) for e in history if _measured(e) and not e["step"]), None)
     plain = {name.removeprefix("eval_"): value for name, value in (before or {}).items()}
     after = {name.removeprefix("eval_"): value for name, value in _measured(metrics).items()}
-    Card(**config.card, history=history, before=plain or None, after=after or None).write(aside)
+    Card(**config.card, history=history, before=plain or None, after=after or None).write(model)
     write_report(aside, config, trainer, metrics, shown)
     trainer.state.save_to_json(str(aside / "trainer_state.json"))
     (aside / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")

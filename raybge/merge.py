@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge import cli
-from raybge.merge_flags import METRIC, MergeArguments, check
+from raybge.arguments import MergeArguments
+from raybge.merge_flags import METRIC, check
 from raybge.screen import Screen
 from raybge.weight_search import best, lowest
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybge.arguments import MergeArguments
 from raybge.data.files import list_files
 from raybge.data.groups import RowError, parse_example, parse_group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.survey import IN_PROCESS_BYTES, named, survey
 from raybge.errors import UserError
-from raybge.merge_flags import METRIC, MergeArguments
+from raybge.merge_flags import METRIC
 from raybge.screen import Screen
 from raybge.weight_search import Tasted, Weights, best, search
 

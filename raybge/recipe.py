@@ -20,11 +20,9 @@ HIGHEST_TEMPERATURE = 0.5
 
 def check_recipe(arguments: TrainArguments) -> None:
     """Everything that raybge's own flags can get wrong by themselves or together. Raises UserError."""
-    from raybge.data.datasets import parse_weights
     from raybge.model.folder import Instructions, check_model_folder
 
     _check_numbers(arguments)
-    parse_weights(arguments.dataset_weights or [])
     # Now, and not when the trained model is saved.
     Instructions(
         arguments.query_instruction_for_retrieval,
@@ -40,18 +38,10 @@ def check_recipe(arguments: TrainArguments) -> None:
 
 
 def _check_numbers(arguments: TrainArguments) -> None:
-    at_least_1 = (
-        "train_group_size query_max_len passage_max_len pad_to_multiple_of max_example_num_per_dataset "
-        "global_batch_size score_block"
-    )
-    values = {name: getattr(arguments, name) for name in at_least_1.split()}
-    values["per_device_train_batch_size"] = arguments.training.get("per_device_train_batch_size")
-    for name, value in values.items():
+    for name in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "score_block"):
+        value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, found {value}")
-    for name in ("small_threshold", "drop_threshold"):
-        if getattr(arguments, name) < 0:
-            raise UserError(f"--{name} must be at least 0, found {getattr(arguments, name)}")
     if not 0 <= arguments.shuffle_ratio <= 1:
         raise UserError(f"--shuffle_ratio must be from 0 to 1, found {arguments.shuffle_ratio}")
     if arguments.sub_batch_size == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raybge.data.collate import StepBatch
+from raybge.data.stream import Batch
 from raybge.report.train import BatchScores, Span
 
 MOST = 2000  # spans that are kept; above, each two that are neighbours become one
@@ -39,9 +40,9 @@ class StepLog:
         finally:
             self._since += time.monotonic() - start
 
-    def step(self, loss: Tensor, batch: StepBatch) -> None:
-        """One worker's share of a step: the sum of its queries' losses."""
-        self._losses.append((loss, len(batch.passages_B)))
+    def step(self, loss: Tensor, batch: Batch) -> None:
+        """One worker's share of a step: the sum of its rows' losses."""
+        self._losses.append((loss, len(batch.rows)))
         self._tokens += sum(map(len, batch.token_ids))
 
     def update(self, number: int, rate: float) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from raybge.board import Board
 from raybge.checkpoints import Identity, discard, rotate, seal
 from raybge.data.stream import StepStream
-from raybge.model.encoder import Encoder
+from raybge.learner import Learner
+from raybge.model.contrastive import ContrastiveModel
 from raybge.step_log import StepLog, batch_scores
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ class StreamTrainer(transformers.Trainer):
 
     Args:
         stream: of the worker; the Trainer's epochs are its epochs.
-        encoder: whose model is being trained; it saves, loads and is measured.
+        learner: what is trained.
         identity: written into each checkpoint.
-        validation: measures the encoder, None where there is no --eval_data.
+        validation: measures its encoder, None where there is no --eval_data.
         on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
         before: what `validation` finds of the model before its first step, where that is known.
     """
@@ -44,7 +45,7 @@ class StreamTrainer(transformers.Trainer):
     def __init__(
         self,
         stream: StepStream,
-        encoder: Encoder,
+        learner: Learner,
         identity: Identity,
         validation: Validation | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
@@ -52,10 +53,10 @@ class StreamTrainer(transformers.Trainer):
         **kwargs: Any,
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
-        super().__init__(eval_dataset=range(0) if validation else None, **kwargs)
-        self.contrastive = kwargs["model"]  # as it is inside of what wraps it
+        super().__init__(eval_dataset=range(0) if validation else None, model=learner.model, **kwargs)
         self.stream = stream
-        self.encoder = encoder
+        self.learner = learner
+        self.encoder = learner.encoder
         self.identity = identity
         self.validation = validation
         self.on_checkpoint = on_checkpoint
@@ -116,15 +117,19 @@ class StreamTrainer(transformers.Trainer):
         The last of an epoch may have no rows for this worker: then those of the one before stay.
         """
         step = self.state.global_step
+        learning = self.learner.model  # as it is inside of what wraps it
+        if not isinstance(learning, ContrastiveModel):
+            yield
+            return
         if self.scores and (step == self.scores[0].step - 1 or step < self.state.max_steps - 2):
             yield
             return
         found: list[BatchScores] = []
-        self.contrastive.watch = lambda e_ND, batch: found.append(batch_scores(step + 1, e_ND, batch))
+        learning.watch = lambda e_ND, batch: found.append(batch_scores(step + 1, e_ND, batch))
         try:
             yield
         finally:
-            self.contrastive.watch = None
+            learning.watch = None
         if found and found[0].positives:
             self.scores = [*self.scores[:1], *found]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.errors import UserError
 
 if TYPE_CHECKING:
-    from raybge.arguments import TrainArguments
+    from raybge.arguments import LoopArguments
     from raybge.cluster import Plan
     from raybge.data.order import Order
 
@@ -22,8 +22,9 @@ METRICS = ("nDCG@10", "MRR@10")  # what evaluation while training measures
 _NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval", "ddp_backend")
 
 
-def check(arguments: TrainArguments) -> None:
+def check(arguments: LoopArguments) -> None:
     """What can be said of the flags alone. Raises UserError."""
+    _check_rows(arguments)
     given = arguments.training
     for name in ("gradient_accumulation_steps", "per_device_eval_batch_size", "logging_steps", "save_steps"):
         if given.get(name) is not None and given[name] <= 0:
@@ -43,7 +44,22 @@ def check(arguments: TrainArguments) -> None:
     _check_reporting(given.get("report_to"))
 
 
-def training_arguments(arguments: TrainArguments, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
+def _check_rows(arguments: LoopArguments) -> None:
+    """How many rows, and of what."""
+    from raybge.data.datasets import parse_weights
+
+    at_least_1 = {name: getattr(arguments, name) for name in ("max_example_num_per_dataset", "global_batch_size")}
+    at_least_1["per_device_train_batch_size"] = arguments.training.get("per_device_train_batch_size")
+    for name, value in at_least_1.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, found {value}")
+    for name in ("small_threshold", "drop_threshold"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} must be at least 0, found {getattr(arguments, name)}")
+    parse_weights(arguments.dataset_weights or [])
+
+
+def training_arguments(arguments: LoopArguments, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
     """TrainingArguments for a worker. Raises UserError for what this plan cannot do."""
     given = {name: value for name, value in arguments.training.items() if name not in _NOT_FOR_WORKERS}
     _check_plan(given, plan)
@@ -80,12 +96,12 @@ def training_arguments(arguments: TrainArguments, plan: Plan, order: Order, stor
     }
 
 
-def accumulation(arguments: TrainArguments) -> int:
+def accumulation(arguments: LoopArguments) -> int:
     """Steps of the stream that make one update."""
     return int(arguments.training.get("gradient_accumulation_steps", 1))
 
 
-def process_group(arguments: TrainArguments, plan: Plan) -> dict[str, Any]:
+def process_group(arguments: LoopArguments, plan: Plan) -> dict[str, Any]:
     """The arguments of Ray Train's TorchConfig: it is Ray that starts the process group."""
     backend = arguments.training.get("ddp_backend") or ("nccl" if plan.gpus else "gloo")
     if not plan.gpus and "nccl" in backend:
@@ -102,12 +118,12 @@ def _chooses(given: dict[str, Any]) -> bool:
     )
 
 
-def _check_evaluation(arguments: TrainArguments) -> None:
+def _check_evaluation(arguments: LoopArguments) -> None:
     given = arguments.training
     evaluates = given.get("eval_strategy", "no") != "no"
     asking = [f"--eval_strategy {given['eval_strategy']}"] if evaluates else []
     asking += [f"--{name}" for name in ("do_eval", "eval_on_start") if given.get(name)]
-    if asking and not arguments.eval_data:
+    if asking and not getattr(arguments, "eval_data", None):
         raise UserError(f"{asking[0]} needs --eval_data: queries with their answers")
     if _chooses(given) and not evaluates:
         name = next((n for n in ("load_best_model_at_end", "lr_scheduler_type") if given.get(n)), "save_strategy")

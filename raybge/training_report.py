@@ -42,6 +42,7 @@ def training_of(
         changes=_changes(trainer, evaluations, _plain(metrics)),
         scores=trainer.scores,
         shown=shown,
+        rows=config.learning.rows,
         workers=trainer.stream.world,
         start=spans[0].first - 1 if spans else 0,
         metrics=metrics,
@@ -52,7 +53,7 @@ def _run(config: WorkerConfig, trainer: StreamTrainer) -> Run:
     card, order = config.card, config.order
     about = {
         "rows an epoch": f"{order.total:,}",
-        "groups a step": f"{order.global_batch:,}",
+        f"{config.learning.rows} a step": f"{order.global_batch:,}",
         "steps an epoch": f"{order.steps:,}",
         "device": str(trainer.args.device),
     }
@@ -60,7 +61,14 @@ def _run(config: WorkerConfig, trainer: StreamTrainer) -> Run:
         corpus = config.validation.corpus
         about["held-out queries"] = f"{config.validation.queries.total_rows:,}"
         about["searched in"] = "their own passages" if corpus is None else f"{corpus.total_rows:,} passages"
-    return Run("train", card["flags"], card["base_model"], card["data"], about, card["versions"])
+    return Run(
+        config.learning.command,
+        card["flags"],
+        card["base_model"] or "from scratch",
+        card["data"],
+        about,
+        card["versions"],
+    )
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, float]:

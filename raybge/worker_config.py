@@ -1,4 +1,4 @@
-"""What each training worker is told: the flags of `raybge.train`, the rows and the plan, made into one value.
+"""What each training worker is told: the flags, the rows and the plan, made into one value.
 
 Made in the driver, read in the workers; it knows nothing of Ray.
 """
@@ -6,44 +6,76 @@ Made in the driver, read in the workers; it knows nothing of Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from raybge.arguments import TrainArguments
+from raybge.arguments import LoopArguments, TrainArguments
 from raybge.checkpoints import Identity, digest
 from raybge.data.token_files import TokenFiles
 from raybge.flags import given
-from raybge.recipe import lora_of, objective_of, sub_batch_size_of
 from raybge.training_flags import accumulation, training_arguments
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from raybge.board import Board
     from raybge.cluster import Plan
     from raybge.data.datasets import DataSets
+    from raybge.data.files import SourceFile
+    from raybge.data.jsonl import Parse
     from raybge.data.order import Order
     from raybge.data.survey import Survey
     from raybge.launch import TrialContext
-    from raybge.model.negatives import Objective
+    from raybge.learner import Learner
     from raybge.validation_data import ValidationConfig
+
+
+class Learning(Protocol):
+    """What a run trains, and on what rows: `FineTuning`, `PreTraining`. Made in the driver of the command's flags."""
+
+    command: ClassVar[str]
+    rows: ClassVar[str]  # what a row is called, "groups"
+    folder: ClassVar[str]  # of the output folder, where the model goes
+
+    @staticmethod
+    def check(arguments: Any) -> None:
+        """UserError for what is wrong with the flags that are the command's own."""
+
+    @staticmethod
+    def parse(arguments: Any) -> Parse:
+        """What a row must be."""
+
+    @staticmethod
+    def inputs(arguments: Any, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+        """What every worker reads, by flag."""
+
+    @staticmethod
+    def describe(arguments: Any) -> tuple[str, str]:
+        """The plan's line on the model, and what it says behind the size of a step."""
+
+    @classmethod
+    def of(cls, arguments: Any, survey: Survey) -> Self:
+        """What the flags say of training on these rows."""
+
+    def learner(self, args: Any) -> Learner:
+        """Load the model, in a worker, onto the device of its TrainingArguments."""
+
+    def save(self, learner: Learner, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+        """Write the trained model; `weights` where those in memory are shards."""
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
     """What a worker needs to know, prepared by the driver.
 
-    `encoder` are Encoder's arguments, `guide` those of the guide model's; `lengths` and `draws` are those of
-    TextTokenizer and GroupTokenizer that are not the encoder's, `training` those of TrainingArguments, `card` those of
-    Card that the run does not find out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current
-    folder is Ray's. `kept` are tokens that other runs share, `before` is what `validation` finds of the model before
-    training where that is known.
+    `learning` makes what is trained, `training` are TrainingArguments, `card` those of Card that the run does not find
+    out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's. `kept` are tokens
+    that other runs share, `before` is what `validation` finds of the model before training where that is known.
     """
 
-    encoder: dict[str, Any]
-    lengths: dict[str, int]
-    draws: dict[str, Any]
-    objective: Objective
+    learning: Learning
     training: dict[str, Any]
     survey: Survey
     order: Order
@@ -51,23 +83,19 @@ class WorkerConfig:
     markers: tuple[str, ...]
     cpus: int
     reading_cpus: float
-    fix_position_embedding: bool
-    merge_adapters: bool
-    pad_to_multiple_of: int | None
     logging_dir: str | None
     board: Board
     identity: Identity
     validation: ValidationConfig | None = None
     resume_from: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
-    sub_batch_size: int | None = None
-    guide: dict[str, Any] | None = None
     kept: TokenFiles | None = None
     before: Mapping[str, float] | None = None
 
 
 def worker_config(
-    arguments: TrainArguments,
+    arguments: LoopArguments,
+    learning: Learning,
     plan: Plan,
     reading: float,
     survey: Survey,
@@ -81,36 +109,10 @@ def worker_config(
     from raybge.validation_data import prepare
 
     identity = Identity.of(survey, order, accumulation(arguments))
-    validation = prepare(arguments, storage)
+    validation = prepare(arguments, storage) if isinstance(arguments, TrainArguments) else None
     kept = context.tokens and TokenFiles(os.path.join(context.tokens, digest((identity, validation))))
     return WorkerConfig(
-        encoder=dict(
-            model_name_or_path=_absolute(arguments.model_name_or_path),
-            normalize_embeddings=arguments.normlized,
-            pooling_method=arguments.sentence_pooling_method,
-            query_instruction_for_retrieval=arguments.query_instruction_for_retrieval,
-            query_instruction_format=arguments.query_instruction_format,
-            passage_instruction_for_retrieval=arguments.passage_instruction_for_retrieval,
-            passage_instruction_format=arguments.passage_instruction_format,
-            trust_remote_code=arguments.trust_remote_code,
-            cache_dir=arguments.cache_dir,
-            tokenizer_name=arguments.tokenizer_name,
-            config_name=arguments.config_name,
-            token=arguments.token,
-            use_fast_tokenizer=arguments.use_fast_tokenizer,
-            lora=lora_of(arguments),
-        ),
-        lengths=dict(query_max_len=arguments.query_max_len, passage_max_len=arguments.passage_max_len),
-        draws=dict(
-            group_size=arguments.train_group_size,
-            seed=seed_of(arguments),
-            shuffle_ratio=arguments.shuffle_ratio,
-            alone=data_sets_of(arguments, survey).alone,
-            scored=arguments.knowledge_distillation,
-        ),
-        objective=objective_of(arguments, device_batch_of(arguments)),
-        sub_batch_size=sub_batch_size_of(arguments),
-        guide=_guide(arguments),
+        learning=learning,
         training=training_arguments(arguments, plan, order, storage),
         survey=survey,
         order=order,
@@ -118,20 +120,17 @@ def worker_config(
         markers=tuple(map(str, markers)),
         cpus=plan.cpus,
         reading_cpus=reading,
-        fix_position_embedding=arguments.fix_position_embedding,
-        merge_adapters=arguments.save_merged_lora_model,
-        pad_to_multiple_of=arguments.pad_to_multiple_of,
         logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
         board=board,
         identity=identity,
         validation=validation,
         kept=kept or None,
         before=context.before,
-        card=_card(arguments, survey),
+        card={**_card(arguments, survey), "command": learning.command},
     )
 
 
-def data_sets_of(arguments: TrainArguments, survey: Survey) -> DataSets:
+def data_sets_of(arguments: LoopArguments, survey: Survey) -> DataSets:
     from raybge.data.datasets import arrange, parse_weights
 
     return arrange(
@@ -144,33 +143,16 @@ def data_sets_of(arguments: TrainArguments, survey: Survey) -> DataSets:
     )
 
 
-def device_batch_of(arguments: TrainArguments) -> int:
+def device_batch_of(arguments: LoopArguments) -> int:
     return arguments.training.get("per_device_train_batch_size", 8)
 
 
-def seed_of(arguments: TrainArguments) -> int:
+def seed_of(arguments: LoopArguments) -> int:
     data_seed = arguments.training.get("data_seed")
     return arguments.training.get("seed", 42) if data_seed is None else data_seed
 
 
-def _guide(arguments: TrainArguments) -> dict[str, Any] | None:
-    """Encoder's arguments for the guide model."""
-    if arguments.guide_model is None:
-        return None
-    return dict(
-        model_name_or_path=_absolute(arguments.guide_model),
-        trust_remote_code=arguments.trust_remote_code,
-        cache_dir=arguments.cache_dir,
-        token=arguments.token,
-    )
-
-
-def _absolute(model: str) -> str:
-    """A local folder's absolute path: a worker's current folder is Ray's. A hub's name as it is."""
-    return os.path.abspath(model) if os.path.exists(model) else model
-
-
-def _card(arguments: TrainArguments, survey: Survey) -> dict[str, Any]:
+def _card(arguments: LoopArguments, survey: Survey) -> dict[str, Any]:
     """What the model card says of the run before it starts; secrets stay out of it."""
     from importlib.metadata import version
 

@@ -89,8 +89,8 @@ def test_a_table_is_aligned(capfd):
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        (["--help"], 0, "mine, train, tune, merge, evaluate, encode, demo"),
-        (["pretrain"], 2, "is not built yet"),
+        (["--help"], 0, "mine, pretrain, train, tune, merge, evaluate, encode, demo"),
+        (["prestrain"], 2, "is not a command"),
         (["frobnicate"], 2, "is not a command"),
         (["train", "--help"], 0, "usage: python -m raybge.train"),
     ],

@@ -18,12 +18,11 @@ from tiny import changed, make_classifier, make_tiny
 
 import raybge
 from raybge import cluster
-from raybge.arguments import EvaluateArguments
+from raybge.arguments import EvaluateArguments, MergeArguments
 from raybge.errors import UserError
 from raybge.evaluate import evaluate
 from raybge.flags import build, declared
 from raybge.merge import main, mix_models, mix_models_with_data
-from raybge.merge_flags import MergeArguments
 from raybge.model import cocktail
 from raybge.model.examples import Examples
 from raybge.model.folder import FolderSettings, read_settings, write_settings

@@ -9,6 +9,7 @@ from raybge.flags import build
 from raybge.model.folder import FolderSettings, vector_width, write_settings
 from raybge.model.negatives import Objective
 from raybge.recipe import check_recipe, objective_of, sub_batch_size_of
+from raybge.training_flags import check
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,10 @@ def arguments(model: str, **flags) -> TrainArguments:
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_mistakes_are_named(tiny, flags, says):
+    given = arguments(tiny, **flags)
     with pytest.raises(UserError, match=says):
-        check_recipe(arguments(tiny, **flags))
+        check_recipe(given)
+        check(given)
 
 
 def test_what_is_right_passes(tiny):

@@ -15,7 +15,7 @@ from raybge.step_log import StepLog, batch_scores
 
 def batch(passages, tokens=3, keys=None):
     ids = [np.zeros(tokens, np.int64)] * (len(passages) + sum(passages))
-    return StepBatch(0, [], ids, np.array(passages, np.int64), keys)
+    return StepBatch(0, [(0, i) for i in range(len(passages))], ids, np.array(passages, np.int64), keys)
 
 
 @pytest.fixture

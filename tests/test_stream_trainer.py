@@ -22,12 +22,15 @@ from raybge.data.stream import Reading, StepStream
 from raybge.data.survey import Survey, survey
 from raybge.data.tokens import TextTokenizer
 from raybge.errors import UserError
-from raybge.loop import WorkerConfig, _arguments, _introduce, _trainer
+from raybge.finetuning import FineTuning
+from raybge.learner import Learner
+from raybge.loop import _arguments, _trainer
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
 from raybge.model.negatives import Objective
 from raybge.stream_trainer import Reporter, StreamTrainer
+from raybge.worker_config import WorkerConfig
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
 STEPS = 9  # of an epoch: 50 groups in batches of 6
@@ -113,15 +116,13 @@ def trainer(tiny, found, tmp_path):
         tokenizer = GroupTokenizer(TextTokenizer(encoder.tokenizer, Instructions(), 8, 12), 3, seed=1)
         reporter = Reporter(None)
         contrastive = ContrastiveModel(encoder.model, Objective(0.1), None)
-        _introduce(contrastive, encoder.model.backbone)
         made = StreamTrainer(
             LocalStream(found, order, tokenizer, 0, 1, 1.0),
-            encoder,
+            Learner(contrastive, encoder.model.backbone, tokenizer, encoder),
             Identity.of(found, order, args.gradient_accumulation_steps),
             validation,
             on_checkpoint,
             before,
-            model=contrastive,
             args=args,
             callbacks=[reporter, *callbacks],
         )
@@ -365,11 +366,13 @@ def test_the_network_is_compiled_and_the_loss_stays(tiny, found, tmp_path):
 
     def made(**flags: Any) -> StreamTrainer:
         config = WorkerConfig(
-            encoder={"model_name_or_path": tiny},
-            lengths=dict(query_max_len=8, passage_max_len=999),
-            draws=dict(group_size=3, seed=1),
-            merge_adapters=False,
-            objective=Objective(0.1),
+            learning=FineTuning(
+                encoder={"model_name_or_path": tiny},
+                lengths=dict(query_max_len=8, passage_max_len=999),
+                draws=dict(group_size=3, seed=1),
+                objective=Objective(0.1),
+                fix_position_embedding=True,
+            ),
             training=dict(output_dir=str(tmp_path), use_cpu=True, **flags),
             survey=found,
             order=order,
@@ -377,8 +380,6 @@ def test_the_network_is_compiled_and_the_loss_stays(tiny, found, tmp_path):
             markers=(),
             cpus=1,
             reading_cpus=1.0,
-            fix_position_embedding=True,
-            pad_to_multiple_of=None,
             logging_dir=None,
             board=None,
             identity=Identity.of(found, order, 1),

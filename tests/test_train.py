@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from raybge.data.source import transcode
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
 from raybge.data.tokens import TextTokenizer
+from raybge.finetuning import FineTuning
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
+from raybge.model.negatives import Objective
 from raybge.train import finetune, main
 
 WORDS = [
@@ -405,7 +408,7 @@ def test_a_schedule_is_the_one_that_is_asked_for(runs):
 
 
 def test_lengths_are_cut_to_what_the_model_holds(tiny):
-    from raybge.loop import _clipped
-
-    cut = _clipped({"query_max_len": 8, "passage_max_len": 999}, Encoder(tiny))
-    assert cut == {"query_max_len": 8, "passage_max_len": 32}
+    lengths = dict(query_max_len=8, passage_max_len=999)
+    config = FineTuning({"model_name_or_path": tiny}, lengths, dict(group_size=2, seed=1), Objective(0.1))
+    made = config.learner(SimpleNamespace(device="cpu", torch_compile=False)).tokenizer.texts
+    assert (made.query_max_len, made.passage_max_len) == (8, 32)

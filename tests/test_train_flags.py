@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybge import train as train_module
+from raybge import training_run
 from raybge import worker_config as module
 from raybge.arguments import TrainArguments
 from raybge.cluster import Plan
+from raybge.finetuning import FineTuning
 from raybge.flags import build, declared
 from raybge.launch import TrialContext
 
@@ -44,10 +45,11 @@ NEEDS = {
 
 
 def worker_config(arguments: TrainArguments, folder: Path) -> str:
-    order = train_module._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
+    order = training_run._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
     storage = Path(arguments.storage_path or folder)
     config = module.worker_config(
         arguments,
+        FineTuning.of(arguments, survey_of_nothing()),
         Plan(2, 1, 0),
         1.0,
         survey_of_nothing(),

@@ -29,7 +29,8 @@ def validation(found, tiny, tmp_path):  # noqa: F811
 
 def config_of(made):
     validation = made.validation.config if made.validation else None
-    return SimpleNamespace(card=CARD, order=made.stream.order, validation=validation)
+    learning = SimpleNamespace(command="train", rows="groups")
+    return SimpleNamespace(learning=learning, card=CARD, order=made.stream.order, validation=validation)
 
 
 def report(made, **metrics):

@@ -19,6 +19,7 @@ def make_tiny(
     dropout: float = 0.1,
     head: bool = False,
     words: Sequence[str] = WORDS,
+    mask: bool = False,
     **more: Any,
 ) -> str:
     """Write a random model of two layers for texts of 32 tokens and return its folder.
@@ -31,6 +32,7 @@ def make_tiny(
     Args:
         head: with a language model's head.
         words: all that the tokenizer knows, at most 60; more with `vocab_size`.
+        mask: the tokenizer has a mask token.
         more: of the configuration.
     """
     import torch
@@ -48,7 +50,7 @@ def make_tiny(
             if parameter.dim() == 1 and "bias" in name:
                 parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
     model.save_pretrained(folder)
-    tokenizer(kind, words).save_pretrained(folder)
+    tokenizer(kind, words, mask).save_pretrained(folder)
     return str(folder)
 
 
@@ -83,7 +85,7 @@ def _settings(kind: str, dropout: float) -> dict[str, Any]:
     return {**size, **own[kind]}
 
 
-def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
+def tokenizer(kind: str, words: Sequence[str] = WORDS, mask: bool = False) -> Any:
     """Splits at white space; anything but `words` is one unknown token."""
     import tokenizers
     import transformers
@@ -103,6 +105,8 @@ def tokenizer(kind: str, words: Sequence[str] = WORDS) -> Any:
     names |= {"eos_token" if kind in DECODERS else "sep_token": last}
     if kind not in ("llama", "gpt2"):
         names["pad_token"] = pad
+    if mask:
+        names["mask_token"] = "[MASK]"
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, padding_side="left" if kind == "qwen3" else "right", **names
     )

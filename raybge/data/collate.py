@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from raybge.data.groups import Group, short_key
-from raybge.data.jsonl import Row
+from raybge.data.groups import Group, parse_group, parse_scored_group, short_key
+from raybge.data.jsonl import Parse, Row
 from raybge.data.mixture import generator
 from raybge.data.tokens import TextTokenizer
 
@@ -82,6 +83,16 @@ class GroupTokenizer:
     alone: frozenset[int] = frozenset()
     scored: bool = False
     guide: TextTokenizer | None = None
+    schema: ClassVar[pa.Schema] = SCHEMA
+
+    @property
+    def parse(self) -> Parse:
+        """Of a row, as a stream asks for it."""
+        return parse_scored_group if self.scored else parse_group
+
+    def unpack(self, table: pa.Table) -> StepBatch:
+        """As a stream asks for it."""
+        return unpack(table)
 
     def __call__(self, epoch: int, step: int, rows: Sequence[Row], copies: Sequence[int] | None = None) -> pa.Table:
         """The share of a step as a table of one row (see SCHEMA); no rows give empty lists.
@@ -147,23 +158,23 @@ def shuffle_parts(text: str, ratio: float, random: np.random.Generator) -> str:
 
 def unpack(table: pa.Table) -> StepBatch:
     """The StepBatch of a table of one row."""
-    column = {name: _values(table, name) for name in SCHEMA.names[1:]}
+    column = {name: column_values(table, name) for name in SCHEMA.names[1:]}
     scored, guided = (table.column(name)[0].is_valid for name in ("teacher", "guide_tokens"))
     return StepBatch(
         step=table.column("step")[0].as_py(),
         rows=list(zip(column["file"].tolist(), column["offset"].tolist(), strict=True)),
-        token_ids=_split(column["tokens"], column["lengths"]),
+        token_ids=split_texts(column["tokens"], column["lengths"]),
         passages_B=column["passages"],
         passage_keys_M=column["passage_keys"],
         known_B=column["known"],
         known_keys=column["known_keys"],
         alone_B=column["alone"],
         teacher_M=column["teacher"] if scored else None,
-        guide_ids=_split(column["guide_tokens"], column["guide_lengths"]) if guided else None,
+        guide_ids=split_texts(column["guide_tokens"], column["guide_lengths"]) if guided else None,
     )
 
 
-def _values(table: pa.Table, name: str) -> np.ndarray:
+def column_values(table: pa.Table, name: str) -> np.ndarray:
     """The list in a column as an array of its own: one that can be written to, as torch wants, and that does not hold
     Ray's memory. Empty where the column is null.
     """
@@ -171,5 +182,6 @@ def _values(table: pa.Table, name: str) -> np.ndarray:
     return np.zeros(0) if values is None else values.to_numpy(zero_copy_only=False).copy()
 
 
-def _split(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+def split_texts(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """What lies one text after the other, text by text."""
     return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []

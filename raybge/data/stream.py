@@ -1,20 +1,18 @@
-"""A worker's own Ray Data pipeline: its lanes, in order, as one StepBatch a step."""
+"""A worker's own Ray Data pipeline: its lanes, in order, as one batch a step."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from raybge.data.collate import SCHEMA, GroupTokenizer, StepBatch, unpack
 from raybge.data.files import SourceFile, open_stream
-from raybge.data.groups import parse_group, parse_scored_group
-from raybge.data.jsonl import Block, Row, read_rows
+from raybge.data.jsonl import Block, Parse, Row, read_rows
 from raybge.data.mixture import Span
 from raybge.data.order import Order, Window
 from raybge.data.survey import Survey
@@ -27,6 +25,37 @@ STREAM_BYTES = 64 << 10
 PREFETCHED_STEPS = 4
 
 
+class Batch(Protocol):
+    """A worker's share of a step: `rows` are (file, offset) of each, `token_ids` the ids of each text."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def rows(self) -> list[tuple[int, int]]: ...
+
+    @property
+    def token_ids(self) -> list[np.ndarray]: ...
+
+
+class StepTokenizer(Protocol):
+    """The way from a step's rows to its batch: called where rows are read, it gives a table of one row of `schema`, of
+    which `unpack` makes the batch in the worker.
+    """
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def parse(self) -> Parse:
+        """What makes a row's value of its fields."""
+
+    def __call__(self, epoch: int, step: int, rows: Sequence[Row], copies: Sequence[int] | None = None) -> pa.Table:
+        """`copies`: which of its appearances in the epoch each row's is, counted from 0."""
+
+    def unpack(self, table: pa.Table) -> Batch: ...
+
+
 @dataclass
 class StepStream:
     """Iterable over the steps of an epoch, for worker `rank` of `world`; `set_epoch` chooses the epoch.
@@ -37,7 +66,7 @@ class StepStream:
 
     survey: Survey
     order: Order
-    tokenizer: GroupTokenizer
+    tokenizer: StepTokenizer
     rank: int
     world: int
     reading_cpus: float
@@ -55,10 +84,10 @@ class StepStream:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[dict[str, StepBatch]]:
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
         tables = self._dataset().iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_STEPS)
         for expected, table in enumerate(tables, start=self.start_step):
-            batch = unpack(table)
+            batch = self.tokenizer.unpack(table)
             if batch.step != expected:
                 raise RuntimeError(f"step {expected} of epoch {self.epoch} was due, step {batch.step} came")
             yield {"batch": batch}
@@ -76,7 +105,7 @@ class StepStream:
             ReadTask(
                 functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step)),
                 about,
-                SCHEMA,
+                self.tokenizer.schema,
             )
             for first, _ in self.order.window_bounds(self.start_step)
         ]
@@ -113,11 +142,11 @@ class Reading:
     blocks_B3: np.ndarray
     all_good_B: np.ndarray
     order: Order
-    tokenizer: GroupTokenizer
+    tokenizer: StepTokenizer
     kept: TokenFiles | None = None
 
     @classmethod
-    def of(cls, survey: Survey, order: Order, tokenizer: GroupTokenizer, kept: TokenFiles | None = None) -> Reading:
+    def of(cls, survey: Survey, order: Order, tokenizer: StepTokenizer, kept: TokenFiles | None = None) -> Reading:
         blocks_B3 = np.array([(b.file, b.start, b.stop) for b in survey.blocks], np.int64).reshape(-1, 3)
         return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer, kept)
 
@@ -138,7 +167,7 @@ class Reading:
         wanted: dict[int, set[int]] = {}
         for span in spans:
             wanted.setdefault(span.block, set()).update(span.rows)
-        parse = parse_scored_group if self.tokenizer.scored else parse_group
+        parse = self.tokenizer.parse
         found = {}
         for number, blocks in itertools.groupby(sorted(wanted), key=lambda block: int(self.blocks_B3[block, 0])):
             file = self.files[number]

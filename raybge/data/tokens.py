@@ -38,46 +38,57 @@ class TextTokenizer:
         return lengths, np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
 
     def _encode(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """What `tokenizer(texts, truncation=True, max_length=max_length)` gives.
-
-        A text of many times the length is tokenised up to a white space some way behind what is kept. Tokens are words
-        or parts of words wherever there is a pre-tokenizer, so what comes later cannot change those; where the head
-        turns out to be too short, the whole text is tokenised after all.
-        """
+        """What `tokenizer(texts, truncation=True, max_length=max_length)` gives."""
         if not texts:
             return []
-        backend = self._backend(max_length)
-        if backend is None:
-            return self.tokenizer(
-                texts,
-                truncation=True,
-                max_length=max_length,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
-        limit = HEAD_CHARACTERS * max_length
-        heads = [_head(text, limit) if backend.pre_tokenizer is not None else text for text in texts]
-        found = backend.encode_batch_fast(heads)
-        again = [
-            i
-            for i, (head, text) in enumerate(zip(heads, texts, strict=True))
-            if len(head) < len(text) and sum(len(rest) for rest in found[i].overflowing) < MARGIN
-        ]
-        for i, whole in zip(again, backend.encode_batch_fast([texts[i] for i in again]), strict=True):
-            found[i] = whole
-        return [each.ids for each in found]
+        found = encode_heads(self.tokenizer, texts, max_length)
+        if found is not None:
+            return [each.ids for each in found]
+        return self.tokenizer(
+            texts,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
 
-    def _backend(self, max_length: int) -> Any:
-        """The Rust tokenizer, set to cut at `max_length`; None where there is none or it keeps a text's end."""
-        tokenizer = self.tokenizer
-        if not tokenizer.is_fast or tokenizer.truncation_side != "right":
-            return None
-        backend = tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.enable_truncation(max_length)
-        backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
-        return backend
+
+def encode_heads(tokenizer: Any, texts: list[str], max_length: int, words: bool = False) -> list[Any] | None:
+    """The Rust tokenizer's encodings of texts cut to `max_length`; None where there is none or it keeps a text's end.
+
+    A text of many times the length is tokenised up to a white space some way behind what is kept. Tokens are words
+    or parts of words wherever there is a pre-tokenizer, so what comes later cannot change those; where the head
+    turns out to be too short, the whole text is tokenised after all.
+
+    `words`: each encoding also knows the word of each token (`word_ids`), which takes longer.
+    """
+    backend = _backend(tokenizer, max_length)
+    if backend is None:
+        return None
+    encode = backend.encode_batch if words else backend.encode_batch_fast
+    limit = HEAD_CHARACTERS * max_length
+    heads = [_head(text, limit) if backend.pre_tokenizer is not None else text for text in texts]
+    found = encode(heads)
+    again = [
+        i
+        for i, (head, text) in enumerate(zip(heads, texts, strict=True))
+        if len(head) < len(text) and sum(len(rest) for rest in found[i].overflowing) < MARGIN
+    ]
+    for i, whole in zip(again, encode([texts[i] for i in again]), strict=True):
+        found[i] = whole
+    return found
+
+
+def _backend(tokenizer: Any, max_length: int) -> Any:
+    """The Rust tokenizer, set to cut at `max_length`; None where there is none or it keeps a text's end."""
+    if not tokenizer.is_fast or tokenizer.truncation_side != "right":
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    backend.encode_special_tokens = bool(tokenizer.split_special_tokens)
+    return backend
 
 
 def _head(text: str, limit: int) -> str:

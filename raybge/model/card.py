@@ -15,6 +15,11 @@ from typing import Any
 
 import yaml
 
+_PRETRAINED = (
+    "An encoder whose vector of a text holds what its words were, made with raybge.pretrain "
+    "([RetroMAE](https://arxiv.org/abs/2205.12035)). It is where fine-tuning for retrieval starts: by itself it finds "
+    "little."
+)
 MAX_ROWS = 20  # of the loss curve's table, and of the evaluation's
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
@@ -27,21 +32,23 @@ class Card:
     """What a reader of a model wants to know.
 
     Args:
-        base_model: name on the hub, or an absolute path, of which the last part is shown.
+        base_model: name on the hub, or an absolute path, of which the last part is shown; None: from scratch.
         data: name and rows of each data set.
         flags: those that were given and those whose value the run chose, by name.
         history: `log_history` of transformers' Trainer.
         before, after: metrics of the base model and of the result; None: not measured.
         versions: of the libraries.
+        command: "train", or "pretrain" for an encoder that is to be fine-tuned.
     """
 
-    base_model: str
+    base_model: str | None
     data: list[tuple[str, int]]
     flags: dict[str, Any]
     history: list[dict[str, Any]]
     before: dict[str, float] | None
     after: dict[str, float] | None
     versions: dict[str, str]
+    command: str = "train"
 
     def write(self, folder: Path) -> None:
         """Write the card as README.md of a model's folder."""
@@ -68,15 +75,19 @@ class Card:
             "pipeline_tag": "sentence-similarity",
             "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "raybge"],
         }
-        if on_hub(self.base_model):
+        if self.base_model is not None and on_hub(self.base_model):
             about["base_model"] = self.base_model
         return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
 
     def _opening(self) -> str:
+        if self.base_model is None:
+            return f"# Pre-trained for retrieval\n\n{_PRETRAINED} Trained from scratch with raybge."
         name = base_name(self.base_model)
         link = f"[{self.base_model}](https://huggingface.co/{self.base_model})"
         base = link if on_hub(self.base_model) else f"`{name}`"
         title = name.rsplit("/", 1)[-1]
+        if self.command == "pretrain":
+            return f"# {title}, pre-trained for retrieval\n\n{_PRETRAINED} It began as {base}."
         return (
             f"# {title}, fine-tuned\n\nAn embedding model: texts become vectors, near one another where one answers "
             f"the other. Fine-tuned from {base} with raybge."
@@ -95,9 +106,9 @@ class Card:
         rows = [[f"`{base_name(name)}`", f"{count:,}"] for name, count in self.data]
         if len(rows) > 1:
             rows.append(["all", f"{sum(count for _, count in self.data):,}"])
-        return "## Training data\n\nGroups of a query, passages that answer it and passages that do not.\n\n" + table(
-            ["data set", "rows"], rows
-        )
+        groups = "Groups of a query, passages that answer it and passages that do not."
+        what = "Texts." if self.command == "pretrain" else groups
+        return f"## Training data\n\n{what}\n\n" + table(["data set", "rows"], rows)
 
     def _curve(self) -> str:
         entries = [entry for entry in self.history if "loss" in entry]

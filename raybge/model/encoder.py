@@ -22,16 +22,9 @@ from torch import Tensor
 
 from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, max_positions
-from raybge.model.folder import (
-    FolderSettings,
-    Instructions,
-    check_model_folder,
-    read_settings,
-    remove_weights,
-    write_settings,
-)
+from raybge.model.folder import FolderSettings, Instructions, check_model_folder, read_settings, remove_weights
 from raybge.model.inference import Devices, embed_texts, pick_devices
-from raybge.model.loading import Source, load_backbone, load_tokenizer
+from raybge.model.loading import Source, load_backbone, load_tokenizer, save_beside_weights
 from raybge.model.lora import Lora, load_adapters, merged_weights
 from raybge.model.quantization import Precision, quantize_embeddings
 
@@ -333,18 +326,7 @@ class Encoder:
             self._save_whole(folder, own)
         else:
             self._backbone.save_pretrained(folder, state_dict=own)
-        # a fast tokenizer keeps the last call's truncation and would write it
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.model_max_length = settings.max_length
-        if tokenizer.is_fast:
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.backend_tokenizer.no_padding()
-        tokenizer.save_pretrained(folder)
-        versions = {"transformers": transformers.__version__, "pytorch": torch.__version__}
-        write_settings(folder, settings, self.dim, versions)
-        mode = (folder / "modules.json").stat().st_mode
-        for weights in folder.glob("*.safetensors"):
-            weights.chmod(mode)  # safetensors writes files that only their owner can read
+        save_beside_weights(folder, self.tokenizer, settings, self.dim)
 
     def _save_whole(self, folder: Path, own: Mapping[str, Tensor] | None) -> None:
         """Write the plain model that base and adapters amount to, without making it."""

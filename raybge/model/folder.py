@@ -210,6 +210,12 @@ def vector_width(path: str, cache_dir: str | None = None, token: str | bool | No
     return next((width for width in widths if isinstance(width, int)), None)
 
 
+def has_language_head(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> bool:
+    """Whether a model was saved as a masked language model, as its config.json says."""
+    config = _read_json(path, "config.json", cache_dir, token) or {}
+    return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.get("architectures") or [])
+
+
 def check_model_folder(path: str, flag: str) -> None:
     """Stop with a UserError that names the flag if `path` is a folder without a model, or no folder at all.
 

@@ -1,9 +1,13 @@
-"""Opening a model's parts, from a folder or the hub: the transformers backbone with its adapters, and the tokenizer."""
+"""Opening a model's parts, from a folder or the hub: the transformers backbone with its adapters, and the tokenizer;
+and writing what lies beside the weights.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 
 from raybge.errors import UserError, first_line
-from raybge.model.folder import FolderSettings
+from raybge.model.folder import FolderSettings, write_settings
 from raybge.model.lora import Lora, check_continues, load_adapters, merged
 
 
@@ -73,16 +77,50 @@ def load_classifier(source: Source, dtype: torch.dtype) -> Any:
     return _load(source, source.name, "", dtype, transformers.AutoModelForSequenceClassification)
 
 
-def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
+def load_masked_lm(source: Source) -> tuple[Any, bool]:
+    """The transformers model with a masked language model's head, in fp32, and whether that head is a fresh one.
+
+    A folder without one, such as a finished embedding model's, gets random weights for it, and the words' output
+    weights are their embeddings. All others are from the file. Raises as `load_backbone` does.
+    """
+    model, loading = _open(
+        source, source.name, source.settings.subfolder, torch.float32, transformers.AutoModelForMaskedLM
+    )
+    inside = f"{model.base_model_prefix}."
+    missing = set(loading["missing_keys"])
+    head = {key for key in missing if not key.startswith(inside)}
+    check_weights(source.name, model, {**loading, "missing_keys": missing - head})
+    if head:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    return model, bool(head)
+
+
+def make_masked_lm(source: Source) -> Any:
+    """As `load_masked_lm`, with random weights all over: of the source only its configuration is read."""
+    config = _read_config(source, source.name, source.settings.subfolder)
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
-        )
-        if getattr(config, "is_encoder_decoder", False):
-            raise UserError(f"the model {name} has an encoder and a decoder: expected one of the two")
-        if hasattr(config, "use_cache"):
-            config.use_cache = False  # of use when text is generated only
-        backbone, loading = auto.from_pretrained(
+        return transformers.AutoModelForMaskedLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    except ValueError as error:
+        raise UserError(
+            f"the configuration {source.name} makes no masked language model: {first_line(error)}"
+        ) from error
+
+
+def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
+    backbone, loading = _open(source, name, subfolder, dtype, auto)
+    check_weights(name, backbone, loading)
+    if os.path.isdir(name):
+        # what adapters name as their base: it must be found from any current folder
+        backbone.name_or_path = os.path.abspath(os.path.join(name, subfolder))
+    return backbone
+
+
+def _open(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and what its file lacked or had in another size."""
+    config = _read_config(source, name, subfolder)
+    try:
+        return auto.from_pretrained(
             name,
             config=config,
             subfolder=subfolder,
@@ -93,11 +131,20 @@ def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: A
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone or damaged
         raise UserError(f"the model {name} does not load: {first_line(error)}") from error
-    check_weights(name, backbone, loading)
-    if os.path.isdir(name):
-        # what adapters name as their base: it must be found from any current folder
-        backbone.name_or_path = os.path.abspath(os.path.join(name, subfolder))
-    return backbone
+
+
+def _read_config(source: Source, name: str, subfolder: str) -> Any:
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model {name} does not load: {first_line(error)}") from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"the model {name} has an encoder and a decoder: expected one of the two")
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # of use when text is generated only
+    return config
 
 
 def check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
@@ -142,3 +189,23 @@ def load_tokenizer(source: Source, tokenizer_name: str | None, use_fast: bool) -
         parts = [normalizers.Lowercase()] + ([] if own is None else [own])
         tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
     return tokenizer
+
+
+def save_beside_weights(folder: Path, tokenizer: Any, settings: FolderSettings, dim: int) -> None:
+    """Make of a folder that holds a transformers model's weights and configuration a sentence-transformers folder.
+
+    Args:
+        settings: with the maximal length in tokens that the folder is to carry.
+        dim: width of a vector.
+    """
+    # a fast tokenizer keeps the last call's truncation and would write it
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = settings.max_length
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+    write_settings(folder, settings, dim, {"transformers": transformers.__version__, "pytorch": torch.__version__})
+    mode = (folder / "modules.json").stat().st_mode
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(mode)  # safetensors writes files that only their owner can read

@@ -90,6 +90,7 @@ class Training:
         changes: metrics before training and after it.
         scores: those of the first and the last step.
         shown: held-out queries, in the order in which they are to be seen.
+        rows: what was trained on.
         workers: how many trained.
         start: updates that were done when this run continued from a checkpoint.
         metrics: the Trainer's, such as train_runtime.
@@ -101,6 +102,7 @@ class Training:
     changes: Sequence[Change] = ()
     scores: Sequence[BatchScores] = ()
     shown: Sequence[Shown] = ()
+    rows: str = "groups"
     workers: int = 1
     start: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -158,7 +160,7 @@ def _figures(training: Training) -> list[tuple[str, str]]:
     metrics = training.metrics
     found = []
     if "train_samples_per_second" in metrics:
-        found.append(("groups a second", short(float(metrics["train_samples_per_second"]))))
+        found.append((f"{training.rows} a second", short(float(metrics["train_samples_per_second"]))))
     if times := [span.seconds / span.updates for span in training.spans]:
         found.append(("a step, median", duration(statistics.median(times))))
     if "train_loss" in metrics:
@@ -199,7 +201,8 @@ def _evaluations(training: Training) -> str:
 
 def _loss_note(training: Training) -> str:
     missing = sum(not math.isfinite(span.loss) for span in training.spans if span.queries)
-    note = "Mean loss of a worker's own queries at each step."
+    own = "queries" if training.rows == "groups" else training.rows
+    note = f"Mean loss of a worker's own {own} at each step."
     if len(training.spans) > 20:
         note += " Pale: the values; dark: their moving mean."
     return note + (f" {missing:,} have no loss that is a number." if missing else "")

@@ -1,0 +1,257 @@
+"""A training run from its flags to its result, whatever is trained: check, read, plan, train, report.
+
+`raybge.train` and `raybge.pretrain` are this with another `Learning`: what is trained, and on what rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raybge.arguments import LoopArguments
+from raybge.checkpoints import HIDDEN, RESULTS, discard, finished, resumes, starting_point
+from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
+from raybge.errors import UserError
+from raybge.screen import Screen
+from raybge.shared import check_shared
+from raybge.training_flags import check as check_training
+from raybge.training_flags import process_group
+from raybge.worker_config import data_sets_of, device_batch_of, seed_of, worker_config
+
+if TYPE_CHECKING:
+    from raybge.checkpoints import Checkpoint
+    from raybge.data.jsonl import SourceFile
+    from raybge.data.order import Order
+    from raybge.data.survey import Survey
+    from raybge.launch import TrialContext
+    from raybge.worker_config import Learning
+
+
+def run(
+    arguments: LoopArguments, learning: type[Learning], screen: Screen, context: TrialContext | None = None
+) -> dict[str, float]:
+    """Train, and return the Trainer's metrics. Raises UserError, before any model loads, for what cannot be used."""
+    from raybge.data.files import list_files
+    from raybge.data.survey import IN_PROCESS_BYTES
+    from raybge.launch import TrialContext
+
+    context = context or TrialContext()
+
+    output = _check(arguments, learning)
+    if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
+        screen.say(f"nothing to continue: the run of {output} is finished")
+        return metrics
+    start = starting_point(arguments.training, arguments.resume, _storage(arguments, output))
+    if start and arguments.global_batch_size is None:
+        # The workers may be others than at the start; what the objective depends on is not.
+        arguments = replace(arguments, global_batch_size=start.identity.global_batch)
+    files = list_files(arguments.train_data, "--train_data")
+    # Small data is read before Ray starts, so that what is wrong with it is said at once.
+    small = _survey(arguments, learning, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
+    written = {"--output_dir": str(output), "--storage_path": str(_storage(arguments, output))}
+    wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
+    with connect(arguments.address, arguments.verbose) as cluster:
+        cluster = grown(cluster, *wanted, screen.say)
+        check_shared(cluster, written, learning.inputs(arguments, files))
+        plan = plan_workers(cluster, *wanted)
+        survey = small or _survey(arguments, learning, files, output)
+        if survey.bad_count:
+            from raybge.data.survey import named
+
+            screen.say(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
+        batches = _order(arguments, survey, plan)
+        _describe(arguments, learning, screen, cluster, plan, survey, batches)
+        _say_start(arguments, screen, start)
+        reading = reading_cpus(cluster, plan, context.runs)
+        metrics = _run(arguments, learning, screen, plan, reading, survey, batches, output, start, context)
+    if arguments.dry_run:
+        return {}
+    screen.say(
+        f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
+        f"({metrics['train_samples_per_second']:,.1f} {learning.rows}/s), mean loss {metrics['train_loss']:.4f}"
+    )
+    output_dir = arguments.training["output_dir"]
+    screen.say(f"model: {os.path.join(output_dir, learning.folder).rstrip('/')}, report: {output_dir}/report.html")
+    return metrics
+
+
+def _say_start(arguments: LoopArguments, screen: Screen, start: Checkpoint | None) -> None:
+    if start:
+        screen.say(f"continues from {start.path}: {start.step:,} updates are done")
+    elif resumes(arguments.training, arguments.resume):
+        screen.say("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: LoopArguments, learning: type[Learning]) -> Path:
+    """Everything that can be said about the flags alone; returns the output folder."""
+    learning.check(arguments)
+    for name, place in (
+        ("output_dir", arguments.training["output_dir"]),
+        ("storage_path", arguments.storage_path),
+    ):
+        if place and "://" in place:
+            raise UserError(
+                f"--{name} {place}: training into a URI is not built yet; give a folder that all nodes share"
+            )
+    if seed_of(arguments) < 0 or arguments.training.get("seed", 0) < 0:
+        raise UserError("--seed and --data_seed must be at least 0")
+    check_training(arguments)
+    output = Path(os.path.abspath(arguments.training["output_dir"]))
+    _check_output(arguments, output)
+    return output
+
+
+def _check_output(arguments: LoopArguments, output: Path) -> None:
+    """Whether the output folder may be written."""
+    resume = resumes(arguments.training, arguments.resume)
+    if arguments.overwrite_output_dir and resume:
+        raise UserError("--overwrite_output_dir removes the run that is to be continued: leave it out, or the other")
+    model = arguments.model_name_or_path
+    if model and arguments.overwrite_output_dir and output in Path(os.path.abspath(model)).parents:
+        raise UserError(f"--model_name_or_path {model} lies in the --output_dir that is to be overwritten")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output_dir {output} is a file")
+    storage = _storage(arguments, output)
+    if not resume and not arguments.overwrite_output_dir and storage != output and any(storage.glob("checkpoint-*")):
+        raise UserError(
+            f"--storage_path {storage} holds checkpoints of another run; choose another, or add "
+            "--overwrite_output_dir, or --resume to continue that run"
+        )
+    if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
+        return
+    if not resume:
+        raise UserError(
+            f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir, or --resume to "
+            "continue its run"
+        )
+    if not (output / HIDDEN).is_dir():
+        raise UserError(f"--output_dir {output} is not empty, and there is no run in it to continue")
+
+
+def _storage(arguments: LoopArguments, output: Path) -> Path:
+    """Where checkpoints lie."""
+    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+
+
+def _use_gpu(arguments: LoopArguments) -> bool | None:
+    return False if arguments.training.get("use_cpu") else arguments.use_gpu
+
+
+# --- read -------------------------------------------------------------------------------------------------------------
+
+
+def _survey(arguments: LoopArguments, learning: type[Learning], files: list[SourceFile], output: Path) -> Survey:
+    """Count and check every row. Files that cannot be read from the middle are written out plain once."""
+    from raybge.data.order import block_bytes
+    from raybge.data.source import transcode
+    from raybge.data.survey import survey
+
+    storage = _storage(arguments, output)
+    # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
+    files = transcode(files, str(storage / HIDDEN / "data"), ("gzip", "zstd", "array", "parquet"))
+    size = block_bytes(sum(f.size for f in files))
+    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def _order(arguments: LoopArguments, survey: Survey, plan: Plan) -> Order:
+    from raybge.data.order import Order, window_rows
+
+    global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
+    drop_last = arguments.training.get("dataloader_drop_last", False)
+    mixture = data_sets_of(arguments, survey).mixture
+    window = window_rows(sum(f.size for f in survey.files), survey.total_rows)
+    order = Order(survey.rows, global_batch, seed_of(arguments), drop_last, mixture, window)
+    order.owned(0, plan.workers)
+    if not order.steps:
+        raise UserError(
+            f"{order.total:,} rows are less than one global batch of {global_batch:,}, and --dataloader_drop_last "
+            "leaves out what is not full"
+        )
+    return order
+
+
+def _describe(
+    arguments: LoopArguments,
+    learning: type[Learning],
+    screen: Screen,
+    cluster: Cluster,
+    plan: Plan,
+    survey: Survey,
+    order: Order,
+) -> None:
+    screen.say(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
+    model, batches = learning.describe(arguments)
+    screen.say(model)
+    files = len(survey.files)
+    screen.say(
+        f"data: {order.total:,} {learning.rows} an epoch from {files} file{'s' * (files != 1)}; "
+        f"{order.steps:,} steps an epoch of {order.global_batch:,} {learning.rows}{batches}"
+    )
+    for line in data_sets_of(arguments, survey).describe(survey, order):
+        screen.say(line)
+    if not plan.gpus:
+        for name in ("fp16", "bf16"):
+            if arguments.training.get(name):
+                screen.say(f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU")
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    arguments: LoopArguments,
+    learning: type[Learning],
+    screen: Screen,
+    plan: Plan,
+    reading: float,
+    survey: Survey,
+    order: Order,
+    output: Path,
+    start: Checkpoint | None,
+    context: TrialContext,
+) -> dict[str, float]:
+    from raybge.board import Board
+    from raybge.launch import Launch
+
+    storage = _storage(arguments, output)
+    hidden = output / HIDDEN
+    hidden.mkdir(parents=True, exist_ok=True)
+    run = f"run-{uuid.uuid4().hex}"
+    markers = (hidden / run, storage / HIDDEN / run)
+    for marker in markers:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    board = Board()
+    try:
+        made = learning.of(arguments, survey)
+        config = worker_config(arguments, made, plan, reading, survey, order, output, storage, markers, board, context)
+        if start:
+            start.check(config.identity)
+            config = replace(config, resume_from=start.path)
+        group = process_group(arguments, plan)
+        for line in config.validation.lines() if config.validation else []:
+            screen.say(line)
+        if arguments.dry_run:
+            return {}
+        # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
+        (output / RESULTS).unlink(missing_ok=True)
+        if arguments.overwrite_output_dir:
+            for old in storage.glob("checkpoint-*"):
+                discard(old)
+        notes = storage / HIDDEN / f"ray-{run}"
+        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured)
+        return launch.watch(screen)
+    finally:
+        for marker in markers:
+            marker.unlink(missing_ok=True)
+        shutil.rmtree(storage / HIDDEN / f"ray-{run}", ignore_errors=True)
