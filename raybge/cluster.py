@@ -232,6 +232,13 @@ def _look(own: bool) -> Cluster:
     return Cluster(own, sum(node_cpus), sum(node_gpus), len(alive), node_cpus, node_gpus, memory)
 
 
+def head_address() -> str:
+    """Of the node that the cluster was started on."""
+    import ray
+
+    return str(next(n["NodeManagerAddress"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]))
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -48,16 +48,17 @@ class Ingredient:
     @classmethod
     def find(cls, name: str, model_type: str, flag: str, cache_dir: str | None = None) -> Ingredient:
         """UserError, naming the flag, for what is no model of that type, is quantised, or consists of adapters."""
-        check_model_folder(name, flag)
+        if not os.path.isdir(name):
+            check_model_folder(name, flag)
         top = Path(name) if os.path.isdir(name) else _fetched(name, flag, cache_dir)
-        check_model_folder(str(top), flag)
-        settings = read_settings(str(top)) if model_type == "encoder" else FolderSettings()
-        folder = top / settings.subfolder
-        if (folder / "adapter_config.json").is_file():
+        if (top / "adapter_config.json").is_file():
             raise UserError(
                 f"{flag} {name} holds adapters, which are not weights: make a whole model of them first, with "
                 f'raybge.Encoder("{name}").save(FOLDER), or train with --save_merged_lora_model'
             )
+        check_model_folder(str(top), flag)
+        settings = read_settings(str(top)) if model_type == "encoder" else FolderSettings()
+        folder = top / settings.subfolder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = cls(name, top, folder, config, settings)
         found._check(model_type, flag)

@@ -118,10 +118,11 @@ def _inside(domain: Domain, value: Any) -> Any:
     return min(max(value, domain.lo), domain.hi)
 
 
-def resources(runs: int) -> dict[str, float]:
-    """What each trial asks of the cluster so that at most `runs` find room.
+def resources(runs: int, head: str) -> dict[str, float]:
+    """What each trial asks of the cluster so that at most `runs` find room. `head`: the address of its head.
 
     Ray Tune's own limit counts trials that pause, and a population is larger than what runs at a time. So they share
-    what Ray gives the head alone, one, which it counts in ten thousandths.
+    the one of the head's address, which Ray counts in ten thousandths and nobody else asks for. (Not the one that
+    marks the head: Ray Train asks for a little of it in each run, and would wait for ever.)
     """
-    return {"node:__internal_head__": 10_000 // runs / 10_000}
+    return {f"node:{head}": 10_000 // runs / 10_000}

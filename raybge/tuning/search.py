@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from raybge.arguments import TuneArguments
+from raybge.cluster import head_address
 from raybge.errors import UserError
 from raybge.reserved import release
 from raybge.tuning import population
@@ -59,7 +60,7 @@ class Search:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
         trainable = tune.with_parameters(run_trial, task=self.task)
         # A trial's actor only waits for its training workers. It takes no CPU from them; of nothing Ray makes no group.
-        needs = population.resources(self.task.runs) if self.task.pauses else {"memory": 1}
+        needs = population.resources(self.task.runs, head_address()) if self.task.pauses else {"memory": 1}
         trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([needs]))
         space = {name: domain.to_ray() for name, domain in self.space.items()}
         place = self.folder / NAME

@@ -62,6 +62,16 @@ def test_what_is_written_is_what_safetensors_reads(tensors, tmp_path):
         assert file.metadata() == {"format": "pt"}  # without it transformers refuses the file
 
 
+def test_tensors_begin_where_their_dtype_may(tensors, tmp_path):
+    """What maps the file needs it, or copies."""
+    written(tmp_path, tensors)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for name, tensor in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.element_size() == 0, name
+
+
 def test_many_bytes_become_several_files(tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 150)
     written(tmp_path, tensors)
@@ -80,7 +90,7 @@ def test_many_bytes_become_several_files(tensors, tmp_path, monkeypatch):
 
 
 def test_a_tensor_above_the_limit_has_a_file_of_its_own():
-    slots = [Slot(name, torch.uint8, (size,)) for name, size in zip("abcd", (3, 9, 2, 2), strict=True)]
+    slots = [Slot(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
     assert [[slot.name for slot in shard] for shard in shards_of(slots, 4)] == [["a"], ["b"], ["c", "d"]]
     assert shards_of([], 4) == [[]]
 
