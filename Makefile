@@ -51,6 +51,7 @@ bench: venv
 	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 	$(BIN)/python benchmarks/encoding.py --out runs/bench/encoding.json
+	$(BIN)/python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
 	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
 	$(BIN)/python benchmarks/merging.py memory --out runs/bench/merging-memory.json
 

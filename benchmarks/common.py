@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import shlex
+import subprocess
 import sys
 import time
 import zlib
@@ -102,6 +103,28 @@ def random_bert(folder: Path) -> None:
 def numbered(text: str) -> str:
     """The text's words as the words of `random_bert`."""
     return " ".join(str(zlib.crc32(word.encode()) % WORDS) for word in text.split())
+
+
+def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:
+    """The most resident memory in bytes of the driver and of each kind of process that it starts."""
+    found: dict[str, float] = {}
+    while driver.poll() is None:
+        said = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 3) for line in said.splitlines()[1:]]
+        parents = {int(row[0]): int(row[1]) for row in rows}
+        for pid, _, size, command in rows:
+            above = int(pid)
+            while above > 1 and above != driver.pid:
+                above = parents.get(above, 0)
+            if above == driver.pid:
+                words = command.split()
+                name = "driver" if int(pid) == driver.pid else Path(words[0]).name
+                name = f"{name} {Path(words[1]).name}" if name.startswith("python") and len(words) > 1 else name
+                found[name] = max(found.get(name, 0), 1024 * int(size))
+        time.sleep(0.2)
+    if driver.returncode:
+        raise SystemExit(f"failed: {shlex.join(driver.args)}")
+    return found
 
 
 def keep(result: dict[str, Any], out: str | None) -> None:

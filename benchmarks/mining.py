@@ -103,28 +103,6 @@ def run_stub(args: argparse.Namespace) -> None:
     mine(build(MineArguments, {**flags, **files}), Screen(), stub.embedder(dim=384))
 
 
-def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:
-    """The most resident memory in bytes of the driver and of each kind of process that it starts."""
-    found: dict[str, float] = {}
-    while driver.poll() is None:
-        said = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 3) for line in said.splitlines()[1:]]
-        parents = {int(row[0]): int(row[1]) for row in rows}
-        for pid, _, size, command in rows:
-            above = int(pid)
-            while above > 1 and above != driver.pid:
-                above = parents.get(above, 0)
-            if above == driver.pid:
-                words = command.split()
-                name = "driver" if int(pid) == driver.pid else Path(words[0]).name
-                name = f"{name} {Path(words[1]).name}" if name.startswith("python") and len(words) > 1 else name
-                found[name] = max(found.get(name, 0), 1024 * int(size))
-        time.sleep(0.2)
-    if driver.returncode:
-        raise SystemExit("mining failed")
-    return found
-
-
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     tests = str(Path(__file__).resolve().parents[1] / "tests")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
@@ -137,7 +115,7 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         common.write_rows(Path(folder, "rows.jsonl"), rows)
         start = time.monotonic()
         driver = subprocess.Popen([sys.executable, __file__, "stub", "--folder", folder], env=environment)
-        found = peaks(driver)
+        found = common.peaks(driver)
         seconds = time.monotonic() - start
         assert len(common.rows(f"{folder}/out.jsonl")) == ROWS
     for name, size in sorted(found.items(), key=lambda each: -each[1]):

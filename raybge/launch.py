@@ -139,13 +139,13 @@ class Launch:
 
     def _fit(self, outcome: list[BaseException]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
 
         from raybge.network import NodeTorchConfig
+        from raybge.reserved import trainer
 
         os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
         try:
-            TorchTrainer(
+            trainer()(
                 _train_worker,
                 train_loop_config={"worker": self.config},
                 scaling_config=ScalingConfig(

@@ -61,8 +61,35 @@ def evaluate_tasks(arguments: EvaluateArguments, options: dict[str, Any], screen
         whole = {**found, "tasks": [result.model_dump(mode="json") for result in results]}
         with output.written_aside(path, "--metrics_file") as out:
             out.write((json.dumps(whole, indent=2) + "\n").encode())
+        _write_page(arguments, path, tasks, results)
         screen.say(f"written: {path}")
     return found
+
+
+def _write_page(arguments: EvaluateArguments, path: str, tasks: Sequence[Any], results: Sequence[Any]) -> None:
+    from raybge.data.files import extended
+    from raybge.flags import given
+    from raybge.report import tasks as report
+    from raybge.report.page import written
+    from raybge.report.run import Run, library_versions
+
+    def about() -> report.Measurement:
+        shown = [
+            report.Task(
+                name=task.metadata.name,
+                kind=task.metadata.type,
+                main=task.metadata.main_score,
+                score=float(result.get_score()),
+                parts=[(split, each["hf_subset"], each) for split, found in result.scores.items() for each in found],
+                seconds=result.evaluation_time or 0.0,
+            )
+            for task, result in zip(tasks, results, strict=True)
+        ]
+        return report.Measurement(
+            Run("evaluate", given(arguments), arguments.encoder, versions=library_versions()), shown
+        )
+
+    written(report.write, extended(path, ".report.html"), about)
 
 
 def find(names: Sequence[str]) -> list[Any]:

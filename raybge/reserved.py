@@ -1,17 +1,21 @@
 """The CPUs and GPUs that a run's workers hold, given back where Ray does not.
 
 Ray keeps a placement group until the actor and the job that made it are both gone. Of a run that was ended from
-outside, such as a trial that a search stops, the actor goes and the job stays; Ray Train's own cleaner then asks the
-dashboard, which a Ray started by raybge does not have. So worker 0 notes the group beside the run's output, and who
-comes next removes it.
+outside, such as a trial that a search stops, the actor goes and the job stays. Ray Train has a cleaner for it: an
+actor of 200 MB beside each run, which asks the dashboard whether its run lives. A Ray that raybge starts has none, and
+there a cleaner would stay, as the group does. So worker 0 notes the group beside the run's output, who comes next
+removes it, and there is no cleaner.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raybge.checkpoints import HIDDEN
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 NOTE = "placement-group"
 
@@ -33,3 +37,16 @@ def release(output: str | Path) -> None:
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place.read_text())))
         ray.util.remove_placement_group(group)
         place.unlink(missing_ok=True)
+
+
+def trainer() -> type[TorchTrainer]:
+    """Ray Train's TorchTrainer without its cleaner."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return Trainer

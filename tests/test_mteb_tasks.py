@@ -115,6 +115,8 @@ def test_the_command_measures_tasks_by_name(ray_of_two, model, tasks, expected, 
     assert {name: written[name] for name in scores} == found
     assert [task["task_name"] for task in written["tasks"]] == [*TASKS]
     assert "ndcg_at_10" in capsys.readouterr().out
+    page = (tmp_path / "metrics.json.report.html").read_text()
+    assert f"{expected['TinyRetrieval']:.4f}" in page and "TinySTS, test" in page
     # what was measured stays measured, of this model
     monkeypatch.setattr("raybge.mteb_tasks.Actors.encode_corpus", None)
     assert evaluate_retrieval(**flags) == pytest.approx(found, abs=1e-5)  # it keeps six digits

@@ -21,6 +21,7 @@ from typing import Any
 from raybge.arguments import MineArguments, TrainArguments
 from raybge.checkpoints import digest
 from raybge.flags import build, declared
+from raybge.reserved import release
 from raybge.screen import Screen
 from raybge.tuning.population import Attempt
 
@@ -116,6 +117,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     mining, training = task.stages(config, str(folder / MINED), str(folder / MODEL))
     if mining:
         mine(build(MineArguments, mining), Screen())
+    release(folder / MODEL)  # of an attempt before, which may have been stopped a moment ago
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     train(build(TrainArguments, {**training, **(attempt.flags() if attempt else {})}), Screen(), context)
     curve = curve_of(folder)

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from html.parser import HTMLParser
 
-from raybge.report import evaluate, merge, mine, train
+from raybge.report import evaluate, merge, mine, tasks, train
 from raybge.report.changes import Change
 from raybge.report.run import Run
 from raybge.search.tally import Suspect, Tally
@@ -108,6 +108,13 @@ def evaluation(text="plain", **more):
         compared_with=text,
     )
     return evaluate.Evaluation(**(about | more))
+
+
+def measurement(text="plain"):
+    scores = {"ndcg_at_10": 0.61, "map_at_10": 0.5, "languages": ["eng-Latn"], "nauc_map_at_10_std": math.nan}
+    parts = [("test", text, scores), ("dev", "default", scores)]
+    made = [tasks.Task(text, kind, "ndcg_at_10", 0.61, parts, 75.0) for kind in ("Retrieval", "Retrieval", "STS")]
+    return tasks.Measurement(run("evaluate", text), made)
 
 
 def mixture(text="plain", **more):

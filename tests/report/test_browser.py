@@ -14,10 +14,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from pages import LONG, evaluation, mining, mixture, training
+from pages import LONG, evaluation, measurement, mining, mixture, training
 from searches import SIX, search
 
-from raybge.report import evaluate, merge, mine, train, tune
+from raybge.report import evaluate, merge, mine, tasks, train, tune
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[2] / ".venv/axe/node_modules/axe-core/axe.min.js")
@@ -44,6 +44,7 @@ def pages():
         "mine": mine.html(mining()),
         "merge": merge.html(mixture()),
         "evaluate": evaluate.html(evaluation()),
+        "tasks": tasks.html(measurement()),
         "tune": tune.html(search(SIX)),
     }
 

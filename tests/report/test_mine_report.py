@@ -3,9 +3,9 @@
 import math
 import re
 
-from pages import EVIL, LONG, Page, evaluation, mining
+from pages import EVIL, LONG, Page, evaluation, measurement, mining, run
 
-from raybge.report import evaluate, mine
+from raybge.report import evaluate, mine, tasks
 from raybge.report.changes import Change
 from raybge.search.tally import Suspect, Tally
 
@@ -27,7 +27,8 @@ def test_what_the_page_of_mining_says():
 
 
 def test_texts_from_outside_are_escaped():
-    for page, least in ((mine.html(mining(EVIL)), 10), (evaluate.html(evaluation(EVIL)), 6)):
+    evil = ((mine.html(mining(EVIL)), 10), (evaluate.html(evaluation(EVIL)), 6), (tasks.html(measurement(EVIL)), 12))
+    for page, least in evil:
         assert page.count("<script>") == 1
         found = Page(page)
         assert found.text.count(EVIL) >= least
@@ -57,6 +58,18 @@ def test_what_the_page_of_an_evaluation_says():
     assert "nDCG@100.41000.5100+0.1000+0.0500 to +0.1500better" in page.text
     assert page.text.count("median 0.5000; 40.0% at 0, 40.0% at 1") == 6
     assert sum(tag == "svg" for tag, _ in page.found) == 6
+
+
+def test_what_the_page_of_tasks_says():
+    page = Page(tasks.html(measurement("NFCorpus")))
+    assert (
+        "3 tasks of MTEB" in page.text and "3 min 45 s in all" in page.text and "mean of Retrieval0.6100" in page.text
+    )
+    assert "mean of STS" not in page.text and "NFCorpusSTSndcg_at_100.61001 min 15 s" in page.text
+    assert "NFCorpus, dev" in page.text and "NFCorpus, test, NFCorpus" in page.text
+    assert "map_at_100.5000" in page.text and "no number" in page.text and "eng-Latn" not in page.text
+    one = Page(tasks.html(tasks.Measurement(run("evaluate"), measurement("NFCorpus").tasks[:1])))
+    assert "NFCorpus: ndcg_at_10 0.6100" in one.text
 
 
 def test_an_evaluation_without_queries_or_comparison():

@@ -1,27 +1,26 @@
 """Ray Tune with trials that train nothing: how many run at a time, and how a population goes on."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import ray
-from ray import cloudpickle, tune
+from ray import cloudpickle
 
 from raybge.arguments import TrainArguments, TuneArguments
 from raybge.checkpoints import RECORD
 from raybge.flags import build, declared
 from raybge.reserved import note, release
 from raybge.tuning import search as search_module
-from raybge.tuning.population import Attempt
 from raybge.tuning.search import PACKAGES, Search, pauses
 from raybge.tuning.space import parse
-from raybge.tuning.trial import CURVE, MODEL, RESULT, Task, _report, curve_of
+from raybge.tuning.trial import Task, run_trial
 from raybge.tuning.trials import best
 
 STEPS = 3  # evaluations of a trial
-GIVEN = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o", "metric": "nDCG@10"}
+TRAINED = {"model_name_or_path": "m", "train_data": ["d"]}
+GIVEN = {**TRAINED, "output_dir": "o", "metric": "nDCG@10"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,28 +44,31 @@ def reserve(output):
     note(output, group)
 
 
-def fake_trial(config, task):
-    """What run_trial does, with a number for a model. Files say when it ran."""
-    folder = task.place(tune.get_context().get_trial_id())
-    folder.mkdir(parents=True, exist_ok=True)
-    reserve(folder / MODEL)
-    attempt = Attempt.begin(folder, config, tune.get_checkpoint())
-    value = float(Path(attempt.start, "value").read_text()) if attempt.start else 0.0
-    with open(f"{task.folder}/ran", "a", buffering=1) as ran:
+def fake_train(arguments, screen, context):
+    """What raybge.train does, with a number for a model. Files say when it ran."""
+    output, start = arguments.training["output_dir"], arguments.training.get("resume_from_checkpoint")
+    reserve(output)
+    value = float(Path(start, "value").read_text()) if start else 0.0
+    done = int(start.rpartition("-")[2]) if start else 0
+    with open(Path(output).parents[1] / "ran", "a", buffering=1) as ran:
         print("begin", file=ran)
-        for step in range(attempt.step + 1, STEPS + 1):
+        for step in range(done + 1, STEPS + 1):
             time.sleep(0.1)
-            value = train(value, config["learning_rate"])
-            with open(folder / CURVE, "a") as curve:
-                curve.write(json.dumps([step, {"nDCG@10": value}]) + "\n")
-            print("end" if step == STEPS else "", file=ran, flush=True)
-            place = attempt.folder / f"checkpoint-{step}"
-            place.mkdir()
-            (place / "value").write_text(repr(value))
-            (place / RECORD).touch()
+            value = train(value, arguments.training["learning_rate"])
+            if arguments.storage_path:
+                place = Path(arguments.storage_path, f"checkpoint-{step}")
+                place.mkdir()
+                (place / "value").write_text(repr(value))
+                (place / RECORD).touch()
             if step == STEPS:
-                (folder / RESULT).write_text(json.dumps({"curve": curve_of(folder), "seconds": 1.0}))
-            tune.report(_report(step, STEPS, {"nDCG@10": value}), checkpoint=attempt.pointer(step))
+                print("end", file=ran)
+            assert context.on_measured(step, STEPS, {"nDCG@10": value})
+
+
+def fake_trial(config, task):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raybge.train.train", fake_train)
+        run_trial(config, task)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def search(tmp_path, monkeypatch):
         arguments = build(TuneArguments, GIVEN | flags)
         folder = tmp_path / name
         (folder / "trials").mkdir(parents=True)
-        task = Task({}, str(folder / "trials"), runs, "", pauses=pauses(arguments))
+        task = Task(TRAINED, str(folder / "trials"), runs, "", pauses=pauses(arguments))
         space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainArguments))
         most = []
 
