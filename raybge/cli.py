@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from raybge.errors import UserError
+from raybge.errors import UserError, cause_of
 from raybge.flags import build, parse
 from raybge.screen import Screen
 
@@ -48,7 +48,8 @@ def run(
         return 130
     except Exception as error:
         where = f"\nThe whole story is in {screen.log_path}" if screen.log_path else ""
-        screen.error(f"raybge.{name} failed: {type(error).__name__}: {_first_lines(error)}{where}")
+        cause = cause_of(error)
+        screen.error(f"raybge.{name} failed: {type(cause).__name__}: {_first_lines(cause)}{where}")
         return 1
     return 0
 
@@ -74,7 +75,7 @@ def main() -> None:
     raise SystemExit(2)
 
 
-def _first_lines(error: Exception, count: int = 5) -> str:
+def _first_lines(error: BaseException, count: int = 5) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     # Ray puts the cause last, after the remote traceback.
     return "\n".join(lines if len(lines) <= count else lines[-count:])

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from ray.exceptions import RayTaskError, UserCodeException
 
 from raybge import cli
 from raybge.arguments import CommonArguments
@@ -30,6 +31,13 @@ def raising(error):
     return function
 
 
+def wrapped(error):
+    """As it comes out of Ray Data."""
+    inner = UserCodeException("UDF failed to process a data block.")
+    inner.__cause__ = error
+    return RayTaskError("submit", "a long traceback\nof many lines", inner)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
@@ -37,6 +45,7 @@ def raising(error):
         (UserError("--x must be y"), 2, "raybge.work: --x must be y\n"),
         (KeyboardInterrupt(), 130, "raybge.work: interrupted\n"),
         (ValueError("broken"), 1, "raybge.work failed: ValueError: broken"),
+        (wrapped(OSError(28, "No space left")), 1, "raybge.work failed: OSError: [Errno 28] No space left\n"),
     ],
 )
 def test_exit_codes_and_messages(capfd, error, code, says):

@@ -23,6 +23,7 @@ from raybge.checkpoints import digest
 from raybge.flags import build, declared
 from raybge.reserved import release
 from raybge.screen import Screen
+from raybge.search.calls import unwrapped
 from raybge.tuning.population import Attempt
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
@@ -86,7 +87,6 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     from ray import tune
 
     from raybge.launch import TrialContext
-    from raybge.mine import mine
     from raybge.train import train
 
     folder = task.place(tune.get_context().get_trial_id())
@@ -116,7 +116,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     start = time.monotonic()
     mining, training = task.stages(config, str(folder / MINED), str(folder / MODEL))
     if mining:
-        mine(build(MineArguments, mining), Screen())
+        _mine(mining)
     release(folder / MODEL)  # of an attempt before, which may have been stopped a moment ago
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     train(build(TrainArguments, {**training, **(attempt.flags() if attempt else {})}), Screen(), context)
@@ -124,6 +124,19 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]
     tune.report(_report(step, step, metrics))
+
+
+def _mine(flags: dict[str, Any]) -> None:
+    """In a task of no placement group: what a trial starts itself would have to find room in the trial's own."""
+    import ray
+
+    from raybge.mine import mine
+
+    def run() -> None:
+        mine(build(MineArguments, flags), Screen())
+
+    with unwrapped():
+        ray.get(ray.remote(run).options(num_cpus=0, scheduling_strategy="DEFAULT").remote())
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

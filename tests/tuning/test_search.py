@@ -15,7 +15,7 @@ from raybge.reserved import note, release
 from raybge.tuning import search as search_module
 from raybge.tuning.search import PACKAGES, Search, pauses
 from raybge.tuning.space import parse
-from raybge.tuning.trial import Task, run_trial
+from raybge.tuning.trial import MINED, Task, run_trial
 from raybge.tuning.trials import best
 
 STEPS = 3  # evaluations of a trial
@@ -65,8 +65,14 @@ def fake_train(arguments, screen, context):
             assert context.on_measured(step, STEPS, {"nDCG@10": value})
 
 
+def fake_mine(arguments, screen):
+    """Needs a CPU, as mining does."""
+    Path(arguments.output_file).write_text(ray.get(ray.remote(lambda: "mined").options(num_cpus=1).remote()))
+
+
 def fake_trial(config, task):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raybge.mine.mine", fake_mine)
         patch.setattr("raybge.train.train", fake_train)
         run_trial(config, task)
 
@@ -75,11 +81,11 @@ def fake_trial(config, task):
 def search(tmp_path, monkeypatch):
     monkeypatch.setattr(search_module, "run_trial", fake_trial)
 
-    def run(name, runs, **flags):
+    def run(name, runs, mining=None, **flags):
         arguments = build(TuneArguments, GIVEN | flags)
         folder = tmp_path / name
         (folder / "trials").mkdir(parents=True)
-        task = Task(TRAINED, str(folder / "trials"), runs, "", pauses=pauses(arguments))
+        task = Task(TRAINED, str(folder / "trials"), runs, "", mining, pauses=pauses(arguments))
         space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainArguments))
         most = []
 
@@ -103,6 +109,13 @@ def test_what_a_stopped_trial_held_is_given_back(search):
     """Each trial needs all CPUs; the search stops all that come after a better one."""
     trials, ran = search("out", 1, num_samples=4, scheduler="asha", search_alg="random", seed=3)
     assert {trial.status for trial in trials} == {"finished", "stopped"} and ran.count("begin") == 4
+
+
+def test_a_trial_mines_with_the_cpus_that_its_training_takes_later(search, tmp_path):
+    mining = {"model_name_or_path": "m", "negative_number": 3}
+    trials, _ = search("out", 1, mining, num_samples=2, scheduler="none")
+    assert [trial.status for trial in trials] == ["finished"] * 2
+    assert [path.read_text() for path in (tmp_path / "out").rglob(MINED)] == ["mined"]  # the best one's
 
 
 def test_a_population_goes_on_from_its_best(search):
