@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from raybge.errors import UserError, cause_of
 from raybge.flags import build, parse
 from raybge.screen import Screen
+from raybge.secrets import command_line
 
 COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo")
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ def run(
     """
     screen = Screen()
     try:
-        parsed: Any = parse(arguments, sys.argv[1:] if argv is None else argv, prog or f"python -m raybge.{name}")
+        parsed: Any = parse(arguments, command_line() if argv is None else argv, prog or f"python -m raybge.{name}")
         with screen.capture(name, enabled=not parsed.verbose):
             try:
                 function(parsed, screen)
@@ -64,7 +65,7 @@ def call(arguments: type, function: Callable[[Any, Screen], Result], name: str, 
 
 def main() -> None:
     """The console entry `raybge COMMAND ...`."""
-    command, *rest = sys.argv[1:] or ["--help"]
+    command, *rest = command_line() or ["--help"]
     if command in COMMANDS:
         raise SystemExit(importlib.import_module(f"raybge.{command}").main(rest))
     if command in ("-h", "--help"):

@@ -215,9 +215,10 @@ def _write_meta(arguments: EncodeArguments, embedder: str, layout: Layout, summa
 
     from raybge import __version__, output
     from raybge.data.files import extended
+    from raybge.secrets import public_values
 
     about = {
-        "options": dataclasses.asdict(arguments),
+        "options": public_values(dataclasses.asdict(arguments)),
         "embedder": embedder,
         "counts": summary,
         "dim": layout.width,

@@ -1,8 +1,16 @@
 """The one error that a person is meant to read."""
 
+from raybge.secrets import public
+
 
 class UserError(Exception):
-    """Something the person can mend: a flag, a file, a row. Commands print the message alone and exit with 2."""
+    """Something the person can mend: a flag, a file, a row. Commands print the message alone and exit with 2.
+
+    What a URI in the message holds to log in with is left out of it.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(public(message))
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import traceback
 import uuid
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.checkpoints import newest
 from raybge.errors import UserError
 from raybge.reserved import release
+from raybge.secrets import public
 
 if TYPE_CHECKING:
     from raybge.board import Progress
@@ -85,7 +87,7 @@ class Launch:
                 failures += 1
                 if isinstance(cause, UserError) or not self._may_restart(failures):
                     raise cause from error
-                traceback.print_exception(error)  # into the log
+                print(public("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
                 if start := newest(self.storage):
                     self.config = replace(self.config, resume_from=start.path)
                 place = self.config.resume_from
@@ -208,5 +210,5 @@ def _collateral(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = next((line.strip() for line in public(str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__

@@ -258,9 +258,10 @@ def _write_meta(
     from raybge import output
     from raybge.data.files import extended
     from raybge.report.run import library_versions
+    from raybge.secrets import public_values
 
     about = {
-        "options": dataclasses.asdict(arguments),
+        "options": public_values(dataclasses.asdict(arguments)),
         "embedder": embedder,
         "cross_encoder": teacher and teacher.identity,
         "counts": summary,

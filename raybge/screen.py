@@ -19,6 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from raybge.secrets import public
+
 
 class Screen:
     """The terminal of one command."""
@@ -29,11 +31,11 @@ class Screen:
         self._err: Any = sys.stderr
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        print(line, file=self._out, flush=True)
+        """Print one line, without what URIs hold to log in with."""
+        print(public(line), file=self._out, flush=True)
 
     def error(self, message: str) -> None:
-        print(message, file=self._err, flush=True)
+        print(public(message), file=self._err, flush=True)
 
     @contextmanager
     def bar(self, stage: str, total: int | None, unit: str) -> Iterator[tqdm[Any]]:
@@ -95,8 +97,7 @@ class Screen:
 
     def log_traceback(self) -> None:
         """Write the exception being handled to the log (to the terminal when nothing is captured)."""
-        traceback.print_exc()
-        sys.stderr.flush()
+        print(public(traceback.format_exc()), file=sys.stderr, flush=True)
 
 
 def _terminal(stream: Any, fd: int, kept: int) -> Any:

@@ -26,6 +26,7 @@ from raybge.checkpoints import HIDDEN
 from raybge.cluster import connect, grown, plan_workers, side_by_side
 from raybge.errors import UserError
 from raybge.screen import Screen
+from raybge.secrets import public_values
 from raybge.shared import check_shared
 from raybge.tuning.flags import (
     OWN,
@@ -195,8 +196,8 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
     from raybge.tuning.search import NAME
 
     asked = {name: getattr(arguments, name) for name in sorted(OWN - {"search", "max_concurrent", "time_budget"})}
-    about = {"space": {name: str(domain) for name, domain in space.items()}, "search": asked, "trials": dict(flags)}
-    about["trials"].pop("token", None)
+    written = {name: str(domain) for name, domain in space.items()}
+    about = public_values({"space": written, "search": asked, "trials": dict(flags)})
     place = output / HIDDEN / SEARCH_FILE
     if arguments.resume and place.is_file():
         before = json.loads(place.read_text())

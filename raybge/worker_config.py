@@ -66,7 +66,7 @@ class Learning(Protocol):
         """Write the trained model; `weights` where those in memory are shards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # Ray Train keeps what str() makes of it, for the dashboard: no token may be in it
 class WorkerConfig:
     """What a worker needs to know, prepared by the driver.
 

@@ -24,6 +24,7 @@ from raybge.data.mixture import Mixture
 from raybge.data.order import Order
 from raybge.data.survey import Survey
 from raybge.errors import UserError
+from raybge.secrets import public
 
 ALONE = "no_in_batch_neg"
 MAX_WEIGHT = 100.0
@@ -139,7 +140,8 @@ def _weights(files: Sequence[SourceFile], given: Mapping[str, float]) -> list[fl
     names = {file.name: file.name for file in files}
     names |= {_folder(file.folder): file.folder for file in files if file.folder}
     wanted = {}
-    for name, weight in given.items():
+    for asked, weight in given.items():
+        name = public(asked)  # as files are called
         known = name if name in names else _folder(name)
         if known not in names:
             tails = {posixpath.basename(each.rstrip("/")): each for each in names}

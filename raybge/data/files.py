@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.errors import UserError
+from raybge.secrets import public
 
 Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
 
@@ -30,9 +31,9 @@ SPACE = b" \t\r\n"  # JSON's own white space
 
 @dataclass(frozen=True)
 class SourceFile:
-    """`name` is what the person calls the file, `path` what is opened (absolute path or URI), `size` in
-    bytes. `folder` is the folder that the person named and that this file was found in, "" where the file itself
-    was named.
+    """`name` is what the person calls the file, without the login that a URI may hold; `path` what is opened (absolute
+    path or URI), `size` in bytes. `folder` is the folder that the person named and that this file was found in, or ""
+    where the file itself was named.
     """
 
     name: str
@@ -180,7 +181,9 @@ def _source(found: _Found, flag: str) -> SourceFile:
         raise UserError(f"{flag}: {found.name} must end in one of {' '.join(ENDINGS)}")
     if not found.info.size:
         raise UserError(f"{flag}: {found.name} is an empty file")
-    file = SourceFile(found.name, found.path, found.info.size, kind, found.info.mtime_ns or 0, found.folder)
+    file = SourceFile(
+        public(found.name), found.path, found.info.size, kind, found.info.mtime_ns or 0, public(found.folder)
+    )
     if kind == "array" and not _is_array(file):
         file = replace(file, kind="jsonl")
     return file

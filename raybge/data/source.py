@@ -49,7 +49,7 @@ def to_dataset(survey: Survey, parse: Parse) -> "Dataset":
                 file, rows = survey.files[block.file], int(survey.rows[index])
                 read = functools.partial(_read, file, block, index, rows, parse)
                 size = file.size if file.kind == "parquet" else block.stop - block.start
-                metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=(file.path,), exec_stats=None)
+                metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=(file.name,), exec_stats=None)
                 tasks.append(ReadTask(read, metadata, SCHEMA, per_task_row_limit))
             return tasks
 

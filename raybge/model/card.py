@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from raybge.secrets import SECRET, public
+
 _PRETRAINED = (
     "An encoder whose vector of a text holds what its words were, made with raybge.pretrain "
     "([RetroMAE](https://arxiv.org/abs/2205.12035)). It is where fine-tuning for retrieval starts: by itself it finds "
@@ -22,7 +24,6 @@ _PRETRAINED = (
 )
 MAX_ROWS = 20  # of the loss curve's table, and of the evaluation's
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 _TEXTS = re.compile(r"instruction|prompt")  # flags whose values may hold a slash and are no path
 _NAMES = re.compile(r"(model_names?_or_paths?|base_model|config_name|tokenizer_name|guide_model|hub_model_id)$")
 
@@ -178,6 +179,7 @@ def base_name(path: str) -> str:
     """The last part of a path or URI; a name on the hub as it is."""
     if on_hub(path):
         return path
+    path = public(path)
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
@@ -214,6 +216,7 @@ def _without_paths(name: str, value: Any) -> Any:
         return [_without_paths(name, each) for each in value]
     if isinstance(value, Path):
         value = str(value)
+    value = public(value) if isinstance(value, str) else value
     if not isinstance(value, str) or _TEXTS.search(name):
         return value
     return base_name(value) if _NAMES.search(name) else re.split(r"[/\\]", value.rstrip("/\\"))[-1]

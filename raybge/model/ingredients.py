@@ -85,13 +85,13 @@ class Ingredient:
 
     def load(self, model_type: str, trust_remote_code: bool = False, **options: Any) -> Any:
         """The transformers model. UserError where the folder lacks weights, which would be random."""
-        from raybge.model.loading import check_weights
+        from raybge.model.loading import UNLOADABLE, check_weights
 
         auto = self.auto_class(model_type)
         options |= {"trust_remote_code": trust_remote_code, "output_loading_info": True}
         try:
             model, loading = auto.from_pretrained(self.folder, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except UNLOADABLE as error:
             raise UserError(f"the model {self.name} does not load: {first_line(error)}") from error
         check_weights(self.name, model, loading)
         return model

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from safetensors import SafetensorError
 from raybge.errors import UserError, first_line
 from raybge.model.folder import FolderSettings, write_settings
 from raybge.model.lora import Lora, check_continues, load_adapters, merged
+
+# What transformers and peft raise for weights that are gone or damaged, and for a pickle that holds more than weights.
+UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _open(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: A
             ignore_mismatched_sizes=True,  # named below
             **source.hub,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone or damaged
+    except UNLOADABLE as error:
         raise UserError(f"the model {name} does not load: {first_line(error)}") from error
 
 

@@ -7,6 +7,7 @@ need not know of them. Nothing here imports torch or peft before it is used: the
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,8 @@ def merged(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
     wants_gradient = {name: p.requires_grad for name, p in backbone.named_parameters()}
     try:
         whole = PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:  # the last: no kind that adds up
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        # AttributeError: no kind that adds up; UnpicklingError: a .bin that holds more than weights
         raise UserError(f"the adapters of {folder} do not fit its base model: {first_line(error)}") from error
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(wants_gradient[name])  # peft has frozen them all
@@ -135,7 +137,7 @@ def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Non
 
     try:
         weights = load_peft_weights(folder, device="cpu", **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"the adapters of {folder} do not load: {first_line(error)}") from error
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
     own = get_peft_model_state_dict(backbone, adapter_name=_NAME)

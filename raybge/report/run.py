@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from raybge.model.card import SECRET
 from raybge.report.page import cell, command_block, facts, section, table
-
-_LOGIN = re.compile(r"(://)[^/@\s]+@")  # s3://key:secret@bucket
-_QUERY = re.compile(r"([?&][^=&\s]*(?:secret|token|password|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+from raybge.secrets import SECRET, public, public_values
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,9 @@ def heading(run: Run, title: str, said: Iterable[str], figures: Iterable[tuple[s
 
 def what_was_run(run: Run) -> str:
     """The section that says how to do it again."""
-    about = ([("model", _public(run.model))] if run.model else []) + [(k, _public(v)) for k, v in run.about.items()]
+    about = ([("model", public(run.model))] if run.model else []) + [(k, public(v)) for k, v in run.about.items()]
     rows = [
-        f"<tr>{cell(_public(name), 'text')}{cell('–' if count is None else f'{count:,}', 'number')}</tr>"
+        f"<tr>{cell(public(name), 'text')}{cell('–' if count is None else f'{count:,}', 'number')}</tr>"
         for name, count in run.data
     ]
     return section(
@@ -84,21 +80,9 @@ def command_of(run: Run) -> list[str]:
         if SECRET.search(name) or value is None:
             continue
         values = value if isinstance(value, list | tuple) else [value]
-        words += [f"--{name}", *(_public(_word(each)) for each in values)]
+        words += [f"--{name}", *(public(_word(each)) for each in values)]
     return words
 
 
 def _word(value: Any) -> str:
-    return json.dumps(_open(value), default=str) if isinstance(value, Mapping) else str(value)
-
-
-def _open(value: Any) -> Any:
-    """Nested settings without the secret ones."""
-    if isinstance(value, Mapping):
-        return {name: _open(each) for name, each in value.items() if not SECRET.search(str(name))}
-    return [_open(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _public(text: str) -> str:
-    """A text without what a URI may hold to log in with."""
-    return _QUERY.sub(r"\1…", _LOGIN.sub(r"\1…@", text))
+    return json.dumps(public_values(value), default=str) if isinstance(value, Mapping) else str(value)

@@ -26,6 +26,7 @@ from raybge.search.identity import model_identity
 from raybge.search.pipeline import Embedder, Passages, Queries
 from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
 from raybge.search.store import Store, digest
+from raybge.secrets import public
 from raybge.shared import check_shared
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
@@ -88,7 +89,7 @@ def check_apart(path: str, flag: str, sources: Sequence[Source]) -> None:
 
 
 def _place(path: str) -> str:
-    return path if "://" in path else os.path.realpath(filesystem(path)[1])
+    return public(path) if "://" in path else os.path.realpath(filesystem(path)[1])
 
 
 def describe_model(options: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from raybge.arguments import MineArguments, TrainArguments, TuneArguments
 from raybge.checkpoints import HIDDEN
 from raybge.errors import UserError
 from raybge.flags import Flag, build, declared, given, read_config
+from raybge.secrets import public_values
 from raybge.tuning import population
 from raybge.tuning.space import Domain
 
@@ -155,8 +156,7 @@ def commands(task: Task, history: Sequence[tuple[int, Mapping[str, Any]]]) -> li
 
 def _flag_words(flags: Mapping[str, Any]) -> list[str]:
     words = []
-    for name, value in flags.items():
-        if name != "token":
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    for name, value in public_values(flags).items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
     return words

@@ -54,10 +54,15 @@ class Search:
     def run(self) -> list[Trial]:
         """Run, or continue, to the end; all trials in the order in which they were drawn."""
         from ray import tune
+        from ray.tune.execution import class_cache
 
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         # Written after each change: what is not there is done again when a search is continued.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
+        # Ray Tune would hand them to trials in a way that Ray logs; a node has its own, as for any other command.
+        class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+            name for name in list(class_cache.ENV_VARS_TO_PROPAGATE) if name.startswith("AWS_")
+        )
         trainable = tune.with_parameters(run_trial, task=self.task)
         # A trial's actor only waits for its training workers. It takes no CPU from them; of nothing Ray makes no group.
         needs = population.resources(self.task.runs, head_address()) if self.task.pauses else {"memory": 1}

@@ -1,0 +1,246 @@
+"""What logs in somewhere is seen nowhere: not on the screen, in a log, a file that a run leaves, or Ray's own lists."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import hypothesis
+import hypothesis.strategies as st
+import pyarrow.fs as pafs
+import pytest
+
+from raybge import cli, encode, mine, tune
+from raybge.arguments import EncodeArguments, MineArguments, TrainArguments, TuneArguments
+from raybge.data.datasets import arrange
+from raybge.data.files import list_files
+from raybge.data.groups import parse_group
+from raybge.data.survey import survey
+from raybge.errors import UserError
+from raybge.flags import build, declared
+from raybge.model.card import Card
+from raybge.report.page import page
+from raybge.report.run import Run, what_was_run
+from raybge.search.tally import Tally
+from raybge.secrets import SECRET, public, public_values
+from raybge.tuning.flags import commands, own_command, trained
+from raybge.tuning.trial import Task
+
+CANARY = "c4n4ry"
+URI = f"s3://AKIA{CANARY}:{CANARY}%2Fkey@bucket/groups.jsonl?region=eu&sas_token={CANARY}"
+AZURE = f"abfs://:{CANARY}@account/groups.jsonl?account_key={CANARY}"
+
+
+@hypothesis.given(
+    key=st.text(min_size=1, max_size=8),
+    secret=st.text(min_size=1, max_size=8).map(lambda text: f"{text}{CANARY}"),
+    around=st.sampled_from(["{}", "--train_data: {} is not there", "OSError('{}')\n{} and {}"]),
+)
+def test_no_login_of_a_uri_is_left(key, secret, around):
+    login = f"{quote(key, safe='')}:{quote(secret, safe='')}@"
+    uri = f"s3://{login}bucket/a/b.jsonl?region=x"
+    seen = public(around.replace("{}", uri))
+    assert CANARY not in seen and seen.count("bucket/a/b.jsonl?region=x") == around.count("{}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/a@b.jsonl", "data/a@b.jsonl", "file:///a@b", "a: b@c", "s3://bucket/x?region=eu", "https://h:80/a"],
+)
+def test_what_is_no_login_stays(text):
+    assert public(text) == text
+
+
+def test_a_key_that_nobody_escaped():
+    assert CANARY not in public(f"cannot parse s3://AKIA:abc/{CANARY}/def@bucket/x")
+
+
+# --- screen and log ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [UserError, RuntimeError])
+def test_neither_screen_nor_log_has_a_login(error, capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def command(arguments, screen):
+        screen.say(f"reads {arguments.input_file}")
+        raise error(f"{arguments.input_file} cannot be read")
+
+    argv = ["--model_name_or_path", "m", "--input_file", URI, "--output_file", "o.jsonl"]
+    assert cli.run(MineArguments, command, "mine", argv) == (2 if error is UserError else 1)
+    said = "".join(capfd.readouterr())
+    logged = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert said.count("bucket/groups.jsonl") == 2 and CANARY not in said + logged
+    assert error is UserError or "bucket/groups.jsonl" in logged
+
+
+def test_an_error_has_no_login_in_a_program_either():
+    assert CANARY not in repr(UserError(f"--train_data: {URI} is not there"))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The bucket of URI is a folder of this machine."""
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "groups.jsonl").write_text('{"query": "q", "pos": "p"}\n' * 3 + "no JSON\n")
+
+    class Stores:
+        @staticmethod
+        def from_uri(uri):
+            _, _, path = uri.partition("?")[0].partition("://")
+            return pafs.LocalFileSystem(), str(tmp_path / path.rpartition("@")[2])
+
+    monkeypatch.setattr(pafs, "FileSystem", Stores)
+    return tmp_path / "bucket"
+
+
+def test_a_file_is_called_without_its_login_and_opened_with_it(bucket):
+    (file,) = list_files(URI, "--f")
+    assert file.path == URI and file.name == public(URI) and CANARY not in file.name
+    (inside,) = list_files(URI.replace("/groups.jsonl", ""), "--f")
+    assert CANARY in inside.path and CANARY not in inside.name + inside.folder
+
+
+def test_a_survey_names_rows_and_counts_without_the_login(bucket, tmp_path):
+    files = list_files(URI, "--f")
+    with pytest.raises(UserError) as error:
+        survey(files, 100, parse_group)
+    assert "groups.jsonl?region=eu" in str(error.value) and CANARY not in str(error.value)
+    found = survey(files, 100, parse_group, "skip", str(tmp_path / "cache"))
+    assert [*found.rows_by_file()] == [public(URI)]
+    assert CANARY not in "".join(path.read_text() for path in (tmp_path / "cache").iterdir())
+    weighted = arrange(found, 100, weights={URI: 3.0})  # the flag is what the person has written
+    assert weighted.mixture.total_F.tolist() == [9] and CANARY not in repr(weighted)
+
+
+def flags_of(arguments) -> dict:
+    """Each flag that takes a text: a URI with a login, and for those that are secret a secret."""
+    given = {}
+    for name, f in declared(arguments).items():
+        if f.kind == "str" and not f.choices and not f.transformers and not f.unbuilt:
+            given[name] = CANARY if SECRET.search(name) else [URI, AZURE] if f.many else URI
+    return given
+
+
+@pytest.mark.parametrize("arguments", [MineArguments, EncodeArguments])
+def test_what_lies_beside_an_output_has_no_login(arguments, tmp_path):
+    """OUTPUT.meta.json, with its options."""
+    given = build(arguments, {**flags_of(arguments), "output_file": str(tmp_path / "out")})
+    if arguments is MineArguments:
+        mine._write_meta(given, "model", None, {"rows": 1}, Tally())
+    else:
+        encode._write_meta(given, "model", SimpleNamespace(width=3, ranges_2D=None), {"rows": 1})
+    written = (tmp_path / "out.meta.json").read_text()
+    assert json.loads(written)["options"]["input_file"] != [] and "bucket" in written and CANARY not in written
+
+
+def test_cards_and_reports_have_no_login_and_no_secret():
+    given = {**flags_of(TrainArguments), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
+    run = Run("train", given, URI, [(URI, 3)], {"place": AZURE})
+    said = page("title", what_was_run(run))
+    card = Card(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
+    assert CANARY not in said and "bucket/groups.jsonl" in said
+    assert CANARY not in card and "groups.jsonl" in card
+
+
+def test_a_search_keeps_and_shows_no_secret(tmp_path):
+    given = {**flags_of(TuneArguments), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
+    arguments = build(TuneArguments, {name: value for name, value in given.items() if name != "mine_config"})
+    flags = trained(arguments)
+    assert flags["token"] == CANARY and URI in flags["train_data"]  # a trial needs both
+    tune._begin(arguments, {}, flags, tmp_path / "out")
+    written = "".join(path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert "bucket/groups.jsonl" in written and CANARY not in written
+    words = sum(commands(Task(flags, "f", 1, "s", {"candidate_pool": [URI]}), [(0, {})]), own_command(arguments))
+    assert "bucket/groups.jsonl" in " ".join(words) and CANARY not in " ".join(words)
+
+
+def test_settings_lose_what_is_secret_at_any_depth():
+    settings = {"token": CANARY, "a": [{"hub_token": CANARY, "at": URI}, (AZURE, 3, None)], "tokens": 5}
+    seen = public_values(settings)
+    assert CANARY not in repr(seen) and seen["tokens"] == 5 and seen["a"][1][1:] == [3, None]
+
+
+# --- processes and Ray ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--token", CANARY], [f"--token={CANARY}"]], ids=["two words", "one word"])
+def test_other_processes_do_not_see_the_token(words):
+    """`ps` shows a command line, and so does Ray's list of jobs. The process stays the same one."""
+    script = (
+        "import json, os, sys; from raybge.secrets import command_line; words = command_line()\n"
+        "print(json.dumps([os.getpid(), words, open('/proc/self/cmdline').read(), dict(os.environ)]))"
+    )
+    argv = [sys.executable, "-c", script, "--seed", "3", *words, "--dry_run"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        pid, found, shown, environment = json.loads(process.communicate()[0])
+    assert pid == process.pid
+    assert found == ["--seed", "3", "--dry_run", *words]  # as a command line, the same
+    assert CANARY not in shown and CANARY not in repr(environment)
+
+
+def test_what_ray_train_shows_of_a_run_has_no_token():
+    from ray.train.v2._internal.state.schema import _to_json_serializable_value
+
+    from raybge.worker_config import WorkerConfig
+
+    nothing = dict.fromkeys(field.name for field in fields(WorkerConfig))
+    config = WorkerConfig(**{**nothing, "learning": SimpleNamespace(encoder={"token": CANARY}), "card": {"at": URI}})
+    assert CANARY not in repr(_to_json_serializable_value({"worker": config}))
+
+
+def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
+    """Trials see the environment of their node, as every other process that Ray starts there."""
+    from ray import tune as ray_tune
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    from raybge.tuning.search import Search
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+    monkeypatch.setattr(ray_tune, "with_parameters", lambda trainable, **_: trainable)
+    found = []
+
+    class Tuner:
+        can_restore = staticmethod(lambda place: False)
+
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            found.append(_ActorClassCache().get(dict)._default_options["runtime_env"])
+
+    monkeypatch.setattr(ray_tune, "Tuner", Tuner)
+    given = {"model_name_or_path": "m", "train_data": "d", "output_dir": str(tmp_path)}
+    task = SimpleNamespace(pauses=False, runs=1)
+    Search(build(TuneArguments, given), {}, task, Path(tmp_path), print).run()
+    assert found[0]["env_vars"] and CANARY not in repr(found)
+
+
+def test_a_real_run_leaves_no_secret(tmp_path, tiny_model):
+    """Training with a token, keys in the environment and checkpoints: every file of the run, its logs and Ray's."""
+    rows = [{"query": f"ak {i}", "pos": [f"al {i}"], "neg": ["am"]} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tmp").mkdir()
+    # Ray's sockets lie below its folder, and their names may have 107 characters
+    ray_folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    secret = {"HF_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "AZURE_STORAGE_KEY": CANARY}
+    environment = {**os.environ, **secret, "TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": str(ray_folder)}
+    asked = f"--model_name_or_path {tiny_model} --train_data {tmp_path}/rows.jsonl --output_dir {tmp_path}/out --token "
+    asked += f"{CANARY} --per_device_train_batch_size 2 --num_train_epochs 1 --save_steps 1 --num_workers 1"
+    command = [sys.executable, "-m", "raybge.train", *asked.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    files = [path for top in (tmp_path, ray_folder) for path in top.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert done.returncode == 0, done.stderr
+    assert {"README.md", "report.html", "trainer_state.json", "optimizer.pt", "raylet.out", "gcs_server.out"} <= names
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert CANARY not in done.stdout + done.stderr
+    subprocess.run(["rm", "-rf", str(ray_folder)], check=True)
