@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
@@ -161,7 +162,7 @@ def as_json(value: str) -> Any:
         found = json.loads(value if value.lstrip().startswith("{") else Path(value).read_text())
     except OSError as error:
         raise UserError(f"cannot read {value}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{value} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{value}: expected a JSON object, found {type(found).__name__}")
@@ -200,10 +201,17 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
+def _fraction(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError(text)  # it would pass every check of a range
+    return value
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     "bool": _boolean,
     "int": int,
-    "float": float,
+    "float": _fraction,
     "str": str,
     "json": as_json,
 }
@@ -229,7 +237,7 @@ def _convert(f: Flag, value: Any) -> Any:
     """`value`, from YAML or Python, as the kind that the flag has."""
     if isinstance(value, Path):
         value = str(value)
-    if value is None or (f.transformers and not isinstance(value, str)):
+    if value is None or (f.transformers and not isinstance(value, str) and (f.many or f.kind in ("str", "json"))):
         return value  # TrainingArguments checks its own objects
     if f.many:
         value = list(value) if isinstance(value, list | tuple) else [value]
@@ -241,7 +249,8 @@ def _convert(f: Flag, value: Any) -> Any:
         raise UserError(f"--{f.name} takes {_article(f.kind)}, found «{value}»") from None
     if f.kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # YAML reads `num_workers: 2` as a number
-    if not isinstance(value, EXPECTED[f.kind]) or (isinstance(value, bool) and f.kind in ("int", "float")):
+    wrong = (isinstance(value, bool) and f.kind in ("int", "float")) or (isinstance(value, float) and math.isnan(value))
+    if not isinstance(value, EXPECTED[f.kind]) or wrong:
         raise UserError(f"--{f.name} takes {_article(f.kind)}, found {value!r}")
     if f.choices and value not in f.choices:
         raise UserError(f"--{f.name} takes one of {', '.join(f.choices)}, found «{value}»")
@@ -265,10 +274,11 @@ def read_config(path: str | None, flags: Mapping[str, Flag], option: str = "--co
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        # YAML lets some of what its values raise pass: 2020-99-99 is no date
         raise UserError(f"{option} {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{option} {path}: expected lines `flag: value`")

@@ -67,7 +67,7 @@ def check(arguments: MineArguments, embedded: bool) -> Sampling:
 
 
 def _range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text.strip())
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
             "--range_for_sampling takes two ranks lo-hi with lo below hi, such as 2-200 (0-based, lo to "

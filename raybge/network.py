@@ -11,12 +11,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import sys
 from typing import Any
 
 import psutil
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from torch.distributed import TCPStore
+from torch.distributed.rendezvous import _create_c10d_store
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
@@ -52,10 +54,10 @@ def choose_interface() -> None:
 def stay_on_this_machine() -> None:
     """Have torch's store listen at this node's address in Ray alone where that is a loopback address."""
     import ray
-    from torch.distributed import rendezvous
 
     if ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        rendezvous.TCPStore = loopback_store
+        # torch.distributed.rendezvous, as an attribute, is a function of that name
+        sys.modules[_create_c10d_store.__module__].TCPStore = loopback_store  # type: ignore[attr-defined]
 
 
 def loopback_store(host_name: str, port: int, world_size: int, is_master: bool, **more: Any) -> TCPStore:

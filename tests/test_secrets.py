@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,18 +230,19 @@ def test_a_real_run_leaves_no_secret(tmp_path, tiny_model):
     rows = [{"query": f"ak {i}", "pos": [f"al {i}"], "neg": ["am"]} for i in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tmp").mkdir()
-    # Ray's sockets lie below its folder, and their names may have 107 characters
-    ray_folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     secret = {"HF_TOKEN": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "AZURE_STORAGE_KEY": CANARY}
-    environment = {**os.environ, **secret, "TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": str(ray_folder)}
+    environment = {**os.environ, **secret, "TMPDIR": str(tmp_path / "tmp")}
     asked = f"--model_name_or_path {tiny_model} --train_data {tmp_path}/rows.jsonl --output_dir {tmp_path}/out --token "
     asked += f"{CANARY} --per_device_train_batch_size 2 --num_train_epochs 1 --save_steps 1 --num_workers 1"
     command = [sys.executable, "-m", "raybge.train", *asked.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    files = [path for top in (tmp_path, ray_folder) for path in top.rglob("*") if path.is_file()]
-    names = {path.name for path in files}
+    # of few letters: the names of Ray's sockets may have 107
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as ray_folder:
+        environment["RAY_TMPDIR"] = ray_folder
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        tops = tmp_path, Path(ray_folder)
+        found = {path: path.read_bytes() for top in tops for path in top.rglob("*") if path.is_file()}
     assert done.returncode == 0, done.stderr
+    names = {path.name for path in found}
     assert {"README.md", "report.html", "trainer_state.json", "optimizer.pt", "raylet.out", "gcs_server.out"} <= names
-    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert [path for path, content in found.items() if CANARY.encode() in content] == []
     assert CANARY not in done.stdout + done.stderr
-    subprocess.run(["rm", "-rf", str(ray_folder)], check=True)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from raybge.data.files import BUFFER, SPACE, SourceFile, list_files, open_stream
 from raybge.data.groups import RowError
-from raybge.errors import UserError
+from raybge.errors import UserError, first_line
 
 __all__ = ["BadRow", "Block", "Row", "RowError", "SourceFile", "cut", "list_files", "read_block", "read_rows", "scan"]
 
@@ -224,24 +224,30 @@ def _compressed_elements(stream: pa.NativeFile, kind: str) -> Iterator[Element]:
     try:
         for offset, data in _lines(stream, 0, _END):
             yield offset, _line_text(offset, data)
-    except OSError as err:  # pyarrow's word for a stream that is cut short or damaged
-        yield (
-            offset,
-            RowError("", f"must be part of a whole {kind} file, found damage at or after this row ({err})"),
-        )
+    except OSError as err:
+        yield offset, _damaged(kind, err)
 
 
 def _parquet_elements(stream: pa.NativeFile, block: Block) -> Iterator[Element]:
-    table = pq.ParquetFile(stream)
-    number = sum(table.metadata.row_group(group).num_rows for group in range(block.start))
-    for batch in table.iter_batches(batch_size=1024, row_groups=list(range(block.start, block.stop))):
-        try:
-            rows: list[Any] = batch.to_pylist()
-        except UnicodeDecodeError:  # one bad text would hide the other rows
-            rows = [_one_row(batch, at) for at in range(batch.num_rows)]
-        for raw in rows:
-            yield number, raw if isinstance(raw, RowError) else _json_text(raw)
-            number += 1
+    number = 0
+    try:
+        table = pq.ParquetFile(stream)
+        number = sum(table.metadata.row_group(group).num_rows for group in range(block.start))
+        for batch in table.iter_batches(batch_size=1024, row_groups=list(range(block.start, block.stop))):
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (ValueError, OverflowError):  # one bad value would hide the other rows
+                rows = [_one_row(batch, at) for at in range(batch.num_rows)]
+            for raw in rows:
+                yield number, raw if isinstance(raw, RowError) else _json_text(raw)
+                number += 1
+    except (OSError, pa.ArrowException) as err:
+        yield number, _damaged("Parquet", err)
+
+
+def _damaged(kind: str, err: Exception) -> RowError:
+    """pyarrow's word for a file that is cut short or damaged."""
+    return RowError("", f"must be part of a whole {kind} file, found damage at or after this row ({first_line(err)})")
 
 
 def _one_row(batch: pa.RecordBatch, at: int) -> dict[str, Any] | RowError:
@@ -249,6 +255,8 @@ def _one_row(batch: pa.RecordBatch, at: int) -> dict[str, Any] | RowError:
         return batch.slice(at, 1).to_pylist()[0]
     except UnicodeDecodeError as err:
         return RowError("", f"must be UTF-8 text, found byte 0x{err.object[err.start]:02x}")
+    except (ValueError, OverflowError) as err:  # a date beyond Python's
+        return RowError("", f"must hold what JSON can say ({first_line(err)})")
 
 
 def _json_text(raw: dict[str, Any]) -> str | RowError:

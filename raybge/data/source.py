@@ -142,7 +142,10 @@ def _unpack_array(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -
 
 
 def _unpack_parquet(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
-    groups = pq.read_metadata(packed).num_row_groups
+    try:
+        groups = pq.read_metadata(packed).num_row_groups
+    except (OSError, pa.ArrowException) as err:
+        raise UserError(f"{file.name} is not a whole Parquet file ({err})") from err
     for row, text in scan(file, Block(0, 0, groups), dict):
         if isinstance(row, BadRow):
             raise UserError(f"{file.name}:{row.line}: the row {row.expected}")

@@ -1,0 +1,212 @@
+"""Command lines, files of flags, ranges and search spaces: taken as they were meant, or refused by the flag's name."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import yaml
+from hypothesis import assume, given, settings
+from inputs import INPUTS, tried
+
+from raybge.arguments import EncodeArguments, EvaluateArguments, MergeArguments, MineArguments, TrainArguments
+from raybge.cluster import _count
+from raybge.errors import UserError
+from raybge.flags import MISSING, Flag, build, declared, parse
+from raybge.mining_flags import _range
+from raybge.training_flags import check as check_training
+from raybge.tuning import space
+
+FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+COMMANDS = (MineArguments, TrainArguments, EvaluateArguments, MergeArguments, EncodeArguments)
+FLAGS = {command: declared(command) for command in COMMANDS}
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+WORDS = "- -- -1 1 0 1.5 1e3 nan inf -inf 1_0 ١ True false yes None {} [1] / a/b 2-8 8-2 = x=y".split()
+WORDS += ["", " ", "9" * 5000, "9" * 20, '{"a": 1}', "{" * 9, '{"a":' * 5000, "\0"]
+odd = st.sampled_from(WORDS)
+words = st.one_of(odd, texts)
+
+
+def meant(f: Flag, word: str) -> tuple[bool, object]:
+    """(whether the word is a value of the flag, the value)."""
+    if f.kind == "bool":
+        lower = word.lower()
+        return lower in ("true", "false", "1", "0", "yes", "no"), lower in ("true", "1", "yes")
+    if f.kind in ("int", "float"):
+        try:
+            value = int(word) if f.kind == "int" else float(word)
+        except ValueError:
+            return False, None
+        return not (isinstance(value, float) and math.isnan(value)), value
+    if f.kind == "json":
+        try:
+            value = json.loads(word) if word.lstrip().startswith("{") else None
+        except (ValueError, RecursionError):
+            value = None
+        return isinstance(value, dict), value
+    return f.choices is None or word in f.choices, word
+
+
+def required(command: type) -> dict:
+    asked = [f for f in FLAGS[command].values() if f.default is MISSING]
+    given = {f.name: f.choices[0] if f.choices else "x" for f in asked}
+    return {name: [value] if FLAGS[command][name].many else value for name, value in given.items()}
+
+
+def as_words(values: dict) -> list[str]:
+    return [w for name, v in values.items() for w in (f"--{name}", *(v if isinstance(v, list) else [str(v)]))]
+
+
+@settings(max_examples=INPUTS * 10 // 100)
+@given(data=st.data(), command=st.sampled_from(COMMANDS), equals=st.booleans())
+def test_a_flag_with_any_word(data, command, equals):
+    """On the command line and in Python."""
+    f = FLAGS[command][data.draw(st.sampled_from([*FLAGS[command]]))]
+    assume(f.name not in ("config", "output_dir") and not f.refused and not f.unbuilt)
+    good = {"int": "3", "float": "0.5", "bool": "no", "json": '{"b": 2}', "str": f.choices[-1] if f.choices else "t"}
+    word = data.draw(st.one_of(words, st.just(good[f.kind])))
+    assume(equals or not word.startswith("-"))  # else it reads as a flag
+    assume(word != "--")  # which argparse takes out, here too
+    with tried("a flag with any word"):
+        right, value = meant(f, word)
+        others = {name: v for name, v in required(command).items() if name != f.name}
+        argv = [*as_words(others), *([f"--{f.name}={word}"] if equals else [f"--{f.name}", word])]
+        for in_python in (False, True):
+            try:
+                found = build(command, {**others, f.name: word}) if in_python else parse(command, argv, "p")
+            except UserError as error:
+                assert not right, error
+                assert f"--{f.name}" in str(error)
+            else:
+                assert right
+                seen = {**vars(found), **getattr(found, "training", {})}[f.name]
+                assert seen == ([value] if f.many else value) and type(seen) is type([value] if f.many else value)
+
+
+@settings(max_examples=INPUTS * 6 // 100)
+@given(data=st.data(), command=st.sampled_from(COMMANDS))
+def test_any_words(data, command):
+    names = st.sampled_from(
+        [f"--{name}" for name in FLAGS[command]] + ["--help", "--help-all", "-h", "--", "--x", "-x"]
+    )
+    argv = data.draw(st.lists(st.one_of(names, words), max_size=6))
+    if data.draw(st.booleans()):
+        argv += as_words(required(command))
+    with tried("command lines"), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            found = parse(command, argv, "p")
+        except UserError as error:
+            assert str(error)
+        except SystemExit as ended:
+            assert ended.code == 0 and {"--help", "--help-all", "-h"} & set(argv)
+        else:
+            assert isinstance(found, command)
+
+
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.dates(), st.binary(max_size=3), odd),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+YAML = ["&a [*a]", "a: *b", "{", "- x", "a: 2020-99-99", "a: !!int x", "? [1]\n: 2", "a: 0x", "a: 1e400", "[" * 99]
+YAML += ["a: 99999999999999-01-01", "a: !!timestamp x", "<<: 1", "\x00", "\ufeffa: 1", "a: 12:99", "a: !!float x"]
+YAML += ["a: !!python/object/apply:os.system [x]"]
+
+
+@settings(max_examples=INPUTS * 6 // 100)
+@given(data=st.data(), command=st.sampled_from(COMMANDS))
+def test_files_of_flags(data, command):
+    """Flags by YAML: checked as those of the command line, then by what trains."""
+    given = data.draw(st.dictionaries(st.one_of(st.sampled_from([*FLAGS[command]]), texts), plain, max_size=3))
+    for name in ("config", "report_to"):  # the latter imports what reports
+        given.pop(name, None)
+    text = data.draw(st.one_of(st.just(yaml.safe_dump({**required(command), **given})), st.sampled_from(YAML), texts))
+    encoding = data.draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "latin-1"]))
+    path = Path(FOLDER.name) / "run.yaml"
+    path.write_bytes(text.encode(encoding, "replace"))
+    with tried("files of flags"):
+        try:
+            found = parse(command, ["--config", str(path)], "p")
+            if command is TrainArguments:
+                check_training(found)
+        except UserError as error:
+            assert str(error)
+        else:
+            assert isinstance(found, command)
+
+
+# --- ranges and numbers -----------------------------------------------------------------------------------------------
+
+figures = st.one_of(
+    st.integers(0, 300).map(str), st.sampled_from(["", "-1", "9" * 5000, "١", "1_0", "1.0", " 1", "0x1"])
+)
+ranges = st.one_of(st.builds("{}-{}".format, figures, figures), st.builds("{} - {}".format, figures, figures), words)
+
+
+@settings(max_examples=INPUTS * 3 // 100)
+@given(text=ranges)
+def test_range_for_sampling(text):
+    with tried("--range_for_sampling"):
+        low, _, high = text.strip().partition("-")
+        plain = all(part and set(part) <= set("0123456789") and len(part) < 4000 for part in (low, high))
+        right = plain and int(low) < int(high) < 2**62
+        try:
+            found = _range(text)
+        except UserError as error:
+            assert not right and "--range_for_sampling" in str(error)
+        else:
+            assert right and found == (int(low), int(high))
+
+
+@settings(max_examples=INPUTS * 2 // 100)
+@given(text=st.one_of(figures, ranges))
+def test_num_workers(text):
+    with tried("--num_workers"):
+        try:
+            found = _count(text)
+        except UserError as error:
+            assert "--num_workers" in str(error)
+            assert not (text and set(text) <= set("123456789") and len(text) < 10)
+        else:
+            assert found and found >= 1 and int(text) == found
+
+
+names = st.sampled_from(
+    "learning_rate temperature train_group_size lr_scheduler_type normlized seed output_dir x".split()
+)
+functions = st.sampled_from([*space.FUNCTIONS, "normal", ""])
+items = st.one_of(
+    st.floats().map(repr), st.integers(-9, 99).map(str), st.text(max_size=3).map(json.dumps), words, st.just("linear")
+)
+domains = st.builds(
+    lambda name, function, values, mark, end: f"{name}={function}({mark.join(values)}{end}",
+    names,
+    functions,
+    st.lists(items, max_size=4),
+    st.sampled_from([",", " , ", ";"]),
+    st.sampled_from([")", ")", ")", "", "))"]),
+)
+
+
+@settings(max_examples=INPUTS * 6 // 100)
+@given(text=st.one_of(domains, domains.map(lambda d: d + " " + d.replace("learning", "")), words))
+def test_search_spaces(text):
+    """What is taken means the same when it is written and read again, and only values that the flag can have."""
+    flags = FLAGS[TrainArguments]
+    with tried("search spaces"):
+        try:
+            found = space.parse([text], flags)
+        except UserError as error:
+            assert str(error).startswith("--search: ") and str(error).splitlines()[-1].strip("　 ") == "^"
+        else:
+            again = space.parse([f"{name}={domain}" for name, domain in found.items()], flags)
+            assert again == found
+            for name, domain in found.items():
+                for value in domain.arguments:
+                    build(TrainArguments, {**required(TrainArguments), name: value})
+                    assert not isinstance(value, float) or math.isfinite(value)

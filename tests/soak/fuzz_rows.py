@@ -1,0 +1,218 @@
+"""What a row must look like: accepted as a check written here has it, or refused with the field's name."""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+from inputs import INPUTS, tried
+
+from raybge.data.groups import (
+    RowError,
+    parse_document,
+    parse_example,
+    parse_group,
+    parse_judged,
+    parse_passage,
+    parse_scored_group,
+    row_id,
+)
+from raybge.data.qrels import parse_query, read_qrels
+from raybge.errors import UserError
+
+FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+
+texts = st.one_of(st.text(max_size=4), st.sampled_from(["", " ", "\n", "\u2028", "\u200b", "a", "0", "é", "\0", "nan"]))
+numbers = st.one_of(
+    st.integers(-2, 3), st.floats(), st.sampled_from([1e38, 1e39, 10**400, -(10**400), True, False, 1.0])
+)
+anything = st.recursive(
+    st.one_of(st.none(), texts, numbers),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=5,
+)
+lists = st.one_of(st.lists(texts, max_size=4), st.lists(numbers, max_size=4), st.lists(anything, max_size=3))
+FIELDS = "query pos neg prompt pos_scores neg_scores text content title _id id grades positive input output x".split()
+rows = st.dictionaries(st.sampled_from(FIELDS), st.one_of(texts, lists, anything), max_size=8)
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """With the field's name."""
+
+
+def need(good: bool, field: str) -> None:
+    if not good:
+        raise Refused(field)
+
+
+def is_text(value: object) -> bool:
+    return type(value) is str and len(value.strip()) > 0
+
+
+def text(row: dict, field: str) -> str:
+    need(is_text(row.get(field)), field)
+    return row[field]
+
+
+def many(row: dict, field: str) -> tuple:
+    value = row.get(field)
+    value = value if type(value) is list else [value]
+    need(len(value) > 0 and all(map(is_text, value)), field)
+    return tuple(value)
+
+
+def prompt(row: dict) -> str | None:
+    need(row.get("prompt") is None or type(row["prompt"]) is str, "prompt")
+    return row.get("prompt")
+
+
+def scores(row: dict, field: str, count: int) -> tuple:
+    value = row.get(field)
+    if count == 0 and (value is None or value == []):
+        return ()
+    value = value if type(value) is list else [value]
+    need(len(value) == count, field)
+    for each in value:
+        need(type(each) in (int, float) and -1e38 < each < 1e38, field)
+    return tuple(float(each) for each in value)
+
+
+def group(row: dict) -> tuple:
+    found = text(row, "query"), many(row, "pos")
+    neg = () if row.get("neg") is None or row["neg"] == [] else many(row, "neg")
+    return (*found, neg, prompt(row))
+
+
+def scored(row: dict) -> tuple:
+    query, pos, neg, own = group(row)
+    return query, pos, neg, own, scores(row, "pos_scores", len(pos)), scores(row, "neg_scores", len(neg))
+
+
+def judged(row: dict) -> tuple:
+    field = "positive" if "pos" not in row and "positive" in row else "pos"
+    pos = many(row, field)
+    query, own = text(row, "query"), prompt(row)
+    grades = row.get("grades")
+    if grades is None:
+        return query, pos, own, ()
+    grades = grades if type(grades) is list else [grades]
+    need(len(grades) == len(pos) and all(type(each) is int for each in grades), "grades")
+    return query, pos, own, tuple(grades)
+
+
+def identity(row: dict) -> str:
+    field = "_id" if "_id" in row else "id"
+    need(type(row.get(field)) is int or is_text(row.get(field)), field)
+    return str(row[field])
+
+
+def passage(row: dict) -> str:
+    return text(row, "content" if "content" in row and "text" not in row else "text")
+
+
+def document(row: dict) -> tuple:
+    if is_text(row.get("title")):
+        body = row["title"] + " " + row["text"] if type(row.get("text")) is str else row["title"]
+        return (body.strip() if type(row.get("text")) is str else body), identity(row)
+    return passage(row), identity(row)
+
+
+def query(row: dict) -> tuple:
+    return text(row, "query" if "query" in row else "text"), prompt(row) and None, identity(row)
+
+
+CHECKS = {
+    parse_group: (group, lambda g: (g.query, g.pos, g.neg, g.prompt)),
+    parse_scored_group: (scored, lambda g: (g.query, g.pos, g.neg, g.prompt, g.pos_scores, g.neg_scores)),
+    parse_judged: (judged, lambda g: (g.query, g.pos, g.prompt, g.grades)),
+    parse_passage: (passage, lambda found: found),
+    parse_document: (document, lambda found: (str(found), found.id)),
+    parse_example: (lambda row: (text(row, "input"), text(row, "output")), lambda found: found),
+    parse_query: (query, lambda found: (str(found), None, found.id)),
+    row_id: (identity, lambda found: found),
+}
+
+
+@settings(max_examples=INPUTS * 20 // 100)
+@given(row=rows, parse=st.sampled_from([*CHECKS]))
+def test_rows(row, parse):
+    with tried("rows"):
+        reference, shown = CHECKS[parse]
+        try:
+            expected = reference(row)
+        except Refused as refused:
+            expected = refused
+        try:
+            found = parse(row)
+        except RowError as error:
+            assert isinstance(expected, Refused), error
+            assert error.field in {"query", "pos", "prompt", str(expected)}
+            # where several fields are wrong, any of them may be named; a row of this field alone would be refused too
+            assert error.expected.startswith("must be")
+        else:
+            assert not isinstance(expected, Refused), expected
+            assert shown(found) == expected
+
+
+# --- judgements -------------------------------------------------------------------------------------------------------
+
+words = st.one_of(st.sampled_from(["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", ""]), texts)
+spaces = st.sampled_from([" ", "\t", "  "])
+judgements = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st.lists(words, max_size=5)), max_size=5)
+
+
+def reference_qrels(data: str) -> dict | None:
+    """None where a line is no judgement, where two contradict each other, or where nothing is relevant."""
+    found: dict = {}
+    for number, line in enumerate(data.splitlines()):
+        parts = line.split("\t") if line.count("\t") == 2 else line.split()
+        if not line.strip() or (number == 0 and parts[-1:] == ["score"]):
+            continue
+        if len(parts) not in (3, 4):
+            return None
+        try:
+            grade = int(parts[-1])
+        except ValueError:
+            return None
+        if "_" in parts[-1] or "+" in parts[-1]:
+            return None
+        key = parts[0].strip(), parts[-2].strip()
+        if found.setdefault(key, grade) != grade:
+            return None
+    return found if any(grade > 0 for grade in found.values()) else None
+
+
+@settings(max_examples=INPUTS * 5 // 100)
+@given(lines=judgements, raw=st.binary(max_size=6), mixed=st.booleans())
+def test_judgements(lines, raw, mixed):
+    with tried("files of judgements"):
+        data = "\n".join(lines).encode() + (raw if mixed else b"")
+        path = Path(FOLDER.name) / "qrels.tsv"
+        path.write_bytes(data)
+        expected = reference_qrels(data.decode("utf-8-sig", "replace"))
+        try:
+            found = read_qrels(str(path), "--qrels")
+        except UserError as error:
+            assert expected is None, error
+            assert "--qrels" in str(error) and str(path) in str(error)
+        else:
+            flat = {(query, document): grade for query, own in found.items() for document, grade in own.items()}
+            assert flat == expected
+
+
+def test_the_reference_knows_right_from_wrong():
+    row = {"query": "q", "pos": ["a"], "pos_scores": [1.0]}
+    assert scored(row) == ("q", ("a",), (), None, (1.0,), ())
+    for wrong in ({"pos_scores": [math.nan]}, {"pos_scores": [True]}, {"pos": []}, {"query": " "}):
+        try:
+            scored({**row, **wrong})
+        except Refused as refused:
+            assert str(refused) in wrong
+        else:
+            raise AssertionError(json.dumps(wrong))

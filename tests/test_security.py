@@ -1,0 +1,280 @@
+"""A model's folder is data: no code and no pickle of it is run unless asked for. Names in data are no paths. What a
+command starts on one machine listens to nobody else.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from tiny import make_classifier, make_tiny
+
+from raybge import arguments as all_arguments
+from raybge import network
+from raybge.data.files import list_files
+from raybge.data.groups import parse_group
+from raybge.data.qrels import join, parse_query, read_qrels
+from raybge.data.source import transcode
+from raybge.data.survey import survey
+from raybge.errors import UserError
+from raybge.flags import declared
+from raybge.model.encoder import Encoder
+from raybge.model.folder import FolderSettings
+from raybge.model.ingredients import Ingredient, tokenizer_of
+from raybge.model.loading import Source, load_tokenizer
+from raybge.model.lora import Lora
+from raybge.model.pretraining import load_pretraining_model
+from raybge.model.reranker import Reranker
+from raybge.model.weights import mapped_tensors
+from raybge.tuning.split import hold_out
+
+WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
+UNPICKLED = "ran"  # the file that a trap leaves
+
+
+class Trap:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self):
+        return open, (str(self.place / UNPICKLED), "w")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """An embedding model, adapters for it, a reranker."""
+    top = tmp_path_factory.mktemp("models")
+    make_tiny(top / "encoder", mask=True)
+    adapted = Encoder(str(top / "encoder"), lora=Lora(rank=2, alpha=4), devices="cpu")
+    adapted.save(top / "adapters")
+    make_classifier(top / "reranker")
+    return {name: top / name for name in ("encoder", "adapters", "reranker")}
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+OPEN = {
+    "encoder": lambda folder: Encoder(folder, devices="cpu"),
+    "reranker": lambda folder: Reranker(folder, devices="cpu"),
+    "pre-training": load_pretraining_model,
+    "examples of a merge": lambda folder: Ingredient.find(folder, "encoder", "--f").load("encoder"),
+    "merge": lambda folder: mapped_tensors(Path(folder)),
+    "adapters": lambda folder: Encoder(folder, devices="cpu"),
+    "adapters, trained further": lambda folder: Encoder(folder, devices="cpu", lora=Lora(rank=2, alpha=4)),
+}
+
+
+def as_pickle(folder: Path, to: Path, trap: Trap | None) -> str:
+    """A copy of a model with its weights, and with a trap among them, in a .bin."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(folder, to)
+    for was, name in ((WEIGHTS, "pytorch_model.bin"), (ADAPTERS, "adapter_model.bin")):
+        if (to / was).is_file():
+            torch.save({**load_file(to / was), **({"trap": trap} if trap else {})}, to / name)
+            (to / was).unlink()
+    return str(to)
+
+
+def model_for(way: str, models: dict[str, Path]) -> Path:
+    return models[next((name for name in models if way.startswith(name)), "encoder")]
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_no_pickle_is_run(way, models, tmp_path):
+    folder = as_pickle(model_for(way, models), tmp_path / "model", Trap(tmp_path))
+    with pytest.raises(UserError, match="load|tensors alone|do not fit"):
+        OPEN[way](folder)
+    assert not (tmp_path / UNPICKLED).exists()
+    torch.load(next(Path(folder).glob("*.bin")), weights_only=False)  # the trap is one
+    assert (tmp_path / UNPICKLED).exists()
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_weights_in_a_pickle_are_read(way, models, tmp_path):
+    OPEN[way](as_pickle(model_for(way, models), tmp_path / "model", None))
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+CODE = """
+from pathlib import Path
+import transformers
+
+Path({place!r}).touch()
+
+
+class TrapConfig(transformers.BertConfig):
+    model_type = "trap"
+
+
+class TrapModel(transformers.BertModel):
+    config_class = TrapConfig
+
+
+class TrapTokenizer(transformers.PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def with_code(folder: Path, to: Path, place: Path) -> str:
+    """A copy of a model whose configuration, model and tokenizer are of its own code, which leaves a file."""
+    shutil.copytree(folder, to)
+    (to / "trap.py").write_text(CODE.format(place=str(place)))
+    autos = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification")
+    own = {"AutoConfig": "trap.TrapConfig", **dict.fromkeys(autos, "trap.TrapModel")}
+    change(to / "config.json", model_type="trap", auto_map=own)
+    tokens = {"AutoTokenizer": [None, "trap.TrapTokenizer"]}
+    change(to / "tokenizer_config.json", tokenizer_class="TrapTokenizer", auto_map=tokens)
+    return str(to)
+
+
+def change(path: Path, **more) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+RUN = {
+    **{name: OPEN[name] for name in ("encoder", "reranker", "pre-training", "examples of a merge")},
+    "tokenizer": lambda folder: load_tokenizer(Source(folder, FolderSettings()), None, True),
+    "tokenizer of a merge": lambda folder: tokenizer_of(Ingredient.find(folder, "encoder", "--f")),
+}
+
+
+@pytest.mark.parametrize("way", RUN)
+def test_no_code_of_a_model_is_run(way, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # nobody is asked
+    folder = with_code(model_for(way, models), tmp_path / "model", tmp_path / UNPICKLED)
+    with pytest.raises(UserError):
+        RUN[way](folder)
+    assert not (tmp_path / UNPICKLED).exists()
+
+
+def test_code_is_run_when_asked_for(models, tmp_path):
+    folder = with_code(models["encoder"], tmp_path / "model", tmp_path / UNPICKLED)
+    Encoder(folder, devices="cpu", trust_remote_code=True)
+    assert (tmp_path / UNPICKLED).exists()
+
+
+def test_every_command_has_trust_off():
+    given = [vars(all_arguments)[name] for name in all_arguments.__all__ if name.endswith("Arguments")]
+    flags = [found["trust_remote_code"] for each in given if (found := declared(each)) and "trust_remote_code" in found]
+    assert len(flags) >= 8 and all(f.default is False for f in flags)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAMES = ["../../out", "/tmp/out", "..", "a/../../b", "~/x", "C:\\x", "s3://bucket/x", "\0", "..\n/x"]
+
+
+def everything(top: Path) -> set[Path]:
+    return {path for path in top.rglob("*") if path.is_file()}
+
+
+def test_a_files_name_chooses_no_place(tmp_path):
+    """Files that a folder or a bucket lists: what is unpacked of them lies in the run's own folder."""
+    data = tmp_path / "data" / "deep"
+    data.mkdir(parents=True)
+    packed = pa.Codec("zstd").compress(b'{"query": "q", "pos": "p"}\n', asbytes=True)
+    names = [
+        "a...jsonl.zst",
+        "a%2F..%2F..%2Fout.jsonl.zst",
+        "-rf.jsonl.zst",
+        "$(touch out).jsonl.zst",
+        "a\nb.jsonl.zst",
+    ]
+    for name in names:
+        (data / name).write_bytes(packed)
+    before = everything(tmp_path)
+    files = transcode(list_files(str(data), "--f"), str(tmp_path / "data" / "work"))
+    assert len(files) == len(names)
+    new = everything(tmp_path) - before
+    assert len(new) == len(names) and {path.parent for path in new} == {tmp_path / "data" / "work"}
+
+
+def test_ids_and_texts_of_rows_choose_no_place(tmp_path):
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    rows = [{"_id": name, "query": name, "text": name, "pos": name, "prompt": name, "name": name} for name in NAMES]
+    (inside / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [f"{name}\t{name}\t1\n" for name in NAMES if "\n" not in name]
+    (inside / "qrels.tsv").write_text("".join(lines))
+    before = everything(tmp_path)
+    files = list_files(str(inside / "rows.jsonl"), "--f")
+    found = join(survey(files, 100, parse_query), read_qrels(str(inside / "qrels.tsv"), "--q"), str(inside / "j.jsonl"))
+    assert found.queries == len(lines)
+    split = hold_out(survey(files, 100, parse_group), 0.3, 0, inside / "split")
+    new = everything(tmp_path) - before
+    assert new == {inside / "j.jsonl", *(Path(split.train).parent).iterdir()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tasks_name_chooses_no_place(name):
+    from raybge.mteb_tasks import find
+
+    with pytest.raises(UserError, match="--mteb_tasks"):
+        find([name])
+
+
+# --- sockets ----------------------------------------------------------------------------------------------------------
+
+# what listens is looked for among this process and all that it has started, while an actor of them runs
+LISTENING = """
+import json, psutil
+from raybge.cluster import connect
+
+with connect() as cluster:
+    import ray
+
+    class Actor:
+        def ready(self):
+            return True
+
+    actor = ray.remote(Actor).remote()
+    ray.get(actor.ready.remote())
+    own = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [(each.name(), *c.laddr) for each in own for c in each.net_connections("inet") if c.status == "LISTEN"]
+    print(json.dumps([cluster.own, found]))
+"""
+
+
+def test_ray_on_one_machine_listens_to_nobody_else():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # where no head is that others started; of few letters, since the names of Ray's sockets may have 107
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        environment |= {"RAY_TMPDIR": folder, "TMPDIR": folder}
+        said = subprocess.check_output([sys.executable, "-c", LISTENING], env=environment, text=True, timeout=200)
+    own, found = json.loads(said.splitlines()[-1])
+    assert own and len(found) >= 4 and any("raylet" in name for name, *_ in found)
+    assert {address.removeprefix("::ffff:") for _, address, _ in found} <= {"127.0.0.1", "::1"}, found
+    assert not [each for each in found if each[2] == 8265]  # no dashboard at all
+
+
+@pytest.mark.parametrize(("address", "alone"), [("127.0.0.1", True), ("10.0.0.5", False)])
+def test_the_workers_store_listens_to_nobody_else(address, alone, monkeypatch):
+    """torch's own would listen at all addresses; on several machines it has to."""
+    import psutil
+    import ray
+    from torch.distributed.rendezvous import _create_c10d_store
+
+    module = sys.modules[_create_c10d_store.__module__]
+    monkeypatch.setattr(module, "TCPStore", torch.distributed.TCPStore)  # put back afterwards
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    network.stay_on_this_machine()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = _create_c10d_store("127.0.0.1", port, 0, 1, timedelta(seconds=20))
+    store.set("key", "value")
+    listens = [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.laddr.port == port and not c.raddr]
+    assert store.get("key") == b"value"
+    assert (listens == ["127.0.0.1"]) == alone
