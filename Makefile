@@ -3,6 +3,7 @@
 # make test    runs every test
 # make lint    ruff and mypy
 # make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
+# make soak    100,000 odd inputs, and many small runs in one cluster that must leave nothing behind; an hour
 # make bench   speed, memory and quality beside their peers (benchmarks/README.md); hours on a small machine
 # make clean   removes .venv and caches; runs/ stays
 
@@ -12,7 +13,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test lint axe bench clean FORCE
+.PHONY: venv demo test lint soak axe bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -39,6 +40,11 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
+
+# SOAK_INPUTS inputs, then SOAK_MINUTES of runs
+soak: venv
+	$(BIN)/python -m pytest tests/soak/fuzz_*.py
+	$(BIN)/python tests/soak/runs.py --minutes $(or $(SOAK_MINUTES),30)
 
 axe: venv
 	npm install --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1

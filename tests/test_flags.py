@@ -157,3 +157,34 @@ def test_help_shows_own_flags_in_groups_and_all_on_request(capsys):
     assert "--temperature" in short and "--adam_beta1" not in short
     assert all(f"--{name}" in long for name in declared(TrainArguments))
     assert short.index("required:") < short.index("--output_dir") < short.index("objective:")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["learning_rate: .nan", "temperature: nan", "per_device_train_batch_size: [8]", "max_steps: 1.5", "bf16: [no]"],
+)
+def test_values_of_another_kind_are_refused_in_a_file(tmp_path, text):
+    """TrainingArguments' own too: nan would pass each check of a range, a list would end in a traceback."""
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"--{text.partition(':')[0]} takes "):
+        train("--config", str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize("word", ["nan", "-nan"])
+def test_no_number_is_refused_on_the_command_line(word):
+    with pytest.raises(UserError, match="--temperature"):
+        train(f"--temperature={word}")
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 2020-99-99", "seed: !!int x", "seed: !!timestamp x", "[" * 3000, "seed: 99999999999-01-01", "\xff"]
+)
+def test_a_file_that_yaml_cannot_make_sense_of_is_named(tmp_path, text):
+    (tmp_path / "run.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="--config .*run.yaml|--seed takes"):
+        train("--config", str(tmp_path / "run.yaml"))
+
+
+def test_json_that_is_nested_too_deep_is_refused():
+    with pytest.raises(UserError, match="--lr_scheduler_kwargs: .* is not JSON"):
+        train("--lr_scheduler_kwargs", '{"a":' * 100_000)

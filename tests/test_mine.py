@@ -248,6 +248,7 @@ def no_ray(monkeypatch):
         ({"range_for_sampling": "200-2"}, "--range_for_sampling takes two ranks"),
         ({"range_for_sampling": "0-0"}, "--range_for_sampling takes two ranks"),
         ({"range_for_sampling": "10"}, "--range_for_sampling takes two ranks"),
+        ({"range_for_sampling": "2-" + "9" * 5000}, "--range_for_sampling takes two ranks"),
         ({"negative_number": 0}, "--negative_number must be at least 1"),
         ({"search_batch_size": 0}, "--search_batch_size must be at least 1"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),

@@ -155,6 +155,30 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         cut(list_files(str(path), "--f"), 1 << 20)
 
 
+def test_damage_inside_a_parquet_file_is_named(tmp_path: Path) -> None:
+    """The footer is whole, so that only reading finds it."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"t": ["a" * 50, "b", "c"]}), path)
+    packed = bytearray(path.read_bytes())
+    packed[4:40] = b"\xff" * 36
+    path.write_bytes(bytes(packed))
+    files = list_files(str(path), "--f")
+    ((row,),) = read_all(files, 1 << 20)
+    assert isinstance(row, BadRow) and "found damage at or after this row" in row.expected
+    with pytest.raises(UserError, match="a.parquet:1: the row must be part of a whole Parquet file"):
+        transcode(files, str(tmp_path / "cache"), ["parquet"])
+    path.write_bytes(bytes(packed[:-6]))
+    with pytest.raises(UserError, match="a.parquet is not a whole Parquet file"):
+        transcode(list_files(str(path), "--f"), str(tmp_path / "cache"), ["parquet"])
+
+
+def test_a_date_that_python_lacks_spoils_its_own_row_only(tmp_path: Path) -> None:
+    days = pa.array([0, 2**31 - 1, 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"day": days}), tmp_path / "a.parquet")
+    ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
+    assert [type(row) for row in rows] == [Row, BadRow, Row]
+
+
 def test_what_looks_like_half_a_surrogate_pair_but_is_text(tmp_path: Path) -> None:
     data = rb'{"query": "\ud83d\ude42", "pos": "a path C:\\udata and \\uDC00"}'
     assert whole(put(tmp_path / "a.jsonl", data)) == [{"query": "🙂", "pos": "a path C:\\udata and \\uDC00"}]
