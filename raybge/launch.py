@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.checkpoints import newest
+from raybge.checkpoints import load, newest
 from raybge.errors import UserError
 from raybge.reserved import release
 from raybge.secrets import public
@@ -102,6 +102,10 @@ class Launch:
     def _attempt(self, bar: Any) -> BaseException | None:
         """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
         outcome: list[BaseException] = []
+        if self.config.row_log:
+            start = self.config.resume_from and load(self.config.resume_from, "--storage_path")
+            log = self.config.row_log.begin(start.step if start else 0, self.plan.workers)
+            self.config = replace(self.config, row_log=log)
         release(self.config.output_dir)  # of an attempt before, which may have ended without
         thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
         with self._ended_on_interrupt():

@@ -81,6 +81,7 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
         validation,
         _report_to_ray,
         config.before,
+        config.row_log.lines(rank) if config.row_log else None,
         args=args,
         callbacks=[reporter],
     )

@@ -17,6 +17,7 @@ from raybge.checkpoints import Identity, discard, rotate, seal
 from raybge.data.stream import StepStream
 from raybge.learner import Learner
 from raybge.model.contrastive import ContrastiveModel
+from raybge.row_log import Lines
 from raybge.step_log import StepLog, batch_scores
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class StreamTrainer(transformers.Trainer):
         validation: measures its encoder, None where there is no --eval_data.
         on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
         before: what `validation` finds of the model before its first step, where that is known.
+        lines: where each step's rows are written down.
     """
 
     control: Any  # the Trainer's
@@ -50,6 +52,7 @@ class StreamTrainer(transformers.Trainer):
         validation: Validation | None = None,
         on_checkpoint: Callable[[Path], None] | None = None,
         before: Mapping[str, float] | None = None,
+        lines: Lines | None = None,
         **kwargs: Any,
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
@@ -61,6 +64,7 @@ class StreamTrainer(transformers.Trainer):
         self.validation = validation
         self.on_checkpoint = on_checkpoint
         self.before = before
+        self.lines = lines
         self.steps = StepLog()
         self.scores: list[BatchScores] = []  # of the first step and of the last
         self.first: Retrieved | None = None  # what `validation` finds before the first step, query by query
@@ -100,9 +104,11 @@ class StreamTrainer(transformers.Trainer):
     # --- the loss ---
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        batch = inputs["batch"]
+        if self.lines:
+            self.lines.write(self.stream.epoch, batch.step, self.state.global_step + 1, batch.rows)
         if self.stream.rank:
             return model(**inputs)  # worker 0 alone reports
-        batch = inputs["batch"]
         with self._watched():
             loss = model(**inputs)
         # The loss is scaled for the mean over workers (see Objective): this undoes it.

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raybge import row_log
 from raybge.arguments import LoopArguments
 from raybge.checkpoints import HIDDEN, RESULTS, discard, finished, resumes, starting_point
 from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
@@ -248,6 +249,7 @@ def _run(
         if arguments.overwrite_output_dir:
             for old in storage.glob("checkpoint-*"):
                 discard(old)
+            shutil.rmtree(output / row_log.FOLDER, ignore_errors=True)
         notes = storage / HIDDEN / f"ray-{run}"
         launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured)
         return launch.watch(screen)

@@ -15,6 +15,7 @@ from raybge.arguments import LoopArguments, TrainArguments
 from raybge.checkpoints import Identity, digest
 from raybge.data.token_files import TokenFiles
 from raybge.flags import given
+from raybge.row_log import RowLog
 from raybge.training_flags import accumulation, training_arguments
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class WorkerConfig:
     `learning` makes what is trained, `training` are TrainingArguments, `card` those of Card that the run does not find
     out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's. `kept` are tokens
     that other runs share, `before` is what `validation` finds of the model before training where that is known.
+    `row_log` is where steps' rows are written down.
     """
 
     learning: Learning
@@ -91,6 +93,7 @@ class WorkerConfig:
     card: dict[str, Any] = field(default_factory=dict)
     kept: TokenFiles | None = None
     before: Mapping[str, float] | None = None
+    row_log: RowLog | None = None
 
 
 def worker_config(
@@ -126,6 +129,7 @@ def worker_config(
         validation=validation,
         kept=kept or None,
         before=context.before,
+        row_log=RowLog.of(output, survey, order) if arguments.log_rows else None,
         card={**_card(arguments, survey), "command": learning.command},
     )
 

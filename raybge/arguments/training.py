@@ -32,6 +32,7 @@ class LoopArguments(ModelArguments, CommonArguments):
     overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
     resume: bool = flag(False, RUN, "continue the run of this output folder")
     max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
+    log_rows: bool = flag(False, RUN, "write down which rows each step trained, so that epochs can be checked")
     warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
     logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
 
