@@ -9,13 +9,14 @@ from typing import Any
 @dataclass
 class Progress:
     """How far a training run is. `loss` is the mean since the last word, `measured` the step and metrics of each
-    evaluation, `metrics` are the Trainer's final ones.
+    evaluation, `said` lines for the person, `metrics` are the Trainer's final ones.
     """
 
     total: int = 0
     step: int = 0
     loss: float = float("nan")
     measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -32,6 +33,9 @@ class _Keeper:
 
     def measured(self, step: int, metrics: dict[str, float]) -> None:
         self.progress.measured.append((step, metrics))
+
+    def say(self, line: str) -> None:
+        self.progress.said.append(line)
 
     def join(self, worker: Any) -> None:
         self.present.append(worker)
@@ -76,6 +80,10 @@ class Board:
 
     def measured(self, step: int, metrics: dict[str, float]) -> None:
         self._keeper.measured.remote(step, metrics)
+
+    def say(self, line: str) -> None:
+        """Show the person a line."""
+        self._keeper.say.remote(line)
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Say the run's metrics, and wait until they are said: the worker ends right after."""

@@ -76,6 +76,7 @@ class Launch:
     max_failures: int = 0
     on_measured: OnMeasured | None = None
     told: int = 0  # evaluations that `on_measured` has heard of
+    shown: int = 0  # lines of the workers that the person has read
 
     def watch(self, screen: Screen) -> dict[str, float]:
         """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
@@ -125,6 +126,9 @@ class Launch:
         except ray.exceptions.RayError:
             return  # the run ended and took Ray with it
         _show(progress, self.config, bar)
+        for line in progress.said[self.shown :]:
+            bar.write(line, file=bar.fp)
+            self.shown += 1
         for step, metrics in progress.measured[self.told :]:
             if self.on_measured and not self.on_measured(step, progress.total, metrics):
                 return

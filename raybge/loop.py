@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from raybge.bad_steps import BadSteps
 from raybge.checkpoints import HIDDEN, RESULTS, publish
 from raybge.data.stream import StepStream
 from raybge.errors import UserError
@@ -74,6 +75,9 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
 
         validation = Validation(config.validation, rank, world, config.kept)
     reporter = Reporter(config.board if rank == 0 else None)
+    files = [file.name for file in config.survey.files]
+    say = (lambda line: None) if rank else config.board.say
+    bad_steps = BadSteps(config.max_bad_steps, files, say) if config.max_bad_steps else None
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, learner.tokenizer, rank, world, config.reading_cpus, kept=config.kept),
         learner,
@@ -82,6 +86,7 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
         _report_to_ray,
         config.before,
         config.row_log.lines(rank) if config.row_log else None,
+        bad_steps,
         args=args,
         callbacks=[reporter],
     )

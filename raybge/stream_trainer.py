@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from raybge.bad_steps import BadSteps
 from raybge.board import Board
 from raybge.checkpoints import Identity, discard, rotate, seal
 from raybge.data.stream import StepStream
@@ -39,6 +40,7 @@ class StreamTrainer(transformers.Trainer):
         on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
         before: what `validation` finds of the model before its first step, where that is known.
         lines: where each step's rows are written down.
+        bad_steps: leaves out updates that are not finite.
     """
 
     control: Any  # the Trainer's
@@ -53,6 +55,7 @@ class StreamTrainer(transformers.Trainer):
         on_checkpoint: Callable[[Path], None] | None = None,
         before: Mapping[str, float] | None = None,
         lines: Lines | None = None,
+        bad_steps: BadSteps | None = None,
         **kwargs: Any,
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
@@ -65,6 +68,9 @@ class StreamTrainer(transformers.Trainer):
         self.on_checkpoint = on_checkpoint
         self.before = before
         self.lines = lines
+        self.bad_steps = bad_steps
+        # The Trainer's own filter waits for the device twice a step.
+        self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         self.steps = StepLog()
         self.scores: list[BatchScores] = []  # of the first step and of the last
         self.first: Retrieved | None = None  # what `validation` finds before the first step, query by query
@@ -103,18 +109,42 @@ class StreamTrainer(transformers.Trainer):
 
     # --- the loss ---
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss as it is to be logged, with --logging_nan_inf_filter the mean so far where it is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        if not self.filters_losses:
+            return loss
+        mean: Any = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(loss.isfinite(), loss, mean)
+
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         batch = inputs["batch"]
         if self.lines:
             self.lines.write(self.stream.epoch, batch.step, self.state.global_step + 1, batch.rows)
-        if self.stream.rank:
-            return model(**inputs)  # worker 0 alone reports
-        with self._watched():
+        with contextlib.nullcontext() if self.stream.rank else self._watched():
             loss = model(**inputs)
-        # The loss is scaled for the mean over workers (see Objective): this undoes it.
-        total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
-        self.steps.step(total, batch)
-        return loss
+        if self.stream.rank == 0:  # it alone reports
+            # The loss is scaled for the mean over workers (see Objective): this undoes it.
+            total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
+            self.steps.step(total, batch)
+        return self.bad_steps.step(loss, batch) if self.bad_steps else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The Trainer asks for it before each update: where it is not finite, nothing is left to update with."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # DeepSpeed's backward pass makes the update too.
+        if self.bad_steps and not self.is_deepspeed_enabled:
+            scaled = self.accelerator.scaler is not None
+            if self.bad_steps.end(norm, self.state.global_step + 1, self._sound, scaled) and not scaled:
+                model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient, momentum included
+        return norm
+
+    def _sound(self, batch: Any) -> list[bool] | None:
+        """Which groups have embeddings that are finite; None where the model is not contrastive."""
+        if not isinstance(self.learner.model, ContrastiveModel):
+            return None
+        with gathered(self.model), self.compute_loss_context_manager():
+            return self.learner.model.sound(batch)
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:

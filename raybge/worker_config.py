@@ -94,6 +94,7 @@ class WorkerConfig:
     kept: TokenFiles | None = None
     before: Mapping[str, float] | None = None
     row_log: RowLog | None = None
+    max_bad_steps: int = 0
 
 
 def worker_config(
@@ -130,6 +131,7 @@ def worker_config(
         kept=kept or None,
         before=context.before,
         row_log=RowLog.of(output, survey, order) if arguments.log_rows else None,
+        max_bad_steps=arguments.max_bad_steps,
         card={**_card(arguments, survey), "command": learning.command},
     )
 

@@ -33,6 +33,9 @@ class LoopArguments(ModelArguments, CommonArguments):
     resume: bool = flag(False, RUN, "continue the run of this output folder")
     max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
     log_rows: bool = flag(False, RUN, "write down which rows each step trained, so that epochs can be checked")
+    max_bad_steps: int = flag(
+        3, RUN, "steps in a row with a loss or gradient that is not finite, and so left out, that end the run (0: off)"
+    )
     warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
     logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
 

@@ -66,6 +66,17 @@ class ContrastiveModel(nn.Module):
         ids = token_ids or [np.zeros(1, dtype=np.int64)]
         return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
 
+    @torch.no_grad()
+    def sound(self, batch: StepBatch) -> list[bool]:
+        """Whether a group's embeddings are all finite, for each group. Without dropout: no random number is drawn."""
+        training = self.embedding.training
+        e_ND = self._embed(self.embedding.eval(), batch.token_ids, None)
+        self.embedding.train(training)
+        finite_N = e_ND.isfinite().all(dim=1).cpu()
+        finite_B, finite_M = finite_N.split([len(batch.passages_B), len(finite_N) - len(batch.passages_B)])
+        groups = finite_M.split(batch.passages_B.tolist())
+        return [bool(query and group.all()) for query, group in zip(finite_B, groups, strict=True)]
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
