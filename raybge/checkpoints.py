@@ -3,7 +3,7 @@
 `storage/checkpoint-N/` is a model folder with the optimizer, the scheduler and every worker's random state beside it,
 as transformers' Trainer writes them after N updates. RECORD is written last, when all of it is on the disk: a folder
 without it is half-written and is never continued from. Reading needs nothing but RECORD: an epoch's order follows from
-what it says, and the position in it is a number.
+what it says, and the position in it is a number. `storage` is a folder or a URI that pyarrow's file systems know.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
 import shutil
+import uuid
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.fs as pafs
 
+from raybge.data.files import extended, filesystem
 from raybge.errors import UserError
+from raybge.retry import QUICK, WAITS, retried
 
 if TYPE_CHECKING:
     from raybge.data.order import Order
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 RECORD = "raybge.json"
 RESULTS = "train_results.json"  # in the output folder, written last: the run is finished
 HIDDEN = ".raybge"  # in the output folder: what a run keeps for itself
-_PREFIX = "checkpoint-"
+PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True)
@@ -79,61 +84,114 @@ class Checkpoint:
             mine, its = getattr(now, name), getattr(self.identity, name)
             if mine != its:
                 raise UserError(
-                    f"cannot continue: {says.format(now=mine, then=its)} {self.path}; give what that run had, or "
-                    "start anew with --overwrite_output_dir"
+                    f"cannot continue: {says.format(now=mine, then=its)} {self.path}; give what that run had, "
+                    "or start anew with --overwrite_output_dir"
                 )
 
 
 def seal(folder: Path, step: int, epoch: int, position: int, identity: Identity) -> None:
     """Declare the checkpoint in `folder` whole, once everything in it is on the disk."""
     for path in folder.rglob("*"):
-        if path.is_file():
-            _sync(path)
+        sync(path)
     record = {"step": step, "epoch": epoch, "position": position, **asdict(identity)}
     aside = folder / (RECORD + ".part")
     aside.write_text(json.dumps(record, indent=2) + "\n")
-    _sync(aside)
+    sync(aside)
     aside.replace(folder / RECORD)
+    sync(folder)
 
 
-def discard(folder: Path) -> None:
+def discard(path: str | Path) -> None:
     """Remove a checkpoint; a crash in between leaves one that counts as half-written."""
-    (folder / RECORD).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    store, place = filesystem(str(path))
+    if store.get_file_info(f"{place}/{RECORD}").is_file:
+        store.delete_file(f"{place}/{RECORD}")
+    if store.get_file_info(place).type == pafs.FileType.Directory:
+        store.delete_dir(place)
 
 
 def load(path: str | Path, flag: str) -> Checkpoint:
     """The checkpoint at `path`. UserError naming `flag` where there is none, or half of one."""
-    path = Path(os.path.abspath(path))
+    path = _absolute(str(path))
+    says = f"{flag}: {path}"
+
+    def read() -> bytes | None:
+        store, place = filesystem(path)
+        if not store.get_file_info(f"{place}/{RECORD}").is_file:
+            return None
+        with store.open_input_stream(f"{place}/{RECORD}") as stream:
+            return stream.read()
+
+    found = retried(read, f"{says} cannot be read", WAITS[:QUICK])
+    if found is None:
+        raise UserError(f"{says} is no whole checkpoint of raybge.train (it has no {RECORD}, which is written last)")
     try:
-        record = json.loads((path / RECORD).read_text())
+        record = json.loads(found)
         identity = Identity(**{f.name: record[f.name] for f in fields(Identity)})
-        return Checkpoint(str(path), record["step"], record["epoch"], record["position"], identity)
-    except FileNotFoundError:
-        raise UserError(
-            f"{flag}: {path} is no whole checkpoint of raybge.train (it has no {RECORD}, which is written last)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{flag}: {path / RECORD} cannot be read ({error})") from error
+        return Checkpoint(path, record["step"], record["epoch"], record["position"], identity)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{says}/{RECORD} cannot be read ({error})") from error
 
 
-def newest(storage: Path) -> Checkpoint | None:
+def newest(storage: str | Path) -> Checkpoint | None:
     """The whole checkpoint with the most updates, None where there is none."""
-    whole = (path for path in _numbered(storage) if (path / RECORD).is_file())
-    return next((load(path, "--storage_path") for path in whole), None)
+
+    def find() -> str | None:
+        return next((path for path in numbered(storage) if is_whole(path)), None)
+
+    found = retried(find, f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
+    return load(found, "--storage_path") if found else None
 
 
-def rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints until `limit` are left with `folder`, which was just written; `best` stays too."""
-    older = [path for path in _numbered(folder.parent) if _number(path) < _number(folder)]
-    kept = {folder.name} | ({Path(best).name} if best else set())
+def is_whole(path: str | Path) -> bool:
+    """Whether a run could continue from here."""
+    store, place = filesystem(str(path))
+    return store.get_file_info(f"{place}/{RECORD}").is_file
+
+
+def rotate(path: str | Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints until `limit` are left with `path`, which was just written; `best` stays too."""
+    older = [each for each in numbered(_parts(str(path))[0]) if _number(each) < _number(path)]
+    kept = {name_of(path)} | ({name_of(best)} if best else set())
     excess = 1 + len(older) - max(limit, len(kept)) if limit and limit > 0 else 0
-    for path in [path for path in reversed(older) if path.name not in kept][: max(0, excess)]:
-        discard(path)
+    for each in [each for each in reversed(older) if name_of(each) not in kept][: max(0, excess)]:
+        discard(each)
 
 
-def starting_point(training: dict[str, Any], resume: bool, storage: Path) -> Checkpoint | None:
+def numbered(storage: str | Path) -> list[str]:
+    """The paths of the checkpoints, whole or not, the one with the most updates first."""
+    storage = _absolute(str(storage))
+    store, place = filesystem(storage)
+    infos = store.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+    names = [i.base_name for i in infos if i.type == pafs.FileType.Directory and i.base_name.startswith(PREFIX)]
+    steps = [int(name.removeprefix(PREFIX)) for name in names if name.removeprefix(PREFIX).isdigit()]
+    return [path_of(storage, step) for step in sorted(steps, reverse=True)]
+
+
+def path_of(storage: str | Path, step: int) -> str:
+    """Where the checkpoint after so many updates lies."""
+    return extended(str(storage), f"/{PREFIX}{step}")
+
+
+def name_of(path: str | Path) -> str:
+    """A checkpoint's name, "checkpoint-200"."""
+    return _parts(str(path))[1]
+
+
+def check_writable(storage: str | Path) -> None:
+    """UserError where no checkpoint could be written."""
+
+    def write() -> None:
+        store, place = filesystem(str(storage))
+        probe = posixpath.join(place, f"{HIDDEN}-{uuid.uuid4().hex}")
+        store.create_dir(place, recursive=True)
+        store.open_output_stream(probe).close()
+        store.delete_file(probe)
+
+    retried(write, f"--storage_path {storage} cannot be written", WAITS[:QUICK])
+
+
+def starting_point(training: dict[str, Any], resume: bool, storage: str | Path) -> Checkpoint | None:
     """What --resume or --resume_from_checkpoint says to continue from; None: start from the beginning."""
     wanted = training.get("resume_from_checkpoint")
     if not wanted or str(wanted).lower() in ("true", "false"):
@@ -142,8 +200,8 @@ def starting_point(training: dict[str, Any], resume: bool, storage: Path) -> Che
     last = newest(storage)
     if last and last.path != found.path:
         raise UserError(
-            f"--resume_from_checkpoint {wanted}: a restart would continue from {last.path} instead; remove that, or "
-            "choose another --output_dir"
+            f"--resume_from_checkpoint {wanted}: a restart would continue from {last.path} instead; "
+            "remove that, or choose another --output_dir"
         )
     return found
 
@@ -196,19 +254,32 @@ def publish(aside: Path, output: Path) -> None:
     aside.rmdir()
 
 
-def _numbered(storage: Path) -> list[Path]:
-    """The checkpoints, whole or not, the one with the most updates first."""
-    found = (p for p in storage.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())
-    return sorted(found, key=_number, reverse=True)
+def _absolute(path: str) -> str:
+    """A path as it is written everywhere: absolute, and that of a folder where a URI means one of this machine."""
+    if "://" not in path:
+        return os.path.abspath(path)
+    store, place = filesystem(path)
+    return place if isinstance(store, pafs.LocalFileSystem) else path
 
 
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix(_PREFIX))
+def _parts(path: str) -> tuple[str, str]:
+    """(folder or URI that a checkpoint lies in, its name)."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    parent, _, name = head.rstrip("/").rpartition("/")
+    return parent + mark + query, name
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _number(path: str | Path) -> int:
+    return int(name_of(path).removeprefix(PREFIX))
+
+
+def sync(path: Path) -> None:
+    """Wait until what is written in a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(value: Any) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.checkpoints import load, newest
+from raybge.checkpoints import load, name_of, newest
 from raybge.errors import UserError
 from raybge.reserved import release
 from raybge.secrets import public
@@ -71,7 +71,7 @@ class Launch:
     config: WorkerConfig
     plan: Plan
     group: dict[str, Any]
-    storage: Path
+    storage: str
     folder: Path
     max_failures: int = 0
     on_measured: OnMeasured | None = None
@@ -92,7 +92,7 @@ class Launch:
                 if start := newest(self.storage):
                     self.config = replace(self.config, resume_from=start.path)
                 place = self.config.resume_from
-                at = f"continues from {os.path.basename(place)}" if place else "starts again from the beginning"
+                at = f"continues from {name_of(place)}" if place else "starts again from the beginning"
                 limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
                 bar.write(f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}", file=bar.fp)
         return board.read().metrics

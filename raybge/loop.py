@@ -16,10 +16,11 @@ import torch
 import transformers
 
 from raybge.bad_steps import BadSteps
-from raybge.checkpoints import HIDDEN, RESULTS, publish
+from raybge.checkpoints import HIDDEN, RESULTS, name_of, publish
 from raybge.data.stream import StepStream
 from raybge.errors import UserError
 from raybge.reserved import note
+from raybge.secrets import public
 from raybge.stream_trainer import Reporter, StreamTrainer
 from raybge.training_report import write_report
 from raybge.worker_config import WorkerConfig
@@ -44,9 +45,13 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
     args = _arguments(config)
     transformers.set_seed(args.seed)
-    trainer = _trainer(config, args, rank, world)
+    trainer = _trainer(config, args, rank, world, context.get_experiment_name())
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
-    result = trainer.train(resume_from_checkpoint=config.resume_from)
+    try:
+        start = trainer.scratch.fetched(config.resume_from) if config.resume_from else None
+        result = trainer.train(resume_from_checkpoint=start)
+    finally:
+        trainer.writer.close()
     after = _last_measured(trainer)
     shown = trainer.shown_queries()
     weights = trainer.whole_weights()
@@ -67,7 +72,9 @@ def _arguments(config: WorkerConfig) -> transformers.TrainingArguments:
         raise UserError(f"transformers.TrainingArguments: {error}") from error
 
 
-def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int) -> StreamTrainer:
+def _trainer(
+    config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int, attempt: str | None = None
+) -> StreamTrainer:
     learner = config.learning.learner(args)
     validation = None
     if config.validation:
@@ -87,6 +94,8 @@ def _trainer(config: WorkerConfig, args: transformers.TrainingArguments, rank: i
         config.before,
         config.row_log.lines(rank) if config.row_log else None,
         bad_steps,
+        config.storage,
+        attempt,
         args=args,
         callbacks=[reporter],
     )
@@ -104,19 +113,19 @@ def _check_shared(config: WorkerConfig, rank: int) -> None:
             )
 
 
-def _report_to_ray(folder: Path) -> None:
+def _report_to_ray(path: str) -> None:
     """Tell Ray Train of a checkpoint. It lies where it should: what Ray keeps is a pointer of a few bytes."""
     import ray.train
 
     context = ray.train.get_context()
     pointer = None
     if context.get_world_rank() == 0:
-        place = Path(context.get_storage().experiment_fs_path) / folder.name
+        place = Path(context.get_storage().experiment_fs_path) / name_of(path)
         place.mkdir(parents=True, exist_ok=True)
-        (place / "pointer.json").write_text(json.dumps({"path": str(folder)}))
+        (place / "pointer.json").write_text(json.dumps({"path": public(path)}))
         pointer = ray.train.Checkpoint.from_directory(place)
     mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-    ray.train.report({"checkpoint": str(folder)}, checkpoint=pointer, checkpoint_upload_mode=mode)
+    ray.train.report({"checkpoint": public(path)}, checkpoint=pointer, checkpoint_upload_mode=mode)
 
 
 def _measured(entry: Mapping[str, float]) -> dict[str, float]:

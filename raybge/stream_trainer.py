@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,14 @@ from torch import nn
 
 from raybge.bad_steps import BadSteps
 from raybge.board import Board
-from raybge.checkpoints import Identity, discard, rotate, seal
+from raybge.checkpoint_writer import CheckpointWriter, Publishing, Scratch
+from raybge.checkpoints import Identity, discard, is_whole, name_of, numbered, path_of, seal
 from raybge.data.stream import StepStream
 from raybge.learner import Learner
 from raybge.model.contrastive import ContrastiveModel
+from raybge.plain_files import plainly_loaded
 from raybge.row_log import Lines
+from raybge.secrets import public
 from raybge.step_log import StepLog, batch_scores
 
 if TYPE_CHECKING:
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from raybge.validation import Validation
 
 REPORT_SECONDS = 0.5
+SETTLE_SECONDS = 1.0  # between looks whether a checkpoint is published
 
 
 class StreamTrainer(transformers.Trainer):
@@ -37,10 +43,13 @@ class StreamTrainer(transformers.Trainer):
         learner: what is trained.
         identity: written into each checkpoint.
         validation: measures its encoder, None where there is no --eval_data.
-        on_checkpoint: called on every worker with the folder of each checkpoint, once it is whole.
+        on_checkpoint: called on every worker with the path of each checkpoint, once it is whole and training is at a
+            place where all workers are.
         before: what `validation` finds of the model before its first step, where that is known.
         lines: where each step's rows are written down.
         bad_steps: leaves out updates that are not finite.
+        storage: where checkpoints lie, a folder or a URI; left out, the output folder of the Trainer's arguments.
+        attempt: a name that this start of the workers has alone.
     """
 
     control: Any  # the Trainer's
@@ -52,10 +61,12 @@ class StreamTrainer(transformers.Trainer):
         learner: Learner,
         identity: Identity,
         validation: Validation | None = None,
-        on_checkpoint: Callable[[Path], None] | None = None,
+        on_checkpoint: Callable[[str], None] | None = None,
         before: Mapping[str, float] | None = None,
         lines: Lines | None = None,
         bad_steps: BadSteps | None = None,
+        storage: str | None = None,
+        attempt: str | None = None,
         **kwargs: Any,
     ):
         # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
@@ -74,6 +85,12 @@ class StreamTrainer(transformers.Trainer):
         self.steps = StepLog()
         self.scores: list[BatchScores] = []  # of the first step and of the last
         self.first: Retrieved | None = None  # what `validation` finds before the first step, query by query
+        self.storage = storage or str(self.args.output_dir)
+        self.scratch = Scratch(self.storage, attempt or uuid.uuid4().hex)
+        local_rank = self.args.local_process_index
+        self.writer = CheckpointWriter(self.storage, self.scratch, self.args.process_index, local_rank)
+        self.saved: int | None = None  # the last update with a checkpoint
+        self.told: int | None = None  # the last that `on_checkpoint` has heard of
 
     # --- the stream's position ---
 
@@ -84,6 +101,10 @@ class StreamTrainer(transformers.Trainer):
         """A resumed run logs, evaluates and saves as its own flags say, not as those in the checkpoint."""
         found = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
+        best = self.state.best_global_step
+        if best and not self.state.best_model_checkpoint:  # the Trainer looks for it in folders alone
+            path = path_of(self.storage, best)
+            self.state.best_model_checkpoint = public(path) if is_whole(path) else None
         return found
 
     def _run_epoch(self, **about: Any) -> None:
@@ -206,37 +227,85 @@ class StreamTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self.steps.aside():
-            self._save_whole(model, trial)
+            self._settle()
+            if self.saved != self.state.global_step:
+                self._save_whole(model, trial)
 
     def _save_whole(self, model: nn.Module, trial: Any) -> None:
-        """The Trainer's checkpoint, declared whole when every worker has written its part."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            discard(folder)  # half of one, from a run that was stopped here
+        """The Trainer's checkpoint, written on this node by every worker; from there it is published aside."""
+        step = self.state.global_step
+        self.writer.begin(step)
         self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if not self.args.save_only_model:  # without the optimizer it is a model to use, not a place to continue
-                seal(folder, self.state.global_step, *self.position(), self.identity)
-            rotate(folder, limit, self.state.best_model_checkpoint)  # only now: the older ones were what there was
-        if self.on_checkpoint:
-            self.on_checkpoint(folder)
+        super()._save_checkpoint(model, trial)
+        if step == self.state.best_global_step:
+            self.state.best_model_checkpoint = public(path_of(self.storage, step))
+        if self.args.should_save:  # again: the Trainer takes the best one to lie where it writes
+            state = f"{self._get_output_dir(trial)}/checkpoint-{step}/trainer_state.json"
+            self._write(lambda: self.state.save_to_json(state))
+        publishers = self._gathered(self.writer.publishes)  # here everyone has written its part
+        self.saved = step
+        if not self.writer.publishes:
+            return
+        # Without the optimizer it is a model to use, not a place to continue from.
+        whole = None if self.args.save_only_model else partial(self._seal, step, *self.position())
+        part, parts = sum(publishers[: self.args.process_index]), sum(publishers)
+        best = self.state.best_model_checkpoint
+        self.writer.publish(Publishing(step, part, parts, whole, self.args.save_total_limit, best))
+
+    def _seal(self, step: int, epoch: int, position: int, folder: Path) -> None:
+        seal(folder, step, epoch, position, self.identity)
 
     def finish_saving(self, timeout: float | None = None) -> bool:
-        """Wait, at most `timeout` seconds, until what this worker has saved lies where checkpoints are kept: on worker 0
-        the checkpoint is whole then. False where it is not yet. UserError where it cannot be.
+        """Wait, at most `timeout` seconds, until what this worker has saved lies where checkpoints are kept: on worker
+        0 the checkpoint is whole then. False where it is not yet. UserError where it cannot be.
         """
-        return True
+        return self.writer.finish(timeout)
+
+    def _settle(self) -> None:
+        """Wait until the last checkpoint is whole. Collective, and in short ones: no worker waits for long in one."""
+        if self.saved is None or self.told == self.saved:
+            return
+        while not all(self._gathered(self.finish_saving(SETTLE_SECONDS))):
+            pass
+        self.told = self.saved
+        if self.on_checkpoint:
+            self.on_checkpoint(path_of(self.storage, self.saved))
+
+    def _gathered(self, value: bool) -> list[int]:
+        """Every worker's value, 0 or 1. Collective."""
+        return self.accelerator.gather(torch.tensor([int(value)], device=self.args.device)).tolist()
+
+    def _finalize_training(self, *args: Any) -> Any:
+        self._settle()
+        result = super()._finalize_training(*args)
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best:
+            for path in [each for each in numbered(self.storage) if name_of(each) != name_of(best)]:
+                discard(path)
+        return result
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the Trainer writes its checkpoints, and removes old ones: there are none."""
+        return str(self.scratch.folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
         if self.args.should_save:
-            self.encoder.save(output_dir or str(self.args.output_dir), state_dict)
+            self._write(lambda: self.encoder.save(output_dir or str(self.args.output_dir), state_dict))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        save = partial(super()._save_optimizer_and_scheduler, output_dir)
+        # Shards are written by all workers together: one of them cannot try again alone.
+        save() if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._write(save)
+
+    def _save_scaler(self, output_dir: str) -> None:
+        self._write(partial(super()._save_scaler, output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        self._write(partial(super()._save_rng_state, output_dir))
+
+    def _write(self, action: Callable[[], None]) -> None:
+        self.writer.write(self.state.global_step, action)
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights by name where those in memory are shards, on worker 0; None where they are whole. Collective."""
@@ -253,7 +322,8 @@ class StreamTrainer(transformers.Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """With the learning rate of the flags, which may be another than the checkpoint's."""
         given: Any = getattr(self.lr_scheduler, "base_lrs", None)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with plainly_loaded(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
             self.lr_scheduler.base_lrs = given
             shares = [share(self.lr_scheduler.last_epoch) for share in self.lr_scheduler.lr_lambdas]
@@ -262,11 +332,25 @@ class StreamTrainer(transformers.Trainer):
             for group, base, rate in zip(self.optimizer.param_groups, given, rates, strict=True):
                 group["initial_lr"], group["lr"] = base, rate
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with plainly_loaded(checkpoint, "scaler"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with plainly_loaded(checkpoint, "random state"):
+            super()._load_rng_state(checkpoint)
+
     def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        # Of a store the state holds no more than may be read by anyone.
+        path = self.scratch.fetched(path_of(self.storage, self.state.best_global_step) if "://" in best else best)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.state.best_model_checkpoint = path
             super()._load_best_model()
+            self.state.best_model_checkpoint = best
         else:
-            self.encoder.load_weights(self.state.best_model_checkpoint)
+            self.encoder.load_weights(path)
+        self.accelerator.wait_for_everyone()  # before one of them removes what was fetched
 
 
 @contextlib.contextmanager

@@ -14,10 +14,22 @@ from typing import TYPE_CHECKING
 
 from raybge import row_log
 from raybge.arguments import LoopArguments
-from raybge.checkpoints import HIDDEN, RESULTS, discard, finished, resumes, starting_point
+from raybge.checkpoints import (
+    HIDDEN,
+    RESULTS,
+    check_writable,
+    discard,
+    finished,
+    numbered,
+    resumes,
+    starting_point,
+)
 from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
+from raybge.data.files import filesystem, is_local
 from raybge.errors import UserError
+from raybge.retry import QUICK, WAITS, retried
 from raybge.screen import Screen
+from raybge.secrets import public
 from raybge.shared import check_shared
 from raybge.training_flags import check as check_training
 from raybge.training_flags import process_group
@@ -46,14 +58,14 @@ def run(
     if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
         screen.say(f"nothing to continue: the run of {output} is finished")
         return metrics
-    start = starting_point(arguments.training, arguments.resume, _storage(arguments, output))
+    start = starting_point(arguments.training, arguments.resume, _storage(arguments))
     if start and arguments.global_batch_size is None:
         # The workers may be others than at the start; what the objective depends on is not.
         arguments = replace(arguments, global_batch_size=start.identity.global_batch)
     files = list_files(arguments.train_data, "--train_data")
     # Small data is read before Ray starts, so that what is wrong with it is said at once.
     small = _survey(arguments, learning, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
-    written = {"--output_dir": str(output), "--storage_path": str(_storage(arguments, output))}
+    written = {"--output_dir": str(output), "--storage_path": _storage(arguments)}
     wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
         cluster = grown(cluster, *wanted, screen.say)
@@ -82,7 +94,7 @@ def run(
 
 def _say_start(arguments: LoopArguments, screen: Screen, start: Checkpoint | None) -> None:
     if start:
-        screen.say(f"continues from {start.path}: {start.step:,} updates are done")
+        screen.say(f"continues from {public(start.path)}: {start.step:,} updates are done")
     elif resumes(arguments.training, arguments.resume):
         screen.say("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
 
@@ -93,14 +105,11 @@ def _say_start(arguments: LoopArguments, screen: Screen, start: Checkpoint | Non
 def _check(arguments: LoopArguments, learning: type[Learning]) -> Path:
     """Everything that can be said about the flags alone; returns the output folder."""
     learning.check(arguments)
-    for name, place in (
-        ("output_dir", arguments.training["output_dir"]),
-        ("storage_path", arguments.storage_path),
-    ):
-        if place and "://" in place:
-            raise UserError(
-                f"--{name} {place}: training into a URI is not built yet; give a folder that all nodes share"
-            )
+    if "://" in arguments.training["output_dir"]:
+        raise UserError(
+            f"--output_dir {arguments.training['output_dir']}: a model is written into a folder, which all "
+            "nodes share; checkpoints may go to a URI, --storage_path"
+        )
     if seed_of(arguments) < 0 or arguments.training.get("seed", 0) < 0:
         raise UserError("--seed and --data_seed must be at least 0")
     check_training(arguments)
@@ -119,8 +128,8 @@ def _check_output(arguments: LoopArguments, output: Path) -> None:
         raise UserError(f"--model_name_or_path {model} lies in the --output_dir that is to be overwritten")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
-    storage = _storage(arguments, output)
-    if not resume and not arguments.overwrite_output_dir and storage != output and any(storage.glob("checkpoint-*")):
+    storage = _storage(arguments)
+    if not resume and not arguments.overwrite_output_dir and storage != str(output) and _checkpoints(storage):
         raise UserError(
             f"--storage_path {storage} holds checkpoints of another run; choose another, or add "
             "--overwrite_output_dir, or --resume to continue that run"
@@ -136,9 +145,20 @@ def _check_output(arguments: LoopArguments, output: Path) -> None:
         raise UserError(f"--output_dir {output} is not empty, and there is no run in it to continue")
 
 
-def _storage(arguments: LoopArguments, output: Path) -> Path:
-    """Where checkpoints lie."""
-    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output
+def _storage(arguments: LoopArguments) -> str:
+    """Where checkpoints lie: a folder or a URI."""
+    place = arguments.storage_path or arguments.training["output_dir"]
+    return os.path.abspath(filesystem(place)[1]) if is_local(place) else place
+
+
+def _checkpoints(storage: str) -> list[str]:
+    return retried(lambda: numbered(storage), f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
+
+
+def _kept(arguments: LoopArguments, output: Path) -> Path:
+    """The folder for what else a run keeps, which all nodes share."""
+    storage = _storage(arguments)
+    return Path(storage) if is_local(storage) else output
 
 
 def _use_gpu(arguments: LoopArguments) -> bool | None:
@@ -154,11 +174,11 @@ def _survey(arguments: LoopArguments, learning: type[Learning], files: list[Sour
     from raybge.data.source import transcode
     from raybge.data.survey import survey
 
-    storage = _storage(arguments, output)
+    hidden = str(_kept(arguments, output) / HIDDEN)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
-    files = transcode(files, str(storage / HIDDEN / "data"), ("gzip", "zstd", "array", "parquet"))
+    files = transcode(files, f"{hidden}/data", ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(f.size for f in files))
-    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=str(storage / HIDDEN))  # type: ignore[arg-type]
+    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=hidden)  # type: ignore[arg-type]
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -224,18 +244,18 @@ def _run(
     from raybge.board import Board
     from raybge.launch import Launch
 
-    storage = _storage(arguments, output)
-    hidden = output / HIDDEN
-    hidden.mkdir(parents=True, exist_ok=True)
+    storage, kept = _storage(arguments), _kept(arguments, output)
+    check_writable(storage)
     run = f"run-{uuid.uuid4().hex}"
-    markers = (hidden / run, storage / HIDDEN / run)
+    markers = (output / HIDDEN / run, kept / HIDDEN / run)
     for marker in markers:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
     board = Board()
     try:
         made = learning.of(arguments, survey)
-        config = worker_config(arguments, made, plan, reading, survey, order, output, storage, markers, board, context)
+        config = worker_config(arguments, made, plan, reading, survey, order, output, kept, markers, board, context)
+        config = replace(config, storage=storage)
         if start:
             start.check(config.identity)
             config = replace(config, resume_from=start.path)
@@ -247,13 +267,13 @@ def _run(
         # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
         (output / RESULTS).unlink(missing_ok=True)
         if arguments.overwrite_output_dir:
-            for old in storage.glob("checkpoint-*"):
+            for old in _checkpoints(storage):
                 discard(old)
             shutil.rmtree(output / row_log.FOLDER, ignore_errors=True)
-        notes = storage / HIDDEN / f"ray-{run}"
+        notes = kept / HIDDEN / f"ray-{run}"
         launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured)
         return launch.watch(screen)
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
-        shutil.rmtree(storage / HIDDEN / f"ray-{run}", ignore_errors=True)
+        shutil.rmtree(kept / HIDDEN / f"ray-{run}", ignore_errors=True)

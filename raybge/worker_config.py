@@ -75,6 +75,7 @@ class WorkerConfig:
     out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's. `kept` are tokens
     that other runs share, `before` is what `validation` finds of the model before training where that is known.
     `row_log` is where steps' rows are written down.
+    `storage` is where checkpoints lie, a folder or a URI; None: in the `output_dir` of `training`.
     """
 
     learning: Learning
@@ -95,6 +96,7 @@ class WorkerConfig:
     before: Mapping[str, float] | None = None
     row_log: RowLog | None = None
     max_bad_steps: int = 0
+    storage: str | None = None
 
 
 def worker_config(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty import Died, Life, Store, stored
 
 from raybge import checkpoints
 from raybge.checkpoints import Identity, discard, finished, load, newest, publish, rotate, seal, starting_point
@@ -49,10 +50,9 @@ def test_rotating_keeps_the_last_and_the_best(tmp_path):
     assert [step for step, folder in folders.items() if folder.exists()] == [8]
 
 
-def test_a_checkpoint_that_is_being_removed_is_not_whole(tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_being_removed_is_not_whole(tmp_path):
     folder = written(tmp_path, 3)
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError("busy")))
-    with pytest.raises(OSError):
+    with stored(Store(tmp_path, Life(1).spend), local=True), pytest.raises(Died):
         discard(folder)
     assert folder.exists() and newest(tmp_path) is None
 

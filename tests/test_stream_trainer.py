@@ -221,23 +221,26 @@ def test_a_half_written_checkpoint_is_not_continued_from(trainer, tmp_path, monk
     monkeypatch.setattr(lost.encoder, "save", save)
     with pytest.raises(Stop):
         lost.train()
-    assert (tmp_path / "checkpoint-8" / "model.safetensors").is_file()
-    (tmp_path / "checkpoint-8" / "rng_state_7.pth").touch()  # of a run with more workers
+    assert not (tmp_path / "checkpoint-8").exists()
+    assert list(tmp_path.glob(".raybge/writing-*/checkpoint-8/model.safetensors"))
+    (tmp_path / "checkpoint-8").mkdir()  # as a store has it, of a run with more workers
+    (tmp_path / "checkpoint-8" / "rng_state_7.pth").touch()
     assert newest(tmp_path).step == 4  # save_total_limit has not removed it
     left = []
     again = trainer(
-        **flags, on_checkpoint=lambda folder: left.append((folder.name, (folder / "rng_state_7.pth").exists()))
+        **flags, on_checkpoint=lambda path: left.append((Path(path).name, Path(path, "rng_state_7.pth").exists()))
     )
     again.train(resume_from_checkpoint=newest(tmp_path).path)
     assert left == [("checkpoint-8", False), ("checkpoint-9", False)]
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-9"]
+    assert not list(tmp_path.glob(".raybge/writing-*/checkpoint-*"))
 
 
 def test_what_a_checkpoint_holds(trainer, tmp_path):
     told = []
     trainer(save_strategy="steps", save_steps=7, max_steps=14, on_checkpoint=told.append).train()
     folder = tmp_path / "checkpoint-14"
-    assert told == [tmp_path / "checkpoint-7", folder]
+    assert told == [str(tmp_path / "checkpoint-7"), str(folder)]
     record = json.loads((folder / checkpoints.RECORD).read_text())
     assert (record["step"], record["epoch"], record["position"], record["global_batch"]) == (14, 1, 5, 6)
     assert {"modules.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= {

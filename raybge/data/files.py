@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raybge.errors import UserError
+from raybge.errors import UserError, first_line
 from raybge.secrets import public
 
 Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
@@ -67,6 +67,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     if "://" in path:
         return pafs.FileSystem.from_uri(path)
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+
+
+def is_local(path: str) -> bool:
+    """Whether a path or URI lies on a file system of this machine. UserError for a URI that pyarrow does not know."""
+    try:
+        return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)
+    except (OSError, ValueError, ImportError, pa.ArrowException) as err:
+        raise UserError(f"{path} cannot be opened ({first_line(err)})") from err
 
 
 def extended(path: str, ending: str) -> str:
