@@ -52,7 +52,8 @@ def command_line() -> list[str]:
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words without secret flags, and these with their values."""
-    open_, secret = [], []
+    open_: list[str] = []
+    secret: list[str] = []
     waits = False  # for the value of a secret flag
     for word in words:
         name, mark, _ = word.removeprefix("--").partition("=")
