@@ -71,6 +71,18 @@ def write_rows(path: Path, given: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def write_judged(folder: Path, queries: int, corpus: int) -> None:
+    """dev.jsonl, medquad's first dev queries, and corpus.jsonl under `folder`: their positives, and others to `corpus`."""
+    dev = rows(MEDQUAD / "dev.jsonl.gz", queries)
+    texts = {text: None for row in dev for text in row["pos"]}
+    for row in rows(MEDQUAD / "corpus.jsonl.gz"):
+        if len(texts) >= corpus:
+            break
+        texts[row["text"]] = None
+    write_rows(folder / "dev.jsonl", dev)
+    write_rows(folder / "corpus.jsonl", [{"text": text} for text in texts])
+
+
 def write_words(folder: Path) -> None:
     """A tokenizer whose tokens are words: any word of `numbered` has a number."""
     import tokenizers

@@ -127,16 +127,15 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
 
     work = Path(args.work or "runs/bench/merging")
     work.mkdir(parents=True, exist_ok=True)
-    target, corpus = common.MEDQUAD / "dev.jsonl.gz", common.MEDQUAD / "corpus.jsonl.gz"
-    common.write_rows(work / "target.jsonl", common.rows(target, args.queries))
+    common.write_judged(work, args.queries, args.corpus)
     general = args.general or docstrings(work)
     summary = mix_models(
         [args.tuned, args.base],
         "encoder",
         None,
         str(work / "mixed"),
-        search=str(work / "target.jsonl"),
-        search_corpus=str(corpus),
+        search=str(work / "dev.jsonl"),
+        search_corpus=str(work / "corpus.jsonl"),
         general=general,
         max_evaluations=args.evaluations,
         overwrite=True,
@@ -170,6 +169,7 @@ def main() -> None:
     parser.add_argument("--base", default=None, help="what it began from; left out: MiniLM")
     parser.add_argument("--general", help="groups of something else")
     parser.add_argument("--queries", type=int, default=700)
+    parser.add_argument("--corpus", type=int, default=3000, help="passages to search in")
     parser.add_argument("--evaluations", type=int, default=15)
     args = parser.parse_args()
     if args.what == "child":

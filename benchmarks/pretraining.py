@@ -2,7 +2,7 @@
 
     python benchmarks/pretraining.py --steps 300 --out runs/bench/pretraining.json
 
-A BERT of 4 layers of 256 with MiniLM's words begins with random weights. Once a seed, one copy is pre-trained from
+A BERT of 4 layers of 256 with 8,000 word pieces of the corpus begins with random weights. Once a seed, one copy is pre-trained from
 scratch for --steps steps (`raybge.pretrain` on the corpus), then both are fine-tuned for 100 steps with the same flags
 and groups (`raybge.train`, negatives from the batch) and measured on dev queries (`raybge.evaluate`).
 
@@ -24,15 +24,19 @@ from typing import Any
 import common
 
 METRIC, MARGIN = "nDCG@10", 0.02
-LAYERS, WIDTH, TUNING_STEPS = 4, 256, 100
+LAYERS, WIDTH, WORDS, TUNING_STEPS = 4, 256, 8_000, 100
 
 
 def fresh_model(folder: Path, seed: int) -> str:
-    """A folder with a random BERT and MiniLM's tokenizer."""
+    """A folder with a random BERT and a tokenizer made of the corpus."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(common.minilm())
+    core = BertWordPieceTokenizer()
+    texts = (row["text"] for row in common.rows(str(common.medquad("corpus.jsonl.gz"))))
+    core.train_from_iterator(texts, vocab_size=WORDS, show_progress=False)
+    tokenizer = BertTokenizerFast(tokenizer_object=core._tokenizer)
     torch.manual_seed(seed)
     size = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 4 * WIDTH}
     BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(folder)

@@ -93,18 +93,6 @@ def evaluate(model: str, args: argparse.Namespace, work: Path) -> dict[str, floa
     return {name: found[name] for name in METRICS}
 
 
-def write_judged(args: argparse.Namespace, work: Path) -> None:
-    """dev.jsonl and corpus.jsonl under `work`."""
-    dev = common.rows(common.MEDQUAD / "dev.jsonl.gz", args.queries)
-    texts = {text: None for row in dev for text in row["pos"]}
-    for row in common.rows(common.MEDQUAD / "corpus.jsonl.gz"):
-        if len(texts) >= args.corpus:
-            break
-        texts[row["text"]] = None
-    common.write_rows(work / "dev.jsonl", dev)
-    common.write_rows(work / "corpus.jsonl", [{"text": text} for text in texts])
-
-
 def groups(args: argparse.Namespace, work: Path) -> str:
     """The file of groups that both are trained on: some of those that there are, the same for every seed."""
     mined = Path(args.data or work / "mined.jsonl")
@@ -145,7 +133,7 @@ def main() -> None:
         peers.remove("FlagEmbedding")
     work = Path(args.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
-    write_judged(args, work)
+    common.write_judged(work, args.queries, args.corpus)
     data = groups(args, work)
     before = evaluate(common.minilm(), args, work)
     print("before: " + ", ".join(f"{name} {value:.4f}" for name, value in before.items()), flush=True)
