@@ -72,7 +72,7 @@ def write_rows(path: Path, given: list[dict[str, Any]]) -> str:
 
 
 def write_judged(folder: Path, queries: int, corpus: int) -> None:
-    """dev.jsonl, medquad's first dev queries, and corpus.jsonl under `folder`: their positives, and others to `corpus`."""
+    """Under `folder`: dev.jsonl, medquad's first dev queries, and corpus.jsonl, their positives and others."""
     dev = rows(MEDQUAD / "dev.jsonl.gz", queries)
     texts = {text: None for row in dev for text in row["pos"]}
     for row in rows(MEDQUAD / "corpus.jsonl.gz"):

@@ -2,9 +2,10 @@
 
     python benchmarks/pretraining.py --steps 300 --out runs/bench/pretraining.json
 
-A BERT of 4 layers of 256 with 8,000 word pieces of the corpus begins with random weights. Once a seed, one copy is pre-trained from
-scratch for --steps steps (`raybge.pretrain` on the corpus), then both are fine-tuned for 100 steps with the same flags
-and groups (`raybge.train`, negatives from the batch) and measured on dev queries (`raybge.evaluate`).
+A BERT of 4 layers of 256 with 8,000 word pieces of the corpus begins with random weights. Once a seed, one copy is
+pre-trained from scratch for --steps steps (`raybge.pretrain` on the corpus), then both are fine-tuned for 100 steps
+with the same flags and groups (`raybge.train`, negatives from the batch) and measured on dev queries
+(`raybge.evaluate`).
 
 The claim: with every seed the pre-trained one has the higher nDCG@10, and on average by 0.02 at least.
 """
