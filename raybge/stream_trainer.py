@@ -333,6 +333,9 @@ class StreamTrainer(transformers.Trainer):
                 group["initial_lr"], group["lr"] = base, rate
 
     def _load_scaler(self, checkpoint: str | None) -> None:
+        """None where this run has none: that of a run in half precision, resumed without it."""
+        if getattr(self.accelerator, "scaler", None) is None:
+            return
         with plainly_loaded(checkpoint, "scaler"):
             super()._load_scaler(checkpoint)
 

@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file
 from tiny import make_tiny
 
 from raybge import launch, loop
-from raybge.checkpoints import newest
+from raybge.checkpoints import digest, newest
 from raybge.errors import UserError
 from raybge.stream_trainer import StreamTrainer
 from raybge.train import finetune, main
@@ -109,6 +111,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_behind(storage: str, step: int) -> None:
+    """Once the checkpoint of that update is whole: it may be on its way."""
+    while (found := newest(storage)) is None or found.step < step:
+        time.sleep(0.02)
+    die()
+
+
 def run_out_of_disk() -> None:
     raise OSError(28, "No space left on device")
 
@@ -116,15 +125,22 @@ def run_out_of_disk() -> None:
 # --- a lost worker --------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(flags, undisturbed, tmp_path, monkeypatch, capfd):
-    """kill -9 in the second epoch, in the middle between two checkpoints."""
-    fault(monkeypatch, rank=1, step=5, once=tmp_path / "died", act=die)
+@pytest.mark.parametrize("storage", ["{}/out", "fsspec+file://{}/kept"])
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
+    flags, undisturbed, tmp_path, monkeypatch, capfd, storage
+):
+    """kill -9 in the second epoch, in the middle between two checkpoints; they lie in a folder, or a store."""
+    storage = storage.format(tmp_path)
+    fault(monkeypatch, rank=1, step=5, once=tmp_path / "died", act=partial(die_behind, storage, 4))
     output = tmp_path / "out"
-    metrics = finetune(**flags, output_dir=str(output), max_failures=1)
+    metrics = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
     assert (tmp_path / "died").exists() and metrics["steps"] == LAST
     assert "continues from checkpoint-4, restart 1 of 1" in capfd.readouterr().err
     assert_same_model(output, undisturbed)
-    assert {p.name for p in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    folder = Path(storage.removeprefix("fsspec+file://"))
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    assert not list(folder.glob(".raybge/writing-*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"raybge-{digest(storage)}-*"))
 
 
 def test_a_full_disk_ends_the_run_and_a_second_start_continues_it(flags, undisturbed, tmp_path, monkeypatch, capfd):

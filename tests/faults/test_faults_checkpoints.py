@@ -245,7 +245,8 @@ def test_saving_waits_only_where_it_is_asked_to(tmp_path):
 
 def test_a_checkpoint_of_two_nodes_is_whole_when_both_have_published(tmp_path, monkeypatch):
     """Each has files of its own; worker 0 waits for the other's note, and leaves none."""
-    monkeypatch.setattr("raybge.checkpoint_writer.POLL_SECONDS", 0.01)
+    looked = threading.Event()
+    monkeypatch.setattr("raybge.checkpoint_writer.time", SimpleNamespace(sleep=lambda _: looked.set()))
     with stored(Store(tmp_path / "kept")):
         writers = []
         for node in (0, 1):
@@ -255,7 +256,7 @@ def test_a_checkpoint_of_two_nodes_is_whole_when_both_have_published(tmp_path, m
         begun(writers[0], 2, files_of(2) | {"shard_0": "0"})
         begun(writers[1], 2, {"shard_1": "1"})
         writers[0].publish(Publishing(2, 0, 2, partial(record, 2), None, None))
-        assert not writers[0].finish(0.2) and newest(URI) is None
+        assert looked.wait(20) and not writers[0].finish(0) and newest(URI) is None
         writers[1].publish(Publishing(2, 1, 2, partial(record, 2), None, None))
         assert writers[1].finish() and writers[0].finish() and newest(URI).step == 2
     found = contents(tmp_path / "kept" / "checkpoint-2")
