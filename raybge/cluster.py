@@ -25,6 +25,9 @@ CORES_A_WORKER = 8
 # Seconds to wait for a cluster that starts machines: until the first one is under way, and for each to be there.
 STARTING, STARTED = 60, 1200
 
+# What lets Ray listen to other machines, as its name says on some systems alone.
+OPEN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
 # Whether the Ray that this process is connected to was started below, with slots for reading.
 _own = False
 
@@ -80,7 +83,7 @@ def connect(address: str | None = None, verbose: bool = False) -> Iterator[Clust
     target = address or os.environ.get("RAY_ADDRESS") or _live_head()
     if target in (None, "local"):
         # Ray reads this when it is imported: its ports stay on the loopback interface of a machine that is alone.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(OPEN, "0")
     import ray
 
     _quiet(verbose)
@@ -268,7 +271,10 @@ def reading_cpus(cluster: Cluster, plan: Plan, runs: int = 1) -> float:
 
 def _start() -> None:
     import ray
+    from ray._private import ray_constants
 
+    if os.environ.get(OPEN) == "0":  # a program may have imported Ray before this was set
+        ray_constants.ENABLE_RAY_CLUSTER = False
     options: dict[str, Any] = {"num_cpus": cores() + _reading_slots(), "include_dashboard": False}
     ray.init(address="local", log_to_driver=True, **options)
 

@@ -8,7 +8,6 @@ to: torch's store, through which workers find each other and which asks for no p
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
@@ -55,7 +54,7 @@ def stay_on_this_machine() -> None:
     """Have torch's store listen at this node's address in Ray alone where that is a loopback address."""
     import ray
 
-    if ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+    if ray.util.get_node_ip_address().startswith("127."):
         # torch.distributed.rendezvous, as an attribute, is a function of that name
         sys.modules[_create_c10d_store.__module__].TCPStore = loopback_store  # type: ignore[attr-defined]
 

@@ -229,7 +229,9 @@ def test_a_tasks_name_chooses_no_place(name):
 
 # what listens is looked for among this process and all that it has started, while an actor of them runs
 LISTENING = """
-import json, psutil
+import json, sys, psutil
+if "first" in sys.argv:
+    import ray
 from raybge.cluster import connect
 
 with connect() as cluster:
@@ -247,12 +249,16 @@ with connect() as cluster:
 """
 
 
-def test_ray_on_one_machine_listens_to_nobody_else():
+@pytest.mark.parametrize("imported", ["first", "later"])
+def test_ray_on_one_machine_listens_to_nobody_else(imported):
+    """Also in a program that has imported Ray before, which then has read its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # where no head is that others started; of few letters, since the names of Ray's sockets may have 107
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         environment |= {"RAY_TMPDIR": folder, "TMPDIR": folder}
-        said = subprocess.check_output([sys.executable, "-c", LISTENING], env=environment, text=True, timeout=200)
+        said = subprocess.check_output(
+            [sys.executable, "-c", LISTENING, imported], env=environment, text=True, timeout=200
+        )
     own, found = json.loads(said.splitlines()[-1])
     assert own and len(found) >= 4 and any("raylet" in name for name, *_ in found)
     assert {address.removeprefix("::ffff:") for _, address, _ in found} <= {"127.0.0.1", "::1"}, found
