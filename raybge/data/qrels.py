@@ -7,6 +7,7 @@ tabs; in its folders `corpus.jsonl` and `queries.jsonl` have an `_id` and a `tex
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from raybge.data.survey import Survey
 from raybge.errors import UserError
 
 Grades = dict[str, dict[str, int]]  # by query, then by document
+_GRADE = re.compile(r"-?[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def read_qrels(path: str, flag: str) -> Grades:
         words = line.split("\t") if line.count("\t") == 2 else line.split()
         if not line.strip() or (number == 1 and words[-1:] == ["score"]):
             continue
-        if len(words) not in (3, 4) or not words[-1].strip().removeprefix("-").isdigit():
+        if len(words) not in (3, 4) or not _GRADE.fullmatch(words[-1].strip()):
             raise UserError(
                 f"{flag}: {path}:{number}: expected «query 0 document grade» (TREC) or «query, document, grade» "
                 f"divided by tabs (BEIR), found {line.strip()[:80]!r}"

@@ -176,12 +176,10 @@ def reference_qrels(data: str) -> dict | None:
             continue
         if len(parts) not in (3, 4):
             return None
-        try:
-            grade = int(parts[-1])
-        except ValueError:
+        digits = parts[-1].strip().removeprefix("-")
+        if not 0 < len(digits) < 10 or not set(digits) <= set("0123456789"):
             return None
-        if "_" in parts[-1] or "+" in parts[-1]:
-            return None
+        grade = int(parts[-1])
         key = parts[0].strip(), parts[-2].strip()
         if found.setdefault(key, grade) != grade:
             return None
