@@ -31,10 +31,10 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: venv
 	$(BIN)/python -m raybge.demo
 
-# A test process holds a module and its Ray; the clusters of several nodes come afterwards and have the machine to themselves.
+# A test process holds a module and its Ray; lost machines and clusters of several come afterwards, with this one alone.
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/faults
+	$(BIN)/python -m pytest tests/faults tests/cluster
 
 lint: venv
 	$(BIN)/ruff check .
