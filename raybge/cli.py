@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from raybge.errors import UserError, cause_of
+from raybge.errors import UserError, failure
 from raybge.flags import build, parse
 from raybge.screen import Screen
 from raybge.secrets import command_line
@@ -49,8 +49,7 @@ def run(
         return 130
     except Exception as error:
         where = f"\nThe whole story is in {screen.log_path}" if screen.log_path else ""
-        cause = cause_of(error)
-        screen.error(f"raybge.{name} failed: {type(cause).__name__}: {_first_lines(cause)}{where}")
+        screen.error(f"raybge.{name} failed: {_last_lines(failure(error))}{where}")
         return 1
     return 0
 
@@ -76,7 +75,7 @@ def main() -> None:
     raise SystemExit(2)
 
 
-def _first_lines(error: BaseException, count: int = 5) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def _last_lines(text: str, count: int = 5) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
     # Ray puts the cause last, after the remote traceback.
     return "\n".join(lines if len(lines) <= count else lines[-count:])

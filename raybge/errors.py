@@ -1,6 +1,10 @@
 """The one error that a person is meant to read."""
 
+import re
+
 from raybge.secrets import public
+
+_ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause", re.MULTILINE)
 
 
 class UserError(Exception):
@@ -13,14 +17,16 @@ class UserError(Exception):
         super().__init__(public(message))
 
 
-def cause_of(error: BaseException) -> BaseException:
-    """What went wrong, out of what Ray wraps around it."""
+def failure(error: BaseException) -> str:
+    """The type and message of what went wrong, out of what Ray wraps around it."""
+    if origin := _ORIGIN.search(str(error)):  # of a cause in one of its workers, Ray Data keeps the text alone
+        return origin[1]
     while type(error).__module__.partition(".")[0] == "ray":
         inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):
             break
         error = inner
-    return error
+    return f"{type(error).__name__}: {error}"
 
 
 def first_line(error: BaseException) -> str:

@@ -32,10 +32,14 @@ def raising(error):
 
 
 def wrapped(error):
-    """As it comes out of Ray Data."""
-    inner = UserCodeException("UDF failed to process a data block.")
-    inner.__cause__ = error
-    return RayTaskError("submit", "a long traceback\nof many lines", inner)
+    """As it comes out of an actor."""
+    return RayTaskError("submit", "a long traceback\nof many lines", error)
+
+
+def wrapped_by_ray_data(error):
+    """As it comes out of a function that Ray Data calls: the cause is in the text alone."""
+    said = f"ray::submit()\n  File a\n{type(error).__name__}: {error}\n\nThe above exception was the direct cause of"
+    return RayTaskError("submit", f"{said} the following exception:\n\nray::b", UserCodeException("UDF failed"))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,7 @@ def wrapped(error):
         (KeyboardInterrupt(), 130, "raybge.work: interrupted\n"),
         (ValueError("broken"), 1, "raybge.work failed: ValueError: broken"),
         (wrapped(OSError(28, "No space left")), 1, "raybge.work failed: OSError: [Errno 28] No space left\n"),
+        (wrapped_by_ray_data(OSError(28, "No space")), 1, "raybge.work failed: OSError: [Errno 28] No space\n"),
     ],
 )
 def test_exit_codes_and_messages(capfd, error, code, says):
