@@ -41,7 +41,7 @@ class Scratch:
     """
 
     def __init__(self, storage: str, attempt: str):
-        if is_local(storage):  # on the same file system: moving a folder is renaming it
+        if is_local(storage, "--storage_path"):  # on the same file system: moving a folder is renaming it
             parent, prefix = Path(filesystem(storage)[1], HIDDEN), "writing-"
         else:
             parent, prefix = Path(tempfile.gettempdir()), f"raybge-{digest(storage)}-"
@@ -113,7 +113,7 @@ class CheckpointWriter:
         self.storage = storage
         self.scratch = scratch
         self.leads = rank == 0
-        self.shared = is_local(storage)
+        self.shared = is_local(storage, "--storage_path")
         self.publishes = self.leads if self.shared else local_rank == 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -19,6 +19,7 @@ QUICK = 3  # of them, where a person waits for the command to start
 # What waiting does not mend.
 _FINAL = (
     FileNotFoundError,
+    FileExistsError,
     PermissionError,
     NotADirectoryError,
     IsADirectoryError,

@@ -148,7 +148,7 @@ def _check_output(arguments: LoopArguments, output: Path) -> None:
 def _storage(arguments: LoopArguments) -> str:
     """Where checkpoints lie: a folder or a URI."""
     place = arguments.storage_path or arguments.training["output_dir"]
-    return os.path.abspath(filesystem(place)[1]) if is_local(place) else place
+    return os.path.abspath(filesystem(place)[1]) if is_local(place, "--storage_path") else place
 
 
 def _checkpoints(storage: str) -> list[str]:
@@ -158,7 +158,7 @@ def _checkpoints(storage: str) -> list[str]:
 def _kept(arguments: LoopArguments, output: Path) -> Path:
     """The folder for what else a run keeps, which all nodes share."""
     storage = _storage(arguments)
-    return Path(storage) if is_local(storage) else output
+    return Path(storage) if is_local(storage, "--storage_path") else output
 
 
 def _use_gpu(arguments: LoopArguments) -> bool | None:

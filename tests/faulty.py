@@ -40,7 +40,7 @@ class Store(pafs.FSSpecHandler):
     def filesystem(self, path: str) -> tuple[pafs.FileSystem, str]:
         """In place of raybge's own."""
         if path.startswith(URI):
-            return pafs.PyFileSystem(self), self.root + path.removeprefix(URI)
+            return pafs.PyFileSystem(self), self.root + path.removeprefix(URI).partition("?")[0]
         return pafs.LocalFileSystem(), os.path.abspath(path)
 
     def watched(self, path: str) -> tuple[pafs.FileSystem, str]:

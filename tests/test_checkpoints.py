@@ -3,13 +3,25 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from faulty import Died, Life, Store, stored
+from faulty import URI, Died, Life, Store, stored
 
-from raybge import checkpoints
-from raybge.checkpoints import Identity, discard, finished, load, newest, publish, rotate, seal, starting_point
+from raybge import checkpoints, retry
+from raybge.checkpoints import (
+    Identity,
+    check_writable,
+    discard,
+    finished,
+    load,
+    newest,
+    publish,
+    rotate,
+    seal,
+    starting_point,
+)
 from raybge.data.files import SourceFile
 from raybge.data.order import Order
 from raybge.data.survey import Survey
@@ -111,6 +123,42 @@ def test_where_a_run_starts(tmp_path):
     (storage / "checkpoint-9" / checkpoints.RECORD).write_text('{"step": 9')
     with pytest.raises(UserError, match=r"raybge.json cannot be read"):
         newest(storage)
+
+
+def test_checkpoints_in_a_store_are_found_by_their_uris(tmp_path):
+    """What a URI has behind it, a region or an endpoint, stays there. That of a folder is the folder."""
+    (tmp_path / "bucket").mkdir()
+    for step in (2, 10, 11):
+        written(tmp_path / "bucket", step, whole=step < 11)
+    with stored(Store(tmp_path)):
+        for query in ("", "?region=eu&scheme=http"):
+            storage = f"{URI}/bucket{query}"
+            found = newest(storage)
+            assert (found.path, found.step) == (f"{URI}/bucket/checkpoint-10{query}", 10)
+            assert load(found.path, "--resume_from_checkpoint") == found
+            assert starting_point({"resume_from_checkpoint": found.path}, False, storage) == found
+            with pytest.raises(UserError, match=r"checkpoint-11.* is no whole checkpoint"):
+                load(f"{URI}/bucket/checkpoint-11{query}", "--resume_from_checkpoint")
+            assert newest(f"{URI}/nowhere{query}") is None
+        rotate(f"{URI}/bucket/checkpoint-10?region=eu", 1, None)
+    assert sorted(p.name for p in (tmp_path / "bucket").iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert newest(f"file://{tmp_path}/bucket").path == str(tmp_path / "bucket" / "checkpoint-10")
+
+
+def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=lambda _: pytest.fail("it waits")))
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "folder")
+    assert not any((tmp_path / "new" / "folder").iterdir())
+    for place in (f"{tmp_path}/file", f"{tmp_path}/file/inside"):
+        with pytest.raises(UserError, match=f"--storage_path {place} cannot be written"):
+            check_writable(place)
+
+    def refuse(what: str) -> None:
+        raise PermissionError(13, "access denied")
+
+    with stored(Store(tmp_path, refuse)), pytest.raises(UserError, match=f"{URI} cannot be written .*access denied"):
+        check_writable(URI)
 
 
 def model(folder: Path, says: str, *names: str) -> None:

@@ -69,12 +69,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
 
 
-def is_local(path: str) -> bool:
-    """Whether a path or URI lies on a file system of this machine. UserError for a URI that pyarrow does not know."""
+def is_local(path: str, flag: str) -> bool:
+    """Whether a path or URI means a folder of this machine. UserError naming `flag` for a URI that pyarrow does not
+    know.
+    """
     try:
         return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)
     except (OSError, ValueError, ImportError, pa.ArrowException) as err:
-        raise UserError(f"{path} cannot be opened ({first_line(err)})") from err
+        raise UserError(f"{flag}: {path} cannot be opened ({first_line(err)})") from err
 
 
 def extended(path: str, ending: str) -> str:

@@ -1,11 +1,12 @@
 """Which files a path means."""
 
+import re
 from pathlib import Path
 
 import pytest
 from samples import PLAIN, ROWS, put, read_all
 
-from raybge.data.files import extended, list_files
+from raybge.data.files import extended, is_local, list_files
 from raybge.data.jsonl import Row
 from raybge.errors import UserError
 
@@ -78,3 +79,11 @@ def test_paths_that_lead_nowhere(path: str, says: str, tmp_path: Path, monkeypat
     with pytest.raises(UserError) as caught:
         list_files(path, "--train_data")
     assert str(caught.value).startswith(says)
+
+
+def test_a_uri_may_mean_a_folder_of_this_machine():
+    assert is_local("/a/b", "--f") and is_local("a", "--f") and is_local("file:///a", "--f")
+    assert not is_local("fsspec+memory://a", "--f")
+    for unknown in ("nonsense://a", "fsspec+nonsense://a"):
+        with pytest.raises(UserError, match=f"--f: {re.escape(unknown)} cannot be opened .*nonsense"):
+            is_local(unknown, "--f")
