@@ -67,6 +67,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trainer, tmp_path, flags, lost
     lost = trainer([StopAt(lost_at)], folder=tmp_path / "lost", **flags)
     with pytest.raises(Stop):
         lost.train()
+    lost.finish_saving()
     start = newest(tmp_path / "lost")
     assert start.step == resumed_at
     resumed = trainer(folder=tmp_path / "lost", **flags)
