@@ -2,6 +2,7 @@
 
 import errno
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,13 +76,12 @@ def here(tmp_path, monkeypatch):
 def test_a_write_that_ends_at_any_byte_leaves_the_checkpoint_before(tmp_path, kind):
     """The process dies before each byte, name and sync in turn, until it has lived through all of them."""
     bytes_written = sum(map(len, files_of(6).values()))
+    for step in (2, 4):
+        save(str(tmp_path / "before"), step)
     for lived in range(100_000):
         root = tmp_path / str(lived)
-        root.mkdir()
+        shutil.copytree(tmp_path / "before", root)
         storage = str(root) if kind == "folder" else URI
-        with stored(Store(root)):
-            save(storage, 2)
-            save(storage, 4)
         life = Life(lived)
         died = False
         with stored(Store(root, life.spend), local=True), mortal(life):
