@@ -363,7 +363,7 @@ class _Window:
                     found, self.at = self.text[self.at : end], end
                     return found.replace("\n", " ").replace("\r", " ")
                 wrong = "the array is not closed"
-                if mark:
+                if mark and (mark not in ".eE" or len(self.text) - after > 2):  # else a number that goes on
                     break
             if len(self.text) - self.at > LONGEST_ELEMENT or not self.fill():
                 break

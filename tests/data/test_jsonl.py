@@ -205,6 +205,18 @@ def test_a_broken_array(text: str, good: int, tmp_path: Path) -> None:
     assert [type(row) for row in rows] == [Row] * good + [BadRow]
 
 
+@pytest.mark.parametrize("number", ["0.5", "1e5", "1E+5", "-2.25e-10"])
+@pytest.mark.parametrize("buffer", range(1, 9))
+def test_a_number_in_an_array_ends_where_it_ends(
+    number: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with what was read of the file: the rows behind it are good ones."""
+    monkeypatch.setattr(jsonl, "BUFFER", buffer)
+    path = put(tmp_path / "a.json", f'[{number}, {{"t": 1}}]')
+    ((*rows,),) = read_all(list_files(str(path), "--f"), 1 << 20)
+    assert [type(row) for row in rows] == [BadRow, Row]
+
+
 def test_a_broken_array_element_does_not_take_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BUFFER", 10)
     monkeypatch.setattr(jsonl, "LONGEST_ELEMENT", 100)

@@ -78,9 +78,15 @@ ODD = [
         b"\xfe\xff",
     ),
     *(b'{"a": "\xe2\x80\xa8"}', b'{"a": "\x85"}', b"\x0b{}", b"\x0c{}", b"\x85{}", b"\xc2\xa0{}", b'{"a": 1, "a": 2}'),
-    *(b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"a": ' + b"9" * 5000 + b"}", b'{"a": ' + b"9" * 4000 + b"}"),
-    *(b'{"a": "' + b"x" * 70_000 + b'"}', b"x" * 70_000, b'{"a": "\0"}', rb'{"a": "\u0000"}', b"\r", b"{}\r", b"\r\r"),
+    *(b'{"a": "\0"}', rb'{"a": "\u0000"}', b"\r", b"{}\r", b"\r\r"),
 ]
+GIANT = [
+    b'{"a": "' + b"x" * 70_000 + b'"}',
+    b"x" * 70_000,
+    b'{"a": ' + b"9" * 5000 + b"}",
+    b'{"a": ' + b"9" * 4000 + b"}",
+]
+GIANT += [b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"]
 kinds = st.sampled_from(["gz", "zst"])
 columns = st.dictionaries(st.sampled_from("abc"), st.text(max_size=5), min_size=1)
 lines = st.one_of(good, good, st.sampled_from(ODD), st.binary(max_size=12))
@@ -90,6 +96,8 @@ lines = st.one_of(good, good, st.sampled_from(ODD), st.binary(max_size=12))
 def contents(draw: Any) -> bytes:
     """A file: lines, their ends, perhaps cut off or with a byte changed."""
     parts = draw(st.lists(lines, max_size=6))
+    if draw(st.integers(0, 49)) == 0:
+        parts.append(draw(st.sampled_from(GIANT)))
     ends = draw(st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r"]))
     data = (b"\xef\xbb\xbf" if draw(st.booleans()) else b"") + ends.join(parts)
     data += ends if draw(st.booleans()) else b""
@@ -122,11 +130,17 @@ def shown(rows: list) -> list:
     return [(row.offset, row.raw if isinstance(row, Row) else None) for row in rows]
 
 
+def size_buffers(data: bytes, buffer: int) -> None:
+    """Small, so that small files meet their ends."""
+    small = len(data) < 300
+    jsonl.BUFFER, jsonl.TAIL = (buffer, 5) if small else (1 << 22, 64 << 10)
+
+
 @pytest.fixture(autouse=True)
 def buffers(monkeypatch):
-    """Small, so that small files meet their ends."""
-    monkeypatch.setattr(jsonl, "TAIL", 5)
-    monkeypatch.setattr(jsonl, "BUFFER", jsonl.BUFFER)  # put back afterwards
+    """As they are, afterwards."""
+    monkeypatch.setattr(jsonl, "TAIL", jsonl.TAIL)
+    monkeypatch.setattr(jsonl, "BUFFER", jsonl.BUFFER)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -136,7 +150,7 @@ def buffers(monkeypatch):
 @given(data=contents(), block_bytes=st.sampled_from([1, 2, 3, 7, 64, 1 << 20]), buffer=st.sampled_from([1, 7, 1 << 22]))
 def test_lines(data, block_bytes, buffer):
     with tried("files of lines, cut into blocks"):
-        jsonl.BUFFER = buffer if len(data) < 2000 else 1 << 22
+        size_buffers(data, buffer)
         block_bytes = block_bytes if len(data) < 400 else max(block_bytes, len(data) // 50)
         rows = read(put("a.jsonl", data), block_bytes=block_bytes)
         assert shown(rows) == [(offset, raw) for offset, _, raw in reference(data)]
@@ -157,6 +171,7 @@ def test_a_boundary_at_every_byte(data):
 def test_survey(data, block_bytes, skip):
     """All rows are counted, or the first bad one is named by file and line."""
     with tried("files that are surveyed"):
+        size_buffers(data, 7)
         block_bytes = max(block_bytes, len(data) // 50)
         expected = reference(data)
         wrong = [line for _, line, raw in expected if raw is None]
@@ -184,7 +199,7 @@ def test_survey(data, block_bytes, skip):
 def test_packed(data, kind, keep, whole, buffer):
     """A whole file has the plain one's rows; of one cut short those before the cut, and it is said."""
     with tried("packed files, whole and cut short"):
-        jsonl.BUFFER = buffer if len(data) < 2000 else 1 << 22
+        size_buffers(data, buffer)
         packed = pack(data, kind)
         packed = packed if whole else packed[: max(1, int(len(packed) * keep))]
         path = put(f"a.jsonl.{kind}", packed)
@@ -238,11 +253,11 @@ def test_packed_and_damaged(data, kind, at, bit, tail):
 def test_arrays(rows, indent, escaped, mark, change, buffer):
     """Every element of an array that json.loads takes; of any other at least one row is named as bad."""
     with tried("arrays"):
-        jsonl.BUFFER = buffer
         data = (mark + json.dumps(rows, indent=indent, ensure_ascii=escaped)).encode()
         if change:
             at = int(len(data) * change[0])
             data = data[:at] + change[1] + data[at + 1 :]
+        size_buffers(data, buffer)
         path = put("a.json", data or b" ")
         found = list_files(str(path), "--f")
         read_rows = read(path)
