@@ -71,6 +71,13 @@ class Board:
 
         return ray.get(self._keeper.workers.remote())
 
+    def end(self) -> None:
+        """End the workers that joined, wherever they are."""
+        import ray
+
+        for worker in self.workers():
+            ray.kill(worker)
+
     def begin(self, total: int, step: int) -> None:
         """A run of `total` updates starts, or continues after `step` of them."""
         self._keeper.update.remote(total=total, step=step)

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many workers (or actors) and what each holds."""
+    """How many workers (or actors) and what each holds. `range`: the fewest and the most, where they come and go."""
 
     workers: int
     cpus: int
     gpus: int
+    range: tuple[int, int] | None = None
 
     def describe(self, noun: str) -> str:
         has = f"{self.cpus} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus} GPU" if self.gpus else "")
+        if self.range:
+            return f"{self.range[0]} to {self.range[1]} {noun}s of {has}, {self.workers} now"
         return f"{self.workers} {noun}{'s' * (self.workers != 1)} of {has}"
 
 
@@ -106,14 +109,16 @@ def grown(
     cpus_per_worker: int | None,
     say: Callable[[str], None],
     runs: int = 1,
+    elastic: bool = False,
 ) -> Cluster:
     """The cluster once it holds what is asked for, so many times, or when no more of it comes: one that starts machines
     when asked (`ray up`) may begin with none. Any other is given back as it is.
     """
+    asked = _count(num_workers, elastic)
     if cluster.own or not _starts_machines():
         return cluster
     gpu = cluster.gpus > 0 if use_gpu is None else use_gpu
-    workers, cpus = _count(num_workers), max(1, cpus_per_worker or 1)
+    workers, cpus = asked and asked[1], max(1, cpus_per_worker or 1)
     if workers is None and cluster.room < 1:
         raise UserError(
             "--num_workers: this cluster starts its machines when asked, and none is up; say how many workers "
@@ -170,19 +175,22 @@ def plan_workers(
     cpus_per_worker: int | None,
     *,
     cores_a_worker: int = CORES_A_WORKER,
+    elastic: bool = False,
 ) -> Plan:
     """One worker per GPU, or without one as many as the cores carry; what was asked for is checked against the cluster.
 
+    With `elastic`, `num_workers` may be MIN-MAX: the plan has as many of them as fit.
     Raises UserError, naming the flag and what would fit, when the cluster cannot hold it and leave room for reading.
     """
     gpu = cluster.gpus > 0 if use_gpu is None else use_gpu
     if gpu and not cluster.gpus:
         raise UserError(f"--use_gpu: {cluster.describe()}")
-    asked = _count(num_workers)
+    low, high = _count(num_workers, elastic) or (None, None)
     if cpus_per_worker is not None and cpus_per_worker < 1:
         raise UserError(f"--cpus_per_worker must be at least 1, found {cpus_per_worker}")
     if cluster.room < 1:
         raise UserError(f"{cluster.describe()}: a worker and the reading for it need at least 2 CPUs")
+    asked = high if low == high else max(low or 1, min(high or 1, cluster.fitting(cpus_per_worker or 1, gpu)))
     if gpu:
         workers = asked or cluster.gpus
         most = min(CORES_A_WORKER, max(1, cluster.room // workers))
@@ -198,7 +206,7 @@ def plan_workers(
         workers = max(1, cluster.fitting(cpus, gpu))
     plan = Plan(workers, cpus, int(gpu))
     _check(cluster, plan)
-    return plan
+    return replace(plan, range=(low, high)) if low and high and low < high else plan
 
 
 def _check(cluster: Cluster, plan: Plan) -> None:
@@ -211,18 +219,27 @@ def _check(cluster: Cluster, plan: Plan) -> None:
         )
 
 
-def _count(num_workers: str | None) -> int | None:
+def _count(num_workers: str | None, elastic: bool) -> tuple[int, int] | None:
+    """The fewest and the most workers that were asked for."""
     if num_workers is None:
         return None
-    if "-" in num_workers.strip("-"):
-        raise UserError("--num_workers MIN-MAX (workers that come and go) is not built yet; give one number")
-    try:
-        count = int(num_workers)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise UserError(f"--num_workers must be a whole number of at least 1, found «{num_workers}»")
-    return count
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", num_workers, re.ASCII)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise UserError(
+            f"--num_workers must be a whole number of at least 1, or MIN-MAX of such, found «{num_workers}»"
+        )
+    if low < high and not elastic:
+        raise UserError(
+            f"--num_workers {num_workers}: only the workers of raybge.train and raybge.pretrain come and go; give one "
+            "number"
+        )
+    return low, high
+
+
+def look() -> Cluster:
+    """The cluster that this process is connected to, as it is now."""
+    return _look(_own)
 
 
 def _look(own: bool) -> Cluster:

@@ -25,6 +25,7 @@ from raybge.secrets import public
 if TYPE_CHECKING:
     from raybge.board import Progress
     from raybge.cluster import Plan
+    from raybge.elastic import Elastic
     from raybge.screen import Screen
     from raybge.worker_config import WorkerConfig
 
@@ -66,6 +67,7 @@ class Launch:
         folder: where Ray Train keeps its own notes.
         max_failures: restarts after a failure, -1 for no limit.
         on_measured: called in this thread.
+        elastic: where the workers come and go with the cluster.
     """
 
     config: WorkerConfig
@@ -75,6 +77,7 @@ class Launch:
     folder: Path
     max_failures: int = 0
     on_measured: OnMeasured | None = None
+    elastic: Elastic | None = None
     told: int = 0  # evaluations that `on_measured` has heard of
     shown: int = 0  # lines of the workers that the person has read
 
@@ -85,8 +88,9 @@ class Launch:
         with screen.bar("train", None, self.config.learning.rows) as bar:
             while (error := self._attempt(bar)) is not None:
                 cause = _cause(error)
-                failures += 1
-                if isinstance(cause, UserError) or not self._may_restart(failures):
+                workers = self._workers_after(cause, bar)
+                failures += workers is None
+                if workers is None and (isinstance(cause, UserError) or not self._may_restart(failures)):
                     raise cause from error
                 print(public("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
                 if start := newest(self.storage):
@@ -94,8 +98,21 @@ class Launch:
                 place = self.config.resume_from
                 at = f"continues from {name_of(place)}" if place else "starts again from the beginning"
                 limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
-                bar.write(f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}", file=bar.fp)
+                says = f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}"
+                if self.elastic and workers is not None:
+                    before = self.plan.workers
+                    self.config, self.plan = self.elastic.resized(self.config, self.plan, workers)
+                    now = replace(self.plan, range=None).describe("worker")
+                    says = f"the cluster has changed: {at} with {now}, {before} before"
+                bar.write(says, file=bar.fp)
         return board.read().metrics
+
+    def _workers_after(self, cause: BaseException, bar: Any) -> int | None:
+        """Of the next start, where it is the cluster that ended the last; None where that was a failure."""
+        if self.elastic is None or isinstance(cause, UserError):
+            return None
+        lost = type(cause).__module__.startswith("ray.") or _collateral(cause)  # not what the worker itself raised
+        return self.elastic.settled(self.plan, lost, lambda line: bar.write(line, file=bar.fp))
 
     def _may_restart(self, failures: int) -> bool:
         return self.max_failures == -1 or failures <= self.max_failures
@@ -103,6 +120,8 @@ class Launch:
     def _attempt(self, bar: Any) -> BaseException | None:
         """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
         outcome: list[BaseException] = []
+        if self.elastic:
+            self.elastic.begin()
         if self.config.row_log:
             start = self.config.resume_from and load(self.config.resume_from, "--storage_path")
             log = self.config.row_log.begin(start.step if start else 0, self.plan.workers)
@@ -114,6 +133,8 @@ class Launch:
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 self._tell(bar)
+                if self.elastic:
+                    self.elastic.watch(self.plan, self.config.board)
         self._tell(bar)
         return outcome[0] if outcome else None
 
@@ -143,8 +164,7 @@ class Launch:
             yield
         except BaseException:
             with contextlib.suppress(ray.exceptions.RayError):
-                for worker in self.config.board.workers():
-                    ray.kill(worker)
+                self.config.board.end()
             raise
 
     def _fit(self, outcome: list[BaseException]) -> None:

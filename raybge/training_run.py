@@ -26,6 +26,7 @@ from raybge.checkpoints import (
 )
 from raybge.cluster import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.data.files import filesystem, is_local
+from raybge.elastic import Elastic, within
 from raybge.errors import UserError
 from raybge.retry import QUICK, WAITS, retried
 from raybge.screen import Screen
@@ -49,6 +50,7 @@ def run(
 ) -> dict[str, float]:
     """Train, and return the Trainer's metrics. Raises UserError, before any model loads, for what cannot be used."""
     from raybge.data.files import list_files
+    from raybge.data.order import lane_count
     from raybge.data.survey import IN_PROCESS_BYTES
     from raybge.launch import TrialContext
 
@@ -68,9 +70,11 @@ def run(
     written = {"--output_dir": str(output), "--storage_path": _storage(arguments)}
     wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
-        cluster = grown(cluster, *wanted, screen.say)
+        cluster = grown(cluster, *wanted, screen.say, elastic=True)
         check_shared(cluster, written, learning.inputs(arguments, files))
-        plan = plan_workers(cluster, *wanted)
+        plan = plan_workers(cluster, *wanted, elastic=True)
+        global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
+        plan = within(plan, lane_count(global_batch), screen.say)
         survey = small or _survey(arguments, learning, files, output)
         if survey.bad_count:
             from raybge.data.survey import named
@@ -271,7 +275,8 @@ def _run(
                 discard(old)
             shutil.rmtree(output / row_log.FOLDER, ignore_errors=True)
         notes = kept / HIDDEN / f"ray-{run}"
-        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured)
+        elastic = Elastic(*plan.range, storage, context.runs) if plan.range else None
+        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured, elastic)
         return launch.watch(screen)
     finally:
         for marker in markers:

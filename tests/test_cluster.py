@@ -65,13 +65,34 @@ def test_actors_may_be_smaller():
         (machine(32, gpus=2), {"num_workers": "3"}, "only 2 GPUs"),
         (machine(2), {"num_workers": "0"}, "at least 1"),
         (machine(2), {"num_workers": "two"}, "found «two»"),
-        (machine(2), {"num_workers": "1-4"}, "not built yet"),
+        (machine(2), {"num_workers": "1-4"}, "only the workers of raybge.train"),
+        (machine(2), {"num_workers": "4-2"}, "found «4-2»"),
         (machine(2), {"cpus_per_worker": 0}, "at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(place, asked, says):
     with pytest.raises(UserError, match=says):
         plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "plan"),
+    [
+        (machine(8), "2-4", Plan(4, 2, 0, (2, 4))),
+        (machine(3), "2-4", Plan(3, 1, 0, (2, 4))),
+        (machine(32, gpus=3), "2-8", Plan(3, 8, 1, (2, 8))),
+        (machine(8), "2-2", Plan(2, 4, 0)),
+    ],
+)
+def test_an_elastic_run_has_as_many_workers_as_fit(place, asked, plan):
+    assert plan_workers(place, asked, None, None, elastic=True) == plan
+    if plan.range:
+        assert plan.describe("worker").startswith(f"{asked.replace('-', ' to ')} workers of ")
+
+
+def test_an_elastic_run_is_refused_where_its_fewest_workers_do_not_fit():
+    with pytest.raises(UserError, match="3 workers of 1 CPU do not fit"):
+        plan_workers(machine(2), "3-4", None, None, elastic=True)
 
 
 def test_a_dead_head_is_not_joined(tmp_path, monkeypatch):

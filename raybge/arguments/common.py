@@ -27,7 +27,7 @@ POOLING = ("cls", "mean", "last_token")
 class CommonArguments:
     """What every command that runs on Ray accepts."""
 
-    num_workers: str | None = flag(None, SCALE, "workers, N or MIN-MAX; left out, the cluster decides", metavar="N")
+    num_workers: str | None = flag(None, SCALE, "workers; left out, the cluster decides", metavar="N")
     use_gpu: bool | None = flag(None, SCALE, "give each worker a GPU; left out, when the cluster has any")
     cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
     storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")

@@ -31,6 +31,9 @@ class LoopArguments(ModelArguments, CommonArguments):
     train_data: list[str] = flag(..., DATA, "rows to train on: files, folders or globs")
     overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
     resume: bool = flag(False, RUN, "continue the run of this output folder")
+    num_workers: str | None = flag(
+        None, SCALE, "workers, N, or MIN-MAX that come and go with the cluster; left out, it decides", metavar="N"
+    )
     max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
     log_rows: bool = flag(False, RUN, "write down which rows each step trained, so that epochs can be checked")
     max_bad_steps: int = flag(

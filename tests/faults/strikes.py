@@ -2,7 +2,8 @@
 
     python tests/faults/strikes.py '{"strikes": [[5, "worker"]], "marks": "/tmp/marks", "head": "..."}' --train_data ...
 
-is `raybge.train` with such faults: kill -9 of a worker, of a raylet that is not the head's, or of the program.
+is `raybge.train` with such faults: kill -9 of a worker, of a raylet that is not the head's, or of the program. "stop"
+raises; "wait" goes on once there is a file `marks`/go, "hold" never does.
 """
 
 from __future__ import annotations
@@ -37,10 +38,15 @@ def train_struck(settings: dict, strikes: Sequence[tuple[int, str]], marks: str,
         return whole(self, *args, **kwargs)
 
     def strike(what: str) -> None:
+        if what == "wait":
+            while not (Path(marks) / "go").exists():
+                time.sleep(0.1)
+            return
         if what == "stop":
             raise OSError(28, "No space left on device")
-        os.kill({"worker": os.getpid(), "node": os.getppid(), "driver": program}[what], signal.SIGKILL)
-        time.sleep(600)  # a machine that is lost does nothing more, until Ray ends this process
+        if what != "hold":
+            os.kill({"worker": os.getpid(), "node": os.getppid(), "driver": program}[what], signal.SIGKILL)
+        time.sleep(600)  # a machine that is lost does nothing more, until this process is ended
 
     StreamTrainer.training_step = training_step
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
-from raybge import launch
+from raybge import elastic, launch
 from raybge.row_log import epochs, steps
 from raybge.train import finetune
 
@@ -92,28 +93,74 @@ def weights(folder: Path | str) -> np.ndarray:
     return np.concatenate([value.ravel() for _, value in sorted(load_file(Path(folder, "model.safetensors")).items())])
 
 
+def assert_same_end(output: Path, undisturbed: Path, model: str) -> None:
+    before, after, expected = (weights(folder) for folder in (model, output, undisturbed))
+    moved = np.linalg.norm(expected - before)
+    assert moved > 0.1 and np.linalg.norm(after - expected) < 1e-5 * moved
+
+
 def losses(output: Path) -> list[float]:
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def run_to_its_end(cluster: Cluster, command: list[str], marks: Path, log: Path) -> int:
-    """Start the program, and again with --resume whenever it was killed; a lost node comes back. How often."""
-    starts, lost = 0, set()
-    with open(log, "w") as out:
+def renew(cluster: Cluster) -> None:
+    """Put another node into the place of the lost one."""
+    (node,) = cluster.worker_nodes
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(**NODE)
+
+
+def struck_command(cluster: Cluster, plan: list[tuple[int, str]], folder: Path, flags: dict) -> list[str]:
+    """The program with faults, into folder/out."""
+    (folder / "marks").mkdir()
+    told = {"strikes": plan, "marks": str(folder / "marks"), "head": cluster.head_node.node_id}
+    given = {**flags, "cpus_per_worker": 2, "output_dir": folder / "out", "address": cluster.address}
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    return [sys.executable, strikes.__file__, json.dumps(told), *words]
+
+
+def run_to_its_end(command: list[str], folder: Path, after: dict[str, Callable[[], None]]) -> int:
+    """Start the program, and again with --resume whenever it was killed; how often. `after`: what follows a strike."""
+    starts, seen = 0, set()
+    with open(folder / "log", "w") as out:
         while True:
             process = subprocess.Popen([*command, *["--resume"] * (starts > 0)], stdout=out, stderr=out)
             starts += 1
             while process.poll() is None:
-                for mark in set(marks.glob("*-node")) - lost:
-                    lost.add(mark)
-                    (node,) = cluster.worker_nodes
-                    cluster.remove_node(node, allow_graceful=False)
-                    cluster.add_node(**NODE)
+                for mark in set((folder / "marks").glob("*-*")) - seen:
+                    seen.add(mark)
+                    after.get(mark.name.partition("-")[2], lambda: None)()
                 time.sleep(0.2)
             if process.returncode != -signal.SIGKILL:
-                assert process.returncode == 0, log.read_text()
+                assert process.returncode == 0, (folder / "log").read_text()
                 return starts
+
+
+def test_workers_come_and_go_with_the_nodes(cluster, flags, undisturbed, tmp_path):
+    """A node comes: behind the next checkpoint there are two workers. It is lost: the run goes on with one."""
+    (node,) = cluster.worker_nodes
+    cluster.remove_node(node)
+
+    def grow() -> None:
+        cluster.add_node(**NODE)
+        time.sleep(3 * elastic.LOOK_SECONDS)  # it is seen before there is a checkpoint
+        (tmp_path / "marks/go").touch()
+
+    plan = [(3, "wait"), (4, "hold"), (9, "node")]
+    command = struck_command(cluster, plan, tmp_path, {**flags, "num_workers": "1-3"})
+    try:
+        assert run_to_its_end(command, tmp_path, {"wait": grow}) == 1
+    finally:
+        renew(cluster)  # for the other tests
+    said = (tmp_path / "log").read_text()
+    assert "1 to 3 training workers of 2 CPUs, 1 now" in said
+    assert "continues from checkpoint-4 with 2 workers of 2 CPUs, 1 before" in said
+    assert "continues from checkpoint-8 with 1 worker of 2 CPUs, 2 before" in said
+    starts = [json.loads((tmp_path / f"out/rows/{n}.json").read_text()) for n in (1, 2, 3)]
+    assert [(start["first_update"], start["workers"]) for start in starts] == [(0, 1), (4, 2), (8, 1)]
+    assert_exactly_once(tmp_path / "out", flags["train_data"])
+    assert_same_end(tmp_path / "out", undisturbed, flags["model_name_or_path"])
 
 
 def test_five_kills_leave_no_trace(cluster, flags, undisturbed, tmp_path):
@@ -121,20 +168,13 @@ def test_five_kills_leave_no_trace(cluster, flags, undisturbed, tmp_path):
     chance = random.Random(9)
     what = chance.sample(["worker", "worker", "node", "driver", "driver"], 5)
     plan = list(zip(sorted(chance.sample(range(UPDATES), 5)), what, strict=True))
-    (tmp_path / "marks").mkdir()
+    command = struck_command(cluster, plan, tmp_path, {**flags, "num_workers": 2, "max_failures": -1})
+    starts = run_to_its_end(command, tmp_path, {"node": lambda: renew(cluster)})
     output = tmp_path / "out"
-    told = {"strikes": plan, "marks": str(tmp_path / "marks"), "head": cluster.head_node.node_id}
-    given = {**flags, "num_workers": 2, "cpus_per_worker": 2, "max_failures": -1, "output_dir": output}
-    given["address"] = cluster.address
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    command = [sys.executable, strikes.__file__, json.dumps(told), *words]
-    starts = run_to_its_end(cluster, command, tmp_path / "marks", tmp_path / "log")
     assert starts == 3 and len(list((tmp_path / "marks").iterdir())) == 5, plan
     assert len(list((output / "rows").glob("*.json"))) >= 6
     assert_exactly_once(output, flags["train_data"])
-    before, after, expected = (weights(f) for f in (flags["model_name_or_path"], output, undisturbed))
-    moved = np.linalg.norm(expected - before)
-    assert moved > 0.1 and np.linalg.norm(after - expected) < 1e-5 * moved
+    assert_same_end(output, undisturbed, flags["model_name_or_path"])
 
 
 def test_a_run_stopped_on_two_workers_goes_on_with_one_and_with_three(
