@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from raybge.heartbeat import Pulse, stalled
 
 
 @dataclass
 class Progress:
-    """How far a training run is. `loss` is the mean since the last word, `measured` the step and metrics of each
-    evaluation, `said` lines for the person, `metrics` are the Trainer's final ones.
+    """How far a training run is.
+
+    `loss` is the mean since the last word, `measured` the step and metrics of each evaluation, `said` lines for the
+    person, `metrics` are the Trainer's final ones. `begun` is the step at which the present workers began, `stopped`
+    the one after which they ended because they were told to.
     """
 
     total: int = 0
     step: int = 0
+    begun: int | None = None
+    stopped: int | None = None
     loss: float = float("nan")
     measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -26,6 +34,8 @@ class _Keeper:
     def __init__(self) -> None:
         self.progress = Progress()
         self.present: list[Any] = []
+        self.stopping = False
+        self.pulses: dict[int, tuple[Pulse, float]] = {}  # by rank, with the time it came
 
     def update(self, **values: Any) -> None:
         for name, value in values.items():
@@ -42,6 +52,20 @@ class _Keeper:
 
     def workers(self) -> list[Any]:
         return self.present
+
+    def beat(self, pulse: Pulse) -> bool:
+        self.pulses[pulse.rank] = pulse, time.monotonic()
+        return self.stopping
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def stalled(self, timeout: float) -> str | None:
+        now = time.monotonic()
+        return stalled([replace(pulse, heard=now - came) for pulse, came in self.pulses.values()], timeout)
+
+    def clear(self) -> None:
+        self.present, self.pulses, self.progress.begun = [], {}, None
 
     def read(self) -> Progress:
         return self.progress
@@ -78,9 +102,35 @@ class Board:
         for worker in self.workers():
             ray.kill(worker)
 
+    def beat(self, pulse: Pulse) -> Any:
+        """What a worker is doing. A reference to whether it is to stop."""
+        return self._keeper.beat.remote(pulse)
+
+    def stop(self) -> None:
+        """Tell the workers to stop."""
+        self._keeper.stop.remote()
+
+    def stopped(self, step: int) -> None:
+        """The workers have stopped after this step. Waits until it is said: the worker ends right after."""
+        import ray
+
+        ray.get(self._keeper.update.remote(step=step, stopped=step))
+
+    def stalled(self, timeout: float) -> str | None:
+        """Who keeps the workers waiting for more than `timeout` seconds; see `heartbeat.stalled`."""
+        import ray
+
+        return ray.get(self._keeper.stalled.remote(timeout))
+
+    def clear(self) -> None:
+        """Forget the workers: they have ended."""
+        import ray
+
+        ray.get(self._keeper.clear.remote())
+
     def begin(self, total: int, step: int) -> None:
         """A run of `total` updates starts, or continues after `step` of them."""
-        self._keeper.update.remote(total=total, step=step)
+        self._keeper.update.remote(total=total, step=step, begun=step)
 
     def tell(self, step: int, loss: float) -> None:
         self._keeper.update.remote(step=step, loss=loss)

@@ -1,11 +1,12 @@
 """Run a command: parse, keep the screen clean, turn errors into one message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 something the person can mend, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 something the person can mend, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from raybge.errors import UserError, failure
 from raybge.flags import build, parse
 from raybge.screen import Screen
-from raybge.secrets import command_line
+from raybge.secrets import SECRET, command_line
 
 COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo")
 Result = TypeVar("Result")
@@ -31,8 +32,10 @@ def run(
     `prog` is how the command is started, by default `python -m raybge.NAME`.
     """
     screen = Screen()
+    argv, prog = command_line() if argv is None else argv, prog or f"python -m raybge.{name}"
+    screen.again = f"{prog} {continued(argv)}"
     try:
-        parsed: Any = parse(arguments, command_line() if argv is None else argv, prog or f"python -m raybge.{name}")
+        parsed: Any = parse(arguments, argv, prog)
         with screen.capture(name, enabled=not parsed.verbose):
             try:
                 function(parsed, screen)
@@ -60,6 +63,21 @@ def call(arguments: type, function: Callable[[Any, Screen], Result], name: str, 
     screen = Screen()
     with screen.capture(name, enabled=not built.verbose):
         return function(built, screen)
+
+
+def continued(argv: Sequence[str]) -> str:
+    """The same flags as text, with --resume and without what does not go with it; secrets are left out."""
+    words: list[str] = []
+    name = ""
+    for word in argv:
+        is_flag = word.startswith("--")
+        name, _, value = word.removeprefix("--").partition("=") if is_flag else (name, "", word)
+        if name in ("resume", "resume_from_checkpoint", "overwrite_output_dir"):
+            continue
+        if SECRET.search(name) and value:
+            word = f"--{name}=..." if is_flag else "..."
+        words.append(word)
+    return shlex.join([*words, "--resume"])
 
 
 def main() -> None:

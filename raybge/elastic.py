@@ -83,22 +83,26 @@ class Elastic:
             self.target = most
             board.end()
 
-    def settled(self, plan: Plan, lost: bool, say: Callable[[str], None]) -> int | None:
+    def settled(
+        self, plan: Plan, lost: bool, say: Callable[[str], None], heed: Callable[[], None] = lambda: None
+    ) -> int | None:
         """How many workers the next start has, after one ended before its time; None where the cluster is as it was and
         it is the workers that failed. Waits while fewer than MIN fit.
 
-        `lost`: the failure may be that of a machine, which is then not missed at once.
+        `lost`: the failure may be that of a machine, which is then not missed at once. `heed` is called while it waits.
         """
         limit = time.monotonic() + LOST_SECONDS * (lost and not look().own)
         while (fits := self._fitting(plan)) >= plan.workers:
             if self.target or time.monotonic() >= limit:
                 return min(fits, self.target) if self.target else None
+            heed()
             time.sleep(LOOK_SECONDS / 4)
         if fits < self.low:
             missing = replace(plan, workers=self.low - fits, range=None).describe("worker")
             say(f"{look().describe()}: waiting for {missing} more, at least {self.low} train")
         while (fits := self._fitting(plan)) < self.low:
             grown(look(), str(self.low), plan.gpus > 0, plan.cpus, lambda _: None, self.runs)
+            heed()
             time.sleep(LOOK_SECONDS)
         return fits
 

@@ -1,7 +1,7 @@
 """Running the training workers: start them through Ray Train, show how far they are, start them again when one is lost.
 
 Restarts are counted here and not by Ray Train's FailureConfig. What a person has to mend is then never tried again, the
-screen says where a restart continues, and Ctrl-C ends the run wherever it is.
+screen says where a restart continues, and Ctrl-C ends the run after the step that it is in (see interruption.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from raybge.checkpoints import load, name_of, newest
 from raybge.errors import UserError
+from raybge.heartbeat import StallError
+from raybge.interruption import Interruption
 from raybge.reserved import release
 from raybge.secrets import public
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 # Takes the step of an evaluation, the last step there will be, and the metrics; False: tell me again, I cannot yet.
 OnMeasured = Callable[[int, int, dict[str, float]], bool]
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 # Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
 # worker that failed will not; Ray's default of 30 would only delay the message.
 LEAVE_SECONDS = "3"
@@ -86,38 +88,46 @@ class Launch:
         board = self.config.board
         failures = 0
         with screen.bar("train", None, self.config.learning.rows) as bar:
-            while (error := self._attempt(bar)) is not None:
-                cause = _cause(error)
-                workers = self._workers_after(cause, bar)
-                failures += workers is None
-                if workers is None and (isinstance(cause, UserError) or not self._may_restart(failures)):
-                    raise cause from error
-                print(public("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
-                if start := newest(self.storage):
-                    self.config = replace(self.config, resume_from=start.path)
-                place = self.config.resume_from
-                at = f"continues from {name_of(place)}" if place else "starts again from the beginning"
-                limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
-                says = f"a worker failed ({_first_line(cause)}): {at}, restart {failures}{limit}"
-                if self.elastic and workers is not None:
-                    before = self.plan.workers
-                    self.config, self.plan = self.elastic.resized(self.config, self.plan, workers)
-                    now = replace(self.plan, range=None).describe("worker")
-                    says = f"the cluster has changed: {at} with {now}, {before} before"
-                bar.write(says, file=bar.fp)
+            saves = self.config.training.get("save_strategy") != "no"
+            with Interruption(
+                board, self.storage, saves, lambda line: bar.write(line, file=bar.fp), screen.again
+            ) as stop:
+                while (error := self._attempt(bar, stop)) is not None:
+                    cause = _cause(error)
+                    workers = self._workers_after(cause, bar, stop)
+                    failures += workers is None
+                    if workers is None and (isinstance(cause, UserError) or not self._may_restart(failures)):
+                        raise cause from error
+                    self._prepare_restart(bar, error, failures, workers)
         return board.read().metrics
 
-    def _workers_after(self, cause: BaseException, bar: Any) -> int | None:
+    def _workers_after(self, cause: BaseException, bar: Any, stop: Interruption) -> int | None:
         """Of the next start, where it is the cluster that ended the last; None where that was a failure."""
         if self.elastic is None or isinstance(cause, UserError):
             return None
         lost = type(cause).__module__.startswith("ray.") or _collateral(cause)  # not what the worker itself raised
-        return self.elastic.settled(self.plan, lost, lambda line: bar.write(line, file=bar.fp))
+        return self.elastic.settled(self.plan, lost, lambda line: bar.write(line, file=bar.fp), stop.end)
+
+    def _prepare_restart(self, bar: Any, error: BaseException, failures: int, workers: int | None) -> None:
+        """`workers`: of the next start, where the cluster has changed."""
+        print(public("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
+        if start := newest(self.storage):
+            self.config = replace(self.config, resume_from=start.path)
+        place = self.config.resume_from
+        at = f"continues from {name_of(place)}" if place else "starts again from the beginning"
+        limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
+        says = f"a worker failed ({_first_line(_cause(error))}): {at}, restart {failures}{limit}"
+        if self.elastic and workers is not None:
+            before = self.plan.workers
+            self.config, self.plan = self.elastic.resized(self.config, self.plan, workers)
+            now = replace(self.plan, range=None).describe("worker")
+            says = f"the cluster has changed: {at} with {now}, {before} before"
+        bar.write(says, file=bar.fp)
 
     def _may_restart(self, failures: int) -> bool:
         return self.max_failures == -1 or failures <= self.max_failures
 
-    def _attempt(self, bar: Any) -> BaseException | None:
+    def _attempt(self, bar: Any, stop: Interruption) -> BaseException | None:
         """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
         outcome: list[BaseException] = []
         if self.elastic:
@@ -127,16 +137,37 @@ class Launch:
             log = self.config.row_log.begin(start.step if start else 0, self.plan.workers)
             self.config = replace(self.config, row_log=log)
         release(self.config.output_dir)  # of an attempt before, which may have ended without
+        self.config.board.clear()
         thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
+        stalled: str | None = None
         with self._ended_on_interrupt():
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
                 self._tell(bar)
+                stop.heed()
+                if stalled is None and (stalled := self._stalled()):
+                    self._end_workers()
                 if self.elastic:
                     self.elastic.watch(self.plan, self.config.board)
         self._tell(bar)
-        return outcome[0] if outcome else None
+        error = StallError(stalled) if stalled else outcome[0] if outcome else None
+        if stop.heard:
+            if error:
+                bar.write(f"a worker failed ({_first_line(_cause(error))})", file=bar.fp)
+            raise stop.error()
+        return error
+
+    def _stalled(self) -> str | None:
+        """Who keeps the other workers waiting for too long."""
+        import ray
+
+        if not self.config.stall_timeout:
+            return None
+        try:
+            return self.config.board.stalled(self.config.stall_timeout)
+        except ray.exceptions.RayError:
+            return None
 
     def _tell(self, bar: Any) -> None:
         """Show how far the run is, and pass on what was measured since the last time."""
@@ -158,14 +189,17 @@ class Launch:
     @contextlib.contextmanager
     def _ended_on_interrupt(self) -> Iterator[None]:
         """End the workers when the block is left by an error: where Ray goes on without us, they would too."""
-        import ray
-
         try:
             yield
         except BaseException:
-            with contextlib.suppress(ray.exceptions.RayError):
-                self.config.board.end()
+            self._end_workers()
             raise
+
+    def _end_workers(self) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.config.board.end()
 
     def _fit(self, outcome: list[BaseException]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

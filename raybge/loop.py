@@ -19,9 +19,12 @@ from raybge.bad_steps import BadSteps
 from raybge.checkpoints import HIDDEN, RESULTS, name_of, publish
 from raybge.data.stream import StepStream
 from raybge.errors import UserError
+from raybge.heartbeat import Heart
+from raybge.reporter import Reporter
 from raybge.reserved import note
 from raybge.secrets import public
-from raybge.stream_trainer import Reporter, StreamTrainer
+from raybge.stopping import Stopped, Stopping
+from raybge.stream_trainer import StreamTrainer
 from raybge.training_report import write_report
 from raybge.worker_config import WorkerConfig
 
@@ -37,6 +40,13 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     config.board.join()
+    with Heart(config.board, rank, config.stall_timeout) as heart:
+        _train(config, rank, world, context.get_experiment_name(), heart)
+
+
+def _train(config: WorkerConfig, rank: int, world: int, attempt: str, heart: Heart) -> None:
+    import ray
+
     _check_shared(config, rank)
     if rank == 0:
         note(config.output_dir, ray.util.get_current_placement_group())
@@ -45,11 +55,17 @@ def train_worker(settings: dict[str, WorkerConfig]) -> None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
     args = _arguments(config)
     transformers.set_seed(args.seed)
-    trainer = _trainer(config, args, rank, world, context.get_experiment_name())
+    trainer = _trainer(config, args, rank, world, attempt)
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
+    trainer.add_callback(Stopping(lambda: heart.told))
     try:
         start = trainer.scratch.fetched(config.resume_from) if config.resume_from else None
         result = trainer.train(resume_from_checkpoint=start)
+    except Stopped:
+        trainer.settle()
+        if rank == 0:
+            config.board.stopped(trainer.state.global_step)
+        return
     finally:
         trainer.writer.close()
     after = _last_measured(trainer)
@@ -82,9 +98,10 @@ def _trainer(
 
         validation = Validation(config.validation, rank, world, config.kept)
     reporter = Reporter(config.board if rank == 0 else None)
-    files = [file.name for file in config.survey.files]
-    say = (lambda line: None) if rank else config.board.say
-    bad_steps = BadSteps(config.max_bad_steps, files, say) if config.max_bad_steps else None
+    bad_steps = None
+    if config.max_bad_steps:
+        files = [file.name for file in config.survey.files]
+        bad_steps = BadSteps(config.max_bad_steps, files, (lambda line: None) if rank else config.board.say)
     trainer = StreamTrainer(
         StepStream(config.survey, config.order, learner.tokenizer, rank, world, config.reading_cpus, kept=config.kept),
         learner,

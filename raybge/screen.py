@@ -27,6 +27,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.log_path: str | None = None
+        self.again = "resume=True"  # how a run that was stopped is continued
         self._out: Any = sys.stdout
         self._err: Any = sys.stderr
 

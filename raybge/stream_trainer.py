@@ -15,7 +15,6 @@ import transformers
 from torch import nn
 
 from raybge.bad_steps import BadSteps
-from raybge.board import Board
 from raybge.checkpoint_writer import CheckpointWriter, Publishing, Scratch
 from raybge.checkpoints import Identity, discard, is_whole, name_of, numbered, path_of, seal
 from raybge.data.stream import StepStream
@@ -25,13 +24,13 @@ from raybge.plain_files import plainly_loaded
 from raybge.row_log import Lines
 from raybge.secrets import public
 from raybge.step_log import StepLog, batch_scores
+from raybge.whereabouts import READING, STARTING, at, collective, during, here
 
 if TYPE_CHECKING:
     from raybge.report.train import BatchScores, Shown
     from raybge.shown_queries import Retrieved
     from raybge.validation import Validation
 
-REPORT_SECONDS = 0.5
 SETTLE_SECONDS = 1.0  # between looks whether a checkpoint is published
 
 
@@ -122,6 +121,12 @@ class StreamTrainer(transformers.Trainer):
         about["steps_in_epoch"] -= self.stream.start_step
         super()._run_epoch(**about)
 
+    def get_batch_samples(self, *args: Any) -> Any:
+        if here().doing == STARTING:
+            return super().get_batch_samples(*args)
+        with during(READING):
+            return super().get_batch_samples(*args)
+
     def position(self) -> tuple[int, int]:
         """(epoch, steps of its stream) that are done."""
         updates = -(-len(self.stream) // self.args.gradient_accumulation_steps)
@@ -142,12 +147,14 @@ class StreamTrainer(transformers.Trainer):
         batch = inputs["batch"]
         if self.lines:
             self.lines.write(self.stream.epoch, batch.step, self.state.global_step + 1, batch.rows)
+        at(f"the forward pass of step {self.state.global_step + 1:,}", shared=True)
         with contextlib.nullcontext() if self.stream.rank else self._watched():
             loss = model(**inputs)
         if self.stream.rank == 0:  # it alone reports
             # The loss is scaled for the mean over workers (see Objective): this undoes it.
             total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
             self.steps.step(total, batch)
+        at(f"the backward pass of step {self.state.global_step + 1:,}", shared=True)
         return self.bad_steps.step(loss, batch) if self.bad_steps else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -205,7 +212,7 @@ class StreamTrainer(transformers.Trainer):
         start = time.monotonic()
         found = None if self.state.global_step else self.before
         if found is None:
-            with self.steps.aside(), gathered(self.model):
+            with self.steps.aside(), during("an evaluation"), gathered(self.model):
                 found = self.validation.measure(self.encoder)
             if not self.state.global_step:
                 self.first = self.validation.last
@@ -226,8 +233,8 @@ class StreamTrainer(transformers.Trainer):
     # --- checkpoints ---
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.steps.aside():
-            self._settle()
+        with self.steps.aside(), during("saving a checkpoint"):
+            self.settle()
             if self.saved != self.state.global_step:
                 self._save_whole(model, trial)
 
@@ -235,7 +242,8 @@ class StreamTrainer(transformers.Trainer):
         """The Trainer's checkpoint, written on this node by every worker; from there it is published aside."""
         step = self.state.global_step
         self.writer.begin(step)
-        self.accelerator.wait_for_everyone()
+        with collective("saving a checkpoint"):
+            self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         if step == self.state.best_global_step:
             self.state.best_model_checkpoint = public(path_of(self.storage, step))
@@ -261,7 +269,7 @@ class StreamTrainer(transformers.Trainer):
         """
         return self.writer.finish(timeout)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait until the last checkpoint is whole. Collective, and in short ones: no worker waits for long in one."""
         if self.saved is None or self.told == self.saved:
             return
@@ -269,14 +277,16 @@ class StreamTrainer(transformers.Trainer):
             pass
         self.told = self.saved
         if self.on_checkpoint:
-            self.on_checkpoint(path_of(self.storage, self.saved))
+            with collective("reporting a checkpoint"):
+                self.on_checkpoint(path_of(self.storage, self.saved))
 
     def _gathered(self, value: bool) -> list[int]:
         """Every worker's value, 0 or 1. Collective."""
-        return self.accelerator.gather(torch.tensor([int(value)], device=self.args.device)).tolist()
+        with collective("saving a checkpoint"):
+            return self.accelerator.gather(torch.tensor([int(value)], device=self.args.device)).tolist()
 
     def _finalize_training(self, *args: Any) -> Any:
-        self._settle()
+        self.settle()
         result = super()._finalize_training(*args)
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best:
@@ -367,44 +377,3 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()
-
-
-class Reporter(transformers.TrainerCallback):
-    """Keeps the epoch's fraction right, and on worker 0 tells the driver's bar where the run is, twice a second."""
-
-    def __init__(self, board: Board | None):
-        self.board = board
-        self.trainer: StreamTrainer | None = None
-        self.told = 0.0
-        self.rate = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.board:
-            self.board.begin(state.max_steps, state.global_step)
-        assert self.trainer is not None
-        self.trainer.steps.begin()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.trainer is not None
-        self.rate = self.trainer._get_learning_rate()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.trainer is not None
-        stream = self.trainer.stream
-        if stream.start_step:  # the Trainer counted the part of the epoch that was left
-            left = state.epoch - stream.epoch
-            state.epoch = stream.epoch + (stream.start_step + left * (len(stream) - stream.start_step)) / len(stream)
-        if stream.rank:
-            return
-        self.trainer.steps.update(state.global_step, self.rate)
-        now = time.monotonic()
-        if now - self.told >= REPORT_SECONDS or state.global_step == state.max_steps:
-            self.told = now
-            loss = self.trainer.steps.resolve()
-            if self.board:
-                self.board.tell(state.global_step, loss)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
-        if self.board:
-            found = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-            self.board.measured(state.global_step, found)

@@ -33,6 +33,8 @@ def check(arguments: LoopArguments) -> None:
         raise UserError(f"--num_train_epochs must be above 0, found {given['num_train_epochs']}")
     if arguments.max_failures < -1:
         raise UserError(f"--max_failures must be at least -1 (no limit), found {arguments.max_failures}")
+    if arguments.stall_timeout < 0:
+        raise UserError(f"--stall_timeout must be at least 0 (off), found {arguments.stall_timeout}")
     if arguments.max_bad_steps < 0:
         raise UserError(f"--max_bad_steps must be at least 0 (off), found {arguments.max_bad_steps}")
     if arguments.warmup_ratio and given.get("warmup_steps"):

@@ -97,6 +97,7 @@ class WorkerConfig:
     row_log: RowLog | None = None
     max_bad_steps: int = 0
     storage: str | None = None
+    stall_timeout: float = 0.0
 
 
 def worker_config(
@@ -134,6 +135,7 @@ def worker_config(
         before=context.before,
         row_log=RowLog.of(output, survey, order) if arguments.log_rows else None,
         max_bad_steps=arguments.max_bad_steps,
+        stall_timeout=arguments.stall_timeout,
         card={**_card(arguments, survey), "command": learning.command},
     )
 

@@ -22,7 +22,8 @@ from raybge.model.contrastive import ContrastiveModel
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
 from raybge.model.negatives import Objective
-from raybge.stream_trainer import Reporter, StreamTrainer
+from raybge.reporter import Reporter
+from raybge.stream_trainer import StreamTrainer
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
 STEPS = 9  # of an epoch: 50 groups in batches of 6

@@ -43,6 +43,20 @@ def wrapped_by_ray_data(error):
 
 
 @pytest.mark.parametrize(
+    ("given", "again"),
+    [
+        (["--a", "b c", "--d"], "--a 'b c' --d --resume"),
+        (["--overwrite_output_dir", "True", "--resume", "--a=1"], "--a=1 --resume"),
+        (["--resume_from_checkpoint", "x", "--a", "1"], "--a 1 --resume"),
+        (["--token", "hf_1", "--token=hf_2", "--use_fast_tokenizer", "True"], "... --use_fast_tokenizer True --resume"),
+    ],
+)
+def test_the_command_that_continues_a_run(given, again):
+    found = cli.continued(given)
+    assert found.endswith(again) and "hf_" not in found
+
+
+@pytest.mark.parametrize(
     ("error", "code", "says"),
     [
         (None, 0, ""),

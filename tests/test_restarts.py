@@ -186,7 +186,7 @@ def test_nothing_to_continue_is_said(flags, tmp_path, capfd):
 
 
 def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
-    """Also where Ray was there before the command and goes on after it."""
+    """A second one, where a worker hangs and the first is not heard; also where Ray goes on after the command."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = tmp_path / "started"
@@ -200,7 +200,9 @@ def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
     def interrupt() -> None:
         while not started.exists():
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
     thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()

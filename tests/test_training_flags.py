@@ -137,6 +137,7 @@ def test_a_refused_flag_at_its_default_is_no_error():
         ({"num_train_epochs": 0.0}, "--num_train_epochs must be above 0"),
         ({"save_steps": -1}, "--save_steps must be above 0"),
         ({"max_failures": -2}, "--max_failures must be at least -1"),
+        ({"stall_timeout": -1.0}, "--stall_timeout must be at least 0 (off)"),
         ({"max_bad_steps": -1}, "--max_bad_steps must be at least 0 (off)"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio and --warmup_steps"),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16"),

@@ -36,6 +36,9 @@ class LoopArguments(ModelArguments, CommonArguments):
     )
     max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
     log_rows: bool = flag(False, RUN, "write down which rows each step trained, so that epochs can be checked")
+    stall_timeout: float = flag(
+        600.0, SCALE, "seconds that workers wait for one that does not come before that counts as a failure (0: off)"
+    )
     max_bad_steps: int = flag(
         3, RUN, "steps in a row with a loss or gradient that is not finite, and so left out, that end the run (0: off)"
     )

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from raybge.model.losses import info_nce, kl_divergence, m3_distillation, scores
 from raybge.model.masks import Margin, Seen, equal_keys
+from raybge.whereabouts import collective
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,9 @@ def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]
     if world == 1:
         return [[count] for count in counts]
     counts_Wc = torch.zeros(world * len(counts), dtype=torch.int64, device=device)
-    dist.all_gather_single(counts_Wc, torch.tensor(counts, dtype=torch.int64, device=device))
-    return counts_Wc.view(world, len(counts)).T.tolist()
+    with collective("gathering"):
+        dist.all_gather_single(counts_Wc, torch.tensor(counts, dtype=torch.int64, device=device))
+        return counts_Wc.view(world, len(counts)).T.tolist()
 
 
 def gather_rows(x_r: Tensor, counts_W: Sequence[int]) -> Tensor:
@@ -235,7 +237,8 @@ class _GatherRows(torch.autograd.Function):
         padded = x_r.new_zeros((longest, *x_r.shape[1:]))
         padded[: len(x_r)] = x_r
         out = x_r.new_empty((len(counts_W) * longest, *x_r.shape[1:]))
-        dist.all_gather_single(out, padded)
+        with collective("gathering"):
+            dist.all_gather_single(out, padded)
         return torch.cat([part[:n] for part, n in zip(out.split(longest), counts_W, strict=True)])
 
     @staticmethod
@@ -245,7 +248,8 @@ class _GatherRows(torch.autograd.Function):
         parts = grad_N.split(ctx.counts_W)
         padded = torch.cat([torch.cat([g, g.new_zeros((longest - len(g), *g.shape[1:]))]) for g in parts])
         own = grad_N.new_empty((longest, *grad_N.shape[1:]))
-        dist.reduce_scatter_single(own, padded)
+        with collective("gathering gradients"):
+            dist.reduce_scatter_single(own, padded)
         return own[: ctx.counts_W[dist.get_rank()]], None
 
 
