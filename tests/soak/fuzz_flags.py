@@ -10,8 +10,8 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import yaml
-from hypothesis import assume, given, settings
-from inputs import INPUTS, tried
+from hypothesis import assume, given
+from inputs import share, tried
 
 from raybge.arguments import EncodeArguments, EvaluateArguments, MergeArguments, MineArguments, TrainArguments
 from raybge.cluster import _count
@@ -62,7 +62,7 @@ def as_words(values: dict) -> list[str]:
     return [w for name, v in values.items() for w in (f"--{name}", *(v if isinstance(v, list) else [str(v)]))]
 
 
-@settings(max_examples=INPUTS * 10 // 100)
+@share(10)
 @given(data=st.data(), command=st.sampled_from(COMMANDS), equals=st.booleans())
 def test_a_flag_with_any_word(data, command, equals):
     """On the command line and in Python."""
@@ -88,7 +88,7 @@ def test_a_flag_with_any_word(data, command, equals):
                 assert seen == ([value] if f.many else value) and type(seen) is type([value] if f.many else value)
 
 
-@settings(max_examples=INPUTS * 6 // 100)
+@share(6)
 @given(data=st.data(), command=st.sampled_from(COMMANDS))
 def test_any_words(data, command):
     names = st.sampled_from(
@@ -118,7 +118,7 @@ YAML += ["a: 99999999999999-01-01", "a: !!timestamp x", "<<: 1", "\x00", "\ufeff
 YAML += ["a: !!python/object/apply:os.system [x]"]
 
 
-@settings(max_examples=INPUTS * 6 // 100)
+@share(6)
 @given(data=st.data(), command=st.sampled_from(COMMANDS))
 def test_files_of_flags(data, command):
     """Flags by YAML: checked as those of the command line, then by what trains."""
@@ -148,7 +148,7 @@ figures = st.one_of(
 ranges = st.one_of(st.builds("{}-{}".format, figures, figures), st.builds("{} - {}".format, figures, figures), words)
 
 
-@settings(max_examples=INPUTS * 3 // 100)
+@share(3)
 @given(text=ranges)
 def test_range_for_sampling(text):
     with tried("--range_for_sampling"):
@@ -163,7 +163,7 @@ def test_range_for_sampling(text):
             assert right and found == (int(low), int(high))
 
 
-@settings(max_examples=INPUTS * 2 // 100)
+@share(2)
 @given(text=st.one_of(figures, ranges))
 def test_num_workers(text):
     with tried("--num_workers"):
@@ -193,7 +193,7 @@ domains = st.builds(
 )
 
 
-@settings(max_examples=INPUTS * 6 // 100)
+@share(6)
 @given(text=st.one_of(domains, domains.map(lambda d: d + " " + d.replace("learning", "")), words))
 def test_search_spaces(text):
     """What is taken means the same when it is written and read again, and only values that the flag can have."""

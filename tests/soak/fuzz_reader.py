@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from inputs import INPUTS, tried
+from hypothesis import given
+from inputs import share, tried
 
 from raybge.data import jsonl
 from raybge.data.files import list_files
@@ -146,7 +146,7 @@ def buffers(monkeypatch):
 # --- properties -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=INPUTS * 30 // 100)
+@share(30)
 @given(data=contents(), block_bytes=st.sampled_from([1, 2, 3, 7, 64, 1 << 20]), buffer=st.sampled_from([1, 7, 1 << 22]))
 def test_lines(data, block_bytes, buffer):
     with tried("files of lines, cut into blocks"):
@@ -156,7 +156,7 @@ def test_lines(data, block_bytes, buffer):
         assert shown(rows) == [(offset, raw) for offset, _, raw in reference(data)]
 
 
-@settings(max_examples=INPUTS * 4 // 100)
+@share(4)
 @given(data=contents())
 def test_a_boundary_at_every_byte(data):
     with tried("files of lines, a boundary at each byte"):
@@ -166,7 +166,7 @@ def test_a_boundary_at_every_byte(data):
             assert shown(read(path, [Block(0, 0, at), Block(0, at, len(data))])) == expected
 
 
-@settings(max_examples=INPUTS * 10 // 100)
+@share(10)
 @given(data=contents(), block_bytes=st.sampled_from([2, 16, 1 << 20]), skip=st.booleans())
 def test_survey(data, block_bytes, skip):
     """All rows are counted, or the first bad one is named by file and line."""
@@ -188,7 +188,7 @@ def test_survey(data, block_bytes, skip):
             assert [bad.line for bad in found.bad] == wrong
 
 
-@settings(max_examples=INPUTS * 8 // 100)
+@share(8)
 @given(
     data=contents(),
     kind=st.sampled_from(["gz", "zst"]),
@@ -216,7 +216,7 @@ def test_packed(data, kind, keep, whole, buffer):
             transcode(list_files(str(path), "--f"), f"{FOLDER.name}/work")
 
 
-@settings(max_examples=INPUTS * 4 // 100)
+@share(4)
 @given(
     data=contents(),
     kind=st.sampled_from(["gz", "zst"]),
@@ -241,7 +241,7 @@ def test_packed_and_damaged(data, kind, at, bit, tail):
             assert kind == "zst" or Path(plain.path).read_bytes() == data
 
 
-@settings(max_examples=INPUTS * 8 // 100)
+@share(8)
 @given(
     rows=st.lists(st.one_of(objects, values), max_size=5),
     indent=st.sampled_from([None, 0, 3]),
@@ -274,7 +274,7 @@ def test_arrays(rows, indent, escaped, mark, change, buffer):
             assert shown(read_rows) == [*enumerate(expected)]
 
 
-@settings(max_examples=INPUTS * 2 // 100)
+@share(2)
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from("abc"), st.text(max_size=5), min_size=1), min_size=1, max_size=9),
     data=st.data(),

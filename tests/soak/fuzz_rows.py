@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
-from inputs import INPUTS, tried
+from hypothesis import given
+from inputs import share, tried
 
 from raybge.data.groups import (
     RowError,
@@ -139,7 +139,7 @@ CHECKS = {
 }
 
 
-@settings(max_examples=INPUTS * 20 // 100)
+@share(20)
 @given(row=rows, parse=st.sampled_from([*CHECKS]))
 def test_rows(row, parse):
     with tried("rows"):
@@ -186,7 +186,7 @@ def reference_qrels(data: str) -> dict | None:
     return found if any(grade > 0 for grade in found.values()) else None
 
 
-@settings(max_examples=INPUTS * 5 // 100)
+@share(5)
 @given(lines=judgements, raw=st.binary(max_size=6), mixed=st.booleans())
 def test_judgements(lines, raw, mixed):
     with tried("files of judgements"):

@@ -6,9 +6,24 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import hypothesis
+
 INPUTS = int(os.environ.get("SOAK_INPUTS", 100_000))
 SECONDS = 20  # an input that takes longer hangs
 TRIED: Counter[str] = Counter()
+
+
+def share(percent: int) -> hypothesis.settings:
+    """So many of all inputs, others in every run: what one finds is printed, and gets a test of its own in the ordinary
+    suite.
+    """
+    return hypothesis.settings(
+        max_examples=INPUTS * percent // 100,
+        derandomize=False,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 
 
 class Hangs(BaseException):
