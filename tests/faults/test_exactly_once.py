@@ -89,12 +89,13 @@ def assert_exactly_once(output: Path, data: str) -> None:
     assert [epoch.exact for epoch in epochs(output)] == [True] * EPOCHS
 
 
-def weights(folder: Path | str) -> np.ndarray:
-    return np.concatenate([value.ravel() for _, value in sorted(load_file(Path(folder, "model.safetensors")).items())])
+def weights(folder: Path | str, but: str = "none") -> np.ndarray:
+    found = load_file(Path(folder, "model.safetensors"))
+    return np.concatenate([value.ravel() for name, value in sorted(found.items()) if but not in name])
 
 
-def assert_same_end(output: Path, undisturbed: Path, model: str) -> None:
-    before, after, expected = (weights(folder) for folder in (model, output, undisturbed))
+def assert_same_end(output: Path, undisturbed: Path, model: str, but: str = "none") -> None:
+    before, after, expected = (weights(folder, but) for folder in (model, output, undisturbed))
     moved = np.linalg.norm(expected - before)
     assert moved > 0.1 and np.linalg.norm(after - expected) < 1e-5 * moved
 
@@ -160,7 +161,8 @@ def test_workers_come_and_go_with_the_nodes(cluster, flags, undisturbed, tmp_pat
     starts = [json.loads((tmp_path / f"out/rows/{n}.json").read_text()) for n in (1, 2, 3)]
     assert [(start["first_update"], start["workers"]) for start in starts] == [(0, 1), (4, 2), (8, 1)]
     assert_exactly_once(tmp_path / "out", flags["train_data"])
-    assert_same_end(tmp_path / "out", undisturbed, flags["model_name_or_path"])
+    # A key's bias has no gradient, and of the rounding of other sums Adam makes steps.
+    assert_same_end(tmp_path / "out", undisturbed, flags["model_name_or_path"], but="key.bias")
 
 
 def test_five_kills_leave_no_trace(cluster, flags, undisturbed, tmp_path):
