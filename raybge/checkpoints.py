@@ -164,7 +164,7 @@ def numbered(storage: str | Path) -> list[str]:
     store, place = filesystem(storage)
     infos = store.get_file_info(pafs.FileSelector(place, allow_not_found=True))
     names = [i.base_name for i in infos if i.type == pafs.FileType.Directory and i.base_name.startswith(PREFIX)]
-    steps = [int(name.removeprefix(PREFIX)) for name in names if name.removeprefix(PREFIX).isdigit()]
+    steps = [int(name.removeprefix(PREFIX)) for name in names if name.removeprefix(PREFIX).isdecimal()]
     return [path_of(storage, step) for step in sorted(steps, reverse=True)]
 
 
