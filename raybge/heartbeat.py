@@ -51,9 +51,10 @@ class Pulse:
 def stalled(pulses: Sequence[Pulse], timeout: float) -> str | None:
     """Who keeps the others waiting for more than `timeout` seconds, None where nobody does.
 
-    A worker that has not begun its first step is not judged, nor does anyone wait for it in vain: that one is slow.
+    A worker that has not begun its first step is not judged while it is heard of, nor does anyone wait for it in vain:
+    that one is slow.
     """
-    if any(pulse.place.doing == STARTING for pulse in pulses):
+    if any(pulse.place.doing == STARTING and pulse.heard <= timeout for pulse in pulses):
         return None
     running = [pulse for pulse in pulses if pulse.place.doing != DONE]
     silent = [f"{pulse} has not been heard of for {pulse.heard:.0f} s" for pulse in running if pulse.heard > timeout]

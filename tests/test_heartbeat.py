@@ -34,6 +34,7 @@ def pulses(*told: tuple[tuple[str, int, bool], float, float]) -> list[Pulse]:
         (((GATHER, 11, 0), (GATHER, 11, 0)), "none of the 2 workers is missing; 2 wait in gathering"),  # the network
         (((STEP, 99, 0), (STEP, 99, 0)), None),  # a long step of all
         (((GATHER, 11, 0), ((STARTING, 0, False), 99, 0)), None),
+        (((GATHER, 11, 0), ((STARTING, 0, False), 2, 12)), WORKER_1 + "has not been heard of for 12 s"),
         (((STEP, 11, 0), ((DONE, 9, False), 99, 99)), None),
     ],
 )
