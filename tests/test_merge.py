@@ -119,7 +119,7 @@ HALF = {"weights": ["0.5", "0.5"], "output_path": "never"}
     [
         ({"weights": ["0.5", "0.4"]}, "--weights must have the sum 1, found 0.9"),
         ({"weights": ["0.5", "0.5011"]}, "--weights must have the sum 1, found 1.0011"),
-        ({"weights": ["0.5", "nan"]}, "--weights must have the sum 1, found nan"),
+        ({"weights": ["0.5", "nan"]}, "argument --weights: invalid float value"),
         ({"weights": ["1"]}, "--weights: 2 models need 2 weights, found 1"),
         ({"weights": ["0.2", "0.3", "0.5"]}, "--weights: 2 models need 2 weights, found 3"),
         ({"wieghts": ["0.5", "0.5"]}, "there is no flag --wieghts; did you mean --weights?"),
