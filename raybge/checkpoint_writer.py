@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -177,7 +178,7 @@ class CheckpointWriter:
     def _upload(self, what: Publishing, written: Path, path: str) -> None:
         for file in sorted(each for each in written.rglob("*") if each.is_file() and each.name != RECORD):
             name = file.relative_to(written).as_posix()
-            self._retried(what.step, lambda file=file, name=name: _put(file, path, name))  # type: ignore[misc]
+            self._retried(what.step, partial(_put, file, path, name))
         if what.part:
             self._retried(what.step, lambda: _note(path, what.part))
         else:

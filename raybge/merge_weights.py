@@ -55,7 +55,7 @@ def example_rows(arguments: MergeArguments, given: list[Any] | None, screen: Scr
     if arguments.example_data is None:
         return []
     files = list_files(arguments.example_data, "--example_data")
-    found = survey(files, IN_PROCESS_BYTES, parse, arguments.on_bad_rows)  # type: ignore[arg-type]
+    found = survey(files, IN_PROCESS_BYTES, parse, arguments.on_bad_rows)
     if found.bad_count:
         screen.say(f"--example_data: {found.bad_count:,} rows are left out\n{named(found)}")
     return [row.value for block in found.blocks for row in read_block(files, block, parse) if isinstance(row, Row)]
@@ -185,7 +185,7 @@ def _own_passages(arguments: MergeArguments, name: str, work: Path, screen: Scre
     from raybge.validation_data import BLOCK_BYTES, parse_pool
 
     files = list_files(getattr(arguments, name), f"--{name}")
-    found = survey(files, BLOCK_BYTES, parse_pool, arguments.on_bad_rows)  # type: ignore[arg-type]
+    found = survey(files, BLOCK_BYTES, parse_pool, arguments.on_bad_rows)
     if found.bad_count:
         screen.say(f"--{name}: {found.bad_count:,} rows are left out\n{named(found)}")
     path = work / f"{name}-corpus.jsonl"

@@ -182,7 +182,7 @@ def _survey(arguments: LoopArguments, learning: type[Learning], files: list[Sour
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, f"{hidden}/data", ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(f.size for f in files))
-    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=hidden)  # type: ignore[arg-type]
+    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=hidden)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
 
     files = list_files(arguments.train_data, "--train_data")
     parse = parse_scored_group if arguments.knowledge_distillation else parse_group
-    found = survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows)  # type: ignore[arg-type]
+    found = survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows)
     if found.bad_count:
         screen.say(f"--train_data: {found.bad_count:,} rows are left out\n{named(found)}")
     validation = prepare(arguments, output)

@@ -67,7 +67,7 @@ def prepare(arguments: TrainArguments, storage: Path) -> ValidationConfig | None
 
     def read(paths: list[str], flag: str, parse: Parse) -> Survey:
         files = transcode(list_files(paths, flag), str(hidden / "data"), ("gzip", "zstd", "array", "parquet"))
-        return survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows, str(hidden))  # type: ignore[arg-type]
+        return survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows, str(hidden))
 
     return ValidationConfig(
         queries=read(arguments.eval_data, "--eval_data", parse_judged if arguments.eval_corpus else parse_pool),

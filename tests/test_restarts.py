@@ -4,62 +4,31 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
-from safetensors.numpy import load_file
-from tiny import make_tiny
+from disturbed import LAST, argv, assert_same_model, before_each_step, make_flags, start_ray
 
-from raybge import launch, loop
 from raybge.checkpoints import digest, newest
 from raybge.errors import UserError
-from raybge.stream_trainer import StreamTrainer
 from raybge.train import finetune, main
-
-WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
-LAST = 6  # updates of a run: 2 epochs of 3 steps
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    start_ray(__name__)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict:
-    """With dropout: the random state counts. Two workers, a checkpoint every 2 updates."""
-    folder = tmp_path_factory.mktemp("given")
-
-    def group(i: int) -> dict:
-        random = np.random.default_rng(i)
-        query, *texts = (" ".join(random.choice(WORDS, n)) for n in (3, 8, 8, 8))
-        return {"query": query, "pos": texts[:1], "neg": texts[1:]}
-
-    (folder / "groups.jsonl").write_text("".join(json.dumps(group(i)) + "\n" for i in range(16)))
-    return dict(
-        model_name_or_path=make_tiny(folder / "tiny", dropout=0.1),
-        train_data=[str(folder / "groups.jsonl")],
-        global_batch_size=6,
-        train_group_size=3,
-        learning_rate=1e-3,
-        num_train_epochs=2,
-        temperature=0.1,
-        logging_steps=1,
-        num_workers="2",
-        cpus_per_worker=1,
-        passage_max_len=16,
-        save_steps=2,
-    )
+    return make_flags(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture(scope="module")
@@ -70,41 +39,17 @@ def undisturbed(flags, tmp_path_factory) -> Path:
     return output
 
 
-def assert_same_model(output: Path, other: Path) -> None:
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (output, other))
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=1e-6, rtol=0, err_msg=name)
-
-
-def argv(flags: dict) -> list[str]:
-    words = []
-    for name, value in flags.items():
-        words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return words
-
-
 def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
     """Have `act()` run in worker `rank` before it trains update `step`; once, where `once` is a file to remember by."""
 
-    def broken(settings: dict) -> None:
-        whole = StreamTrainer.training_step
+    def when_due(trainer, inputs) -> None:
+        first = once is None or not once.exists()
+        if trainer.stream.rank == rank and trainer.state.global_step == step and first:
+            if once:
+                once.touch()
+            act()
 
-        def training_step(self, *args, **kwargs):
-            first = once is None or not once.exists()
-            if self.stream.rank == rank and self.state.global_step == step and first:
-                if once:
-                    once.touch()
-                act()
-            return whole(self, *args, **kwargs)
-
-        StreamTrainer.training_step = training_step
-        try:
-            loop.train_worker(settings)
-        finally:
-            StreamTrainer.training_step = whole
-
-    monkeypatch.setattr(launch, "_train_worker", broken)
+    before_each_step(monkeypatch, when_due)
 
 
 def die() -> None:

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def survey(
     files: Sequence[SourceFile],
     block_bytes: int,
     parse: Parse,
-    on_bad_rows: Literal["stop", "skip"] = "stop",
+    on_bad_rows: str = "stop",
     cache_dir: str | None = None,
 ) -> Survey:
     """Read and parse every row once. Above 64 MiB this runs as Ray tasks if Ray is connected, else in this

@@ -164,7 +164,7 @@ def opened(
         yield cluster, surveys or [surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
 
 
-def surveyed(source: Source, work: str, on_bad_rows: Any, screen: Screen) -> Survey:
+def surveyed(source: Source, work: str, on_bad_rows: str, screen: Screen) -> Survey:
     files = transcode(source.files, extended(work, "/unpacked"))
     block_bytes = max(BLOCK_BYTES, -(-sum(file.size for file in files) // MOST_BLOCKS))
     cache = None if "://" in work else f"{work}/surveys"

@@ -17,9 +17,10 @@ WORDS = "what is a lane row block of the text that we read and sort by length in
 LAST = 6  # updates of a run: 2 epochs of 3 steps
 
 
-def start_ray() -> None:
-    for module in (__name__, "tiny"):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # workers cannot import the tests
+def start_ray(*modules: str) -> None:
+    """With workers that know these test modules, which they cannot import."""
+    for module in (__name__, "tiny", *modules):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
