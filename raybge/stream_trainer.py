@@ -323,6 +323,11 @@ class StreamTrainer(transformers.Trainer):
             return self.accelerator.get_state_dict(self.model)
         return self.accelerator.get_state_dict(self.deepspeed) if self.is_deepspeed_enabled else None
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """FSDP and DeepSpeed read their own files in here."""
+        with plainly_loaded(resume_from_checkpoint, "state"):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -359,7 +364,8 @@ class StreamTrainer(transformers.Trainer):
         path = self.scratch.fetched(path_of(self.storage, self.state.best_global_step) if "://" in best else best)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.state.best_model_checkpoint = path
-            super()._load_best_model()
+            with plainly_loaded(path, "weights"):
+                super()._load_best_model()
             self.state.best_model_checkpoint = best
         else:
             self.encoder.load_weights(path)

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -16,6 +17,7 @@ from raybge.model import contrastive
 from raybge.model.contrastive import ContrastiveModel
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.negatives import Objective
+from raybge.plain_files import plainly_loaded
 from raybge.stream_trainer import gathered
 
 SHARES = (7, 1)  # groups of each worker
@@ -42,6 +44,18 @@ def step(model: nn.Module, batch: StepBatch) -> None:
     torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
+def save_and_load(model: nn.Module, folder: str) -> None:
+    """As accelerate saves and loads shards; what is loaded must be what it was."""
+    place = f"{folder}/checkpoint-2/pytorch_model_fsdp_0"
+    state = {"model": model.state_dict()}
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(place))
+    empty = {"model": {name: torch.zeros_like(value) for name, value in state["model"].items()}}
+    with plainly_loaded(f"{folder}/checkpoint-2", "weights"):
+        dcp.load(empty, storage_reader=dcp.FileSystemReader(place))
+    for name, value in state["model"].items():
+        assert torch.equal(empty["model"][name].to_local(), value.to_local())
+
+
 def worker(rank: int, folder: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -59,6 +73,7 @@ def worker(rank: int, folder: str) -> None:
     with gathered(model):
         after = model.embedding.embed(batch.token_ids, 16).detach()
     weights = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    save_and_load(model, folder)
     torch.save((before, after, weights), f"{folder}/{rank}")
     torch.distributed.barrier()
     os._exit(0)
