@@ -13,16 +13,16 @@ from raybge.heartbeat import Pulse, stalled
 class Progress:
     """How far a training run is.
 
-    `loss` is the mean since the last word, `measured` the step and metrics of each evaluation, `said` lines for the
-    person, `metrics` are the Trainer's final ones. `begun` is the step at which the present workers began, `stopped`
-    the one after which they ended because they were told to.
+    `loss` is the mean since the last word, None before the first, `measured` the step and metrics of each evaluation,
+    `said` lines for the person, `metrics` are the Trainer's final ones. `begun` is the step at which the present
+    workers began, `stopped` the one after which they ended because they were told to.
     """
 
     total: int = 0
     step: int = 0
     begun: int | None = None
     stopped: int | None = None
-    loss: float = float("nan")
+    loss: float | None = None
     measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)

@@ -245,7 +245,8 @@ def _show(progress: Progress, config: WorkerConfig, bar: Any) -> None:
         return order.total * epochs + min(rest * accumulated * order.global_batch, order.total)
 
     bar.total = groups(progress.total)
-    says = [f"loss {progress.loss:.4f}", f"step {progress.step:,}/{progress.total:,}"]
+    says = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
+    says.append(f"step {progress.step:,}/{progress.total:,}")
     last = progress.measured[-1][1] if progress.measured else {}
     says += [f"{name} {value:.4f}" for name, value in last.items() if "nDCG" in name]
     bar.set_postfix_str(", ".join(says), refresh=False)
