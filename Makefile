@@ -41,9 +41,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
 
-# SOAK_INPUTS inputs, then SOAK_MINUTES of runs
+# SOAK_INPUTS inputs, each of which may take 20 s and a test of thousands as long as it needs; then SOAK_MINUTES of runs
 soak: venv
-	$(BIN)/python -m pytest tests/soak/fuzz_*.py
+	$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/soak/fuzz_*.py
 	$(BIN)/python tests/soak/runs.py --minutes $(or $(SOAK_MINUTES),30)
 
 axe: venv
