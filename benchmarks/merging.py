@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -129,8 +130,9 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     common.write_judged(work, args.queries, args.corpus)
     general = args.general or docstrings(work)
+    models = [args.tuned, args.base]
     summary = mix_models(
-        [args.tuned, args.base],
+        [cut(model, work / str(i), args.length) for i, model in enumerate(models)] if args.length else models,
         "encoder",
         None,
         str(work / "mixed"),
@@ -149,6 +151,14 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{each['weights'][0]:.3f} tuned: target {each['target']:.4f}, general {each['general']:.4f}")
     print(f"a half of each keeps {kept:.1%} of a gain of {gain:+.4f}; the claim is {KEPT:.0%}")
     return {"summary": summary, "gain": gain, "kept_by_half": kept}
+
+
+def cut(model: str, folder: Path, length: int) -> str:
+    """A copy that reads so many tokens of a text."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    settings = folder / "sentence_bert_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"max_seq_length": length}))
+    return str(folder)
 
 
 def docstrings(work: Path) -> str:
@@ -170,6 +180,7 @@ def main() -> None:
     parser.add_argument("--general", help="groups of something else")
     parser.add_argument("--queries", type=int, default=700)
     parser.add_argument("--corpus", type=int, default=3000, help="passages to search in")
+    parser.add_argument("--length", type=int, help="tokens of a text; left out: what the models say")
     parser.add_argument("--evaluations", type=int, default=15)
     args = parser.parse_args()
     if args.what == "child":

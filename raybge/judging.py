@@ -20,7 +20,7 @@ from raybge.screen import Screen
 from raybge.search.index import Found, Index, Lookup, search
 
 if TYPE_CHECKING:
-    from raybge.search.pipeline import Piece
+    from raybge.search.store import Piece
 
 
 def relevant(group: Group) -> Sequence[str]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,32 +29,12 @@ if TYPE_CHECKING:
     from raybge.cluster import Plan
     from raybge.elastic import Elastic
     from raybge.screen import Screen
-    from raybge.worker_config import WorkerConfig
-
-# Takes the step of an evaluation, the last step there will be, and the metrics; False: tell me again, I cannot yet.
-OnMeasured = Callable[[int, int, dict[str, float]], bool]
+    from raybge.worker_config import OnMeasured, WorkerConfig
 
 POLL_SECONDS = 0.2
 # Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
 # worker that failed will not; Ray's default of 30 would only delay the message.
 LEAVE_SECONDS = "3"
-
-
-@dataclass(frozen=True)
-class TrialContext:
-    """What a run is told by the search whose trial it is; a run by itself is told nothing.
-
-    Args:
-        on_measured: hears of each evaluation.
-        runs: trials at a time, which share the cluster.
-        tokens: folder for tokens that trials with the same rows share.
-        before: what the model measures before training.
-    """
-
-    on_measured: OnMeasured | None = None
-    runs: int = 1
-    tokens: str | None = None
-    before: Mapping[str, float] | None = None
 
 
 @dataclass

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from raybge.search.duplicates import Kept
     from raybge.search.index import Index
     from raybge.search.inputs import Stages
-    from raybge.search.pipeline import Embedder, Passages, Piece, Queries
+    from raybge.search.pipeline import Embedder, Passages, Queries
     from raybge.search.sampling import Sampling
-    from raybge.search.store import Store
+    from raybge.search.store import Piece, Store
     from raybge.search.tally import Tally
     from raybge.search.teacher import Teacher
 

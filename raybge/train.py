@@ -17,7 +17,7 @@ from raybge.finetuning import FineTuning
 from raybge.screen import Screen
 
 if TYPE_CHECKING:
-    from raybge.launch import TrialContext
+    from raybge.worker_config import TrialContext
 
 
 def finetune(**flags: Any) -> dict[str, float]:

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from raybge.data.jsonl import SourceFile
     from raybge.data.order import Order
     from raybge.data.survey import Survey
-    from raybge.launch import TrialContext
-    from raybge.worker_config import Learning
+    from raybge.worker_config import Learning, TrialContext
 
 
 def run(
@@ -52,7 +51,7 @@ def run(
     from raybge.data.files import list_files
     from raybge.data.order import lane_count
     from raybge.data.survey import IN_PROCESS_BYTES
-    from raybge.launch import TrialContext
+    from raybge.worker_config import TrialContext
 
     context = context or TrialContext()
 

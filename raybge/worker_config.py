@@ -6,7 +6,7 @@ Made in the driver, read in the workers; it knows nothing of Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from raybge.data.jsonl import Parse
     from raybge.data.order import Order
     from raybge.data.survey import Survey
-    from raybge.launch import TrialContext
     from raybge.learner import Learner
     from raybge.validation_data import ValidationConfig
 
@@ -65,6 +64,27 @@ class Learning(Protocol):
 
     def save(self, learner: Learner, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
         """Write the trained model; `weights` where those in memory are shards."""
+
+
+# Takes the step of an evaluation, the last step there will be, and the metrics; False: tell me again, I cannot yet.
+OnMeasured = Callable[[int, int, dict[str, float]], bool]
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What a run is told by the search whose trial it is; a run by itself is told nothing.
+
+    Args:
+        on_measured: hears of each evaluation.
+        runs: trials at a time, which share the cluster.
+        tokens: folder for tokens that trials with the same rows share.
+        before: what the model measures before training.
+    """
+
+    on_measured: OnMeasured | None = None
+    runs: int = 1
+    tokens: str | None = None
+    before: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, repr=False)  # Ray Train keeps what str() makes of it, for the dashboard: no token may be in it

@@ -11,7 +11,7 @@ from raybge.arguments import TrainArguments
 from raybge.cluster import Plan
 from raybge.finetuning import FineTuning
 from raybge.flags import build, declared
-from raybge.launch import TrialContext
+from raybge.worker_config import TrialContext
 
 OTHER = {
     "config": None,  # read by the parser

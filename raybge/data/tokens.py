@@ -32,26 +32,29 @@ class TextTokenizer:
 
     def __call__(self, queries: Sequence[tuple[str, str | None]], passages: Sequence[str]) -> tuple[np.ndarray, ...]:
         """(lengths, tokens), int32, of the queries and then of the passages; a query comes with its row's prompt."""
-        ids = self._encode([self.instructions.query_text(*query) for query in queries], self.query_max_len)
-        ids += self._encode([self.instructions.passage_text(text) for text in passages], self.passage_max_len)
+        texts = [self.instructions.query_text(*query) for query in queries]
+        ids = token_ids(self.tokenizer, texts, self.query_max_len)
+        texts = [self.instructions.passage_text(text) for text in passages]
+        ids += token_ids(self.tokenizer, texts, self.passage_max_len)
         lengths = np.fromiter(map(len, ids), np.int32, len(ids))
         return lengths, np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum()))
 
-    def _encode(self, texts: list[str], max_length: int) -> list[list[int]]:
-        """What `tokenizer(texts, truncation=True, max_length=max_length)` gives."""
-        if not texts:
-            return []
-        found = encode_heads(self.tokenizer, texts, max_length)
-        if found is not None:
-            return [each.ids for each in found]
-        return self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+
+def token_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
+    """What `tokenizer(texts, truncation=True, max_length=max_length)` gives."""
+    if not texts:
+        return []
+    found = encode_heads(tokenizer, texts, max_length)
+    if found is not None:
+        return [each.ids for each in found]
+    return tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
 
 
 def encode_heads(tokenizer: Any, texts: list[str], max_length: int, words: bool = False) -> list[Any] | None:

@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from raybge.data.tokens import token_ids
 from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, Instructions, check_model_folder, read_settings, remove_weights
@@ -165,16 +166,7 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids of each text with its special tokens, cut to `max_length`; no padding."""
-        if not texts:
-            return []
-        return self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        return token_ids(self.tokenizer, list(texts), max_length)
 
     def encode(
         self,

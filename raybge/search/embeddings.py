@@ -11,17 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raybge import output
 from raybge.errors import UserError
 from raybge.search.shards import vectors_of
-from raybge.search.store import Store, digest
-
-if TYPE_CHECKING:
-    from raybge.search.pipeline import Piece
+from raybge.search.store import Piece, Store, digest
 
 HEADER = 4096
 FORMAT = "raybge embeddings 1"

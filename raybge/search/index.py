@@ -21,9 +21,8 @@ from raybge.cluster import Plan
 from raybge.screen import Screen
 from raybge.search import topk
 from raybge.search.calls import in_order, unwrapped
-from raybge.search.pipeline import Piece
 from raybge.search.shards import Host, Kind, Known, Part
-from raybge.search.store import Store, digest
+from raybge.search.store import Piece, Store, digest
 
 RECALL_QUERIES = 256  # on which an index that is not exact is compared with one that is
 

@@ -28,7 +28,7 @@ from raybge.search.calls import unwrapped
 from raybge.search.duplicates import Elsewhere, Kept, Texts
 from raybge.search.embeddings import Embeddings
 from raybge.search.shards import words_of
-from raybge.search.store import Store, table_digest
+from raybge.search.store import Piece, Store, table_digest
 
 Key = Callable[[str], bytes]
 
@@ -82,15 +82,6 @@ class Queries:
     key: Key = text_key
     elsewhere: Elsewhere | None = None
     encode_positives: bool = False
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One encoded block: its name in the store, its rows, and a hash of their texts and ids."""
-
-    name: str
-    rows: int
-    texts: str = ""
 
 
 @dataclass(frozen=True)

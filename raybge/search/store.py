@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.data.files import filesystem
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One encoded block: its name in the store, its rows, and a hash of their texts and ids."""
+
+    name: str
+    rows: int
+    texts: str = ""
 
 
 class Store:

@@ -22,8 +22,7 @@ from raybge.data.files import filesystem
 from raybge.errors import UserError
 from raybge.model.quantization import Precision, packed_width, quantize_embeddings
 from raybge.search.calls import in_order
-from raybge.search.pipeline import Piece
-from raybge.search.store import Store
+from raybge.search.store import Piece, Store
 from raybge.search.vectors import columns_of, vectors_column, vectors_of
 
 FLAG = "--output_file"

@@ -24,8 +24,8 @@ from raybge.errors import UserError
 from raybge.model.quantization import quantize_embeddings
 from raybge.screen import Screen
 from raybge.search.calls import unwrapped
-from raybge.search.pipeline import Embedder, Piece, finite
-from raybge.search.store import Store, digest, table_digest
+from raybge.search.pipeline import Embedder, finite
+from raybge.search.store import Piece, Store, digest, table_digest
 
 IDS = ("id", "_id")  # fields that are kept where the rows have them
 # In the store: the kept fields of each row as JSON; `vector` follows, D float32.

@@ -86,8 +86,8 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     """What Ray Tune calls, in an actor: train, and report each evaluation as it comes."""
     from ray import tune
 
-    from raybge.launch import TrialContext
     from raybge.train import train
+    from raybge.worker_config import TrialContext
 
     folder = task.place(tune.get_context().get_trial_id())
     if known := result_of(folder):  # it had ended when the search was killed

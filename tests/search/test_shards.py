@@ -12,7 +12,6 @@ from raybge.data.groups import text_key
 from raybge.errors import UserError
 from raybge.search import topk
 from raybge.search.index import layout
-from raybge.search.pipeline import Piece
 from raybge.search.shards import (
     GPU_MOST,
     Host,
@@ -25,7 +24,7 @@ from raybge.search.shards import (
     check_gpu_search,
     words_of,
 )
-from raybge.search.store import Store
+from raybge.search.store import Piece, Store
 
 
 def table_of(vectors_PD, texts, known=None):

@@ -11,8 +11,7 @@ import pytest
 from raybge import output, quantize_embeddings
 from raybge.errors import UserError
 from raybge.search import vector_files
-from raybge.search.pipeline import Piece
-from raybge.search.store import Store
+from raybge.search.store import Piece, Store
 from raybge.search.vector_files import FINISHED, FLAG, Layout, is_finished, parts_of, shape_of, write
 from raybge.search.vectors import KEPT, column_type, columns_of, kind_of, vectors_column
 
