@@ -42,6 +42,23 @@ class BadSteps:
         self._steps.append((loss.detach(), batch))
         return loss * (1 + 0 * loss.detach())
 
+    def check(self, number: int, sound: Sound) -> None:
+        """Before a backward pass that makes the update too, as DeepSpeed's does. Collective.
+
+        Raises:
+            UserError: on all workers, when a worker's loss of update `number` is not finite: it could not be left out.
+        """
+        ((loss, batch),), self._steps = self._steps, []
+        bad = 1 - loss.isfinite().float()
+        if dist.is_initialized():
+            dist.all_reduce(bad)
+        if bad:
+            total, rows = self._look([(loss, batch)], sound)
+            raise UserError(
+                f"training diverges: the loss of step {number:,} is {total}; no update was made of it, and with "
+                f"--deepspeed none can be left out. Its rows, the likeliest cause first: {rows}"
+            )
+
     def end(self, norm: Tensor | float, number: int, sound: Sound, scaled: bool) -> bool:
         """Whether update `number`, whose gradient over all workers has this norm, is to be left out.
 

@@ -155,7 +155,11 @@ class StreamTrainer(transformers.Trainer):
             total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
             self.steps.step(total, batch)
         at(f"the backward pass of step {self.state.global_step + 1:,}", shared=True)
-        return self.bad_steps.step(loss, batch) if self.bad_steps else loss
+        if self.bad_steps:
+            loss = self.bad_steps.step(loss, batch)
+            if self.is_deepspeed_enabled:
+                self.bad_steps.check(self.state.global_step + 1, self._sound)
+        return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The Trainer asks for it before each update: where it is not finite, nothing is left to update with."""

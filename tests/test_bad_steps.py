@@ -86,3 +86,28 @@ def test_a_step_that_is_left_out_leaves_no_trace(trainer, monkeypatch):  # noqa:
         torch.testing.assert_close(weights(spoilt)[name], value, rtol=0, atol=0)
     losses = [entry["loss"] for entry in spoilt.state.log_history if "loss" in entry]
     assert torch.tensor(losses).isfinite().all()  # --logging_nan_inf_filter
+
+
+def test_where_no_update_can_be_left_out_the_first_loss_that_is_not_finite_ends_the_run(trainer, monkeypatch):  # noqa: F811
+    """As with DeepSpeed, whose backward pass makes the update: there is none."""
+    bad = watcher(9, [])
+    for loss in (1.0, 2.0):
+        bad.step(torch.tensor(loss), BATCH)
+        bad.check(7, lambda batch: None)
+    for loss in (NAN, INF):
+        bad.step(torch.tensor(loss), BATCH)
+        with pytest.raises(UserError, match=rf"loss of step 8 is {loss};.*first: b.jsonl:byte 30, a.jsonl:byte 10"):
+            bad.check(8, lambda batch: [True, True, False])
+    run = trainer()
+    run.bad_steps = watcher(9, [])
+    forward = ContrastiveModel.forward
+
+    def nan(self, batch):
+        run.is_deepspeed_enabled = True  # from here on
+        run.before = weights(run)
+        return forward(self, batch) * NAN
+
+    monkeypatch.setattr(ContrastiveModel, "forward", nan)
+    with pytest.raises(UserError, match="loss of step 1 is nan"):
+        run.train()
+    assert all(torch.equal(value, run.before[name]) for name, value in weights(run).items())
