@@ -126,7 +126,6 @@ def at_rest(folder: Path) -> dict[str, int]:
 
 def look(folder: Path) -> dict[str, int]:
     import ray
-    from ray._private.internal_api import node_stats
 
     gc.collect()
     groups = [each for each in ray.util.placement_group_table().values() if each["state"] != "REMOVED"]
@@ -136,13 +135,21 @@ def look(folder: Path) -> dict[str, int]:
     return {
         "actors": len(actors),
         "placement groups": len(groups),
-        "object store bytes": node_stats().store_stats.object_store_bytes_used,
+        "object store bytes": sum(store_bytes(node) for node in ray.nodes()),
         "processes": len(family),
         "open files": psutil.Process().num_fds(),
         **{f"open files of {name}": each.num_fds() for name, each in sorted(servers.items())},
         "temporary files": sum(1 for _ in left(folder)),
         "files of shared memory": len(list(Path("/dev/shm").iterdir())) if Path("/dev/shm").is_dir() else 0,
     }
+
+
+def store_bytes(node: dict) -> int:
+    """Of the objects in a node's store."""
+    from ray._private.internal_api import node_stats
+
+    found = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return found.store_stats.object_store_bytes_used
 
 
 def left(folder: Path):
