@@ -223,7 +223,7 @@ def _count(num_workers: str | None, elastic: bool) -> tuple[int, int] | None:
     """The fewest and the most workers that were asked for."""
     if num_workers is None:
         return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", num_workers, re.ASCII)
+    found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", num_workers, re.ASCII)
     low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= low <= high:
         raise UserError(

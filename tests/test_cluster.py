@@ -67,6 +67,7 @@ def test_actors_may_be_smaller():
         (machine(2), {"num_workers": "two"}, "found «two»"),
         (machine(2), {"num_workers": "1-4"}, "only the workers of raybge.train"),
         (machine(2), {"num_workers": "4-2"}, "found «4-2»"),
+        (machine(2), {"num_workers": "9" * 5000}, "at least 1"),  # more digits than Python reads
         (machine(2), {"cpus_per_worker": 0}, "at least 1"),
     ],
 )

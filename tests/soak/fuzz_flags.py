@@ -164,16 +164,19 @@ def test_range_for_sampling(text):
 
 
 @share(2)
-@given(text=st.one_of(figures, ranges))
-def test_num_workers(text):
+@given(text=st.one_of(figures, ranges), elastic=st.booleans())
+def test_num_workers(text, elastic):
     with tried("--num_workers"):
+        low, mark, high = text.partition("-")
+        plain = all(part and set(part) <= set("0123456789") and len(part) < 10 for part in (low, high or low))
+        right = plain and bool(mark) == bool(high) and 1 <= int(low) <= int(high or low)
         try:
-            found = _count(text)
+            found = _count(text, elastic)
         except UserError as error:
             assert "--num_workers" in str(error)
-            assert not (text and set(text) <= set("123456789") and len(text) < 10)
+            assert not right or (not elastic and int(low) < int(high))
         else:
-            assert found and found >= 1 and int(text) == found
+            assert right and found == (int(low), int(high or low)) and (elastic or found[0] == found[1])
 
 
 names = st.sampled_from(
