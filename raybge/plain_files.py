@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def plainly_loaded(checkpoint: str | None, part: str) -> Iterator[None]:
             raise
         raise UserError(
             f"the {part} in {checkpoint} is refused: a file there is damaged, or holds other things than tensors and "
-            f"numbers, which could run a program when they are read ({first_line(cause)})"
+            f"numbers, which could run a program when they are read ({_reason(cause)})"
         ) from error
 
 
@@ -89,6 +90,12 @@ def _deepspeed() -> list[Any]:
     """The classes of DEEPSPEED, where it runs."""
     loaded = [(sys.modules[module], names) for module, names in DEEPSPEED.items() if module in sys.modules]
     return [getattr(module, name) for module, names in loaded for name in names if hasattr(module, name)]
+
+
+def _reason(error: BaseException) -> str:
+    """Without torch's advice to read the file all the same."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {found[1]}" if found else first_line(error)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

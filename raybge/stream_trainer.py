@@ -368,7 +368,7 @@ class StreamTrainer(transformers.Trainer):
         path = self.scratch.fetched(path_of(self.storage, self.state.best_global_step) if "://" in best else best)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.state.best_model_checkpoint = path
-            with plainly_loaded(path, "weights"):
+            with plainly_loaded(path, "best model"):
                 super()._load_best_model()
             self.state.best_model_checkpoint = best
         else:

@@ -71,7 +71,9 @@ def test_tensors_and_numbers_come_back(shards, load):
 
 def test_an_evil_value_is_refused(shards, load, tmp_path):
     save({"value": Evil(tmp_path / "harm")}, shards)
-    with pytest.raises(UserError, match=r"the state in .*checkpoint-4 is refused: .*could run a program"):
+    with pytest.raises(
+        UserError, match=r"the state in .*checkpoint-4 is refused: .*could run a program .*it asks for posix.mkdir\)$"
+    ):
         load({"value": 1})
     assert not (tmp_path / "harm").exists()
     dcp.load({"value": 1}, storage_reader=dcp.FileSystemReader(shards), no_dist=True)

@@ -102,7 +102,17 @@ def test_no_pickle_is_run(way, models, tmp_path):
 
 @pytest.mark.parametrize("way", OPEN)
 def test_weights_in_a_pickle_are_read(way, models, tmp_path):
-    OPEN[way](as_pickle(model_for(way, models), tmp_path / "model", None))
+    """They are those of the folder with safetensors; what is new in both follows from the seed."""
+    found = []
+    for folder in (str(model_for(way, models)), as_pickle(model_for(way, models), tmp_path / "model", None)):
+        torch.manual_seed(0)
+        opened = OPEN[way](folder)
+        module = opened if isinstance(opened, dict | torch.nn.Module) else opened.model
+        found.append(module if isinstance(module, dict) else module.state_dict())
+    expected, read = found
+    assert expected and read.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(read[name][:], value[:], rtol=0, atol=0)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------

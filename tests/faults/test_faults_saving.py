@@ -186,6 +186,21 @@ def test_a_checkpoint_is_not_unpickled(trainer, tmp_path, name, part, writes):
     assert (tmp_path / "harm").exists()  # it would have
 
 
+def test_a_checkpoint_in_shards_is_not_unpickled(trainer, tmp_path, monkeypatch):
+    """Before any of it is read, when a run goes on and when its best model is loaded."""
+    made = trainer(tmp_path, **EVERY_4 | {"max_steps": 4})
+    made.train()
+    folder = tmp_path / "checkpoint-4"
+    (folder / "optimizer_0").mkdir()
+    (folder / "optimizer_0" / ".metadata").write_bytes(pickle.dumps(Evil(str(tmp_path / "harm"))))
+    with pytest.raises(UserError, match=f"the state in {folder} is refused"):
+        trainer(tmp_path, **EVERY_4).train(resume_from_checkpoint=str(folder))
+    made.is_fsdp_enabled, made.state.best_model_checkpoint = True, str(folder)
+    with pytest.raises(UserError, match=f"the best model in {folder} is refused"):
+        made._load_best_model()
+    assert not (tmp_path / "harm").exists()
+
+
 def test_the_scaler_of_half_precision_is_left_where_there_is_none(trainer, tmp_path):
     trainer(tmp_path, **EVERY_4 | {"max_steps": 4}).train()
     torch.save({"scale": 2.0}, tmp_path / "checkpoint-4" / "scaler.pt")
