@@ -31,6 +31,7 @@ OTHER = {
     "max_failures": None,
     "eval_data": None,  # test_validation.py
     "eval_corpus": None,
+    "use_mrl": None,  # says nothing beside mrl_dims, which are refused without it: test_recipe.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
     "sentence_pooling_method": "mean",
@@ -41,7 +42,7 @@ OTHER = {
 NEEDS = {
     name: {"use_lora": True}
     for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model")
-}
+} | {"kd_loss_type": {"knowledge_distillation": True}}
 
 
 def worker_config(arguments: TrainArguments, folder: Path) -> str:
@@ -60,7 +61,8 @@ def worker_config(arguments: TrainArguments, folder: Path) -> str:
         None,
         TrialContext(),
     )
-    return repr({**vars(config), "order": vars(config.order)})
+    # the model card has every flag as it was given, so it would prove nothing
+    return repr({**vars(config), "order": vars(config.order), "card": {}})
 
 
 def survey_of_nothing():
