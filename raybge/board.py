@@ -77,9 +77,10 @@ class Board:
     def __init__(self) -> None:
         import ray
 
-        # With the driver: a board that dies with a worker's machine would take the run's screen with it.
+        # With the driver, and not soft, which lets Ray put it elsewhere at times: a board that dies with a worker's
+        # machine would take the whole run with it.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
+            ray.get_runtime_context().get_node_id(), soft=False
         )
         self._keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote()
 

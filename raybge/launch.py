@@ -35,6 +35,9 @@ POLL_SECONDS = 0.2
 # Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
 # worker that failed will not; Ray's default of 30 would only delay the message.
 LEAVE_SECONDS = "3"
+# Ray Train asks its workers so often how they are. A checkpoint waits until the one before is heard of, and the end of
+# a run until its last is; Ray's default of 2 s only pays with so many workers that asking is work.
+ASKING_SECONDS, ASKED_A_SECOND = 0.5, 256
 
 
 @dataclass
@@ -188,6 +191,10 @@ class Launch:
         from raybge.reserved import trainer
 
         os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
+        asking = max(ASKING_SECONDS, self.plan.workers / ASKED_A_SECOND)
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(asking))
+        # an actor beside each run, to say that a node will be taken away: nobody here asks it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
             trainer()(
                 _train_worker,

@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that a run's workers hold, given back where Ray does not.
+"""What Ray Train holds for a run: the CPUs and GPUs of its workers, given back where Ray does not, and few actors.
 
 Ray keeps a placement group until the actor and the job that made it are both gone. Of a run that was ended from
 outside, such as a trial that a search stops, the actor goes and the job stays. Ray Train has a cleaner for it: an
@@ -40,13 +40,23 @@ def release(output: str | Path) -> None:
 
 
 def trainer() -> type[TorchTrainer]:
-    """Ray Train's TorchTrainer without its cleaner."""
+    """Ray Train's TorchTrainer without its cleaner, and without the actor that shares out data given to a trainer."""
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class DataContextCallback(DatasetsCallback):
+        """Only hands the driver's DataContext to the workers, which read their rows themselves."""
+
+        def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
+            return {}
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             found = super()._create_default_callbacks()
+            for callback in found:
+                if isinstance(callback, DatasetsCallback):
+                    callback.__class__ = DataContextCallback
             return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
 
     return Trainer

@@ -16,7 +16,7 @@ from disturbed import argv, assert_same_model, make_flags
 import raybge
 from raybge.checkpoints import newest
 
-LAST = 240  # updates
+LAST, SAVED = 90, 30  # updates
 SECONDS = 240  # for a start
 
 
@@ -74,9 +74,9 @@ def stopped(words: list[str], checkpoint: Path, number: int, screen: Path) -> En
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> list[str]:
-    """A command that saves every 60 of its updates."""
+    """A command that saves every SAVED of its updates."""
     flags = make_flags(tmp_path_factory.mktemp("given"))
-    return ["python", "-m", "raybge.train", *argv({**flags, "num_train_epochs": LAST // 3, "save_steps": 60})]
+    return ["python", "-m", "raybge.train", *argv({**flags, "num_train_epochs": LAST // 3, "save_steps": SAVED})]
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +87,18 @@ def output(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def terminated(words, output) -> Ended:
     given = [*words, "--output_dir", str(output), "--overwrite_output_dir"]
-    return stopped(given, output / "checkpoint-60", signal.SIGTERM, output.with_name("first"))
+    return stopped(given, output / f"checkpoint-{SAVED}", signal.SIGTERM, output.with_name("first"))
 
 
 @pytest.fixture(scope="module")
 def interrupted(terminated, output) -> Ended:
-    return stopped(terminated.again, output / "checkpoint-120", signal.SIGINT, output.with_name("second"))
+    return stopped(terminated.again, output / f"checkpoint-{2 * SAVED}", signal.SIGINT, output.with_name("second"))
 
 
 def assert_saved(ended: Ended, output: Path) -> None:
     """The step that it says, which is none of those that are saved anyway."""
     step = int(re.search(r"saved checkpoint-(\d+)", ended.screen)[1])
-    assert (output / f"checkpoint-{step}" / "raybge.json").exists() and step % 60
+    assert (output / f"checkpoint-{step}" / "raybge.json").exists() and step % SAVED
     assert "Traceback" not in ended.screen
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -27,32 +26,28 @@ def flags(tmp_path_factory) -> dict:
     return {**flags, "global_batch_size": 4, "num_train_epochs": 1, "stall_timeout": 5.0}
 
 
-def stand_still(monkeypatch, note: Path, how) -> None:
-    """Worker 1 does not get beyond its third step, once; its process id stands in `note`."""
+def test_a_worker_that_stands_still_is_named_and_replaced(flags, tmp_path, monkeypatch, capfd):
+    """Worker 1 does not get beyond its third step: first its process is stopped, then the next one hangs."""
 
     def act(trainer, inputs) -> None:
-        if trainer.stream.rank == 1 and trainer.state.global_step == 2 and not note.exists():
-            note.write_text(str(os.getpid()))
-            how()
+        if trainer.stream.rank == 1 and trainer.state.global_step == 2:
+            for name, how in (
+                ("stopped", lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+                ("hangs", lambda: time.sleep(600)),
+            ):
+                if not (note := tmp_path / name).exists():
+                    note.write_text(str(os.getpid()))
+                    how()
 
     before_each_step(monkeypatch, act)
-
-
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        (lambda: os.kill(os.getpid(), signal.SIGSTOP), "has not been heard of for"),
-        (lambda: time.sleep(600), "has been in step 3 for"),
-    ],
-    ids=["stopped", "hangs"],
-)
-def test_a_worker_that_stands_still_is_named_and_replaced(flags, tmp_path, monkeypatch, capfd, how, says):
-    stand_still(monkeypatch, tmp_path / "pid", how)
-    metrics = finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=1)
+    metrics = finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=2)
     assert metrics["steps"] == 4
-    message = capfd.readouterr().err
-    pid = (tmp_path / "pid").read_text()
-    assert re.search(rf"StallError: worker 1 \([\d.]+, pid {pid}\) {says} \d+ s", message)
-    assert "continues from checkpoint-2, restart 1 of 1" in message
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    said = re.findall(r"a worker failed \((.*)", capfd.readouterr().err)
+    pids = [(tmp_path / name).read_text() for name in ("stopped", "hangs")]
+    for restart, (line, pid, what) in enumerate(
+        zip(said, pids, ["has not been heard of for", "has been in step 3 for"], strict=True), 1
+    ):
+        assert re.match(rf"StallError: worker 1 \([\d.]+, pid {pid}\) {what} \d+ s", line), said
+        assert f"continues from checkpoint-2, restart {restart} of 2" in line, said
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
