@@ -1,6 +1,7 @@
 """The one error that a person is meant to read."""
 
 import re
+from collections.abc import Iterator
 
 from raybge.secrets import public
 
@@ -21,12 +22,22 @@ def failure(error: BaseException) -> str:
     """The type and message of what went wrong, out of what Ray wraps around it."""
     if origin := _ORIGIN.search(str(error)):  # of a cause in one of its workers, Ray Data keeps the text alone
         return origin[1]
-    while type(error).__module__.partition(".")[0] == "ray":
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
+    for each in causes(error):
+        error = each
+        if type(error).__module__.partition(".")[0] != "ray":
             break
-        error = inner
     return f"{type(error).__name__}: {error}"
+
+
+def causes(error: object) -> Iterator[BaseException]:
+    """An exception and what caused it, as Ray and Python keep it, outermost first. Each once: Ray's can be in a circle,
+    as of a run whose cluster is gone.
+    """
+    seen: list[BaseException] = []
+    while isinstance(error, BaseException) and not any(error is before for before in seen):
+        seen.append(error)
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.checkpoints import load, name_of, newest
-from raybge.errors import UserError
+from raybge.errors import UserError, causes
 from raybge.heartbeat import StallError
 from raybge.interruption import Interruption
 from raybge.reserved import release
@@ -246,12 +246,13 @@ def _cause(error: BaseException) -> BaseException:
     Where several failed, the first failure makes others fail in their collectives: the one that a person can mend, or
     else one that is no torn connection, says more.
     """
-    failures = list((getattr(error, "worker_failures", None) or {}).values())
-    if failures:
-        causes = [_cause(failure) for failure in failures]
-        return min(causes, key=lambda cause: (not isinstance(cause, UserError), _collateral(cause)))
-    inner = getattr(error, "cause", None) or error.__cause__
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    for each in causes(error):
+        failures = list((getattr(each, "worker_failures", None) or {}).values())
+        if failures:
+            found = [_cause(failure) for failure in failures]
+            return min(found, key=lambda cause: (not isinstance(cause, UserError), _collateral(cause)))
+        error = each
+    return error
 
 
 def _collateral(error: BaseException) -> bool:

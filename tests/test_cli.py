@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from ray.exceptions import RayTaskError, UserCodeException
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
 
 from raybge import cli
 from raybge.arguments import CommonArguments
@@ -42,6 +42,13 @@ def wrapped_by_ray_data(error):
     return RayTaskError("submit", f"{said} the following exception:\n\nray::b", UserCodeException("UDF failed"))
 
 
+def in_a_circle():
+    """Two errors of Ray that name each other as the cause."""
+    first, second = ActorDiedError(), NodeDiedError("a node died")
+    first.__cause__, second.__cause__ = second, first
+    return first
+
+
 @pytest.mark.parametrize(
     ("given", "again"),
     [
@@ -65,6 +72,7 @@ def test_the_command_that_continues_a_run(given, again):
         (ValueError("broken"), 1, "raybge.work failed: ValueError: broken"),
         (wrapped(OSError(28, "No space left")), 1, "raybge.work failed: OSError: [Errno 28] No space left\n"),
         (wrapped_by_ray_data(OSError(28, "No space")), 1, "raybge.work failed: OSError: [Errno 28] No space\n"),
+        (in_a_circle(), 1, "raybge.work failed: NodeDiedError: a node died\n"),
     ],
 )
 def test_exit_codes_and_messages(capfd, error, code, says):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from raybge.errors import UserError
+from raybge.errors import UserError, causes
 
 
 def in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
@@ -35,11 +35,9 @@ def unwrapped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is not None:
-            raise UserError(str(cause)) from None
+        for cause in causes(error):
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
         # of an actor that could not start, Ray keeps the traceback's text alone
         if said := re.findall(rf"^{UserError.__module__}.UserError: (.+)$", str(error), re.MULTILINE):
             raise UserError(said[-1]) from None

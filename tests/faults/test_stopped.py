@@ -37,7 +37,8 @@ class Ended:
 def start(words: list[str], screen: Path) -> subprocess.Popen:
     """In a session of its own, as in a terminal: a signal to the group reaches all that did not leave it."""
     root = Path(raybge.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    # not the cluster that another test may have started meanwhile
+    environment = {**os.environ, "PYTHONPATH": str(root), "RAY_ADDRESS": "local"}
     with open(screen, "wb") as file:
         return subprocess.Popen(
             [sys.executable, *words[1:]],
