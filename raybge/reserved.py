@@ -53,10 +53,8 @@ def trainer() -> type[TorchTrainer]:
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            found = super()._create_default_callbacks()
-            for callback in found:
-                if isinstance(callback, DatasetsCallback):
-                    callback.__class__ = DataContextCallback
-            return [each for each in found if not isinstance(each, PlacementGroupCleanerCallback)]
+            left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+            kept = [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
+            return [*kept, DataContextCallback(self.train_run_context, self.datasets)]
 
     return Trainer

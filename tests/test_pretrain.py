@@ -177,4 +177,5 @@ def test_every_flag_of_its_own_changes_what_a_worker_is_told(name):
     plain = build(PretrainArguments, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
     kind = declared(PretrainArguments)[name].kind
     changed = replace(plain, **{name: other.get(name, 0.25 if kind == "float" else "other")})
-    assert repr(PreTraining.of(plain, None)) != repr(PreTraining.of(changed, None))
+    told, again, other = (repr(PreTraining.of(arguments, None)) for arguments in (plain, replace(plain), changed))
+    assert told == again and told != other
