@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -163,6 +164,12 @@ def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_ray_train_starts_no_actor_that_a_run_has_no_use_for(undisturbed):
+    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}  # dead ones too
+    assert "RayTrainWorker" in started
+    assert not {name for name in started if re.search("DatasetManager|PreemptionWatcher|Cleaner", name)}, started
 
 
 def test_metrics_before_and_after(undisturbed):
