@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,14 +24,19 @@ if TYPE_CHECKING:
     from raybge.learner import Learner
 
 SHORTEST = 3  # tokens: those around a text, and one to be asked for
+LONGEST_TOKEN = 16  # characters, with the space before it, of nearly all that are read of a text
 
 
 @dataclass(frozen=True)
 class PreTraining:
-    """`model` are arguments of load_pretraining_model, `masks` those of TextMasker that are not the tokenizer."""
+    """`model` are arguments of load_pretraining_model, `masks` those of TextMasker that are not the tokenizer.
+
+    `texts`: some of the data, of which a new language model's head has what words to expect; none where it is not new.
+    """
 
     model: dict[str, Any]
     masks: dict[str, Any]
+    texts: Sequence[str] = field(default=(), repr=False)
 
     command: ClassVar[str] = "pretrain"
     rows: ClassVar[str] = "texts"
@@ -75,12 +80,10 @@ class PreTraining:
     @staticmethod
     def describe(arguments: PretrainArguments) -> tuple[str, str]:
         """The plan's line on the model, and what it says behind the size of a step."""
-        from raybge.model.folder import has_language_head
-
         name = arguments.model_name_or_path
         if name is None:
             model = f"from scratch, as {arguments.config_name} says"
-        elif has_language_head(name, arguments.cache_dir, arguments.token):
+        elif not _has_new_head(arguments):
             model = name
         else:
             model = f"{name}, which has no language-modelling head: it gets a fresh one, tied to its embeddings"
@@ -95,9 +98,13 @@ class PreTraining:
     def of(cls, arguments: PretrainArguments, survey: Survey) -> PreTraining:
         """What the flags say."""
 
+        from raybge.data.sample import sample_texts
+
         def place(name: str | None) -> str | None:
             return None if name is None else absolute(name)
 
+        longest = LONGEST_TOKEN * arguments.max_seq_length
+        texts = sample_texts(survey, cls.parse(arguments), longest) if _has_new_head(arguments) else ()
         return cls(
             model=dict(
                 model_name_or_path=place(arguments.model_name_or_path),
@@ -116,6 +123,7 @@ class PreTraining:
                 encoder_mlm_probability=arguments.encoder_mlm_probability,
                 decoder_mlm_probability=arguments.decoder_mlm_probability,
             ),
+            texts=texts,
         )
 
     def learner(self, args: Any) -> Learner:
@@ -125,13 +133,23 @@ class PreTraining:
         from raybge.model.embedding import max_positions
         from raybge.model.pretraining import PretrainedEncoder, load_pretraining_model
 
-        model, tokenizer, _ = load_pretraining_model(**self.model)
-        model.to(args.device).prepare_for_training()
+        model, tokenizer, fresh_head = load_pretraining_model(**self.model)
         backbone: Any = model.embedding.backbone
         length = min(self.masks["max_seq_length"], max_positions(backbone) or self.masks["max_seq_length"])
         masker = TextMasker(tokenizer, **{**self.masks, "max_seq_length": length})
+        if fresh_head:
+            model.expect(masker.count(self.texts, model.words))
+        model.to(args.device).prepare_for_training()
         return Learner(model, backbone, masker, PretrainedEncoder(model, tokenizer, length))
 
     def save(self, learner: Learner, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
         """Write the encoder; the decoder stays in the checkpoints."""
         learner.encoder.save_encoder(folder, weights)
+
+
+def _has_new_head(arguments: PretrainArguments) -> bool:
+    """Whether the language model's head is not of a model that is there."""
+    from raybge.model.folder import has_language_head
+
+    name = arguments.model_name_or_path
+    return name is None or not has_language_head(name, arguments.cache_dir, arguments.token)

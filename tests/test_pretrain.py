@@ -13,6 +13,9 @@ from tiny import WORDS, configure_tokenizer, make_tiny
 
 from raybge import pretrain_retromae
 from raybge.arguments import PretrainArguments
+from raybge.data.files import list_files
+from raybge.data.groups import parse_passage
+from raybge.data.survey import survey
 from raybge.flags import build, declared
 from raybge.pretrain import main
 from raybge.pretraining import PreTraining
@@ -168,14 +171,32 @@ def test_a_row_without_text_and_a_tokenizer_without_mask_are_named(flags, tmp_pa
     assert "has no mask token" in capfd.readouterr().err
 
 
+def test_a_head_that_is_new_knows_the_words_from_the_start_and_another_stays_as_it_is(flags, tmp_path):
+    """By the first step's loss, of encoder and decoder each: a new head is nearer than a guess between the two words."""
+    random = np.random.default_rng(1)
+    rows = [{"text": " ".join(random.choice(["lane", "row"], 12, p=[0.98, 0.02]))} for _ in range(200)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {**flags, "train_data": [str(tmp_path / "texts.jsonl")], "num_workers": "1", "max_steps": 1}
+    given |= {"pretrain_method": "retromae", "save_strategy": "no"}
+    folder = given.pop("model_name_or_path")
+    kept = dict(model_name_or_path=folder)
+    fresh = dict(config_name=folder, tokenizer_name=folder)
+    for name, model in (("kept", kept), ("fresh", fresh)):
+        pretrain_retromae(**given, **model, output_dir=str(tmp_path / name))
+    assert losses(tmp_path / "fresh")[0] < 2 * np.log(2)
+    assert losses(tmp_path / "kept")[0] > 2 * np.log(len(WORDS))
+
+
 OWN = ("max_seq_length", "encoder_mlm_probability", "decoder_mlm_probability", "pretrain_method", "bow_loss_weight")
 
 
 @pytest.mark.parametrize("name", [*OWN, "config_name", "tokenizer_name", "cache_dir", "token", "trust_remote_code"])
-def test_every_flag_of_its_own_changes_what_a_worker_is_told(name):
+def test_every_flag_of_its_own_changes_what_a_worker_is_told(tmp_path, name):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a lane"}\n')
+    rows = survey(list_files(str(tmp_path / "texts.jsonl"), "--train_data"), 100, parse_passage)
     other = {"pretrain_method": "dupmae", "max_seq_length": 7, "trust_remote_code": True}
     plain = build(PretrainArguments, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
     kind = declared(PretrainArguments)[name].kind
     changed = replace(plain, **{name: other.get(name, 0.25 if kind == "float" else "other")})
-    told, again, other = (repr(PreTraining.of(arguments, None)) for arguments in (plain, replace(plain), changed))
+    told, again, other = (repr(PreTraining.of(arguments, rows)) for arguments in (plain, replace(plain), changed))
     assert told == again and told != other

@@ -34,7 +34,7 @@ _ENCODER = "embedding.backbone."  # before the names of the encoder's weights in
 
 
 class Pretraining(NamedTuple):
-    """`fresh_head`: the model came without a language model's head and has a new one, tied to its embeddings."""
+    """`fresh_head`: the language model's head is new: the model came without one, or all of it is new."""
 
     model: RetroMAE
     tokenizer: Any
@@ -78,7 +78,7 @@ def load_pretraining_model(
             raise UserError(f"--model_name_or_path {name}: adapters are not pre-trained, expected a whole model")
     tokenizer = load_tokenizer(source, tokenizer_name, use_fast_tokenizer)
     check_mask_token(tokenizer, tokenizer_name or name)
-    masked_lm, fresh = (make_masked_lm(source), False) if model_name_or_path is None else load_masked_lm(source)
+    masked_lm, fresh = (make_masked_lm(source), True) if model_name_or_path is None else load_masked_lm(source)
     most, room = max(tokenizer.get_vocab().values()), masked_lm.get_input_embeddings().num_embeddings
     if most >= room:
         raise UserError(

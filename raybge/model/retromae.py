@@ -238,13 +238,35 @@ class RetroMAE(nn.Module):
     @property
     def _block(self) -> int:
         """Tokens whose logits are held at a time."""
-        return max(1, LOGITS_AT_ONCE // int(self.head.config.vocab_size))
+        return max(1, LOGITS_AT_ONCE // self.words)
 
     def _sum(self, loss: Callable[[Tensor, int], Tensor], x_KD: Tensor, sizes: list[int]) -> Tensor:
         if torch.is_grad_enabled():
             return _BlockSum.apply(loss, sizes, x_KD, *(p for p in self.head.parameters() if p.requires_grad))
         blocks = x_KD.split(sizes)
         return sum((loss(x_kD, i) for i, x_kD in enumerate(blocks)), x_KD.new_zeros((), dtype=torch.float32))
+
+    def expect(self, count_V: np.ndarray) -> None:
+        """Let a new head begin with what each word's share of all words is, as if it had seen each once more.
+
+        Else the first hundreds of steps teach that alone, and teach it by drawing all vectors into one direction, for
+        steps of a bias are too small (Meister et al. 2023, https://arxiv.org/abs/2212.09686). A head without a bias
+        stays as it is.
+
+        Args:
+            count_V: how often each word of the vocabulary is in a part of the texts.
+        """
+        bias_V = getattr(self.head.get_output_embeddings(), "bias", None)
+        if bias_V is None:
+            return
+        share_V = (count_V + 1) / (count_V + 1).sum()
+        with torch.no_grad():
+            bias_V.copy_(torch.from_numpy(np.log(share_V)))
+
+    @property
+    def words(self) -> int:
+        """Of the vocabulary, V."""
+        return int(self.head.config.vocab_size)
 
     def prepare_for_training(self) -> None:
         """Take the fast attention and the fast dropout."""

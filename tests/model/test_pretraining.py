@@ -1,6 +1,7 @@
 """What pre-training starts from and what it leaves: folders that others open, and checkpoints that continue."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_from_scratch(tmp_path):
     folder = make_tiny(tmp_path / "source", "distilbert", mask=True)
     torch.manual_seed(1)
     made = load_pretraining_model(config_name=folder, tokenizer_name=folder)
-    assert not made.fresh_head
+    assert made.fresh_head
     assert made.model.head.get_output_embeddings().weight is made.model.embedding.backbone.get_input_embeddings().weight
     assert not torch.equal(
         made.model.embedding.backbone.get_input_embeddings().weight,
@@ -79,6 +80,19 @@ def test_from_scratch(tmp_path):
     assert np.isfinite(loss_of(made))
     torch.manual_seed(1)
     assert loss_of(load_pretraining_model(config_name=folder, tokenizer_name=folder)) == loss_of(made)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_new_head_begins_with_the_shares_of_the_words(tmp_path, kind):
+    """What it says of a vector that says nothing."""
+    model, tokenizer, _ = load_pretraining_model(make_tiny(tmp_path / "embedding", kind, mask=True))
+    count_V = TextMasker(tokenizer, 24, seed=0).count(TEXTS, model.words)
+    expected = Counter(i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert Counter(dict(enumerate(count_V))) == expected and expected.total() > 10
+    model.expect(count_V)
+    with torch.no_grad():
+        says_V = model.eval()._logits(torch.zeros(1, 16)).softmax(-1)[0].numpy()
+    np.testing.assert_allclose(says_V, (count_V + 1) / (expected.total() + model.words), rtol=1e-5)
 
 
 def test_another_configuration_and_tokenizer_are_used(tmp_path):
