@@ -172,7 +172,7 @@ def test_a_row_without_text_and_a_tokenizer_without_mask_are_named(flags, tmp_pa
 
 
 def test_a_head_that_is_new_knows_the_words_from_the_start_and_another_stays_as_it_is(flags, tmp_path):
-    """By the first step's loss, of encoder and decoder each: a new head is nearer than a guess between the two words."""
+    """By the first step's loss, encoder and decoder each: a new head does better than a guess between two words."""
     random = np.random.default_rng(1)
     rows = [{"text": " ".join(random.choice(["lane", "row"], 12, p=[0.98, 0.02]))} for _ in range(200)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
