@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raybge.learner import Learner
 
 SHORTEST = 3  # tokens: those around a text, and one to be asked for
-LONGEST_TOKEN = 16  # characters, with the space before it, of nearly all that are read of a text
+CHARACTERS_A_TOKEN = 8  # that are kept of a text of which tokens are counted: most have fewer
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PreTraining:
         def place(name: str | None) -> str | None:
             return None if name is None else absolute(name)
 
-        longest = LONGEST_TOKEN * arguments.max_seq_length
+        longest = CHARACTERS_A_TOKEN * arguments.max_seq_length
         texts = sample_texts(survey, cls.parse(arguments), longest) if _has_new_head(arguments) else ()
         return cls(
             model=dict(
@@ -138,7 +138,7 @@ class PreTraining:
         length = min(self.masks["max_seq_length"], max_positions(backbone) or self.masks["max_seq_length"])
         masker = TextMasker(tokenizer, **{**self.masks, "max_seq_length": length})
         if fresh_head:
-            model.expect(masker.count(self.texts, model.words))
+            model.expect(masker.count(self.texts, model.vocabulary))
         model.to(args.device).prepare_for_training()
         return Learner(model, backbone, masker, PretrainedEncoder(model, tokenizer, length))
 

@@ -152,10 +152,10 @@ class TextMasker:
         nothing = np.array([self.tokenizer.mask_token_id], np.int32), np.array([-1])
         return [(np.array(ids, np.int32), number_words(mark_T)) if ids else nothing for ids, mark_T in marked]
 
-    def count(self, texts: Sequence[str], words: int) -> np.ndarray:
-        """How often each of `words` tokens of the vocabulary is in the texts, special ones never: (V,) int64."""
+    def count(self, texts: Sequence[str], vocabulary: int) -> np.ndarray:
+        """How often each token of a vocabulary of this size is in the texts: (V,) int64, special ones never."""
         tokens = [token_T[word_T >= 0] for token_T, word_T in self.tokenize([*texts])]
-        return np.bincount(np.concatenate([np.zeros(0, np.int32), *tokens]), minlength=words)
+        return np.bincount(np.concatenate([np.zeros(0, np.int32), *tokens]), minlength=vocabulary)
 
     def _joins(self, ids: list[int]) -> np.ndarray:
         """As `word_ids` of a Rust tokenizer, for one that is not: the pieces of a word but the first begin with ##."""

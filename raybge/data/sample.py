@@ -1,33 +1,34 @@
-"""Some rows from all parts of the data, where something has to be known of it before it is read."""
-
-from collections.abc import Sequence
+"""Some texts from all parts of the data, where something has to be known of them before they are read."""
 
 import numpy as np
 
 from raybge.data.jsonl import Parse, Row, read_block
+from raybge.data.mixture import generator
 from raybge.data.survey import Survey
 
-PARTS = 32  # blocks that are opened
-CHARACTERS = 1 << 20  # of all texts: some 200,000 words
+CHARACTERS = 1 << 21  # of all texts together: some 300,000 words
+PARTS = 64  # blocks of which each may have its share
+MOST = 256  # blocks that are opened, where those hold less
 
 
-def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS) -> Sequence[str]:
-    """The first texts of blocks that are evenly spread over the data, the same for the same data.
+def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS) -> list[str]:
+    """The first texts of blocks chosen at random, the same for the same data. Weights of data sets do not count.
 
     Args:
         parse: makes a text of a row.
         longest: characters of a text; what is beyond is cut off.
-        characters: of all texts together, exceeded by the last text of each block at most.
+        characters: of all texts together, where there are so many; exceeded by one text at most.
     """
-    filled = np.flatnonzero(survey.rows)
-    chosen = np.unique(filled[np.linspace(0, len(filled) - 1, PARTS).round().astype(int)])
     texts: list[str] = []
-    for block in chosen:
-        room = characters // len(chosen)
+    share, room = characters / PARTS, characters
+    for block in generator("sample", len(survey.blocks)).permutation(np.flatnonzero(survey.rows))[:MOST]:
+        least = max(0, room - share)
         for row in read_block(survey.files, survey.blocks[block], parse):
-            if room <= 0:
+            if room <= least:
                 break
             if isinstance(row, Row):
                 texts.append(row.value[:longest])
                 room -= len(texts[-1])
+        if room <= 0:
+            break
     return texts

@@ -32,6 +32,7 @@ from raybge.model.negatives import gather_counts
 
 METHODS = ("retromae", "dupmae")
 LOGITS_AT_ONCE = 1 << 26  # numbers: 256 MiB in fp32
+UNSEEN = 0.05  # of the words of a text, those that a part of the data did not have
 _OWN_POSITIONS = 512  # of a decoder whose encoder has no table of positions and says no length
 
 # What a worker without rows computes, to take part in the gradient: one token, of which nothing is asked.
@@ -238,7 +239,7 @@ class RetroMAE(nn.Module):
     @property
     def _block(self) -> int:
         """Tokens whose logits are held at a time."""
-        return max(1, LOGITS_AT_ONCE // self.words)
+        return max(1, LOGITS_AT_ONCE // self.vocabulary)
 
     def _sum(self, loss: Callable[[Tensor, int], Tensor], x_KD: Tensor, sizes: list[int]) -> Tensor:
         if torch.is_grad_enabled():
@@ -247,25 +248,25 @@ class RetroMAE(nn.Module):
         return sum((loss(x_kD, i) for i, x_kD in enumerate(blocks)), x_KD.new_zeros((), dtype=torch.float32))
 
     def expect(self, count_V: np.ndarray) -> None:
-        """Let a new head begin with what each word's share of all words is, as if it had seen each once more.
+        """Let a new head begin with each word's share of all words, of which UNSEEN goes to all words alike.
 
         Else the first hundreds of steps teach that alone, and teach it by drawing all vectors into one direction, for
-        steps of a bias are too small (Meister et al. 2023, https://arxiv.org/abs/2212.09686). A head without a bias
-        stays as it is.
+        steps of a bias are too small (Meister et al. 2023, https://arxiv.org/abs/2212.09686). A head whose last layer
+        has no bias stays as it is.
 
         Args:
-            count_V: how often each word of the vocabulary is in a part of the texts.
+            count_V: how often each word of the vocabulary is in a part of the texts; nothing happens if none is.
         """
         bias_V = getattr(self.head.get_output_embeddings(), "bias", None)
-        if bias_V is None:
+        if bias_V is None or not count_V.any():
             return
-        share_V = (count_V + 1) / (count_V + 1).sum()
+        share_V = (1 - UNSEEN) * count_V / count_V.sum() + UNSEEN / len(count_V)
         with torch.no_grad():
             bias_V.copy_(torch.from_numpy(np.log(share_V)))
 
     @property
-    def words(self) -> int:
-        """Of the vocabulary, V."""
+    def vocabulary(self) -> int:
+        """Words that the head knows, V."""
         return int(self.head.config.vocab_size)
 
     def prepare_for_training(self) -> None:

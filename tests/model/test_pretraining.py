@@ -86,13 +86,17 @@ def test_from_scratch(tmp_path):
 def test_a_new_head_begins_with_the_shares_of_the_words(tmp_path, kind):
     """What it says of a vector that says nothing."""
     model, tokenizer, _ = load_pretraining_model(make_tiny(tmp_path / "embedding", kind, mask=True))
-    count_V = TextMasker(tokenizer, 24, seed=0).count(TEXTS, model.words)
+    count_V = TextMasker(tokenizer, 24, seed=0).count(TEXTS, model.vocabulary)
     expected = Counter(i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"])
     assert Counter(dict(enumerate(count_V))) == expected and expected.total() > 10
     model.expect(count_V)
     with torch.no_grad():
         says_V = model.eval()._logits(torch.zeros(1, 16)).softmax(-1)[0].numpy()
-    np.testing.assert_allclose(says_V, (count_V + 1) / (expected.total() + model.words), rtol=1e-5)
+    share_V = count_V / expected.total()
+    np.testing.assert_allclose(says_V, 0.95 * share_V + 0.05 / model.vocabulary, rtol=1e-5)
+    model.expect(np.zeros_like(count_V))
+    with torch.no_grad():
+        np.testing.assert_array_equal(model._logits(torch.zeros(1, 16)).softmax(-1)[0].numpy(), says_V)
 
 
 def test_another_configuration_and_tokenizer_are_used(tmp_path):
