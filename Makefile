@@ -31,10 +31,13 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: venv
 	$(BIN)/python -m raybge.demo
 
-# A test process holds a module and its Ray; lost machines and clusters of several come afterwards, with this one alone.
+# A test process holds a module and its Ray. Lost machines, signals that leave seconds to save in, and clusters of several
+# nodes come afterwards, alone.
+ALONE := tests/faults tests/test_stopped.py tests/cluster
+
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/faults
-	$(BIN)/python -m pytest tests/faults tests/cluster
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What is a bad step and what becomes of it, in this process; across workers in faults/test_divergence.py."""
+"""What is a bad step and what becomes of it, in this process; across workers in test_divergence.py."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Who is missing, from what the workers say; real workers that stand still are in faults/test_stuck.py."""
+"""Who is missing, from what the workers say; real workers that stand still are in test_stuck.py."""
 
 import pytest
 

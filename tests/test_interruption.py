@@ -1,4 +1,4 @@
-"""What the driver does with a signal; real runs that are sent one are in faults/test_stopped.py."""
+"""What the driver does with a signal; real runs that are sent one are in test_stopped.py."""
 
 import os
 import signal
