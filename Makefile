@@ -61,6 +61,8 @@ bench: venv
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 	$(BIN)/python benchmarks/encoding.py --out runs/bench/encoding.json
 	$(BIN)/python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
+	$(BIN)/python benchmarks/masking.py --out runs/bench/masking.json
+	$(BIN)/python benchmarks/pretraining.py --out runs/bench/pretraining.json
 	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
 	$(BIN)/python benchmarks/merging.py memory --out runs/bench/merging-memory.json
 
