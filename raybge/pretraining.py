@@ -97,7 +97,6 @@ class PreTraining:
     @classmethod
     def of(cls, arguments: PretrainArguments, survey: Survey) -> PreTraining:
         """What the flags say."""
-
         from raybge.data.sample import sample_texts
 
         def place(name: str | None) -> str | None:

@@ -32,7 +32,7 @@ from raybge.model.negatives import gather_counts
 
 METHODS = ("retromae", "dupmae")
 LOGITS_AT_ONCE = 1 << 26  # numbers: 256 MiB in fp32
-UNSEEN = 0.05  # of the words of a text, those that a part of the data did not have
+UNSEEN = 0.05  # of all words, those that the part of the texts that was counted does not have
 _OWN_POSITIONS = 512  # of a decoder whose encoder has no table of positions and says no length
 
 # What a worker without rows computes, to take part in the gradient: one token, of which nothing is asked.
