@@ -80,17 +80,17 @@ def encode_stub(folder: str) -> None:
     """`raybge.encode` with the stub, in this process."""
     import stub
 
-    from raybge.arguments import EncodeArguments
-    from raybge.encode import encode
-    from raybge.flags import build
-    from raybge.screen import Screen
+    from raybge.cli.console import Screen
+    from raybge.cli.options import EncodeArguments
+    from raybge.cli.parser import build
+    from raybge.encoding.run import encode
 
     files = {"input_file": f"{folder}/texts.jsonl", "output_file": f"{folder}/vectors.parquet"}
     encode(build(EncodeArguments, {"model_name_or_path": "", **files}), Screen(), stub.embedder(dim=384))
 
 
 def memory(rows: int) -> dict[str, Any]:
-    tests = str(Path(__file__).resolve().parents[1] / "tests")
+    tests = str(Path(__file__).resolve().parents[1] / "tests" / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
     found = {}
     for count in (rows, TIMES * rows):

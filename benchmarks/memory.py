@@ -51,9 +51,9 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from raybge.data.collate import StepBatch
-    from raybge.model.contrastive import ContrastiveModel
+    from raybge.losses.contrastive_model import ContrastiveModel
+    from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
-    from raybge.model.negatives import Objective
 
     torch.set_num_threads(args.threads)
     encoder = Encoder(common.minilm(), devices="cpu")
@@ -87,7 +87,7 @@ def score_peak(args: argparse.Namespace) -> dict[str, float]:
     """What InfoNCE and its backward pass add to inputs and gradients."""
     import torch
 
-    from raybge.model.losses import info_nce
+    from raybge.losses.functional import info_nce
 
     torch.set_num_threads(args.threads)
 

@@ -50,7 +50,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
     import torch
     import transformers
 
-    from raybge.model.weights import Slot, write_tensors
+    from raybge.model.tensor_files import Slot, write_tensors
 
     config = transformers.BertConfig(vocab_size=common.WORDS + 4, num_hidden_layers=layers, architectures=["BertModel"])
     with torch.device("meta"):
@@ -72,7 +72,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
 
 def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]:
     """Anonymous memory of this process before and while three models are mixed, in MB."""
-    from raybge.model.cocktail import Cocktail
+    from raybge.merging.methods import Cocktail
 
     tied = method == "ties"
     cocktail = Cocktail(names[: 2 if method != "linear" else 3], "encoder", names[2] if tied else None)
@@ -162,7 +162,7 @@ def cut(model: str, folder: Path, length: int) -> str:
 
 
 def docstrings(work: Path) -> str:
-    from raybge import demo_text
+    from raybge.quickstart import docstrings as demo_text
 
     demo_text.build(work / "general", 42)
     return str(work / "general/dev.jsonl")

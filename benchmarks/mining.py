@@ -90,10 +90,10 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_stub(args: argparse.Namespace) -> None:
     """Mine with the stub; in this process, the driver."""
-    from raybge.arguments import MineArguments
-    from raybge.flags import build
-    from raybge.mine import mine
-    from raybge.screen import Screen
+    from raybge.cli.console import Screen
+    from raybge.cli.options import MineArguments
+    from raybge.cli.parser import build
+    from raybge.mining.run import mine
 
     folder = Path(args.folder)
     import stub
@@ -104,7 +104,7 @@ def run_stub(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    tests = str(Path(__file__).resolve().parents[1] / "tests")
+    tests = str(Path(__file__).resolve().parents[1] / "tests" / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/pool.jsonl", "w") as pool:

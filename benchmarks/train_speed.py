@@ -75,9 +75,9 @@ class Peer:
 
 def raybge_peer(folder: str, device: str, _: Any) -> Peer:
     from raybge.data.collate import StepBatch
-    from raybge.model.contrastive import ContrastiveModel
+    from raybge.losses.contrastive_model import ContrastiveModel
+    from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
-    from raybge.model.negatives import Objective
 
     embedding = Encoder(folder, use_fp16=False, devices=device, normalize_embeddings=True, pooling_method="mean").model
     embedding.prepare_for_training()

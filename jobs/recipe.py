@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybge import cli
-from raybge.arguments import EvaluateArguments, MineArguments, RecipeArguments, TrainArguments
-from raybge.cluster import connect
-from raybge.errors import UserError
-from raybge.evaluate import evaluate
-from raybge.flags import build
-from raybge.merge import merge
-from raybge.merge_flags import MergeArguments
-from raybge.mine import mine
-from raybge.screen import Screen
+from raybge.cli import run as cli
+from raybge.cli.console import Screen
+from raybge.cli.options import EvaluateArguments, MineArguments, RecipeArguments, TrainArguments
+from raybge.cli.parser import build
+from raybge.cluster.resources import connect
+from raybge.evaluation.run import evaluate
+from raybge.merging.run import merge
+from raybge.merging.spec import MergeArguments
+from raybge.mining.run import mine
 from raybge.train import train
+from raybge.util.errors import UserError
 
 ROUNDS = 2
 MINING = {"range_for_sampling": "2-100", "negative_number": 7}

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge import cli, training_run
-from raybge.arguments import PretrainArguments
-from raybge.pretraining import PreTraining
-from raybge.screen import Screen
+from raybge.cli import run as cli
+from raybge.cli.console import Screen
+from raybge.cli.options import PretrainArguments
+from raybge.training import run as training_run
+from raybge.training.tasks.pretraining import PreTraining
 
 
 def pretrain_retromae(**flags: Any) -> dict[str, float]:

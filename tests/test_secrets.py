@@ -15,21 +15,24 @@ import hypothesis.strategies as st
 import pyarrow.fs as pafs
 import pytest
 
-from raybge import cli, encode, mine, tune
-from raybge.arguments import EncodeArguments, MineArguments, TrainArguments, TuneArguments
+from raybge.cli import run as cli
+from raybge.cli.options import EncodeArguments, MineArguments, TrainArguments, TuneArguments
+from raybge.cli.parser import build, declared
 from raybge.data.datasets import arrange
-from raybge.data.files import list_files
 from raybge.data.groups import parse_group
+from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.errors import UserError
-from raybge.flags import build, declared
+from raybge.encoding import run as encode
+from raybge.mining import run as mine
+from raybge.mining.statistics import Tally
 from raybge.model.card import Card
 from raybge.report.page import page
-from raybge.report.run import Run, what_was_run
-from raybge.search.tally import Tally
-from raybge.secrets import SECRET, public, public_values
-from raybge.tuning.flags import commands, own_command, trained
+from raybge.report.run_details import Run, what_was_run
+from raybge.tuning import run as tune
+from raybge.tuning.spec import commands, own_command, trained
 from raybge.tuning.trial import Task
+from raybge.util.errors import UserError
+from raybge.util.redaction import SECRET, public, public_values
 
 CANARY = "c4n4ry"
 URI = f"s3://AKIA{CANARY}:{CANARY}%2Fkey@bucket/groups.jsonl?region=eu&sas_token={CANARY}"
@@ -177,7 +180,7 @@ def test_settings_lose_what_is_secret_at_any_depth():
 def test_other_processes_do_not_see_the_token(words):
     """`ps` shows a command line, and so does Ray's list of jobs. The process stays the same one."""
     script = (
-        "import json, os, sys; from raybge.secrets import command_line; words = command_line()\n"
+        "import json, os, sys; from raybge.util.redaction import command_line; words = command_line()\n"
         "print(json.dumps([os.getpid(), words, open('/proc/self/cmdline').read(), dict(os.environ)]))"
     )
     argv = [sys.executable, "-c", script, "--seed", "3", *words, "--dry_run"]
@@ -191,7 +194,7 @@ def test_other_processes_do_not_see_the_token(words):
 def test_what_ray_train_shows_of_a_run_has_no_token():
     from ray.train.v2._internal.state.schema import _to_json_serializable_value
 
-    from raybge.worker_config import WorkerConfig
+    from raybge.training.worker_config import WorkerConfig
 
     nothing = dict.fromkeys(field.name for field in fields(WorkerConfig))
     config = WorkerConfig(**{**nothing, "learning": SimpleNamespace(encoder={"token": CANARY}), "card": {"at": URI}})
@@ -203,7 +206,7 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     from ray import tune as ray_tune
     from ray.tune.execution.class_cache import _ActorClassCache
 
-    from raybge.tuning.search import Search
+    from raybge.tuning.ray_tune import Search
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     monkeypatch.setattr(ray_tune, "with_parameters", lambda trainable, **_: trainable)

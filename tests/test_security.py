@@ -17,24 +17,24 @@ import pytest
 import torch
 from tiny import make_classifier, make_tiny
 
-from raybge import arguments as all_arguments
-from raybge import network
-from raybge.data.files import list_files
+from raybge.cli import options as all_arguments
+from raybge.cli.parser import declared
+from raybge.cluster import process_group as network
 from raybge.data.groups import parse_group
 from raybge.data.qrels import join, parse_query, read_qrels
-from raybge.data.source import transcode
+from raybge.data.ray_datasets import transcode
+from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.errors import UserError
-from raybge.flags import declared
+from raybge.losses.retromae_model import load_pretraining_model
+from raybge.merging.sources import Ingredient, tokenizer_of
 from raybge.model.encoder import Encoder
 from raybge.model.folder import FolderSettings
-from raybge.model.ingredients import Ingredient, tokenizer_of
 from raybge.model.loading import Source, load_tokenizer
 from raybge.model.lora import Lora
-from raybge.model.pretraining import load_pretraining_model
 from raybge.model.reranker import Reranker
-from raybge.model.weights import mapped_tensors
-from raybge.tuning.split import hold_out
+from raybge.model.tensor_files import mapped_tensors
+from raybge.tuning.held_out_split import hold_out
+from raybge.util.errors import UserError
 
 WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
 UNPICKLED = "ran"  # the file that a trap leaves
@@ -229,7 +229,7 @@ def test_ids_and_texts_of_rows_choose_no_place(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tasks_name_chooses_no_place(name):
-    from raybge.mteb_tasks import find
+    from raybge.evaluation.mteb import find
 
     with pytest.raises(UserError, match="--mteb_tasks"):
         find([name])
@@ -242,7 +242,7 @@ LISTENING = """
 import json, sys, psutil
 if "first" in sys.argv:
     import ray
-from raybge.cluster import connect
+from raybge.cluster.resources import connect
 
 with connect() as cluster:
     import ray

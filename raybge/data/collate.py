@@ -15,7 +15,7 @@ import pyarrow as pa
 from raybge.data.groups import Group, parse_group, parse_scored_group, short_key
 from raybge.data.jsonl import Parse, Row
 from raybge.data.mixture import generator
-from raybge.data.tokens import TextTokenizer
+from raybge.data.tokenize import TextTokenizer
 
 LONG = 100  # characters above which a positive may be shuffled, as in the recipe
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raybge.data.files import SourceFile
 from raybge.data.mixture import Mixture
 from raybge.data.order import Order
+from raybge.data.source_files import SourceFile
 from raybge.data.survey import Survey
-from raybge.errors import UserError
-from raybge.secrets import public
+from raybge.util.errors import UserError
+from raybge.util.redaction import public
 
 ALONE = "no_in_batch_neg"
 MAX_WEIGHT = 100.0

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raybge.data.files import BUFFER, SPACE, SourceFile, list_files, open_stream
 from raybge.data.groups import RowError
-from raybge.errors import UserError, first_line
+from raybge.data.source_files import BUFFER, SPACE, SourceFile, list_files, open_stream
+from raybge.util.errors import UserError, first_line
 
 __all__ = ["BadRow", "Block", "Row", "RowError", "SourceFile", "cut", "list_files", "read_block", "read_rows", "scan"]
 

@@ -21,8 +21,8 @@ from raybge.data.collate import column_values, split_texts
 from raybge.data.groups import parse_passage
 from raybge.data.jsonl import Parse, Row
 from raybge.data.mixture import generator
-from raybge.data.tokens import encode_heads
-from raybge.errors import UserError
+from raybge.data.tokenize import encode_heads
+from raybge.util.errors import UserError
 
 CHOICES = 256  # of a text's words, at most, that its positions share, as in the recipe
 # Tokens of the longest word. What is longer (a sentence in a script without spaces, an address) hides token by token.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raybge.data.mixture import Mixture, Sequence, Span, generator
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 MAX_LANES = 1024
 WINDOW_ROWS, WINDOW_BYTES = 32_768, 64 << 20

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from raybge.data.files import SourceFile, open_stream
 from raybge.data.jsonl import Block, Parse, Row, read_rows
 from raybge.data.mixture import Span
 from raybge.data.order import Order, Window
+from raybge.data.source_files import SourceFile, open_stream
 from raybge.data.survey import Survey
-from raybge.data.token_files import TokenFiles
-from raybge.errors import UserError
+from raybge.data.token_cache import TokenFiles
+from raybge.util.errors import UserError
 
 # Steps leave a reading task in blocks of about this size. Small, so that a step waits for few others: a step of a large
 # batch is a block by itself.

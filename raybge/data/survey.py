@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raybge.data.jsonl import BadRow, Block, Parse, SourceFile, cut, scan
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 IN_PROCESS_BYTES = 64 << 20  # up to here one process is quicker than Ray's tasks; also what one task reads
 KEPT = 1000  # bad rows that are kept; the others are counted

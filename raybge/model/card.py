@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from raybge.secrets import SECRET, public
+from raybge.util.redaction import SECRET, public
 
 _PRETRAINED = (
     "An encoder whose vector of a text holds what its words were, made with raybge.pretrain "

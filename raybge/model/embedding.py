@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from raybge.errors import UserError
 from raybge.model.attention import use_fast_attention
 from raybge.model.folder import POOLINGS
+from raybge.util.errors import UserError
 
 SUB_BATCH_MULTIPLE = 16  # tokens to which the chunks of sub-batches are padded
 

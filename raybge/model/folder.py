@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raybge.errors import UserError
 from raybge.model.lora import require_peft
+from raybge.util.errors import UserError
 
 POOLINGS = ("cls", "mean", "last_token")
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, plan_chunks
+from raybge.util.errors import UserError
 
 Devices = str | int | Sequence[str | int] | None
 _LONG = 3.0  # seconds after which a terminal gets a progress bar

@@ -15,9 +15,9 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from raybge.errors import UserError, first_line
 from raybge.model.folder import FolderSettings, write_settings
 from raybge.model.lora import Lora, check_continues, load_adapters, merged
+from raybge.util.errors import UserError, first_line
 
 # What transformers and peft raise for weights that are gone or damaged, and for a pickle that holds more than weights.
 UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)

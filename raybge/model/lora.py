@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raybge.errors import UserError, first_line
+from raybge.util.errors import UserError, first_line
 
 _NAME = "default"  # peft's own name of the only adapter
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybge.errors import UserError
 from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.folder import FolderSettings, check_reranker
 from raybge.model.inference import pick_device
 from raybge.model.loading import Source, load_classifier, load_tokenizer
+from raybge.util.errors import UserError
 
 __all__ = ["Reranker", "check_reranker"]
 

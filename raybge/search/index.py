@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cluster import Plan
-from raybge.screen import Screen
+from raybge.cli.console import Screen
+from raybge.cluster.remote_calls import in_order, unwrapped
+from raybge.cluster.resources import Plan
 from raybge.search import topk
-from raybge.search.calls import in_order, unwrapped
 from raybge.search.shards import Host, Kind, Known, Part
 from raybge.search.store import Piece, Store, digest
 

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cluster import Plan
-from raybge.data.files import SourceFile
+from raybge.cli.console import Screen
+from raybge.cluster.remote_calls import unwrapped
+from raybge.cluster.resources import Plan
 from raybge.data.groups import Group, text_key
 from raybge.data.jsonl import Block, Parse, Row, scan
+from raybge.data.source_files import SourceFile
 from raybge.data.survey import Survey
-from raybge.errors import UserError
-from raybge.screen import Screen
-from raybge.search.calls import unwrapped
-from raybge.search.duplicates import Elsewhere, Kept, Texts
-from raybge.search.embeddings import Embeddings
+from raybge.search.deduplication import Elsewhere, Kept, Texts
+from raybge.search.saved_vectors import Embeddings
 from raybge.search.shards import words_of
 from raybge.search.store import Piece, Store, table_digest
+from raybge.util.errors import UserError
 
 Key = Callable[[str], bytes]
 

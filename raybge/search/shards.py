@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.errors import UserError
 from raybge.search import topk
 from raybge.search.store import Store
+from raybge.util.errors import UserError
 
 TIE_MARGIN = 16  # candidates fetched beyond k, to see whether the k-th one ties with what comes after it
 GPU_MOST = 2048  # faiss lists no more candidates than this on a GPU

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cluster import Plan
+from raybge.cli.console import Screen
+from raybge.cluster.remote_calls import unwrapped
+from raybge.cluster.resources import Plan
 from raybge.data.groups import RowError, parse_field
-from raybge.data.source import to_dataset
+from raybge.data.ray_datasets import to_dataset
 from raybge.data.survey import Survey
-from raybge.errors import UserError
 from raybge.model.quantization import quantize_embeddings
-from raybge.screen import Screen
-from raybge.search.calls import unwrapped
 from raybge.search.pipeline import Embedder, finite
 from raybge.search.store import Piece, Store, digest, table_digest
+from raybge.util.errors import UserError
 
 IDS = ("id", "_id")  # fields that are kept where the rows have them
 # In the store: the kept fields of each row as JSON; `vector` follows, D float32.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybge.checkpoints import RECORD
-from raybge.errors import UserError
-from raybge.tuning.space import Domain
+from raybge.training.checkpoint.manifest import RECORD
+from raybge.tuning.search_space import Domain
+from raybge.util.errors import UserError
 
 FLAGS = ("learning_rate", "temperature", "max_grad_norm")  # that can change between two updates of a run
 INTERVAL = 25  # percent of a run after which a trial may be replaced

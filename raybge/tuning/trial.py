@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybge.arguments import MineArguments, TrainArguments
-from raybge.checkpoints import digest
-from raybge.flags import build, declared
-from raybge.reserved import release
-from raybge.screen import Screen
-from raybge.search.calls import unwrapped
+from raybge.cli.console import Screen
+from raybge.cli.options import MineArguments, TrainArguments
+from raybge.cli.parser import build, declared
+from raybge.cluster.placement_groups import release
+from raybge.cluster.remote_calls import unwrapped
+from raybge.training.checkpoint.manifest import digest
 from raybge.tuning.population import Attempt
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
@@ -87,7 +87,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     from ray import tune
 
     from raybge.train import train
-    from raybge.worker_config import TrialContext
+    from raybge.training.worker_config import TrialContext
 
     folder = task.place(tune.get_context().get_trial_id())
     if known := result_of(folder):  # it had ended when the search was killed
@@ -130,7 +130,7 @@ def _mine(flags: dict[str, Any]) -> None:
     """In a task of no placement group: what a trial starts itself would have to find room in the trial's own."""
     import ray
 
-    from raybge.mine import mine
+    from raybge.mining.run import mine
 
     def run() -> None:
         mine(build(MineArguments, flags), Screen())

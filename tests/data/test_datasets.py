@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from raybge.data.datasets import DataSets, arrange, parse_weights
-from raybge.data.files import list_files
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
+from raybge.data.source_files import list_files
 from raybge.data.survey import Survey, survey
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 SIZES = {"d/big.jsonl": 60, "d/mid.jsonl": 20, "d/one.jsonl": 5, "d/sub/two.jsonl": 4, "tiny.jsonl": 3}
 

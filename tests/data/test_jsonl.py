@@ -14,10 +14,10 @@ import pytest
 from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, read_all
 
 from raybge.data import jsonl
-from raybge.data.files import open_stream
 from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block, read_rows
-from raybge.data.source import transcode
-from raybge.errors import UserError
+from raybge.data.ray_datasets import transcode
+from raybge.data.source_files import open_stream
+from raybge.util.errors import UserError
 
 
 def whole(path: Path, block_bytes: int = 1 << 20) -> list[dict]:

@@ -9,11 +9,11 @@ import tokenizers
 import transformers
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from raybge.data import tokens as tokens_module
+from raybge.data import tokenize as tokens_module
 from raybge.data.jsonl import Row
 from raybge.data.masking import CHOICES, LONGEST_WORD, TextMasker, draw_words, number_words, unpack_masked
 from raybge.data.mixture import generator
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 TEXT = "what is a lane, or a row? we read block after block... of the text that we sort by length in chunks on 1 node"
 CHINESE = "我们把文本分成块然后按长度排序这样每个节点都能很快地读完所有的行"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raybge.data.mixture import Mixture
 from raybge.data.order import Order, Window, block_bytes, lane_count, window_rows
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 BLOCK_ROWS = [5, 0, 17, 3, 9, 26, 1, 12, 8, 30]
 Picked = tuple[int, int, int]  # block, row in it, which of its appearances

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from raybge.data.files import list_files
 from raybge.data.groups import RowError, id_key, parse_document, parse_judged, text_key
 from raybge.data.qrels import Joined, join, parse_query, read_qrels
+from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 WANTED = {"q1": {"d1": 1, "d2": 0}, "q2": {"d 3": 2}}
 

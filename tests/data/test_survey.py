@@ -15,7 +15,7 @@ from raybge.data import survey as survey_module
 from raybge.data.groups import parse_group
 from raybge.data.jsonl import list_files
 from raybge.data.survey import Survey, survey
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 NOT_JSON = "the row must be a JSON object, found text that is not JSON"
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import ray
 
-from raybge import launch, loop
-from raybge.stream_trainer import StreamTrainer
+from raybge.training import controller as launch
+from raybge.training import worker as loop
+from raybge.training.trainer import StreamTrainer
 
 
 def train_struck(settings: dict, strikes: Sequence[tuple[int, str]], marks: str, head: str, program: int) -> None:
@@ -56,7 +57,7 @@ def train_struck(settings: dict, strikes: Sequence[tuple[int, str]], marks: str,
 
 
 def struck(strikes: Sequence[tuple[int, str]], marks: str, head: str = ""):
-    """To take the place of `raybge.launch._train_worker`."""
+    """To take the place of `raybge.training.controller._train_worker`."""
     return functools.partial(train_struck, strikes=strikes, marks=marks, head=head, program=os.getpid())
 
 

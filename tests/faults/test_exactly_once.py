@@ -19,9 +19,10 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
-from raybge import elastic, launch
-from raybge.row_log import epochs, steps
 from raybge.train import finetune
+from raybge.training import controller as launch
+from raybge.training import elastic
+from raybge.training.row_records import epochs, steps
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
 GROUPS, BATCH, EPOCHS = 34, 6, 4  # 6 steps an epoch, of which the last has 4 groups

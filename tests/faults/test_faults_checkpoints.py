@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from faulty import URI, Died, Life, Store, mortal, stored
 
-from raybge import retry
-from raybge.checkpoint_writer import PART, CheckpointWriter, Publishing, Scratch
-from raybge.checkpoints import RECORD, Identity, newest, path_of, seal
-from raybge.data.files import filesystem
-from raybge.errors import UserError
+from raybge.data.source_files import filesystem
+from raybge.training.checkpoint.manifest import RECORD, Identity, newest, path_of, seal
+from raybge.training.checkpoint.writer import PART, CheckpointWriter, Publishing, Scratch
+from raybge.util import retry
+from raybge.util.errors import UserError
 
 SAME = Identity(data="d", global_batch=6, seed=1, gradient_accumulation_steps=1, order="o")
 
@@ -118,7 +118,7 @@ for step in range(1, 10_000):
 def test_a_process_that_is_killed_leaves_a_whole_checkpoint(tmp_path, scheme):
     """kill -9 at five moments; each time another process goes on."""
     moments = random.Random(0)
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     last = 0
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"{scheme}{tmp_path}/kept", *paths])
@@ -189,7 +189,7 @@ def test_what_goes_on_failing_is_one_clear_error(tmp_path, monkeypatch, kind, er
         save(storage, 4)
     before = contents(tmp_path / "kept")
     if kind == "folder":
-        monkeypatch.setattr("raybge.checkpoint_writer.os.rename", lambda *_: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("raybge.training.checkpoint.writer.os.rename", lambda *_: (_ for _ in ()).throw(error))
     with stored(Store(tmp_path / "kept", refusing(error, times=1000, only="checkpoint-6"))):
         with pytest.raises(UserError) as raised:
             save(storage, 6, limit=1)
@@ -246,7 +246,7 @@ def test_saving_waits_only_where_it_is_asked_to(tmp_path):
 def test_a_checkpoint_of_two_nodes_is_whole_when_both_have_published(tmp_path, monkeypatch):
     """Each has files of its own; worker 0 waits for the other's note, and leaves none."""
     looked = threading.Event()
-    monkeypatch.setattr("raybge.checkpoint_writer.time", SimpleNamespace(sleep=lambda _: looked.set()))
+    monkeypatch.setattr("raybge.training.checkpoint.writer.time", SimpleNamespace(sleep=lambda _: looked.set()))
     with stored(Store(tmp_path / "kept")):
         writers = []
         for node in (0, 1):

@@ -15,10 +15,10 @@ from faulty import URI, Store, stored
 from streams import Scripted, Stop, StopAt, stream_trainer, surveyed, weights
 from tiny import make_tiny
 
-from raybge import retry
-from raybge.checkpoint_writer import CheckpointWriter
-from raybge.checkpoints import newest
-from raybge.errors import UserError
+from raybge.training.checkpoint.manifest import newest
+from raybge.training.checkpoint.writer import CheckpointWriter
+from raybge.util import retry
+from raybge.util.errors import UserError
 
 EVERY_4 = {"save_strategy": "steps", "save_steps": 4, "max_steps": 12}
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from raybge.merging.mixture_card import MergeCard
 from raybge.model.card import MAX_ROWS, Card, base_name
-from raybge.model.merge_card import MergeCard
 
 HISTORY = [
     {"step": step, "epoch": step / 50, "loss": 2.5 - step / 100, "learning_rate": 1e-5, "grad_norm": 1.0}

@@ -5,8 +5,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, max_positions, plan_chunks
+from raybge.util.errors import UserError
 
 POOLINGS = ["cls", "mean", "last_token"]
 # two texts of one length, the longest in the middle, the shortest possible; ids without the padding's

@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from raybge.errors import UserError
 from raybge.model.encoder import Encoder
 from raybge.model.folder import Instructions
+from raybge.util.errors import UserError
 
 TEXTS = [
     "what is a lane?",

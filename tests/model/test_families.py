@@ -11,10 +11,10 @@ import torch
 import transformers
 from tiny import DECODERS, ENCODERS, KINDS
 
-from raybge.errors import UserError
 from raybge.model.embedding import EmbeddingModel, is_causal, max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.lora import Lora
+from raybge.util.errors import UserError
 
 TEXTS = [
     "lane",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from raybge.errors import UserError
 from raybge.model.folder import (
     FolderSettings,
     Instructions,
@@ -16,6 +15,7 @@ from raybge.model.folder import (
     remove_weights,
     write_settings,
 )
+from raybge.util.errors import UserError
 
 OLD = "sentence_transformers.models."
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from raybge.errors import UserError
 from raybge.model import inference
 from raybge.model.encoder import Encoder
+from raybge.util.errors import UserError
 
 TEXTS = [
     f"{first} {second} of the text that we read"[: 4 + 3 * i]

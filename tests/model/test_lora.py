@@ -10,12 +10,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from raybge.errors import UserError
-from raybge.model.contrastive import ContrastiveModel
+from raybge.losses.contrastive_model import ContrastiveModel
+from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
 from raybge.model.folder import check_model_folder, read_settings
 from raybge.model.lora import Lora
-from raybge.model.negatives import Objective
+from raybge.util.errors import UserError
 
 pytest.importorskip("peft", reason="extra `lora`")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from raybge import quantize_embeddings
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 BYTES = ("int8", "uint8")
 BITS = ("binary", "ubinary")

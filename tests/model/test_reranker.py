@@ -12,9 +12,9 @@ import torch
 import transformers
 from tiny import SENTENCE, configure_tokenizer, make_classifier, tokenizer
 
-from raybge.errors import UserError
 from raybge.model import reranker as module
 from raybge.model.reranker import Reranker, check_reranker
+from raybge.util.errors import UserError
 
 KINDS = ("bert", "roberta", "distilbert", "modernbert", "qwen3", "llama", "gpt2")
 PAIRS = [

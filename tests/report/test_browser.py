@@ -17,7 +17,12 @@ import pytest
 from pages import LONG, evaluation, measurement, mining, mixture, training
 from searches import SIX, search
 
-from raybge.report import evaluate, merge, mine, tasks, train, tune
+from raybge.evaluation import mteb_page as tasks
+from raybge.evaluation import page as evaluate
+from raybge.merging import page as merge
+from raybge.mining import page as mine
+from raybge.training import page as train
+from raybge.tuning import page as tune
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[2] / ".venv/axe/node_modules/axe-core/axe.min.js")

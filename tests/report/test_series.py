@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybge.report.changes import change, interval
+from raybge.evaluation.metric_changes import change, interval
 from raybge.report.series import (
     BARS,
     MOST,

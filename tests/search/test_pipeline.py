@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raybge.cluster import Plan
-from raybge.data.files import list_files
+from raybge.cluster.resources import Plan
 from raybge.data.groups import Group, parse_group, text_key
 from raybge.data.jsonl import cut
-from raybge.errors import UserError
+from raybge.data.source_files import list_files
 from raybge.search import pipeline
-from raybge.search.inputs import embedder_of
+from raybge.search.session import embedder_of
 from raybge.search.shards import keys_of, vectors_of, words_of
 from raybge.search.store import Store, table_digest
+from raybge.util.errors import UserError
 
 
 def test_the_pool_of_groups_is_their_positives_and_negatives():

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from raybge.data.groups import text_key
-from raybge.errors import UserError
 from raybge.search import topk
 from raybge.search.index import layout
 from raybge.search.shards import (
@@ -25,6 +24,7 @@ from raybge.search.shards import (
     words_of,
 )
 from raybge.search.store import Piece, Store
+from raybge.util.errors import UserError
 
 
 def table_of(vectors_PD, texts, known=None):

@@ -13,13 +13,13 @@ import yaml
 from hypothesis import assume, given
 from inputs import share, tried
 
-from raybge.arguments import EncodeArguments, EvaluateArguments, MergeArguments, MineArguments, TrainArguments
-from raybge.cluster import _count
-from raybge.errors import UserError
-from raybge.flags import MISSING, Flag, build, declared, parse
-from raybge.mining_flags import _range
-from raybge.training_flags import check as check_training
-from raybge.tuning import space
+from raybge.cli.options import EncodeArguments, EvaluateArguments, MergeArguments, MineArguments, TrainArguments
+from raybge.cli.parser import MISSING, Flag, build, declared, parse
+from raybge.cluster.resources import _count
+from raybge.mining.spec import _range
+from raybge.training.trainer_arguments import check as check_training
+from raybge.tuning import search_space as space
+from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 COMMANDS = (MineArguments, TrainArguments, EvaluateArguments, MergeArguments, EncodeArguments)

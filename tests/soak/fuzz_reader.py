@@ -15,11 +15,11 @@ from hypothesis import given
 from inputs import share, tried
 
 from raybge.data import jsonl
-from raybge.data.files import list_files
 from raybge.data.jsonl import Block, Row, cut, read_block
-from raybge.data.source import transcode
+from raybge.data.ray_datasets import transcode
+from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 

@@ -21,7 +21,7 @@ from raybge.data.groups import (
     row_id,
 )
 from raybge.data.qrels import parse_query, read_qrels
-from raybge.errors import UserError
+from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny import make_tiny
 
 WARM = 2  # rounds that fill caches and pools

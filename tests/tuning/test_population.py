@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from ray import tune
 
-from raybge.arguments import TrainArguments, TuneArguments
-from raybge.checkpoints import RECORD
-from raybge.errors import UserError
-from raybge.flags import build, declared
-from raybge.tuning import flags as flags_module
+from raybge.cli.options import TrainArguments, TuneArguments
+from raybge.cli.parser import build, declared
+from raybge.training.checkpoint.manifest import RECORD
+from raybge.tuning import spec as flags_module
 from raybge.tuning.population import Attempt, check, history, resources, scheduler
-from raybge.tuning.search import algorithm
-from raybge.tuning.space import parse
+from raybge.tuning.ray_tune import algorithm
+from raybge.tuning.search_space import parse
 from raybge.tuning.trial import Task
+from raybge.util.errors import UserError
 
 GIVEN = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o", "scheduler": "pbt"}
 

@@ -1,0 +1,97 @@
+"""The module that training trains: an embedding model with its objective, from token ids to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raybge.data.collate import StepBatch
+from raybge.losses.objective import Groups, Objective
+from raybge.model.embedding import EmbeddingModel
+from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
+
+GPU_TOKENS_PER_CHUNK = 32_768
+
+
+class ContrastiveModel(nn.Module):
+    """An embedding model with its objective: maps a StepBatch to the worker's share of the loss.
+
+    Args:
+        pad_to_multiple_of: round the length of a chunk of texts up to a multiple of this.
+        sub_batch_size: texts whose activations are held at a time; None holds those of all.
+        guide: a model that says which negatives are too good (`Objective.margin`); it is not trained.
+    """
+
+    def __init__(
+        self,
+        embedding: EmbeddingModel,
+        objective: Objective,
+        pad_to_multiple_of: int | None = None,
+        sub_batch_size: int | None = None,
+        guide: EmbeddingModel | None = None,
+    ):
+        super().__init__()
+        self.embedding = embedding
+        self.objective = objective
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.sub_batch_size = sub_batch_size
+        # Not a submodule: it is neither saved nor trained nor wrapped.
+        self._guide = (guide,)
+        # Given the embeddings of each batch, queries first, without a gradient.
+        self.watch: Callable[[Tensor, StepBatch], None] | None = None
+
+    def forward(self, batch: StepBatch) -> Tensor:
+        """The share of the loss as a scalar; see `Objective.loss`."""
+        queries = len(batch.passages_B)
+        e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
+        if self.watch is not None:
+            self.watch(e_ND.detach(), batch)
+        guide = None
+        if self._guide[0] is not None:
+            assert batch.guide_ids is not None
+            with torch.no_grad():
+                g_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
+            guide = g_ND[:queries], g_ND[queries:]
+        return self.objective.loss(e_ND[:queries], e_ND[queries:], groups_of(batch, e_ND.device), guide)
+
+    def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
+        device = next(model.parameters()).device
+        tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
+        # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
+        # vector is kept, gives every parameter a gradient of zero.
+        ids = token_ids or [np.zeros(1, dtype=np.int64)]
+        return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
+
+    @torch.no_grad()
+    def sound(self, batch: StepBatch) -> list[bool]:
+        """Whether a group's embeddings are all finite, for each group. Without dropout: no random number is drawn."""
+        training = self.embedding.training
+        e_ND = self._embed(self.embedding.eval(), batch.token_ids, None)
+        self.embedding.train(training)
+        finite_N = e_ND.isfinite().all(dim=1).cpu()
+        finite_B, finite_M = finite_N.split([len(batch.passages_B), len(finite_N) - len(batch.passages_B)])
+        groups = finite_M.split(batch.passages_B.tolist())
+        return [bool(query and group.all()) for query, group in zip(finite_B, groups, strict=True)]
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
+
+
+def groups_of(batch: StepBatch, device: torch.device) -> Groups:
+    """The part of a batch that the objective reads, as tensors."""
+
+    def tensor(array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(device)
+
+    return Groups(
+        passages_B=torch.from_numpy(batch.passages_B).to(device),
+        alone_B=tensor(batch.alone_B) if batch.alone_B is not None and batch.alone_B.any() else None,
+        key_M=tensor(batch.passage_keys_M),
+        known_B=tensor(batch.known_B),
+        known_key_R=tensor(batch.known_keys),
+        teacher_M=tensor(batch.teacher_M),
+    )

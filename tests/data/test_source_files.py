@@ -1,0 +1,89 @@
+"""Which files a path means."""
+
+import re
+from pathlib import Path
+
+import pytest
+from samples import PLAIN, ROWS, put, read_all
+
+from raybge.data.jsonl import Row
+from raybge.data.source_files import extended, is_local, list_files
+from raybge.util.errors import UserError
+
+
+def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "b.jsonl",
+        "a.jsonl",
+        "sub/c.json",
+        "sub/deep/d.jsonl",
+        "sub/.hidden/e.jsonl",
+        ".f.jsonl",
+        "g h.jsonl",
+    ):
+        put(tmp_path / "d" / name, PLAIN)
+    put(tmp_path / "d" / "README.md", "not data")
+    monkeypatch.chdir(tmp_path)
+
+    def names(paths: str | list[str]) -> list[str]:
+        return [file.name for file in list_files(paths, "--f")]
+
+    everything = ["a.jsonl", "b.jsonl", "g h.jsonl", "sub/c.json", "sub/deep/d.jsonl"]
+    assert names("d") == names("d/") == [f"d/{name}" for name in everything]
+    assert names("d/*.jsonl") == ["d/a.jsonl", "d/b.jsonl", "d/g h.jsonl"]
+    assert names("d/?.jsonl") == names("d/[ab].jsonl") == ["d/a.jsonl", "d/b.jsonl"]
+    assert names("d/**/*.jsonl") == ["d/a.jsonl", "d/b.jsonl", "d/g h.jsonl", "d/sub/deep/d.jsonl"]
+    assert names("d/*") == [f"d/{name}" for name in everything]
+    assert names(f"{tmp_path}/*/sub/*.json") == [f"{tmp_path}/d/sub/c.json"]
+    assert names(["d/b.jsonl", "d/a.jsonl"]) == ["d/b.jsonl", "d/a.jsonl"]  # a given order stays
+    assert names(f"file://{tmp_path}/d") == [f"file://{tmp_path}/d/{name}" for name in everything]
+    assert names(f"file://{tmp_path}/d/*.jsonl")[:2] == [f"file://{tmp_path}/d/{name}.jsonl" for name in "ab"]
+    put(tmp_path / "d" / "x[1].jsonl", PLAIN)
+    assert names("d/x[1].jsonl") == ["d/x[1].jsonl"]
+
+    # the folder that was named, if one was, goes with each file
+    assert {file.folder for file in list_files("d/", "--f")} == {"d/"}
+    assert [file.folder for file in list_files(["d/sub", "d/a.jsonl", "d/*.jsonl"], "--f")][:3] == ["d/sub"] * 2 + [""]
+    assert {file.folder for file in list_files("d/s*", "--f")} == {"d/sub"}
+
+    files = list_files(["d", f"file://{tmp_path}/d"], "--f")
+    monkeypatch.chdir("/")  # a worker's folder is another one
+    assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [ROWS] * 12
+
+
+def test_something_at_the_end_of_a_uri_stands_before_its_query() -> None:
+    assert extended("s3://bucket/a/?region=eu&scheme=http", "/mine") == "s3://bucket/a/mine?region=eu&scheme=http"
+    assert extended("s3://bucket/out.jsonl", ".work") == "s3://bucket/out.jsonl.work"
+    assert extended("/data/what?/", "/mine") == "/data/what?/mine"  # in a path it is a letter like others
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere.jsonl", "--train_data: nowhere.jsonl is not there"),
+        ("nowhere/*.jsonl", "--train_data: nowhere/*.jsonl is not there"),
+        ("d/*.parquet", "--train_data: d/*.parquet is not there"),
+        ("d/*.md", "--train_data: d/*.md matches no file that ends in one of .jsonl"),
+        ("d/README.md", "--train_data: d/README.md must end in one of .jsonl"),
+        ("hollow", "--train_data: the folder hollow holds no file that ends in one of .jsonl"),
+        ("empty.jsonl", "--train_data: empty.jsonl is an empty file"),
+        ("nope://x/y", "--train_data: nope://x/y cannot be opened"),
+        ([], "--train_data: no path was given"),
+    ],
+)
+def test_paths_that_lead_nowhere(path: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "d" / "README.md", "x")
+    put(tmp_path / "empty.jsonl", "")
+    (tmp_path / "hollow").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        list_files(path, "--train_data")
+    assert str(caught.value).startswith(says)
+
+
+def test_a_uri_may_mean_a_folder_of_this_machine():
+    assert is_local("/a/b", "--f") and is_local("a", "--f") and is_local("file:///a", "--f")
+    assert not is_local("fsspec+memory://a", "--f")
+    for unknown in ("nonsense://a", "fsspec+nonsense://a"):
+        with pytest.raises(UserError, match=f"--f: {re.escape(unknown)} cannot be opened .*nonsense"):
+            is_local(unknown, "--f")

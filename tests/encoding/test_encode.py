@@ -1,0 +1,293 @@
+"""Encoding files end to end on one Ray: an Encoder's vectors, in order, the same bytes for any number of actors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stub
+
+from raybge import encode_dataset, quantize_embeddings
+from raybge.cli.console import Screen
+from raybge.cli.options import EncodeArguments
+from raybge.cli.parser import build
+from raybge.encode import main
+from raybge.encoding import vector_writer as vector_files
+from raybge.encoding.run import encode
+from raybge.search import session as inputs
+from raybge.search.vectors import EncodeColumn
+from raybge.util.errors import UserError
+
+ROWS = 130
+
+
+@pytest.fixture(scope="module")
+def ray_of_six():
+    """More CPUs than the machine may have: three actors must fit, whatever it is."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "BLOCK_BYTES", 1500)
+        yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, words):
+    """Rows of uneven length in two files of several blocks; some texts twice, one row without an id."""
+    rng = np.random.default_rng(3)
+    rows = [{"id": f"p{i}", "text": " ".join(rng.choice(words, rng.integers(1, 15))), "n": i} for i in range(ROWS)]
+    rows[9]["text"] = rows[2]["text"]
+    rows[20] = {"text": "日本 \u2028 ak", "n": 2.5}
+    folder = tmp_path_factory.mktemp("data")
+    for name, part in (("a.jsonl", rows[:70]), ("b.jsonl", rows[70:])):
+        (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part), "utf-8")
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def encoded(ray_of_six, data, tiny_model, tmp_path_factory):
+    """Outputs by name, and the summary of each."""
+    folder = tmp_path_factory.mktemp("out")
+    given = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
+    asked = {
+        "one.parquet": {"num_workers": 1},
+        "three.parquet": {"num_workers": 3},
+        "query.npy": {"query_instruction_for_retrieval": "bk ", "kind": "query", "max_length": 8, "truncate_dim": 20},
+    }
+    summaries = {name: encode_dataset(**given, **more, output_file=str(folder / name)) for name, more in asked.items()}
+    assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for name in asked for end in ("", ".meta.json")}
+    return folder, summaries
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model):
+    from raybge import Encoder
+
+    return Encoder(
+        tiny_model, devices="cpu", query_instruction_for_retrieval="bk ", passage_instruction_for_retrieval="al "
+    )
+
+
+def assert_close(found, expected):
+    assert found.dtype == expected.dtype and np.std(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # fp32, unit vectors: other texts are in a chunk
+
+
+def test_the_bytes_are_the_same_for_any_number_of_actors(encoded):
+    folder, summaries = encoded
+    assert (folder / "one.parquet").read_bytes() == (folder / "three.parquet").read_bytes()
+    assert summaries["one.parquet"]["rows"] == ROWS and summaries["one.parquet"]["dim"] == 32
+
+
+def test_rows_and_vectors_are_in_the_inputs_order(encoded, data, encoder):
+    folder, (_, rows) = encoded[0], data
+    texts = [row["text"] for row in rows]
+    table = pq.read_table(folder / "one.parquet")
+    assert table.column_names == ["id", "text", "embedding"]
+    assert table["text"].to_pylist() == texts and table["id"].to_pylist() == [row.get("id") for row in rows]
+    found = np.array(table["embedding"].to_pylist(), np.float32)
+    assert_close(found, encoder.encode_corpus(texts))
+    expected = encoder.encode_queries(texts, max_length=8, truncate_dim=20)
+    assert_close(np.load(folder / "query.npy", mmap_mode="r"), expected)
+    # the texts are long enough for the length to matter, and the instructions do
+    assert not np.allclose(expected, encoder.encode_queries(texts, truncate_dim=20), atol=1e-2)
+    assert not np.allclose(encoder.encode(texts), encoder.encode_corpus(texts), atol=1e-2)
+
+
+def fixed(texts) -> np.ndarray:
+    """The stub's vectors."""
+    return stub.StubEncoder(None, 0, stub.DIM, "cpu").encode_corpus(texts)
+
+
+def run(data, output, log, embedder=None, **more):
+    flags = {"model_name_or_path": "none", "input_file": str(data[0]), "output_file": str(output), **more}
+    return encode(build(EncodeArguments, flags), Screen(), embedder or stub.embedder(log))
+
+
+def blocks(log: Path) -> list[str]:
+    return log.read_text().split() if log.exists() else []
+
+
+def test_a_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_files, "PART_ROWS", 40)
+    _, rows = data
+    run(data, tmp_path / "v", None, keep_fields=["n", "text"])
+    assert len(list((tmp_path / "v").glob("part-*.parquet"))) == 3
+    table = pq.read_table(tmp_path / "v")
+    assert table["n"].to_pylist() == [float(row["n"]) for row in rows]
+    expected = fixed([row["text"] for row in rows])
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), expected)
+
+
+def test_bytes_have_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
+    """As `quantize_embeddings` of the whole matrix; another output is given the ranges."""
+    vectors_ND = fixed([row["text"] for row in data[1]])
+    expected = quantize_embeddings(vectors_ND, "int8")
+    run(data, tmp_path / "all.npy", None, precision="int8")
+    np.testing.assert_array_equal(np.load(tmp_path / "all.npy"), expected)
+    meta = tmp_path / "all.npy.meta.json"
+    ranges_2D = np.array(json.loads(meta.read_text())["ranges"], np.float32)
+    np.testing.assert_array_equal(ranges_2D, [vectors_ND.min(0), vectors_ND.max(0)])
+
+    np.save(tmp_path / "ranges.npy", ranges_2D)
+    later, more = tmp_path / "later.npy", {"precision": "int8", "overwrite": True}
+    for ranges in (meta, tmp_path / "ranges.npy"):
+        run((data[0] / "b.jsonl",), later, None, **more, ranges=str(ranges))
+        np.testing.assert_array_equal(np.load(later), expected[70:])
+
+
+def test_a_run_that_failed_goes_on_and_a_finished_one_is_said(ray_of_six, data, tmp_path, monkeypatch, capfd):
+    log, output = tmp_path / "log", tmp_path / "v.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(vector_files, "write", lambda *given: pytest.fail("no space left"))
+        with pytest.raises(BaseException, match="no space left"):
+            run(data, output, log)
+    assert not output.exists() and (tmp_path / "v.npy.work").is_dir()
+    before = blocks(log)
+    assert len(before) > 5 and len({*before}) == len(before)
+
+    run(data, output, log)
+    assert blocks(log) == before, "a block was encoded again"
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "v.npy", "v.npy.meta.json"}
+    written = output.read_bytes()
+
+    stamp = output.stat().st_mtime_ns
+    assert run(data, output, log)["already_there"] and "nothing to do (--overwrite" in capfd.readouterr().out
+    assert output.stat().st_mtime_ns == stamp and blocks(log) == before
+
+    run(data, output, log, overwrite=True, storage_path=str(tmp_path / "kept"))
+    assert output.read_bytes() == written and output.stat().st_mtime_ns != stamp
+    assert sorted(blocks(log)) == sorted(before * 2)
+    # what a storage_path keeps serves another precision
+    run(data, tmp_path / "bits.npy", log, precision="binary", storage_path=str(tmp_path / "kept"))
+    assert sorted(blocks(log)) == sorted(before * 2) and np.load(tmp_path / "bits.npy").shape == (ROWS, 4)
+
+
+def test_rows_that_are_skipped_leave_no_gap(ray_of_six, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
+    assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
+
+
+def test_a_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
+    import ray
+
+    _, rows = data
+    given = ray.data.from_items([{"body": row["text"], "n": i} for i, row in enumerate(rows)], override_num_blocks=3)
+    more = {"text_field": "body", "kind": "query", "query_instruction_for_retrieval": "bk "}
+    found = encode_dataset(given, model_name_or_path=tiny_model, **more, num_workers=2).take_all()
+    expected = encoder.encode_queries([row["text"] for row in rows])
+    for row in found:
+        assert_close(np.asarray(row["embedding"], np.float32), expected[row["n"]])
+    assert sorted(row["n"] for row in found) == list(range(ROWS))
+
+
+def test_a_datasets_column_and_flags(tiny_model):
+    ranges_2D = np.stack([-np.ones(stub.DIM), np.ones(stub.DIM)]).astype(np.float32)
+    column = EncodeColumn(stub.embedder(), "query", "body", "uint8", ranges_2D)
+    made = column(pa.table({"body": ["ak", "bl"], "n": [1, 2]}))
+    assert made.column_names == ["body", "n", "embedding"]
+    expected = quantize_embeddings(fixed(["ak", "bl"]), "uint8", ranges_2D)
+    np.testing.assert_array_equal(np.array(made["embedding"].to_pylist(), np.uint8), expected)
+    with pytest.raises(UserError, match="text_field: the Dataset has no column 'body', only text, n"):
+        column(pa.table({"text": ["ak"], "n": [1]}))
+    with pytest.raises(UserError, match='text_field: "body" must be a non-empty string, found null'):
+        column(pa.table({"body": ["ak", None]}))
+    nothing: Any = object()
+    with pytest.raises(UserError, match="input_file: a Dataset is encoded as it is"):
+        encode_dataset(nothing, model_name_or_path=tiny_model, input_file="x")
+    with pytest.raises(UserError, match="precision int8: .* give its `ranges`"):
+        encode_dataset(nothing, model_name_or_path=tiny_model, precision="int8")
+
+
+# --- before Ray starts ------------------------------------------------------------------------------------
+
+
+def argv(model, data, output="never.npy", **changed):
+    given = {"model_name_or_path": model, "input_file": str(data[0]), "output_file": str(output), **changed}
+    return [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
+        ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl is not there"),
+        ({"output_file": "v.jsonl"}, "--output_file v.jsonl: vectors are written as .parquet"),
+        ({"truncate_dim": 33}, "--truncate_dim 33: this model's vectors have 32 numbers"),
+        ({"truncate_dim": 0}, "--truncate_dim must be at least 1"),
+        ({"batch_size": 0}, "--batch_size must be at least 1"),
+        ({"max_length": 0}, "--max_length must be at least 1"),
+        ({"precision": "int4"}, "argument --precision: invalid choice"),
+        ({"ranges": "r.npy"}, "--ranges: vectors in float32 have none"),
+        ({"ranges": "r.npy", "precision": "int8"}, "--ranges r.npy holds no ranges (FileNotFoundError"),
+        ({"keep_fields": "id embedding"}, "--keep_fields embedding: the vectors are written under this name"),
+        ({"keep_fields": "id"}, 'a.jsonl:21: "id" must be there, but the row has no such field'),
+        ({"text_field": "n"}, 'a.jsonl:1: "n" must be a non-empty string, found 0'),
+        ({"query_instruction_format_for_retrieval": "{}"}, "{}"),
+    ],
+)
+def test_what_cannot_be_is_named(data, tiny_model, capfd, monkeypatch, changed, said):
+    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+    assert main(argv(tiny_model, data, **changed)) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_ranges_of_another_width_are_named(data, tiny_model, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+    np.save(tmp_path / "r.npy", np.zeros((2, 20), np.float32))
+    ranges = str(tmp_path / "r.npy")
+    assert main(argv(tiny_model, data, precision="int8", ranges=ranges)) == 2
+    assert "expected floats of the shape (2, 32), found float32 (2, 20)" in capfd.readouterr().err
+
+
+def test_the_input_may_not_be_written_over(tiny_model, tmp_path, capfd):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"x")
+    assert main(argv(tiny_model, (path,), path)) == 2
+    assert "is a file that --input_file reads" in capfd.readouterr().err
+
+
+def test_dry_run_stops_after_the_plan(ray_of_six, data, tiny_model, tmp_path, capfd):
+    output = tmp_path / "v.npy"
+    assert main(argv(tiny_model, data, output, dry_run=True)) == 0
+    said = capfd.readouterr().out
+    assert "passages up to 16 tokens" in said and f"data: {ROWS} rows" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_vector_has_no_ranges(ray_of_six, tiny_model, tmp_path, capfd):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "ak"}\n')
+    assert main(argv(tiny_model, (path,), tmp_path / "v.npy", precision="uint8")) == 2
+    assert "one vector has no ranges of its own; give --ranges" in capfd.readouterr().err
+
+
+def test_each_flag_reaches_the_encoder():
+    from raybge.encoding.run import _encoder_options
+
+    flags = {"model_name_or_path": "m", "input_file": "i", "output_file": "o"}
+    plain = _encoder_options(build(EncodeArguments, flags))
+    changed = {
+        "normalize_embeddings": (False, "normalize_embeddings"),
+        "use_fp16": (False, "use_fp16"),
+        "query_instruction_for_retrieval": ("a", "query_instruction_for_retrieval"),
+        "query_instruction_format_for_retrieval": ("{}:{}", "query_instruction_format"),
+        "passage_instruction_for_retrieval": ("a", "passage_instruction_for_retrieval"),
+        "passage_instruction_format_for_retrieval": ("{}:{}", "passage_instruction_format"),
+        "pooling_method": ("mean", "pooling_method"),
+        "trust_remote_code": (True, "trust_remote_code"),
+        "cache_dir": ("c", "cache_dir"),
+        "batch_size": (7, "batch_size"),
+        "truncate_dim": (7, "truncate_dim"),
+    }
+    for name, (value, option) in changed.items():
+        found = _encoder_options(build(EncodeArguments, {**flags, name: value}))
+        assert {key for key in plain if plain[key] != found[key]} == {option} and found[option] == value

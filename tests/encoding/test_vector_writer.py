@@ -1,0 +1,181 @@
+"""Files of vectors, in this process: what numpy and pyarrow read from them, and what stands under the name when."""
+
+import json
+import types
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raybge import quantize_embeddings
+from raybge.encoding import vector_writer as vector_files
+from raybge.encoding.vector_writer import FINISHED, FLAG, Layout, is_finished, parts_of, shape_of, write
+from raybge.search.store import Piece, Store
+from raybge.search.vectors import KEPT, column_type, columns_of, kind_of, vectors_column
+from raybge.util import atomic_write as output
+from raybge.util.errors import UserError
+
+SIZES = (5, 1, 7, 4)
+E_ND = np.random.default_rng(0).normal(size=(sum(SIZES), 12)).astype(np.float32)
+ROWS = [{"id": i, "text": f"text {i} é"} for i in range(sum(SIZES))]
+FIELDS = pa.schema([("id", pa.int64()), ("text", pa.string())])
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def pieces(store) -> list[Piece]:
+    """Blocks of several sizes; their names are not in their order."""
+    made, start = [], 0
+    for number, size in enumerate(SIZES):
+        rows = [json.dumps(row) for row in ROWS[start : start + size]]
+        table = pa.table([pa.array(rows, pa.large_string())], schema=KEPT)
+        name = f"{9 - number}{number}"
+        store.write_table(name, table.append_column("vector", vectors_column(E_ND[start : start + size])))
+        made.append(Piece(name, size))
+        start += size
+    return made
+
+
+@pytest.fixture
+def bar():
+    counted = types.SimpleNamespace(n=0)
+    counted.update = lambda n: setattr(counted, "n", counted.n + n)
+    return counted
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Ray's tasks as plain calls."""
+    import ray
+
+    monkeypatch.setattr(ray, "remote", lambda function: types.SimpleNamespace(remote=function))
+    monkeypatch.setattr(
+        vector_files, "in_order", lambda calls: (function(*arguments) for function, *arguments in calls)
+    )
+
+
+def layout(precision="float32") -> Layout:
+    ranges_2D = np.stack([E_ND.min(0), E_ND.max(0)]) if precision in ("int8", "uint8") else None
+    return Layout(FIELDS, 12, precision, ranges_2D)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
+def test_numpy_maps_the_rows_in_their_order(store, pieces, bar, tmp_path, precision):
+    path = tmp_path / "new" / "vectors.npy"
+    write(str(path), pieces, layout(precision), store, bar)
+    found = np.load(path, mmap_mode="r")
+    expected = quantize_embeddings(E_ND, precision)  # of all at once, with the ranges of all
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    assert bar.n == len(ROWS)
+    assert [each.name for each in path.parent.iterdir()] == ["vectors.npy"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "uint8", "binary"])
+def test_parquet_has_the_fields_and_fixed_size_lists(store, pieces, bar, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(vector_files, "GROUP_BYTES", 600 if precision == "float32" else 200)
+    path = str(tmp_path / "vectors.parquet")
+    write(path, pieces, layout(precision), store, bar)
+    table = pq.read_table(path)
+    expected = quantize_embeddings(E_ND, precision)
+    kind = table.schema.field("embedding").type
+    assert pa.types.is_fixed_size_list(kind) and kind.list_size == expected.shape[1]
+    assert table.select(["id", "text"]).to_pylist() == ROWS
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), expected.dtype), expected)
+    assert 1 < pq.read_metadata(path).num_row_groups < len(SIZES)  # blocks are gathered
+
+
+def test_a_folder_reads_as_one_table(store, pieces, bar, tmp_path, monkeypatch, in_this_process):
+    monkeypatch.setattr(vector_files, "PART_ROWS", 12)
+    folder = tmp_path / "vectors"
+    write(str(folder), pieces, layout(), store, bar)
+    assert sorted(path.name for path in folder.iterdir()) == [FINISHED, "part-00000.parquet", "part-00001.parquet"]
+    table = pq.read_table(folder)
+    assert table["id"].to_pylist() == list(range(len(ROWS))) and bar.n == len(ROWS)
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), E_ND)
+    assert is_finished(str(folder))
+
+
+def test_parts_are_runs_of_blocks(monkeypatch):
+    monkeypatch.setattr(vector_files, "PART_ROWS", 10)
+    blocks = [Piece(str(i), rows) for i, rows in enumerate([4, 4, 4, 20, 1, 9, 2])]
+    assert [[piece.name for piece in part] for part in parts_of(blocks)] == [["0", "1", "2"], ["3"], ["4", "5"], ["6"]]
+    assert parts_of([]) == []
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet", "v"])
+def test_nothing_stands_under_the_name_before_it_is_whole(store, pieces, bar, tmp_path, name, in_this_process):
+    folder = tmp_path / "out"
+    lost = [*pieces[:2], Piece("none", 3)]
+    with pytest.raises(FileNotFoundError):
+        write(str(folder / name), lost, layout(), store, bar)
+    assert list(folder.iterdir()) == [] and not is_finished(str(folder / name))
+    write(str(folder / name), pieces, layout(), store, bar)
+    with pytest.raises(FileNotFoundError):  # what is there stays
+        write(str(folder / name), lost, layout(), store, bar)
+    assert [path.name for path in folder.iterdir()] == [name] and is_finished(str(folder / name))
+    # and is replaced whole
+    write(str(folder / name), pieces[:1], layout(), store, bar)
+    found = np.load(folder / name) if name == "v.npy" else pq.read_table(folder / name)
+    assert len(found) == SIZES[0]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
+    left = tmp_path / f"v.part-{output.platform.node()}-4194305"  # above any process's number
+    left.mkdir()
+    (left / "part-00000.parquet").write_bytes(b"half")
+    with output.folder_written_aside(str(tmp_path / "v"), FLAG, FINISHED):
+        assert not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+
+
+def test_a_folder_at_a_uri_is_whole_when_its_last_file_is_there(store, pieces, bar, tmp_path, in_this_process):
+    """A URI of this machine is opened as a local folder; one elsewhere cannot be renamed."""
+    path = f"file://{tmp_path}/v"
+    write(path, pieces, layout(), store, bar)
+    assert is_finished(path) and pq.read_table(tmp_path / "v").num_rows == len(ROWS)
+
+
+def test_what_may_not_be_written_is_named(tmp_path):
+    assert [shape_of(path) for path in ("a/b.npy", "b.parquet", "s3://c/d.parquet?region=x", "v1.2", "v/")] == [
+        "npy",
+        "parquet",
+        "parquet",
+        "folder",
+        "folder",
+    ]
+    with pytest.raises(UserError, match="--output_file out.jsonl: vectors are written as .parquet"):
+        shape_of("out.jsonl")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; a folder"):
+        is_finished(str(tmp_path / "file"))
+    with pytest.raises(UserError, match="holds files that are not this command's"):
+        is_finished(str(tmp_path))
+    with pytest.raises(UserError, match="is a folder, expected a file's name"):
+        (tmp_path / "v.npy").mkdir()
+        is_finished(str(tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([1, None, -3], pa.int64(), [1, None, -3]),
+        ([1, 2.5], pa.float64(), [1.0, 2.5]),
+        ([True, False], pa.bool_(), [True, False]),
+        (["a", None], pa.string(), ["a", None]),
+        (["a", 7, 1.5, True], pa.string(), ["a", "7", "1.5", "true"]),
+        ([{"é": [1]}, [2]], pa.string(), ['{"é": [1]}', "[2]"]),
+        ([2**63, 1], pa.string(), ["9223372036854775808", "1"]),
+        ([True, 1], pa.string(), ["true", "1"]),
+    ],
+)
+def test_a_column_takes_what_its_values_are(values, kind, expected):
+    assert column_type(map(kind_of, values)) == kind
+    (column,) = columns_of([{"x": value} for value in values], pa.schema([("x", kind)]))
+    assert column.to_pylist() == expected and column.type == kind
+    assert column_type([kind_of(None)]) is None

@@ -1,0 +1,165 @@
+"""Tensors in files: what is written is what safetensors reads, what is read is what is there and nothing else."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from raybge.model import tensor_files as weights
+from raybge.model.tensor_files import Slot, mapped_tensors, shards_of, write_tensors
+from raybge.util.errors import UserError
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    """One of each dtype, with shapes that make the next one begin at an odd place if nobody takes care."""
+    torch.manual_seed(0)
+    found = {f"b.{str(dtype)[6:]}": (100 * torch.randn(3, 5)).to(dtype) for dtype in DTYPES}
+    return {
+        "a.bool": torch.tensor([True, False, True]),
+        "a.uint8": torch.arange(7, dtype=torch.uint8),
+        "a.int8": torch.arange(5, dtype=torch.int8) - 2,
+        **found,
+        "c.single": torch.tensor(-0.0),
+        "c.none": torch.zeros(0, 4),
+    }
+
+
+def written(folder: Path, tensors: dict[str, torch.Tensor], pieces: int = 3) -> list[str]:
+    """Write the tensors in pieces; the names that were done, in their order."""
+    slots = [Slot(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    done: list[str] = []
+    asked: list[str] = []
+
+    def numbers(name):
+        asked.append(name)
+        return tensors[name].reshape(-1).split(pieces)
+
+    write_tensors(folder, slots, numbers, lambda: done.append(asked[-1]))
+    assert done == asked
+    return done
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
+        assert torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (found[name], tensor))), name
+
+
+def test_what_is_written_is_what_safetensors_reads(tensors, tmp_path):
+    assert sorted(written(tmp_path, tensors)) == sorted(tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert_same(load_file(tmp_path / "model.safetensors"), tensors)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without it transformers refuses the file
+
+
+def test_tensors_begin_where_their_dtype_may(tensors, tmp_path):
+    """What maps the file needs it, or copies."""
+    written(tmp_path, tensors)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for name, tensor in tensors.items():
+        assert (start + header[name]["data_offsets"][0]) % tensor.element_size() == 0, name
+
+
+def test_many_bytes_become_several_files(tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARD_BYTES", 150)
+    written(tmp_path, tensors)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    found: dict[str, torch.Tensor] = {}
+    for name in files:
+        part = load_file(tmp_path / name)
+        assert sum(tensor.nbytes for tensor in part.values()) <= 150
+        assert {index["weight_map"][key] for key in part} == {name}
+        found |= part
+    assert_same(found, tensors)
+    assert_same(mapped_tensors(tmp_path), tensors)
+
+
+def test_a_tensor_above_the_limit_has_a_file_of_its_own():
+    slots = [Slot(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
+    assert [[slot.name for slot in shard] for shard in shards_of(slots, 4)] == [["a"], ["b"], ["c", "d"]]
+    assert shards_of([], 4) == [[]]
+
+
+def test_numbers_that_are_missing_are_said(tmp_path):
+    with pytest.raises(ValueError, match=r"a: 12 bytes were announced, -4 came"):
+        write_tensors(tmp_path, [Slot("a", torch.float32, (3,))], lambda name: [torch.zeros(2)], lambda: None)
+
+
+def test_every_kind_of_file_is_read(tensors, tmp_path):
+    for kind in ("safetensors", "bin", "parts"):
+        (tmp_path / kind).mkdir()
+    save_file(tensors, tmp_path / "safetensors/model.safetensors")
+    torch.save(tensors, tmp_path / "bin/pytorch_model.bin")
+    halves = [dict([*tensors.items()][i::2]) for i in (0, 1)]
+    for i, half in enumerate(halves):
+        torch.save(half, tmp_path / f"parts/part-{i}.bin")
+    names = {name: f"part-{i}.bin" for i, half in enumerate(halves) for name in half}
+    (tmp_path / "parts/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    for kind in ("safetensors", "bin", "parts"):
+        assert_same(mapped_tensors(tmp_path / kind), tensors)
+
+
+def test_what_is_mapped_takes_no_memory_of_its_own(tmp_path):
+    """64 MB: anonymous memory grows by no more than bookkeeping when a tensor is read through."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("needs Linux's /proc")
+
+    def anonymous() -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+
+    save_file({"a": torch.ones(16 << 20)}, tmp_path / "model.safetensors")
+    torch.save({"a": torch.ones(16 << 20)}, tmp_path / "pytorch_model.bin")
+    for _ in ("safetensors", "bin"):
+        before = anonymous()
+        (tensor,) = mapped_tensors(tmp_path).values()
+        assert float(tensor.sum()) == 16 << 20
+        assert anonymous() - before < 16 << 10  # kB
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+
+
+class Code:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_files_that_cannot_be_read_are_named(tensors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no weights here, expected model\.safetensors or pytorch_model\.bin"):
+        mapped_tensors(tmp_path)
+    torch.save({"a": Code()}, "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be read as tensors alone"):
+        mapped_tensors(tmp_path)
+    assert not Path("ran").exists()
+    torch.save({"state": {"a": torch.ones(2)}}, "pytorch_model.bin")
+    with pytest.raises(UserError, match="expected tensors by name and nothing else"):
+        mapped_tensors(tmp_path)
+    save_file(tensors, "model.safetensors")
+    os.truncate("model.safetensors", 900)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        mapped_tensors(tmp_path)
+    os.remove("model.safetensors")
+    index = Path("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(UserError, match=r"gone\.safetensors cannot be read"):
+        mapped_tensors(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json: expected a weight_map"):
+        mapped_tensors(tmp_path)

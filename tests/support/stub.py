@@ -1,0 +1,89 @@
+"""An embedder of fixed vectors, for mining without a model; as a script, mining with it.
+
+    python tests/support/stub.py LOG SECONDS --input_file groups.jsonl --output_file mined.jsonl ...
+
+Each block that it encodes is a line of the file LOG: `digest_of` its texts. Each call of a search actor is a line too,
+`search` or `texts`. Each takes SECONDS.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from raybge.model.folder import Instructions
+from raybge.search.pipeline import Embedder
+from raybge.search.shards import Host
+
+DIM = 32
+BLOCK_BYTES = 1500  # of the script: some twenty texts
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+
+
+class StubEncoder:
+    """A text's vector follows from the text alone. Pickled by name, so that Ray's workers find it."""
+
+    def __init__(self, log: str | None, seconds: float, dim: int, device: str) -> None:
+        self._log, self._seconds, self._dim = log, seconds, dim
+        self.instructions = Instructions(query="", passage="")
+
+    def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
+        if self._log:
+            note(self._log, digest_of(texts), self._seconds)
+        raw = b"".join(hashlib.blake2b(text.encode(), digest_size=DIM).digest() for text in texts)
+        vectors_ND = np.tile(np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32), self._dim // DIM)
+        return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-6)
+
+    encode_queries = encode_corpus
+
+
+class SlowHost(Host):
+    """A Host that notes what it is asked, and takes its time. Ray's workers know of both by their environment."""
+
+    def search(self, *given):
+        note(os.environ["STUB_LOG"], "search", float(os.environ["STUB_SECONDS"]))
+        return super().search(*given)
+
+    def texts(self, *given):
+        note(os.environ["STUB_LOG"], "texts", float(os.environ["STUB_SECONDS"]))
+        return super().texts(*given)
+
+
+def note(log: str, line: str, seconds: float) -> None:
+    file = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
+    time.sleep(seconds)
+
+
+def embedder(log: str | Path | None = None, seconds: float = 0.0, dim: int = DIM) -> Embedder:
+    """Takes `seconds` for each block."""
+    return Embedder(partial(StubEncoder, log and str(log), seconds, dim), "stub", dim)
+
+
+def main() -> int:
+    import stub  # by its name: what is defined in __main__ is another class in a worker
+
+    from raybge.cli import run as cli
+    from raybge.cli.options import MineArguments
+    from raybge.mining.run import mine
+    from raybge.search import index
+    from raybge.search import session as inputs
+
+    inputs.BLOCK_BYTES = BLOCK_BYTES
+    index.Host = stub.SlowHost
+    log, seconds, *argv = sys.argv[1:]
+    os.environ |= {"STUB_LOG": log, "STUB_SECONDS": seconds}
+    return cli.run(MineArguments, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
