@@ -27,7 +27,7 @@ from raybge.evaluation.run import evaluate
 from raybge.merging.run import merge
 from raybge.merging.spec import MergeArguments
 from raybge.mining.run import mine
-from raybge.train import train
+from raybge.training.run import train
 from raybge.util.errors import UserError
 
 ROUNDS = 2

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raybge.util.versions import RAYBGE as __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from raybge.encode import encode_dataset
     from raybge.evaluate import evaluate_retrieval
@@ -45,7 +47,6 @@ __all__ = [
     "quantize_embeddings",
     "tune_finetune",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.console import Screen
 from raybge.cli.options import PretrainArguments
-from raybge.training import run as training_run
-from raybge.training.tasks.pretraining import PreTraining
+from raybge.training.run import pretrain
 
 
 def pretrain_retromae(**flags: Any) -> dict[str, float]:
@@ -24,11 +22,6 @@ def pretrain_retromae(**flags: Any) -> dict[str, float]:
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
     return cli.call(PretrainArguments, pretrain, "pretrain", flags)
-
-
-def pretrain(arguments: PretrainArguments, screen: Screen) -> dict[str, float]:
-    """The command: what is trained is in `pretraining.py`, how a run goes in `training_run.py`."""
-    return training_run.run(arguments, PreTraining, screen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,16 +9,11 @@ From Python: `raybge.finetune(model_name_or_path=..., train_data=..., output_dir
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.console import Screen
 from raybge.cli.options import TrainArguments
-from raybge.training import run as training_run
-from raybge.training.tasks.finetuning import FineTuning
-
-if TYPE_CHECKING:
-    from raybge.training.worker_config import TrialContext
+from raybge.training.run import train
 
 
 def finetune(**flags: Any) -> dict[str, float]:
@@ -27,11 +22,6 @@ def finetune(**flags: Any) -> dict[str, float]:
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
     return cli.call(TrainArguments, train, "train", flags)
-
-
-def train(arguments: TrainArguments, screen: Screen, context: TrialContext | None = None) -> dict[str, float]:
-    """The command: what is trained is in `finetuning.py`, how a run goes in `training_run.py`."""
-    return training_run.run(arguments, FineTuning, screen, context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.training.checkpoint.manifest import HIDDEN
+from raybge.util.filesystem import HIDDEN
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from raybge.data.groups import Document, parse_judged, row_id
 from raybge.data.jsonl import Row, read_block
-from raybge.data.source_files import filesystem
 from raybge.data.survey import Survey
 from raybge.util import atomic_write as output
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
 Grades = dict[str, dict[str, int]]  # by query, then by document
 _GRADE = re.compile(r"-?[0-9]{1,9}")

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from raybge.data.groups import RowError
 from raybge.data.jsonl import BadRow, Block, Parse, Row, array_elements, scan
-from raybge.data.source_files import BUFFER, SourceFile, extended, filesystem, open_stream
+from raybge.data.source_files import BUFFER, SourceFile, open_stream
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, fingerprint, ray_is_connected, result_of
 from raybge.util.errors import UserError
+from raybge.util.filesystem import extended, filesystem
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -13,7 +13,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raybge.util.errors import UserError, first_line
+from raybge.util.errors import UserError
+from raybge.util.filesystem import extended, filesystem
 from raybge.util.redaction import public
 
 Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
@@ -60,29 +61,6 @@ def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         except (OSError, pa.ArrowException) as err:
             raise UserError(f"{flag}: {name} cannot be opened ({err})") from err
     return files
-
-
-def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's file system for a path or URI, and the path within it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
-
-
-def is_local(path: str, flag: str) -> bool:
-    """Whether a path or URI means a folder of this machine. UserError naming `flag` for a URI that pyarrow does not
-    know.
-    """
-    try:
-        return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)
-    except (OSError, ValueError, ImportError, pa.ArrowException) as err:
-        raise UserError(f"{flag}: {path} cannot be opened ({first_line(err)})") from err
-
-
-def extended(path: str, ending: str) -> str:
-    """A path, or URI, with something at its end; a URI's query (region, endpoint) stays behind it."""
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
-    return f"{head.rstrip('/')}{ending}{mark}{query}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from raybge.model.folder import Instructions
+from raybge.data.prompts import Instructions
 
 HEAD_CHARACTERS = 8  # of a long text are tokenised at first, for each token that may be kept
 MARGIN = 16  # tokens that must lie between what is kept and the end of the head

@@ -94,7 +94,8 @@ def _check(arguments: EncodeArguments, embedded: bool = False) -> int | None:
 
     No model is asked for where the texts are `embedded`.
     """
-    from raybge.model.folder import Instructions, check_model_folder, vector_width
+    from raybge.data.prompts import Instructions
+    from raybge.model.folder import check_model_folder, vector_width
     from raybge.search.session import check_numbers
 
     check_numbers(arguments, "batch_size", "max_length", "truncate_dim")
@@ -182,10 +183,10 @@ def _write_meta(arguments: EncodeArguments, embedder: str, layout: Layout, summa
     import dataclasses
     import json
 
-    from raybge import __version__
-    from raybge.data.source_files import extended
     from raybge.util import atomic_write as output
+    from raybge.util.filesystem import extended
     from raybge.util.redaction import public_values
+    from raybge.util.versions import RAYBGE
 
     about = {
         "options": public_values(dataclasses.asdict(arguments)),
@@ -193,7 +194,7 @@ def _write_meta(arguments: EncodeArguments, embedder: str, layout: Layout, summa
         "counts": summary,
         "dim": layout.width,
         "ranges": None if layout.ranges_2D is None else layout.ranges_2D.tolist(),
-        "version": __version__,
+        "version": RAYBGE,
     }
     with output.written_aside(extended(arguments.output_file, ".meta.json"), "--output_file") as out:
         out.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())

@@ -18,12 +18,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raybge.cluster.remote_calls import in_order
-from raybge.data.source_files import filesystem
 from raybge.model.quantization import Precision, packed_width, quantize_embeddings
 from raybge.search.store import Piece, Store
 from raybge.search.vectors import columns_of, vectors_column, vectors_of
 from raybge.util import atomic_write as output
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
 FLAG = "--output_file"
 GROUP_BYTES = 64 << 20  # of a Parquet row group, about

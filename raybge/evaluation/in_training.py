@@ -31,14 +31,14 @@ from raybge.data.groups import text_key
 from raybge.data.token_cache import TokenFiles
 from raybge.evaluation.eval_data import ValidationConfig
 from raybge.evaluation.metrics import measure
-from raybge.evaluation.query_examples import Retrieved, chosen, gather_texts, passages_of, shown
+from raybge.evaluation.query_examples import Retrieved, Shown, chosen, gather_texts, passages_of, shown
 from raybge.losses.objective import gather_counts, gather_rows
 from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
+from raybge.report.page import cut
 from raybge.search import topk
 from raybge.search.deduplication import first_of_each
 from raybge.search.shards import KeyTable, words_of
-from raybge.training.page import Shown, cut
 from raybge.util.errors import UserError
 
 K = 10

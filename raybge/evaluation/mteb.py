@@ -68,10 +68,10 @@ def evaluate_tasks(arguments: EvaluateArguments, options: dict[str, Any], screen
 
 def _write_page(arguments: EvaluateArguments, path: str, tasks: Sequence[Any], results: Sequence[Any]) -> None:
     from raybge.cli.parser import given
-    from raybge.data.source_files import extended
     from raybge.evaluation import mteb_page as report
     from raybge.report.page import written
     from raybge.report.run_details import Run, library_versions
+    from raybge.util.filesystem import extended
 
     def about() -> report.Measurement:
         shown = [

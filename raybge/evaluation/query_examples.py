@@ -14,7 +14,34 @@ import torch
 
 from raybge.evaluation.eval_data import ValidationConfig
 from raybge.losses.objective import gather_counts, gather_rows
-from raybge.training.page import METRIC, Hit, Shown, cut
+from raybge.report.page import cut
+
+METRIC = "nDCG@10"  # what queries are compared by
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was retrieved."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a held-out query found before training and after it: the metric, the first passages, and the rank of the
+    first answer counted from 1, None beyond the ranks that were looked at.
+    """
+
+    query: str
+    answer: str
+    before: float
+    after: float
+    hits_before: Sequence[Hit] = ()
+    hits_after: Sequence[Hit] = ()
+    rank_before: int | None = None
+    rank_after: int | None = None
+
 
 SHOWN = 20  # queries
 HITS = 3  # passages of each, before and after

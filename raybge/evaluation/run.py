@@ -251,8 +251,9 @@ def _judged_queries(arguments: EvaluateArguments, queries: Source, work: str, sc
     """The queries joined with their judgements, in a file of the work folder."""
     from raybge.data.groups import parse_judged
     from raybge.data.qrels import join, parse_query, read_qrels
-    from raybge.data.source_files import extended, list_files
+    from raybge.data.source_files import list_files
     from raybge.search.session import Source, surveyed
+    from raybge.util.filesystem import extended
 
     assert arguments.qrels
     grades = read_qrels(arguments.qrels, "--qrels")
@@ -347,11 +348,11 @@ def _compared(models: Sequence[str], found: Sequence[Measured], screen: Screen) 
 def _write_page(arguments: EvaluateArguments, data: Data, found: Sequence[Measured]) -> None:
     """Beside the metrics: what a person looks at; a further model's values beside this one's."""
     from raybge.cli.parser import given
-    from raybge.data.source_files import extended
     from raybge.evaluation import page as report
     from raybge.evaluation.metric_changes import change
     from raybge.report.page import written
     from raybge.report.run_details import Run, library_versions
+    from raybge.util.filesystem import extended
 
     def about() -> report.Evaluation:
         first = found[0]

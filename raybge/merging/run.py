@@ -28,6 +28,7 @@ from raybge.cli.console import Screen
 from raybge.cli.options import MergeArguments
 from raybge.merging.coefficient_search import best, lowest
 from raybge.merging.spec import METRIC, check
+from raybge.util.versions import versions
 
 if TYPE_CHECKING:
     from raybge.merging.coefficients import Found
@@ -163,7 +164,7 @@ def _write_card(arguments: MergeArguments, found: Found, folder: Path) -> None:
         metric=METRIC,
         measured=_measured(arguments, found) if found.tasted else {},
         flags={**given(arguments), "model_names_or_paths": _absolute(arguments)},
-        versions=_versions(),
+        versions=versions("torch", "transformers", "safetensors"),
     ).write(folder)
 
 
@@ -173,7 +174,7 @@ def _page(arguments: MergeArguments, found: Found, seconds: float) -> Any:
     from raybge.report.run_details import Run
 
     return Merging(
-        run=Run("merge", given(arguments), versions=_versions()),
+        run=Run("merge", given(arguments), versions=versions("torch", "transformers", "safetensors")),
         models=arguments.model_names_or_paths,
         weights=found.weights,
         method=arguments.merge_method,
@@ -183,11 +184,3 @@ def _page(arguments: MergeArguments, found: Found, seconds: float) -> Any:
         metric=METRIC,
         seconds=seconds,
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    from raybge import __version__
-
-    return {"raybge": __version__, **{name: version(name) for name in ("torch", "transformers", "safetensors")}}

@@ -8,10 +8,9 @@ from html import escape
 
 from raybge.mining.statistics import BIN, Suspect, Tally
 from raybge.report.charts import short
-from raybge.report.page import cell, duration, page, section, table
+from raybge.report.page import cell, cut, duration, page, section, table
 from raybge.report.run_details import Run, heading, what_was_run
 from raybge.report.series import Bars, histogram, legend
-from raybge.training.page import cut
 from raybge.util.atomic_write import written_aside
 
 

@@ -246,9 +246,9 @@ def _write_meta(
     import dataclasses
     import json
 
-    from raybge.data.source_files import extended
     from raybge.report.run_details import library_versions
     from raybge.util import atomic_write as output
+    from raybge.util.filesystem import extended
     from raybge.util.redaction import public_values
 
     about = {
@@ -292,13 +292,13 @@ def _write_report(
 
 
 def _report_of(output_file: str) -> str:
-    from raybge.data.source_files import extended
+    from raybge.util.filesystem import extended
 
     return extended(output_file, ".report.html")
 
 
 def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:
-    from raybge.data.source_files import extended
+    from raybge.util.filesystem import extended
 
     screen.say(
         f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "

@@ -9,10 +9,11 @@ from typing import Any
 from raybge.cli.options import MineArguments
 from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group, parse_passage
+from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
 from raybge.mining.cross_encoder import Teacher
 from raybge.mining.sampling import Sampling
-from raybge.model.folder import Instructions, check_model_folder, check_reranker, vector_width
+from raybge.model.folder import check_model_folder, check_reranker, vector_width
 from raybge.search.model_identity import model_identity
 from raybge.search.session import Source, check_apart, check_numbers
 from raybge.search.shards import Kind, check_factory, check_gpu_search

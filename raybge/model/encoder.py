@@ -20,9 +20,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from raybge.data.prompts import Instructions
 from raybge.data.tokenize import token_ids
 from raybge.model.embedding import EmbeddingModel, max_positions
-from raybge.model.folder import FolderSettings, Instructions, check_model_folder, read_settings, remove_weights
+from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
 from raybge.model.inference import Devices, embed_texts, pick_devices
 from raybge.model.loading import Source, load_backbone, load_tokenizer, save_beside_weights
 from raybge.model.lora import Lora, load_adapters, merged_weights

@@ -43,7 +43,7 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
     from raybge.evaluation.run import evaluate
     from raybge.mining.run import mine
     from raybge.quickstart import docstrings as demo_text
-    from raybge.train import train
+    from raybge.training.run import train
 
     model = packaged_model()
     folder = Path(arguments.output_dir)

@@ -122,3 +122,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{minutes // 60:,} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60:,} h"
+
+
+TEXT = 320  # characters of a text that are shown
+
+
+def cut(text: str) -> str:
+    """The beginning of a text, on one line."""
+    plain = " ".join(text[: 4 * TEXT].split())
+    return plain if len(plain) <= TEXT else plain[: TEXT - 1] + "…"

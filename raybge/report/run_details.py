@@ -10,6 +10,7 @@ from typing import Any
 
 from raybge.report.page import cell, command_block, facts, section, table
 from raybge.util.redaction import SECRET, public, public_values
+from raybge.util.versions import versions
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,9 @@ class Run:
 
 def library_versions() -> dict[str, str]:
     """Of what encodes and searches."""
-    from importlib.metadata import version
-
     import faiss
 
-    import raybge
-
-    others = {name: version(name) for name in ("ray", "torch", "transformers", "numpy", "pyarrow")}
-    return {"raybge": raybge.__version__, "faiss": faiss.__version__, **others}
+    return {**versions("ray", "torch", "transformers", "numpy", "pyarrow"), "faiss": faiss.__version__}
 
 
 def heading(run: Run, title: str, said: Iterable[str], figures: Iterable[tuple[str, str]] = ()) -> str:

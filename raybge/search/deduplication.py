@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from raybge import __version__
 from raybge.cluster.shuffle import PARTS, exchange, in_groups
 from raybge.data.groups import Group, text_key
 from raybge.data.jsonl import Block, Parse, Row, scan
@@ -24,6 +23,7 @@ from raybge.data.source_files import SourceFile
 from raybge.data.survey import Survey, fingerprint
 from raybge.search.shards import words_of
 from raybge.search.store import Store, digest
+from raybge.util.versions import RAYBGE
 
 LEAST_BLOCKS = 32  # blocks that one task hashes
 PART_BYTES = 1 << 30  # of the input, for each part of the hashes
@@ -72,7 +72,7 @@ def _keep_of(store: Store, name: str, start: int, stop: int) -> np.ndarray:
 def _groups(survey: Survey, *what: object) -> tuple[list[BlockGroup], int]:
     """The blocks of a survey in groups, and how many parts their hashes come in."""
     base = digest(
-        __version__, *what, [fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks]
+        RAYBGE, *what, [fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks]
     )
     blocks = [(survey.files[block.file], block) for block in survey.blocks]
     groups = [

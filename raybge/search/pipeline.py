@@ -361,7 +361,7 @@ class _Embed:
         return finite(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
     def _load(self) -> None:
-        from raybge.model.folder import Instructions
+        from raybge.data.prompts import Instructions
 
         self._encoder = self._embedder.make("cuda:0" if self._plan.gpus else "cpu")
         # put in front here and not by the encoder: a row may have a prompt of its own

@@ -11,14 +11,13 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from raybge import __version__
 from raybge.cli.console import Screen
 from raybge.cli.options import CommonArguments
 from raybge.cluster.resources import Cluster, Plan, connect, grown
 from raybge.cluster.shared_paths import check_shared
 from raybge.data.jsonl import Parse
 from raybge.data.ray_datasets import transcode
-from raybge.data.source_files import SourceFile, extended, filesystem
+from raybge.data.source_files import SourceFile
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, named, survey
 from raybge.model.folder import read_settings, vector_width
 from raybge.search.deduplication import MOST_KNOWN, Kept
@@ -27,7 +26,9 @@ from raybge.search.pipeline import Embedder, Passages, Queries
 from raybge.search.shards import GPU_MOST, KEY_BYTES, TIE_MARGIN, Kind, check_gpu_search
 from raybge.search.store import Store, digest
 from raybge.util.errors import UserError
+from raybge.util.filesystem import extended, filesystem
 from raybge.util.redaction import public
+from raybge.util.versions import RAYBGE
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
 MODELS = ("model_name_or_path", "encoder", "cross_encoder")  # flags of the search commands that may name a folder
@@ -177,7 +178,7 @@ def surveyed(source: Source, work: str, on_bad_rows: str, screen: Screen) -> Sur
 def embedder_of(options: dict[str, Any], plan: Plan) -> Embedder:
     """What makes the vectors of an Encoder with these options; on a GPU they are others than on a CPU."""
     name = options["model_name_or_path"], options["cache_dir"]
-    identity = digest(__version__, model_identity(*name), options, plan.gpus)
+    identity = digest(RAYBGE, model_identity(*name), options, plan.gpus)
     return Embedder(partial(_encoder, options, plan.cpus), identity, vector_width(*name) or WIDE)
 
 

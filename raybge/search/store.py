@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raybge.data.source_files import filesystem
+from raybge.util.filesystem import filesystem
 
 
 @dataclass(frozen=True)

@@ -9,75 +9,13 @@ from dataclasses import dataclass, field
 from html import escape
 
 from raybge.evaluation.metric_changes import Change, changes_table, number
+from raybge.evaluation.query_examples import METRIC, Hit, Shown
 from raybge.report.charts import short
-from raybge.report.page import duration, page, section
+from raybge.report.page import cut, duration, page, section
 from raybge.report.run_details import Run, heading, what_was_run
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
+from raybge.training.step_metrics import BatchScores, Span
 from raybge.util.atomic_write import written_aside
-
-TEXT = 320  # characters of a text that are shown
-METRIC = "nDCG@10"  # what queries are compared by
-
-
-@dataclass(frozen=True)
-class Span:
-    """One update, or several that follow one another: numbers `first` to `last`, counted from 1.
-
-    `loss` is the mean of one worker's `queries`, `rate` the learning rate of the last update; `seconds` and `tokens`
-    are those of all of them, the tokens one worker's.
-    """
-
-    first: int
-    last: int
-    loss: float
-    queries: int
-    rate: float
-    seconds: float
-    tokens: int
-
-    @property
-    def updates(self) -> int:
-        return self.last - self.first + 1
-
-    @property
-    def middle(self) -> float:
-        return (self.first + self.last) / 2
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """Scores of queries in one worker's share of a step, a sample of each kind: with their positives, with their own
-    groups' negatives, with other groups' passages.
-    """
-
-    step: int
-    positives: Sequence[float]
-    negatives: Sequence[float]
-    others: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A passage that was retrieved."""
-
-    text: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a held-out query found before training and after it: the metric, the first passages, and the rank of the
-    first answer counted from 1, None beyond the ranks that were looked at.
-    """
-
-    query: str
-    answer: str
-    before: float
-    after: float
-    hits_before: Sequence[Hit] = ()
-    hits_after: Sequence[Hit] = ()
-    rank_before: int | None = None
-    rank_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -297,9 +235,3 @@ def _hits(when: str, hits: Sequence[Hit]) -> str:
         for hit in hits
     )
     return f"<div><h4>{when}</h4><ol>{items}</ol></div>"
-
-
-def cut(text: str) -> str:
-    """The beginning of a text, on one line."""
-    plain = " ".join(text[: 4 * TEXT].split())
-    return plain if len(plain) <= TEXT else plain[: TEXT - 1] + "…"

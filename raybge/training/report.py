@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raybge.evaluation.metric_changes import Change, change
+from raybge.evaluation.query_examples import Shown
 from raybge.report.page import written
 from raybge.report.run_details import Run
-from raybge.training.page import Shown, Training, write
+from raybge.training.page import Training, write
 from raybge.training.trainer import StreamTrainer
 from raybge.training.worker_config import WorkerConfig
 

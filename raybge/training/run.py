@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybge.cli.console import Screen
-from raybge.cli.options import LoopArguments
+from raybge.cli.options import LoopArguments, PretrainArguments, TrainArguments
 from raybge.cluster.resources import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.cluster.shared_paths import check_shared
-from raybge.data.source_files import filesystem, is_local
 from raybge.training import row_records as row_log
 from raybge.training.checkpoint.manifest import (
-    HIDDEN,
     RESULTS,
     check_writable,
     discard,
@@ -33,6 +31,7 @@ from raybge.training.trainer_arguments import check as check_training
 from raybge.training.trainer_arguments import process_group
 from raybge.training.worker_config import data_sets_of, device_batch_of, seed_of, worker_config
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN, filesystem, is_local
 from raybge.util.redaction import public
 from raybge.util.retry import QUICK, WAITS, retried
 
@@ -42,6 +41,20 @@ if TYPE_CHECKING:
     from raybge.data.survey import Survey
     from raybge.training.checkpoint.manifest import Checkpoint
     from raybge.training.worker_config import Learning, TrialContext
+
+
+def train(arguments: TrainArguments, screen: Screen, context: TrialContext | None = None) -> dict[str, float]:
+    """Fine-tune, and return the Trainer's metrics."""
+    from raybge.training.tasks.finetuning import FineTuning
+
+    return run(arguments, FineTuning, screen, context)
+
+
+def pretrain(arguments: PretrainArguments, screen: Screen) -> dict[str, float]:
+    """Pre-train, and return the Trainer's metrics."""
+    from raybge.training.tasks.pretraining import PreTraining
+
+    return run(arguments, PreTraining, screen)
 
 
 def run(

@@ -20,7 +20,8 @@ HIGHEST_TEMPERATURE = 0.5
 
 def check_recipe(arguments: TrainArguments) -> None:
     """Everything that raybge's own flags can get wrong by themselves or together. Raises UserError."""
-    from raybge.model.folder import Instructions, check_model_folder
+    from raybge.data.prompts import Instructions
+    from raybge.model.folder import check_model_folder
 
     _check_numbers(arguments)
     # Now, and not when the trained model is saved.

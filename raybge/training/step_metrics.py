@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from raybge.data.collate import StepBatch
 from raybge.data.stream import Batch
-from raybge.training.page import BatchScores, Span
+
+
+@dataclass(frozen=True)
+class Span:
+    """One update, or several that follow one another: numbers `first` to `last`, counted from 1.
+
+    `loss` is the mean of one worker's `queries`, `rate` the learning rate of the last update; `seconds` and `tokens`
+    are those of all of them, the tokens one worker's.
+    """
+
+    first: int
+    last: int
+    loss: float
+    queries: int
+    rate: float
+    seconds: float
+    tokens: int
+
+    @property
+    def updates(self) -> int:
+        return self.last - self.first + 1
+
+    @property
+    def middle(self) -> float:
+        return (self.first + self.last) / 2
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """Scores of queries in one worker's share of a step, a sample of each kind: with their positives, with their own
+    groups' negatives, with other groups' passages.
+    """
+
+    step: int
+    positives: Sequence[float]
+    negatives: Sequence[float]
+    others: Sequence[float]
+
 
 MOST = 2000  # spans that are kept; above, each two that are neighbours become one
 QUERIES, SAMPLE = 256, 2000  # of a step's scores

@@ -28,8 +28,8 @@ from raybge.util.redaction import public
 
 if TYPE_CHECKING:
     from raybge.evaluation.in_training import Validation
-    from raybge.evaluation.query_examples import Retrieved
-    from raybge.training.page import BatchScores, Shown
+    from raybge.evaluation.query_examples import Retrieved, Shown
+    from raybge.training.step_metrics import BatchScores
 
 SETTLE_SECONDS = 1.0  # between looks whether a checkpoint is published
 

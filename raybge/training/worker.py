@@ -20,16 +20,17 @@ from raybge.data.stream import StepStream
 from raybge.training.callbacks.graceful_stop import Stopped, Stopping
 from raybge.training.callbacks.nonfinite_guard import BadSteps
 from raybge.training.callbacks.progress import Reporter
-from raybge.training.checkpoint.manifest import HIDDEN, RESULTS, name_of, publish
+from raybge.training.checkpoint.manifest import RESULTS, name_of, publish
 from raybge.training.health.heartbeat import Heart
 from raybge.training.report import write_report
 from raybge.training.trainer import StreamTrainer
 from raybge.training.worker_config import WorkerConfig
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN
 from raybge.util.redaction import public
 
 if TYPE_CHECKING:
-    from raybge.training.page import Shown
+    from raybge.evaluation.query_examples import Shown
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:

@@ -17,6 +17,7 @@ from raybge.data.token_cache import TokenFiles
 from raybge.training.checkpoint.manifest import Identity, digest
 from raybge.training.row_records import RowLog
 from raybge.training.trainer_arguments import accumulation, training_arguments
+from raybge.util.versions import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,13 +185,9 @@ def seed_of(arguments: LoopArguments) -> int:
 
 def _card(arguments: LoopArguments, survey: Survey) -> dict[str, Any]:
     """What the model card says of the run before it starts; secrets stay out of it."""
-    from importlib.metadata import version
-
-    from raybge import __version__
-
     return dict(
         base_model=arguments.model_name_or_path,
         data=list(survey.rows_by_file().items()),
         flags=given(arguments),
-        versions={"raybge": __version__, **{name: version(name) for name in ("transformers", "torch", "ray")}},
+        versions=versions("transformers", "torch", "ray"),
     )

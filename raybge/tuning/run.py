@@ -24,7 +24,6 @@ from raybge.cli.console import Screen
 from raybge.cli.options import TuneArguments
 from raybge.cluster.resources import connect, grown, plan_workers, side_by_side
 from raybge.cluster.shared_paths import check_shared
-from raybge.training.checkpoint.manifest import HIDDEN
 from raybge.tuning.search_space import Domain, parse
 from raybge.tuning.spec import (
     OWN,
@@ -41,6 +40,7 @@ from raybge.tuning.spec import (
     work_folder,
 )
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN
 from raybge.util.redaction import public_values
 
 if TYPE_CHECKING:

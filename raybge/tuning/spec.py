@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from raybge.cli.options import MineArguments, TrainArguments, TuneArguments
 from raybge.cli.parser import Flag, build, declared, given, read_config
-from raybge.training.checkpoint.manifest import HIDDEN
 from raybge.tuning import population
 from raybge.tuning.search_space import Domain
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN
 from raybge.util.redaction import public_values
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
     """What Ray Tune calls, in an actor: train, and report each evaluation as it comes."""
     from ray import tune
 
-    from raybge.train import train
+    from raybge.training.run import train
     from raybge.training.worker_config import TrialContext
 
     folder = task.place(tune.get_context().get_trial_id())

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raybge.data.source_files import filesystem
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 

@@ -11,8 +11,8 @@ from raybge.data.collate import GroupTokenizer, draw, shuffle_parts, unpack
 from raybge.data.groups import Group, text_key
 from raybge.data.jsonl import Row
 from raybge.data.mixture import generator
+from raybge.data.prompts import Instructions
 from raybge.data.tokenize import TextTokenizer
-from raybge.model.folder import Instructions
 
 WORDS = ["[UNK]", "ask", "say", "a", "b", "c", "d", "e", "q"]
 

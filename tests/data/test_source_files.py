@@ -7,8 +7,9 @@ import pytest
 from samples import PLAIN, ROWS, put, read_all
 
 from raybge.data.jsonl import Row
-from raybge.data.source_files import extended, is_local, list_files
+from raybge.data.source_files import list_files
 from raybge.util.errors import UserError
+from raybge.util.filesystem import extended, is_local
 
 
 def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

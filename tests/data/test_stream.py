@@ -13,12 +13,12 @@ from raybge.data.collate import GroupTokenizer, StepBatch, unpack
 from raybge.data.groups import parse_group, parse_scored_group
 from raybge.data.mixture import Mixture
 from raybge.data.order import Order
+from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files, open_stream
 from raybge.data.stream import Reading
 from raybge.data.survey import survey
 from raybge.data.token_cache import TokenFiles
 from raybge.data.tokenize import TextTokenizer
-from raybge.model.folder import Instructions
 from raybge.util.errors import UserError
 
 

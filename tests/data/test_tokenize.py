@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybge.data import tokenize as tokens_module
+from raybge.data.prompts import Instructions
 from raybge.data.tokenize import TextTokenizer
-from raybge.model.folder import Instructions
 
 TEXT = "what is a lane, or a row? we read block after block... of the text that we sort by length in chunks on 1 node\n"
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from faulty import URI, Died, Life, Store, mortal, stored
 
-from raybge.data.source_files import filesystem
 from raybge.training.checkpoint.manifest import RECORD, Identity, newest, path_of, seal
 from raybge.training.checkpoint.writer import PART, CheckpointWriter, Publishing, Scratch
 from raybge.util import retry
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
 SAME = Identity(data="d", global_batch=6, seed=1, gradient_accumulation_steps=1, order="o")
 

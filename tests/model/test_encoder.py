@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
+from raybge.data.prompts import Instructions
 from raybge.model.encoder import Encoder
-from raybge.model.folder import Instructions
 from raybge.util.errors import UserError
 
 TEXTS = [

@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raybge.model.folder import (
-    FolderSettings,
-    Instructions,
-    check_model_folder,
-    read_settings,
-    remove_weights,
-    write_settings,
-)
+from raybge.data.prompts import Instructions
+from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights, write_settings
 from raybge.util.errors import UserError
 
 OLD = "sentence_transformers.models."

@@ -82,7 +82,7 @@ class Watched(io.FileIO):
 def stored(store: Store, local: bool = False) -> Iterator[None]:
     """raybge's checkpoints see `store` in the block; with `local`, folders are changed through it as well."""
     with ExitStack() as stack:
-        for module in ("data.files", "checkpoint_writer"):
+        for module in ("util.filesystem", "training.checkpoint.writer"):
             stack.enter_context(mock.patch(f"raybge.{module}.filesystem", store.filesystem))
         seen = store.watched if local else store.filesystem
         stack.enter_context(mock.patch("raybge.training.checkpoint.manifest.filesystem", seen))

@@ -12,6 +12,7 @@ import transformers
 from raybge.data.collate import GroupTokenizer, StepBatch, unpack
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
+from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
 from raybge.data.stream import Reading, StepStream
 from raybge.data.survey import Survey, survey
@@ -19,7 +20,6 @@ from raybge.data.tokenize import TextTokenizer
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
-from raybge.model.folder import Instructions
 from raybge.training.callbacks.progress import Reporter
 from raybge.training.checkpoint.manifest import Identity
 from raybge.training.tasks.task import Learner

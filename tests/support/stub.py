@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raybge.model.folder import Instructions
+from raybge.data.prompts import Instructions
 from raybge.search.pipeline import Embedder
 from raybge.search.shards import Host
 

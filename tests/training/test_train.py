@@ -17,6 +17,7 @@ from raybge.data.collate import GroupTokenizer
 from raybge.data.datasets import arrange
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
+from raybge.data.prompts import Instructions
 from raybge.data.ray_datasets import transcode
 from raybge.data.source_files import list_files
 from raybge.data.stream import StepStream
@@ -24,7 +25,6 @@ from raybge.data.survey import survey
 from raybge.data.tokenize import TextTokenizer
 from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
-from raybge.model.folder import Instructions
 from raybge.train import finetune, main
 from raybge.training.tasks.finetuning import FineTuning
 

@@ -7,8 +7,10 @@ import pytest
 from pages import EVIL, LONG, Page, run, spans, training
 
 from raybge.evaluation.metric_changes import Change
+from raybge.evaluation.query_examples import Hit, Shown
 from raybge.report.run_details import Run, command_of, what_was_run
-from raybge.training.page import BatchScores, Hit, Shown, Span, Training, html, write
+from raybge.training.page import Training, html, write
+from raybge.training.step_metrics import BatchScores, Span
 
 
 def test_what_the_page_says():

@@ -73,7 +73,7 @@ def fake_mine(arguments, screen):
 def fake_trial(config, task):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raybge.mining.run.mine", fake_mine)
-        patch.setattr("raybge.train.train", fake_train)
+        patch.setattr("raybge.training.run.train", fake_train)
         run_trial(config, task)
 
 

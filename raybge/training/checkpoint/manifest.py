@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from raybge.data.source_files import extended, filesystem
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN, extended, filesystem
 from raybge.util.retry import QUICK, WAITS, retried
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 RECORD = "raybge.json"
 RESULTS = "train_results.json"  # in the output folder, written last: the run is finished
-HIDDEN = ".raybge"  # in the output folder: what a run keeps for itself
 PREFIX = "checkpoint-"
 
 

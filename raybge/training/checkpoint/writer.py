@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from raybge.data.source_files import filesystem, is_local
-from raybge.training.checkpoint.manifest import HIDDEN, RECORD, digest, discard, name_of, newest, path_of, rotate, sync
+from raybge.training.checkpoint.manifest import RECORD, digest, discard, name_of, newest, path_of, rotate, sync
 from raybge.util.errors import UserError
+from raybge.util.filesystem import HIDDEN, filesystem, is_local
 from raybge.util.retry import Result, retried
 
 PART = ".part-"  # and a number: the note of a node that its files are there

@@ -1,0 +1,12 @@
+"""Versions of raybge and of the packages that it rests on."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+RAYBGE = "0.1.0"  # the only place: pyproject.toml reads it here
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of raybge and of installed `packages` by name."""
+    return {"raybge": RAYBGE, **{name: version(name) for name in packages}}
