@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.console import Screen
-from raybge.cli.options import EvaluateArguments, MineArguments, RecipeArguments, TrainArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EvaluateOptions, MineOptions, RecipeOptions, TrainOptions
 from raybge.cli.parser import build
 from raybge.cluster.resources import connect
 from raybge.evaluation.run import evaluate
 from raybge.merging.run import merge
-from raybge.merging.spec import MergeArguments
+from raybge.merging.spec import MergeOptions
 from raybge.mining.run import mine
 from raybge.training.run import train
 from raybge.util.errors import UserError
@@ -53,19 +53,19 @@ class Stage:
     """A command and its flags, all but those that say which machines do the work; merging takes none of these."""
 
     name: str
-    command: Callable[[Any, Screen], Any]
+    command: Callable[[Any, Console], Any]
     arguments: type
     flags: dict[str, Any]
 
 
-def chain(given: RecipeArguments) -> list[Stage]:
+def chain(given: RecipeOptions) -> list[Stage]:
     """The stages, in their order."""
     folder = os.path.abspath(given.output_dir)
     work = given.storage_path or f"{folder}/work"
 
     def measured(name: str, model: str) -> Stage:
         flags = dict(encoder=model, corpus_data=given.corpus_data, query_data=given.query_data, storage_path=work)
-        return Stage(name, evaluate, EvaluateArguments, dict(**flags, metrics_file=f"{folder}/{name}.json"))
+        return Stage(name, evaluate, EvaluateOptions, dict(**flags, metrics_file=f"{folder}/{name}.json"))
 
     model = given.model_name_or_path
     stages = [measured("before", model)]
@@ -76,16 +76,16 @@ def chain(given: RecipeArguments) -> list[Stage]:
         mining |= dict(model_name_or_path=model, storage_path=work, **MINING)
         training |= dict(model_name_or_path=model, **TRAINING)
         stages += [
-            Stage(f"mine-{i}", mine, MineArguments, mining),
-            Stage(f"train-{i}", train, TrainArguments, training),
+            Stage(f"mine-{i}", mine, MineOptions, mining),
+            Stage(f"train-{i}", train, TrainOptions, training),
         ]
         model = trained
     mixed = f"{folder}/model"
     mixing = dict(model_names_or_paths=[model, given.model_name_or_path], output_path=mixed, overwrite=True, **MIXING)
-    return [*stages, Stage("merge", merge, MergeArguments, mixing), measured("after", mixed)]
+    return [*stages, Stage("merge", merge, MergeOptions, mixing), measured("after", mixed)]
 
 
-def recipe(given: RecipeArguments, screen: Screen) -> None:
+def recipe(given: RecipeOptions, console: Console) -> None:
     """Run the stages that are not finished, then compare."""
     folder = Path(os.path.abspath(given.output_dir))
     scale = {
@@ -94,7 +94,7 @@ def recipe(given: RecipeArguments, screen: Screen) -> None:
     }
     stages = chain(given)
     # how often training starts again is no part of what a stage makes, so it may change from call to call
-    restarts = {TrainArguments: {"max_failures": given.max_failures}}
+    restarts = {TrainOptions: {"max_failures": given.max_failures}}
     # everything that is wrong with the flags is said before the first stage
     alone = {"verbose": given.verbose}  # mixing by given weights needs no cluster
     where = [alone if stage.name == "merge" else {**scale, **restarts.get(stage.arguments, {})} for stage in stages]
@@ -102,17 +102,17 @@ def recipe(given: RecipeArguments, screen: Screen) -> None:
     finished = Finished(folder / "stages.json")
     open_stages = [finished.check(stage) for stage in stages]
     for stage, is_open in zip(stages, open_stages, strict=True):
-        screen.say(f"{stage.name:<8} {'to do' if is_open else 'finished'}")
+        console.info(f"{stage.name:<8} {'to do' if is_open else 'finished'}")
     if given.dry_run:
         return
     if any(open_stages):
         with connect(given.address, given.verbose):
             for stage, arguments, is_open in zip(stages, built, open_stages, strict=True):
                 if is_open:
-                    screen.say(f"\n== {stage.name}")
-                    stage.command(arguments, screen)
+                    console.info(f"\n== {stage.name}")
+                    stage.command(arguments, console)
                     finished.add(stage)
-    _compare(folder, screen)
+    _compare(folder, console)
 
 
 class Finished:
@@ -141,15 +141,15 @@ class Finished:
         aside.replace(self._path)
 
 
-def _compare(folder: Path, screen: Screen) -> None:
+def _compare(folder: Path, console: Console) -> None:
     before, after = (json.loads((folder / f"{name}.json").read_text()) for name in ("before", "after"))
-    screen.say("")
-    screen.table(("", "before", "after"), [(m, f"{before[m]:.4f}", f"{after[m]:.4f}") for m in METRICS])
-    screen.say(f"model: {folder / 'model'}")
+    console.info("")
+    console.table(("", "before", "after"), [(m, f"{before[m]:.4f}", f"{after[m]:.4f}") for m in METRICS])
+    console.info(f"model: {folder / 'model'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(RecipeArguments, recipe, "recipe", argv, prog="python jobs/recipe.py")
+    return cli.run(RecipeOptions, recipe, "recipe", argv, prog="python jobs/recipe.py")
 
 
 if __name__ == "__main__":

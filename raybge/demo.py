@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raybge.cli import run as cli
-from raybge.cli.options import DemoArguments
+from raybge.cli.options import DemoOptions
 from raybge.quickstart.run import demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(DemoArguments, demo, "demo", argv)
+    return cli.run(DemoOptions, demo, "demo", argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import EncodeArguments
+from raybge.cli.options import EncodeOptions
 from raybge.encoding.run import OF_FILES, _encoded_dataset, encode
 from raybge.util.errors import UserError
 
@@ -36,17 +36,17 @@ def encode_dataset(dataset: Dataset | None = None, **flags: Any) -> Any:
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
     if dataset is None:
-        return cli.call(EncodeArguments, encode, "encode", flags)
+        return cli.call(EncodeOptions, encode, "encode", flags)
     from raybge.cli.parser import build
 
     for name in OF_FILES:
         if name in flags:
             raise UserError(f"{name}: a Dataset is encoded as it is; leave it out")
-    return _encoded_dataset(dataset, build(EncodeArguments, {**flags, "input_file": "", "output_file": ""}))
+    return _encoded_dataset(dataset, build(EncodeOptions, {**flags, "input_file": "", "output_file": ""}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(EncodeArguments, encode, "encode", argv)
+    return cli.run(EncodeOptions, encode, "encode", argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import MergeArguments
+from raybge.cli.options import MergeOptions
 from raybge.merging.run import _mixed, merge
 
 
@@ -92,7 +92,7 @@ def mix_models_with_data(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(MergeArguments, merge, "merge", argv)
+    return cli.run(MergeOptions, merge, "merge", argv)
 
 
 if __name__ == "__main__":

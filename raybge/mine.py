@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import MineArguments
+from raybge.cli.options import MineOptions
 from raybge.mining.run import mine
 
 
@@ -26,11 +26,11 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    return cli.call(MineArguments, mine, "mine", flags)
+    return cli.call(MineOptions, mine, "mine", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(MineArguments, mine, "mine", argv)
+    return cli.run(MineOptions, mine, "mine", argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import PretrainArguments
+from raybge.cli.options import PretrainOptions
 from raybge.training.run import pretrain
 
 
@@ -21,11 +21,11 @@ def pretrain_retromae(**flags: Any) -> dict[str, float]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    return cli.call(PretrainArguments, pretrain, "pretrain", flags)
+    return cli.call(PretrainOptions, pretrain, "pretrain", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(PretrainArguments, pretrain, "pretrain", argv)
+    return cli.run(PretrainOptions, pretrain, "pretrain", argv)
 
 
 if __name__ == "__main__":

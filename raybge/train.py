@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.training.run import train
 
 
@@ -21,11 +21,11 @@ def finetune(**flags: Any) -> dict[str, float]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    return cli.call(TrainArguments, train, "train", flags)
+    return cli.call(TrainOptions, train, "train", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(TrainArguments, train, "train", argv)
+    return cli.run(TrainOptions, train, "train", argv)
 
 
 if __name__ == "__main__":

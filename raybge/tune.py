@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raybge.cli import run as cli
-from raybge.cli.options import TuneArguments
+from raybge.cli.options import TuneOptions
 from raybge.tuning.run import tune
 
 
@@ -27,11 +27,11 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    return cli.call(TuneArguments, tune, "tune", flags)
+    return cli.call(TuneOptions, tune, "tune", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(TuneArguments, tune, "tune", argv)
+    return cli.run(TuneOptions, tune, "tune", argv)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Stages:
         self.restarts: set[int] = set()  # that training was given
 
     def command(self, flag):
-        def run(arguments, screen):
+        def run(arguments, console):
             path = Path(arguments.training[flag] if flag == "output_dir" else getattr(arguments, flag))
             self.began.append(path.name)
             if flag == "output_dir":
@@ -132,7 +132,7 @@ def test_the_recipe_is_gone_through_once(recipe, stages, words_of, tiny_model, t
 
 
 def test_the_second_round_goes_on_with_the_first_ones_model(recipe, words_of, tiny_model, tmp_path):
-    given = recipe.RecipeArguments(model_name_or_path=tiny_model, output_dir=str(tmp_path), **words_of)
+    given = recipe.RecipeOptions(model_name_or_path=tiny_model, output_dir=str(tmp_path), **words_of)
     stages = {stage.name: stage.flags for stage in recipe.chain(given)}
     assert list(stages) == ["before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after"]
     first, second = (stages[f"train-{i}"]["output_dir"] for i in (1, 2))

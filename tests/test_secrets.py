@@ -1,4 +1,4 @@
-"""What logs in somewhere is seen nowhere: not on the screen, in a log, a file that a run leaves, or Ray's own lists."""
+"""What logs in somewhere is seen nowhere: not on the console, in a log, a file that a run leaves, or Ray's own lists."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from raybge.cli import run as cli
-from raybge.cli.options import EncodeArguments, MineArguments, TrainArguments, TuneArguments
+from raybge.cli.options import EncodeOptions, MineOptions, TrainOptions, TuneOptions
 from raybge.cli.parser import build, declared
 from raybge.data.datasets import arrange
 from raybge.data.groups import parse_group
@@ -63,7 +63,7 @@ def test_a_key_that_nobody_escaped():
     assert CANARY not in public(f"cannot parse s3://AKIA:abc/{CANARY}/def@bucket/x")
 
 
-# --- screen and log ---------------------------------------------------------------------------------------------------
+# --- console and log ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [UserError, RuntimeError])
@@ -71,12 +71,12 @@ def test_neither_screen_nor_log_has_a_login(error, capfd, monkeypatch, tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def command(arguments, screen):
-        screen.say(f"reads {arguments.input_file}")
+    def command(arguments, console):
+        console.info(f"reads {arguments.input_file}")
         raise error(f"{arguments.input_file} cannot be read")
 
     argv = ["--model_name_or_path", "m", "--input_file", URI, "--output_file", "o.jsonl"]
-    assert cli.run(MineArguments, command, "mine", argv) == (2 if error is UserError else 1)
+    assert cli.run(MineOptions, command, "mine", argv) == (2 if error is UserError else 1)
     said = "".join(capfd.readouterr())
     logged = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert said.count("bucket/groups.jsonl") == 2 and CANARY not in said + logged
@@ -134,11 +134,11 @@ def flags_of(arguments) -> dict:
     return given
 
 
-@pytest.mark.parametrize("arguments", [MineArguments, EncodeArguments])
+@pytest.mark.parametrize("arguments", [MineOptions, EncodeOptions])
 def test_what_lies_beside_an_output_has_no_login(arguments, tmp_path):
     """OUTPUT.meta.json, with its options."""
     given = build(arguments, {**flags_of(arguments), "output_file": str(tmp_path / "out")})
-    if arguments is MineArguments:
+    if arguments is MineOptions:
         mine._write_meta(given, "model", None, {"rows": 1}, Tally())
     else:
         encode._write_meta(given, "model", SimpleNamespace(width=3, ranges_2D=None), {"rows": 1})
@@ -147,7 +147,7 @@ def test_what_lies_beside_an_output_has_no_login(arguments, tmp_path):
 
 
 def test_cards_and_reports_have_no_login_and_no_secret():
-    given = {**flags_of(TrainArguments), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
+    given = {**flags_of(TrainOptions), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
     run = Run("train", given, URI, [(URI, 3)], {"place": AZURE})
     said = page("title", what_was_run(run))
     card = Card(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
@@ -156,8 +156,8 @@ def test_cards_and_reports_have_no_login_and_no_secret():
 
 
 def test_a_search_keeps_and_shows_no_secret(tmp_path):
-    given = {**flags_of(TuneArguments), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
-    arguments = build(TuneArguments, {name: value for name, value in given.items() if name != "mine_config"})
+    given = {**flags_of(TuneOptions), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
+    arguments = build(TuneOptions, {name: value for name, value in given.items() if name != "mine_config"})
     flags = trained(arguments)
     assert flags["token"] == CANARY and URI in flags["train_data"]  # a trial needs both
     tune._begin(arguments, {}, flags, tmp_path / "out")
@@ -224,7 +224,7 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_tune, "Tuner", Tuner)
     given = {"model_name_or_path": "m", "train_data": "d", "output_dir": str(tmp_path)}
     task = SimpleNamespace(pauses=False, runs=1)
-    Search(build(TuneArguments, given), {}, task, Path(tmp_path), print).run()
+    Search(build(TuneOptions, given), {}, task, Path(tmp_path), print).run()
     assert found[0]["env_vars"] and CANARY not in repr(found)
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from raybge.util.redaction import public
 
 
-class Screen:
+class Console:
     """The terminal of one command."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Screen:
         self._out: Any = sys.stdout
         self._err: Any = sys.stderr
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Print one line, without what URIs hold to log in with."""
         print(public(line), file=self._out, flush=True)
 
@@ -64,7 +64,7 @@ class Screen:
             cells = [
                 str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
             ]
-            self.say("  ".join(cells).rstrip())
+            self.info("  ".join(cells).rstrip())
 
     @contextmanager
     def capture(self, name: str, enabled: bool) -> Iterator[None]:
@@ -84,7 +84,7 @@ class Screen:
         os.dup2(log, 1)
         os.dup2(log, 2)
         logging.captureWarnings(True)
-        self.say(f"log: {self.log_path}")
+        self.info(f"log: {self.log_path}")
         # Python's own streams too: in a notebook they are not the descriptors.
         with os.fdopen(log, "a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
             try:

@@ -1,4 +1,4 @@
-"""Run a command: parse, keep the screen clean, turn errors into one message and an exit code.
+"""Run a command: parse, keep the console clean, turn errors into one message and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 something the person can mend, 130 interrupted, 143 terminated.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from raybge.cli.console import Screen
+from raybge.cli.console import Console
 from raybge.cli.parser import build, parse
 from raybge.util.errors import UserError, failure
 from raybge.util.redaction import SECRET, command_line
@@ -22,47 +22,47 @@ Result = TypeVar("Result")
 
 def run(
     arguments: type,
-    function: Callable[[Any, Screen], Any],
+    function: Callable[[Any, Console], Any],
     name: str,
     argv: Sequence[str] | None,
     prog: str | None = None,
 ) -> int:
-    """Parse `argv` into `arguments`, call `function(parsed, screen)`, return the exit code.
+    """Parse `argv` into `arguments`, call `function(parsed, console)`, return the exit code.
 
     `prog` is how the command is started, by default `python -m raybge.NAME`.
     """
-    screen = Screen()
+    console = Console()
     argv, prog = command_line() if argv is None else argv, prog or f"python -m raybge.{name}"
-    screen.again = f"{prog} {continued(argv)}"
+    console.again = f"{prog} {continued(argv)}"
     try:
         parsed: Any = parse(arguments, argv, prog)
-        with screen.capture(name, enabled=not parsed.verbose):
+        with console.capture(name, enabled=not parsed.verbose):
             try:
-                function(parsed, screen)
+                function(parsed, console)
             except (UserError, KeyboardInterrupt):
                 raise
             except Exception:
-                screen.log_traceback()
+                console.log_traceback()
                 raise
     except UserError as error:
-        screen.error(f"raybge.{name}: {error}")
+        console.error(f"raybge.{name}: {error}")
         return 2
     except KeyboardInterrupt:
-        screen.error(f"raybge.{name}: interrupted")
+        console.error(f"raybge.{name}: interrupted")
         return 130
     except Exception as error:
-        where = f"\nThe whole story is in {screen.log_path}" if screen.log_path else ""
-        screen.error(f"raybge.{name} failed: {_last_lines(failure(error))}{where}")
+        where = f"\nThe whole story is in {console.log_path}" if console.log_path else ""
+        console.error(f"raybge.{name} failed: {_last_lines(failure(error))}{where}")
         return 1
     return 0
 
 
-def call(arguments: type, function: Callable[[Any, Screen], Result], name: str, flags: Mapping[str, Any]) -> Result:
+def call(arguments: type, function: Callable[[Any, Console], Result], name: str, flags: Mapping[str, Any]) -> Result:
     """The same from Python: flags by name, the function's result, and errors as they are raised."""
     built: Any = build(arguments, flags)
-    screen = Screen()
-    with screen.capture(name, enabled=not built.verbose):
-        return function(built, screen)
+    console = Console()
+    with console.capture(name, enabled=not built.verbose):
+        return function(built, console)
 
 
 def continued(argv: Sequence[str]) -> str:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import EncodeArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EncodeOptions
 from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BATCH_ROWS = 1024  # of a person's own Dataset: encoded together
 OF_FILES = ("input_file", "output_file", "keep_fields", "on_bad_rows", "overwrite", "storage_path", "dry_run")
 
 
-def encode(arguments: EncodeArguments, screen: Screen, embedder: Embedder | None = None) -> dict[str, Any]:
+def encode(arguments: EncodeOptions, console: Console, embedder: Embedder | None = None) -> dict[str, Any]:
     """The command: check, read, plan, encode, write, sum up. `embedder` makes the vectors in place of the model."""
     from raybge.cluster.resources import plan_workers
     from raybge.data.source_files import list_files
@@ -48,22 +48,22 @@ def encode(arguments: EncodeArguments, screen: Screen, embedder: Embedder | None
     check_apart(arguments.output_file, "--output_file", sources)
     finished = vector_files.is_finished(arguments.output_file)
     if finished and not arguments.overwrite:
-        screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite encodes it anew)")
+        console.info(f"{arguments.output_file} is there already: nothing to do (--overwrite encodes it anew)")
         return {"output_file": arguments.output_file, "already_there": True}
     options = _encoder_options(arguments)
     model = "" if embedder else describe_model(options)
     stages = Stages()
     with (
         store_of_run(arguments, "encode", finished) as store,
-        opened(arguments, sources, store.folder, screen) as (cluster, (survey,)),
+        opened(arguments, sources, store.folder, console) as (cluster, (survey,)),
     ):
         plan = plan_workers(
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
         )
-        screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+        console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         if model:
-            screen.say(model)
-        screen.say(f"data: {survey.total_rows:,} rows; an actor holds {int(survey.rows.max()):,} at most at a time")
+            console.info(model)
+        console.info(f"data: {survey.total_rows:,} rows; an actor holds {int(survey.rows.max()):,} at most at a time")
         summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if arguments.dry_run:
             return {**summary, "dry_run": True}
@@ -73,23 +73,23 @@ def encode(arguments: EncodeArguments, screen: Screen, embedder: Embedder | None
         store.precious = True
         encoding = Encoding(embedder or embedder_of(options, plan), arguments.kind, parser)
         with stages("encode"):
-            encoded = encode_rows(survey, encoding, store, plan, seek, screen)
+            encoded = encode_rows(survey, encoding, store, plan, seek, console)
         stages.count("encode", survey.total_rows, "texts")
         layout = _layout(arguments, parser, encoded, ranges, store)
-        with stages("write"), screen.bar("write", survey.total_rows, "rows") as bar:
+        with stages("write"), console.bar("write", survey.total_rows, "rows") as bar:
             vector_files.write(arguments.output_file, encoded.pieces, layout, store, bar)
         stages.count("write", survey.total_rows, "rows")
         _write_meta(arguments, encoding.embedder.identity, layout, summary)
-    stages.say(screen)
-    screen.say(f"{survey.total_rows:,} vectors of {layout.packed} numbers, {layout.dtype}")
-    screen.say(f"written: {arguments.output_file}")
+    stages.say(console)
+    console.info(f"{survey.total_rows:,} vectors of {layout.packed} numbers, {layout.dtype}")
+    console.info(f"written: {arguments.output_file}")
     return {**summary, "dim": layout.packed, "seconds": stages.seconds, "output_file": arguments.output_file}
 
 
 # --- check ------------------------------------------------------------------------------------------------
 
 
-def _check(arguments: EncodeArguments, embedded: bool = False) -> int | None:
+def _check(arguments: EncodeOptions, embedded: bool = False) -> int | None:
     """UserError for flags that cannot be; the width of the vectors, where the model's folder says it.
 
     No model is asked for where the texts are `embedded`.
@@ -116,7 +116,7 @@ def _check(arguments: EncodeArguments, embedded: bool = False) -> int | None:
     return arguments.truncate_dim or width
 
 
-def _encoder_options(arguments: EncodeArguments) -> dict[str, Any]:
+def _encoder_options(arguments: EncodeOptions) -> dict[str, Any]:
     name = arguments.model_name_or_path
     return {
         "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
@@ -136,7 +136,7 @@ def _encoder_options(arguments: EncodeArguments) -> dict[str, Any]:
     }
 
 
-def _ranges(arguments: EncodeArguments, width: int | None) -> Any:
+def _ranges(arguments: EncodeOptions, width: int | None) -> Any:
     """(2, D) as --ranges gives them; None without. UserError where they are not for vectors of that width."""
     import json
 
@@ -162,7 +162,7 @@ def _ranges(arguments: EncodeArguments, width: int | None) -> Any:
 # --- what is written --------------------------------------------------------------------------------------
 
 
-def _layout(arguments: EncodeArguments, parser: RowParser, encoded: Encoded, ranges: Any, store: Store) -> Layout:
+def _layout(arguments: EncodeOptions, parser: RowParser, encoded: Encoded, ranges: Any, store: Store) -> Layout:
     import pyarrow as pa
 
     from raybge.encoding.vector_writer import Layout
@@ -178,7 +178,7 @@ def _layout(arguments: EncodeArguments, parser: RowParser, encoded: Encoded, ran
     return Layout(pa.schema(fields), width, precision, encoded.ranges_2D if ranges is None else ranges)
 
 
-def _write_meta(arguments: EncodeArguments, embedder: str, layout: Layout, summary: dict[str, Any]) -> None:
+def _write_meta(arguments: EncodeOptions, embedder: str, layout: Layout, summary: dict[str, Any]) -> None:
     """Beside the output: what it was made of and with, and the ranges that other vectors must be quantised with."""
     import dataclasses
     import json
@@ -203,7 +203,7 @@ def _write_meta(arguments: EncodeArguments, embedder: str, layout: Layout, summa
 # --- a Ray Dataset ----------------------------------------------------------------------------------------
 
 
-def _encoded_dataset(dataset: Dataset, arguments: EncodeArguments) -> Dataset:
+def _encoded_dataset(dataset: Dataset, arguments: EncodeOptions) -> Dataset:
     import ray
 
     from raybge.cluster.resources import connect, plan_workers

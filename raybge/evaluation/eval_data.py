@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.data.groups import Group, parse_group, parse_judged, parse_passage
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.ray_datasets import transcode
@@ -53,7 +53,7 @@ class ValidationConfig:
         return found
 
 
-def prepare(arguments: TrainArguments, storage: Path) -> ValidationConfig | None:
+def prepare(arguments: TrainOptions, storage: Path) -> ValidationConfig | None:
     """Read --eval_data and --eval_corpus once and check every row; None without --eval_data.
 
     Files that cannot be read from the middle are written out plain under `storage`. Above 64 MiB the reading is spread

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybge.cli.console import Screen
-from raybge.cli.options import EvaluateArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EvaluateOptions
 from raybge.data.groups import Group, parse_judged
 from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
 from raybge.search.index import Found, Index, Lookup, search
@@ -36,7 +36,7 @@ class Measured:
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def search_and_measure(arguments: EvaluateArguments, index: Index, pieces: list[Piece], screen: Screen) -> Measured:
+def search_and_measure(arguments: EvaluateOptions, index: Index, pieces: list[Piece], console: Console) -> Measured:
     """Search for all queries, and write what was found where a run is asked for."""
     from raybge.util import atomic_write as output
 
@@ -45,7 +45,7 @@ def search_and_measure(arguments: EvaluateArguments, index: Index, pieces: list[
     blocks: list[Judged] = []
     extra = cutoffs, index.lookup() if arguments.run_file else None
     with ExitStack() as stack:
-        bar = stack.enter_context(screen.bar("search", rows, "queries"))
+        bar = stack.enter_context(console.bar("search", rows, "queries"))
         run = arguments.run_file and stack.enter_context(output.written_aside(arguments.run_file, "--run_file"))
         for done in search(index, pieces, arguments.k, arguments.search_batch_size, judged, *extra):
             if run:
@@ -56,7 +56,7 @@ def search_and_measure(arguments: EvaluateArguments, index: Index, pieces: list[
     scores = [np.concatenate([block.scores[hit] for block in blocks]) for hit in (1, 0)]
     absent = sum(int(block.absent_Q.sum()) for block in blocks)
     if absent:
-        screen.say(f"{absent:,} answers are not in the corpus: they count as relevant and not found")
+        console.info(f"{absent:,} answers are not in the corpus: they count as relevant and not found")
     metrics = {name: float(value_Q.mean(dtype=np.float64)) for name, value_Q in values.items()}
     return Measured({**metrics, f"AUC@{arguments.k}": area_under_curve(*scores)}, values)
 

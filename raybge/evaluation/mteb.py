@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybge.cli.console import Screen
-from raybge.cli.options import EvaluateArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EvaluateOptions
 from raybge.cluster.remote_calls import in_order
 from raybge.cluster.resources import Plan, plan_workers
 from raybge.search.pipeline import Embedder
@@ -31,42 +31,42 @@ if TYPE_CHECKING:
 BLOCK = 1024  # texts that an actor is given at a time
 
 
-def evaluate_tasks(arguments: EvaluateArguments, options: dict[str, Any], screen: Screen) -> dict[str, float]:
+def evaluate_tasks(arguments: EvaluateOptions, options: dict[str, Any], console: Console) -> dict[str, float]:
     """`raybge.evaluate --mteb_tasks`: each task's main score, "NFCorpus/ndcg_at_10"; `options` are the Encoder's.
 
     With a `--storage_path` tasks that were measured before, by the same model, are not measured again.
     """
     tasks = find(arguments.mteb_tasks or [])
-    with work_folder(arguments.storage_path, "mteb") as work, opened(arguments, [], work, screen) as (cluster, _):
+    with work_folder(arguments.storage_path, "mteb") as work, opened(arguments, [], work, console) as (cluster, _):
         wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
         plan = plan_workers(cluster, *wanted, cores_a_worker=1)
-        screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        screen.say(describe_model(options))
-        screen.say(f"tasks: {', '.join(task.metadata.name for task in tasks)}")
+        console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+        console.info(describe_model(options))
+        console.info(f"tasks: {', '.join(task.metadata.name for task in tasks)}")
         if arguments.dry_run:
             return {}
         embedder = embedder_of(options, plan)
         name = f"raybge/{os.path.basename(options['model_name_or_path'].rstrip('/'))}"
         model = MtebEncoder(Actors(embedder, plan), name, embedder.identity)
-        with screen.bar("measure", len(tasks), "tasks") as bar:
+        with console.bar("measure", len(tasks), "tasks") as bar:
             results = []
             for task in tasks:
                 results.append(_measured(task, model, work if arguments.storage_path else None))
                 bar.update(1)
     mains = [(task.metadata.name, task.metadata.main_score) for task in tasks]
     scores = [(*main, result.get_score()) for main, result in zip(mains, results, strict=True)]
-    screen.table(("task", "score", ""), [(name, score, f"{value:.4f}") for name, score, value in scores])
+    console.table(("task", "score", ""), [(name, score, f"{value:.4f}") for name, score, value in scores])
     found = {f"{name}/{score}": float(value) for name, score, value in scores}
     if path := arguments.metrics_file:
         whole = {**found, "tasks": [result.model_dump(mode="json") for result in results]}
         with output.written_aside(path, "--metrics_file") as out:
             out.write((json.dumps(whole, indent=2) + "\n").encode())
         _write_page(arguments, path, tasks, results)
-        screen.say(f"written: {path}")
+        console.info(f"written: {path}")
     return found
 
 
-def _write_page(arguments: EvaluateArguments, path: str, tasks: Sequence[Any], results: Sequence[Any]) -> None:
+def _write_page(arguments: EvaluateOptions, path: str, tasks: Sequence[Any], results: Sequence[Any]) -> None:
     from raybge.cli.parser import given
     from raybge.evaluation import mteb_page as report
     from raybge.report.page import written

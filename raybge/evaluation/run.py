@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import EvaluateArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EvaluateOptions
 from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,37 +31,37 @@ if TYPE_CHECKING:
     from raybge.search.store import Store
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
-MAIN = ("nDCG@10", "MRR@10", "Recall@100")  # of a comparison, on the screen
+MAIN = ("nDCG@10", "MRR@10", "Recall@100")  # of a comparison, on the console
 QUERY_LENGTH, PASSAGE_LENGTH = 32, 128  # the recipe's, where the model's folder does not say
 
 
-def evaluate(arguments: EvaluateArguments, screen: Screen) -> dict[str, Any]:
+def evaluate(arguments: EvaluateOptions, console: Console) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, measure, sum up."""
     if arguments.mteb_tasks:
         from raybge.evaluation.mteb import evaluate_tasks
 
         _check(arguments)
-        return evaluate_tasks(arguments, _encoder_options(arguments), screen)
+        return evaluate_tasks(arguments, _encoder_options(arguments), console)
     arguments = _resolved(arguments)
-    with judged_data(arguments, screen) as (data, cluster):
+    with judged_data(arguments, console) as (data, cluster):
         models = [arguments.encoder, *(arguments.compare or [])]
-        found = [measured(replace(arguments, encoder=model), data, cluster, screen) for model in models]
+        found = [measured(replace(arguments, encoder=model), data, cluster, console) for model in models]
     if arguments.dry_run:
         return dict(data.counts)
-    _report(arguments, data, found, screen)
+    _report(arguments, data, found, console)
     return found[0].result
 
 
 @contextmanager
-def judged_data(arguments: EvaluateArguments, screen: Screen) -> Iterator[tuple[Data, Cluster]]:
+def judged_data(arguments: EvaluateOptions, console: Console) -> Iterator[tuple[Data, Cluster]]:
     """Check the flags and read corpus and queries: what models can be `measured` on while the block runs."""
     from raybge.search.session import opened, work_folder
     from raybge.search.store import Store
 
     _check(arguments)
     with work_folder(arguments.storage_path, "evaluate") as work:
-        sources = _sources(arguments, work, screen)
-        with opened(arguments, sources, work, screen) as (cluster, surveys):
+        sources = _sources(arguments, work, console)
+        with opened(arguments, sources, work, console) as (cluster, surveys):
             yield Data.of(arguments, surveys, Store(work)), cluster
 
 
@@ -76,7 +76,7 @@ class Data:
     stages: Stages
 
     @classmethod
-    def of(cls, arguments: EvaluateArguments, surveys: Sequence[Survey], store: Store) -> Data:
+    def of(cls, arguments: EvaluateOptions, surveys: Sequence[Survey], store: Store) -> Data:
         """By the documents' ids where they are judged by these, else by their texts."""
         from raybge.data.groups import id_key, parse_document, parse_judged, parse_passage, text_key
         from raybge.evaluation.judgements import relevant
@@ -98,7 +98,7 @@ class Data:
         return {"queries": self.queries.survey.total_rows, "corpus": self.kept.passages}
 
 
-def measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen: Screen) -> Measured:
+def measured(arguments: EvaluateOptions, data: Data, cluster: Cluster, console: Console) -> Measured:
     """Plan, encode, search and measure with one model."""
     from raybge.cluster.resources import plan_workers
     from raybge.evaluation.estimate import estimate
@@ -123,15 +123,15 @@ def measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen:
     embedder = embedder_of(options, plan)
     size, dim = min(arguments.shard_size, data.kept.passages), embedder.dim
     held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
-    screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-    screen.say(describe_model(options))
-    screen.say(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
-    screen.say(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
+    console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+    console.info(describe_model(options))
+    console.info(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
+    console.info(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
     if arguments.k > data.kept.passages:
-        screen.say(f"--k {arguments.k:,}: the corpus has {data.kept.passages:,} passages, and all of them are ranked")
+        console.info(f"--k {arguments.k:,}: the corpus has {data.kept.passages:,} passages, and all of them are ranked")
     sizes = data.corpus, data.kept, data.queries
     if cost := estimate(*sizes, embedder, plan, kind, arguments.load_embedding, arguments.k):
-        screen.say(cost)
+        console.info(cost)
     if arguments.dry_run:
         return Measured({})
     made_by = _passage_identity(options)
@@ -139,27 +139,27 @@ def measured(arguments: EvaluateArguments, data: Data, cluster: Cluster, screen:
     if loaded:
         loaded.check(made_by, data.kept.passages)
     with stages("encode"):
-        passages, rows = encode(data.corpus, data.kept, data.queries, embedder, data.store, plan, screen, loaded)
+        passages, rows = encode(data.corpus, data.kept, data.queries, embedder, data.store, plan, console, loaded)
     if loaded:
         loaded.check_texts(passages)
     if arguments.save_embedding:
         save(os.path.abspath(arguments.save_path), made_by, passages, data.store)
-        screen.say(f"written: {arguments.save_path}")
+        console.info(f"written: {arguments.save_path}")
     stages.count("encode", data.kept.passages + data.queries.survey.total_rows, "texts")
     with stages("index"):
         index = hold(passages, data.store, arguments.shard_size, plan, kind, held)
     with index, stages("search"):
-        found = search_and_measure(arguments, index, rows, screen)
-        say_recall(index, rows, arguments.k, arguments.search_batch_size, screen)
+        found = search_and_measure(arguments, index, rows, console)
+        say_recall(index, rows, arguments.k, arguments.search_batch_size, console)
     stages.count("search", data.queries.survey.total_rows, "queries")
-    stages.say(screen)
+    stages.say(console)
     return replace(found, result={**found.result, **data.counts})
 
 
 # --- check ------------------------------------------------------------------------------------------------
 
 
-def _check(arguments: EvaluateArguments) -> None:
+def _check(arguments: EvaluateOptions) -> None:
     from raybge.model.folder import check_model_folder, vector_width
     from raybge.search.saved_vectors import load
     from raybge.search.session import check_numbers
@@ -194,7 +194,7 @@ def _check(arguments: EvaluateArguments) -> None:
             output.exists(path, f"--{name}")
 
 
-def _check_data(arguments: EvaluateArguments) -> None:
+def _check_data(arguments: EvaluateOptions) -> None:
     """UserError unless there is either a corpus with queries, or tasks of MTEB."""
     own = ("corpus_data", "query_data")
     if not arguments.mteb_tasks:
@@ -206,7 +206,7 @@ def _check_data(arguments: EvaluateArguments) -> None:
         raise UserError(f"--mteb_tasks measures tasks with data of their own: leave out {', '.join(given)}")
 
 
-def _resolved(arguments: EvaluateArguments) -> EvaluateArguments:
+def _resolved(arguments: EvaluateOptions) -> EvaluateOptions:
     """A BEIR folder, given for corpus and queries, stands for its files."""
     data = arguments.corpus_data or [], arguments.query_data or []
     folders = {path for paths in data for path in paths if _is_beir(path)}
@@ -233,7 +233,7 @@ def _first(folder: str, *names: str) -> str:
     return next((path for name in names if os.path.exists(path := os.path.join(folder, name))), f"{folder}/{names[0]}")
 
 
-def _sources(arguments: EvaluateArguments, work: str, screen: Screen) -> list[Source]:
+def _sources(arguments: EvaluateOptions, work: str, console: Console) -> list[Source]:
     from raybge.data.groups import parse_document, parse_judged, parse_passage
     from raybge.data.source_files import list_files
     from raybge.search.session import Source, check_apart
@@ -244,10 +244,10 @@ def _sources(arguments: EvaluateArguments, work: str, screen: Screen) -> list[So
     for name in ("metrics_file", "run_file"):
         if path := getattr(arguments, name):
             check_apart(path, f"--{name}", [corpus, queries])
-    return [corpus, _judged_queries(arguments, queries, work, screen) if arguments.qrels else queries]
+    return [corpus, _judged_queries(arguments, queries, work, console) if arguments.qrels else queries]
 
 
-def _judged_queries(arguments: EvaluateArguments, queries: Source, work: str, screen: Screen) -> Source:
+def _judged_queries(arguments: EvaluateOptions, queries: Source, work: str, console: Console) -> Source:
     """The queries joined with their judgements, in a file of the work folder."""
     from raybge.data.groups import parse_judged
     from raybge.data.qrels import join, parse_query, read_qrels
@@ -257,21 +257,21 @@ def _judged_queries(arguments: EvaluateArguments, queries: Source, work: str, sc
 
     assert arguments.qrels
     grades = read_qrels(arguments.qrels, "--qrels")
-    found = surveyed(replace(queries, parse=parse_query), work, arguments.on_bad_rows, screen)
+    found = surveyed(replace(queries, parse=parse_query), work, arguments.on_bad_rows, console)
     path = extended(work, "/judged.jsonl")
     joined = join(found, grades, path)
     if joined.unjudged:
-        screen.say(f"--query_data: {joined.unjudged:,} queries without a relevant document are left out")
+        console.info(f"--query_data: {joined.unjudged:,} queries without a relevant document are left out")
     if joined.unknown:
         named = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
         says = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({named})"
         if arguments.on_bad_rows == "stop":
             raise UserError(f"{says}; --on_bad_rows skip leaves them out")
-        screen.say(f"{says}: left out")
+        console.info(f"{says}: left out")
     return Source(list_files(path, "--query_data"), "--query_data", parse_judged)
 
 
-def _encoder_options(arguments: EvaluateArguments) -> dict[str, Any]:
+def _encoder_options(arguments: EvaluateOptions) -> dict[str, Any]:
     from raybge.model.folder import read_settings
 
     name = arguments.encoder
@@ -303,7 +303,7 @@ def _passage_identity(options: dict[str, Any]) -> str:
 # --- report -----------------------------------------------------------------------------------------------
 
 
-def _report(arguments: EvaluateArguments, data: Data, found: Sequence[Measured], screen: Screen) -> None:
+def _report(arguments: EvaluateOptions, data: Data, found: Sequence[Measured], console: Console) -> None:
     from raybge.evaluation.metrics import CUTOFFS
     from raybge.util import atomic_write as output
 
@@ -311,19 +311,19 @@ def _report(arguments: EvaluateArguments, data: Data, found: Sequence[Measured],
     kinds = list(dict.fromkeys(name.split("@")[0] for name in found[0].values))
     cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= arguments.k]
     rows = [(kind, *(f"{result[f'{kind}@{cutoff}']:.4f}" for cutoff in cutoffs)) for kind in kinds]
-    screen.table(("", *(f"@{cutoff}" for cutoff in cutoffs)), rows)
+    console.table(("", *(f"@{cutoff}" for cutoff in cutoffs)), rows)
     if arguments.compare:
-        result["compare"] = _compared(arguments.compare, found, screen)
+        result["compare"] = _compared(arguments.compare, found, console)
     if arguments.metrics_file:
         with output.written_aside(arguments.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(result, indent=2) + "\n").encode())
         _write_page(arguments, data, found)
     for path in filter(None, (arguments.metrics_file, arguments.run_file)):
-        screen.say(f"written: {path}")
+        console.info(f"written: {path}")
 
 
-def _compared(models: Sequence[str], found: Sequence[Measured], screen: Screen) -> dict[str, Any]:
-    """Each further model against the first, by metric; the main ones on the screen."""
+def _compared(models: Sequence[str], found: Sequence[Measured], console: Console) -> dict[str, Any]:
+    """Each further model against the first, by metric; the main ones on the console."""
     from raybge.evaluation.significance import LEVEL, compare
 
     first, *others = found
@@ -340,12 +340,12 @@ def _compared(models: Sequence[str], found: Sequence[Measured], screen: Screen) 
             d = differences[name]
             interval = f"{d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
             rows.append((model, name, f"{other.result[name]:.4f}", interval, f"{d.wins:,}", f"{d.losses:,}"))
-    screen.say(f"\nagainst the first model, with {LEVEL:.0%} intervals by paired bootstrap over the queries")
-    screen.table(("model", "metric", "value", "difference", "better", "worse"), rows)
+    console.info(f"\nagainst the first model, with {LEVEL:.0%} intervals by paired bootstrap over the queries")
+    console.table(("model", "metric", "value", "difference", "better", "worse"), rows)
     return compared
 
 
-def _write_page(arguments: EvaluateArguments, data: Data, found: Sequence[Measured]) -> None:
+def _write_page(arguments: EvaluateOptions, data: Data, found: Sequence[Measured]) -> None:
     """Beside the metrics: what a person looks at; a further model's values beside this one's."""
     from raybge.cli.parser import given
     from raybge.evaluation import page as report

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import MergeArguments
+from raybge.cli.console import Console
+from raybge.cli.options import MergeOptions
 from raybge.data.groups import RowError, parse_example, parse_group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source_files import list_files
@@ -39,7 +39,7 @@ class Found:
 # --- weights from examples --------------------------------------------------------------------------------------------
 
 
-def example_rows(arguments: MergeArguments, given: list[Any] | None, screen: Screen) -> list[Any]:
+def example_rows(arguments: MergeOptions, given: list[Any] | None, console: Console) -> list[Any]:
     """What the examples parse to; none where weights come from elsewhere. UserError for one that cannot be used."""
     parse: Parse = parse_group if arguments.model_type == "encoder" else parse_example
     if given is not None:
@@ -57,11 +57,11 @@ def example_rows(arguments: MergeArguments, given: list[Any] | None, screen: Scr
     files = list_files(arguments.example_data, "--example_data")
     found = survey(files, IN_PROCESS_BYTES, parse, arguments.on_bad_rows)
     if found.bad_count:
-        screen.say(f"--example_data: {found.bad_count:,} rows are left out\n{named(found)}")
+        console.info(f"--example_data: {found.bad_count:,} rows are left out\n{named(found)}")
     return [row.value for block in found.blocks for row in read_block(files, block, parse) if isinstance(row, Row)]
 
 
-def scored(arguments: MergeArguments, names: Sequence[str], rows: list[Any], screen: Screen) -> Found:
+def scored(arguments: MergeOptions, names: Sequence[str], rows: list[Any], console: Console) -> Found:
     """Score the models on Ray, each in a task of its own, and weigh them by their losses."""
     from raybge.cluster.remote_calls import in_order
     from raybge.cluster.resources import connect, grown, plan_workers
@@ -76,16 +76,16 @@ def scored(arguments: MergeArguments, names: Sequence[str], rows: list[Any], scr
     with connect(arguments.address, arguments.verbose) as cluster:
         import ray
 
-        cluster = grown(cluster, *wanted, screen.say)
+        cluster = grown(cluster, *wanted, console.info)
         check_shared(cluster, {}, {"--model_names_or_paths": names})
         plan = plan_workers(cluster, *wanted)
-        screen.say(f"cluster: {cluster.describe()}; {plan.describe('worker')}, each scores a model at a time")
-        screen.say(f"examples: {len(rows):,}, {arguments.batch_size} at a time")
+        console.info(f"cluster: {cluster.describe()}; {plan.describe('worker')}, each scores a model at a time")
+        console.info(f"examples: {len(rows):,}, {arguments.batch_size} at a time")
         if arguments.dry_run:
             return Found([])
         score = ray.remote(Examples.loss).options(num_cpus=plan.cpus, num_gpus=plan.gpus)
         calls = [(score.remote, examples, name, plan.cpus, device_of(plan)) for name in names]
-        with screen.bar("score", len(names), "models") as bar:
+        with console.bar("score", len(names), "models") as bar:
             for loss in in_order(calls, plan.workers):
                 losses.append(loss)
                 bar.update(1)
@@ -98,17 +98,17 @@ def scored(arguments: MergeArguments, names: Sequence[str], rows: list[Any], scr
 # --- weights from a search --------------------------------------------------------------------------------------------
 
 
-def searched(arguments: MergeArguments, cocktail: Cocktail, screen: Screen) -> Found:
+def searched(arguments: MergeOptions, cocktail: Cocktail, console: Console) -> Found:
     """Measure mixtures on the target, and on the general set where there is one, and take the best."""
-    quiet = Screen()  # writes into the log: each mixture would else say its plan
+    quiet = Console()  # writes into the log: each mixture would else say its plan
     floor, models = arguments.general_floor, len(arguments.model_names_or_paths)
     with ExitStack() as stack:
         work = stack.enter_context(_work_folder(arguments))
-        target = stack.enter_context(_judge(arguments, "search", work, quiet, screen))
-        general = stack.enter_context(_judge(arguments, "general", work, quiet, screen)) if arguments.general else None
+        target = stack.enter_context(_judge(arguments, "search", work, quiet, console))
+        general = stack.enter_context(_judge(arguments, "general", work, quiet, console)) if arguments.general else None
         if arguments.dry_run:
             return Found([])
-        bar = stack.enter_context(screen.bar("search", arguments.max_evaluations, "mixtures"))
+        bar = stack.enter_context(console.bar("search", arguments.max_evaluations, "mixtures"))
 
         def measure(weights: Weights) -> Tasted:
             folder = work / "mixture"
@@ -127,7 +127,7 @@ def searched(arguments: MergeArguments, cocktail: Cocktail, screen: Screen) -> F
 
 
 @contextmanager
-def _work_folder(arguments: MergeArguments) -> Iterator[Path]:
+def _work_folder(arguments: MergeOptions) -> Iterator[Path]:
     """Where the mixtures of a search lie while it runs."""
     beside = os.path.dirname(os.path.abspath(arguments.output_path)) if arguments.output_path else None
     place = arguments.storage_path or beside
@@ -144,19 +144,19 @@ def _work_folder(arguments: MergeArguments) -> Iterator[Path]:
 
 @contextmanager
 def _judge(
-    arguments: MergeArguments, name: str, work: Path, quiet: Screen, screen: Screen
+    arguments: MergeOptions, name: str, work: Path, quiet: Console, console: Console
 ) -> Iterator[Callable[[str], float]]:
     """What gives a model's METRIC on the set of a flag; its corpus is that of NAME_corpus, or its own passages."""
-    from raybge.cli.options import EvaluateArguments
+    from raybge.cli.options import EvaluateOptions
     from raybge.evaluation.run import judged_data, measured
     from raybge.search.store import Store
 
     for flag in (name, f"{name}_corpus"):
         if given := getattr(arguments, flag):
             list_files(given, f"--{flag}")  # evaluation would name flags of its own
-    corpus = getattr(arguments, f"{name}_corpus") or [_own_passages(arguments, name, work, screen)]
+    corpus = getattr(arguments, f"{name}_corpus") or [_own_passages(arguments, name, work, console)]
     shared = ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "cache_dir", "trust_remote_code")
-    asked = EvaluateArguments(
+    asked = EvaluateOptions(
         encoder=arguments.model_names_or_paths[0],
         corpus_data=corpus,
         query_data=getattr(arguments, name),
@@ -165,7 +165,9 @@ def _judge(
         **{flag: getattr(arguments, flag) for flag in shared},
     )
     with judged_data(asked, quiet) as (data, cluster):
-        screen.say("--{}: {queries:,} queries, {corpus:,} passages; {}".format(name, cluster.describe(), **data.counts))
+        console.info(
+            "--{}: {queries:,} queries, {corpus:,} passages; {}".format(name, cluster.describe(), **data.counts)
+        )
 
         def value(model: str) -> float:
             store = Store(str(work / name / "vectors"))
@@ -179,7 +181,7 @@ def _judge(
         yield value
 
 
-def _own_passages(arguments: MergeArguments, name: str, work: Path, screen: Screen) -> str:
+def _own_passages(arguments: MergeOptions, name: str, work: Path, console: Console) -> str:
     """A file of every `pos` and `neg` of a flag's rows."""
     from raybge.evaluation.eval_data import BLOCK_BYTES, parse_pool
     from raybge.search.pipeline import passages_of_group
@@ -187,7 +189,7 @@ def _own_passages(arguments: MergeArguments, name: str, work: Path, screen: Scre
     files = list_files(getattr(arguments, name), f"--{name}")
     found = survey(files, BLOCK_BYTES, parse_pool, arguments.on_bad_rows)
     if found.bad_count:
-        screen.say(f"--{name}: {found.bad_count:,} rows are left out\n{named(found)}")
+        console.info(f"--{name}: {found.bad_count:,} rows are left out\n{named(found)}")
     path = work / f"{name}-corpus.jsonl"
     with path.open("w", encoding="utf-8") as out:
         for block in found.blocks:
@@ -201,7 +203,7 @@ def _own_passages(arguments: MergeArguments, name: str, work: Path, screen: Scre
 
 
 def mix_into(
-    arguments: MergeArguments, cocktail: Cocktail, folder: Path, weights: Sequence[float], done: Callable[[], Any]
+    arguments: MergeOptions, cocktail: Cocktail, folder: Path, weights: Sequence[float], done: Callable[[], Any]
 ) -> None:
     """Write a mixture's folder but for its card and page. UserError where it does not fit."""
     try:

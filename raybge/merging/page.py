@@ -126,7 +126,7 @@ def _tradeoff_note(merging: Merging) -> str:
 
 
 def _tradeoff(merging: Merging) -> str:
-    """The drawing, for any screen; nothing where there is no second set."""
+    """The drawing, for any console; nothing where there is no second set."""
     points = [each for each in merging.tasted if each.general is not None and math.isfinite(each.general + each.target)]
     return chart(_drawn(merging, points, WIDE), _drawn(merging, points, NARROW)) if points else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from raybge.cli.options import MergeArguments
+from raybge.cli.options import MergeOptions
 from raybge.cli.parser import declared
 from raybge.util.errors import UserError
 
@@ -26,7 +26,7 @@ _NEEDED = {
 }
 
 
-def check(arguments: MergeArguments, given_examples: bool = False) -> None:
+def check(arguments: MergeOptions, given_examples: bool = False) -> None:
     """UserError for flags that cannot be, or that would change nothing.
 
     `given_examples`: they come from Python, and not from --example_data.
@@ -40,7 +40,7 @@ def check(arguments: MergeArguments, given_examples: bool = False) -> None:
     if len(ways) != 1:
         found = " and ".join(f"--{name}" for name in ways) or "none of them"
         raise UserError(f"weights come from --weights, --example_data or --search, from one; found {found}")
-    changed = {name for name in _NEEDED if getattr(arguments, name) != declared(MergeArguments)[name].default}
+    changed = {name for name in _NEEDED if getattr(arguments, name) != declared(MergeOptions)[name].default}
     for name in sorted(changed):
         if there.isdisjoint(_NEEDED[name]):
             raise UserError(f"--{name} says something of what is not given: it needs --{' or --'.join(_NEEDED[name])}")
@@ -58,7 +58,7 @@ def check(arguments: MergeArguments, given_examples: bool = False) -> None:
     _check_output(arguments)
 
 
-def _check_numbers(arguments: MergeArguments) -> None:
+def _check_numbers(arguments: MergeOptions) -> None:
     for name in ("batch_size", "max_input_length", "max_evaluations"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
@@ -73,7 +73,7 @@ def _check_numbers(arguments: MergeArguments) -> None:
         raise UserError(f"--ties_density must be above 0 and at most 1, found {arguments.ties_density:g}")
 
 
-def _check_method(arguments: MergeArguments) -> None:
+def _check_method(arguments: MergeOptions) -> None:
     method, models = arguments.merge_method, len(arguments.model_names_or_paths)
     if method == "slerp" and models != 2:
         raise UserError(f"--merge_method slerp mixes two models, found {models}")
@@ -81,7 +81,7 @@ def _check_method(arguments: MergeArguments) -> None:
         raise UserError("--merge_method ties and --base_model need each other: ties mixes changes of the base model")
 
 
-def _check_weights(arguments: MergeArguments, weights: list[float]) -> None:
+def _check_weights(arguments: MergeOptions, weights: list[float]) -> None:
     models = len(arguments.model_names_or_paths)
     if len(weights) != models:
         raise UserError(f"--weights: {models} models need {models} weights, found {len(weights)}")
@@ -93,7 +93,7 @@ def _check_weights(arguments: MergeArguments, weights: list[float]) -> None:
         raise UserError("missing: --output_path")
 
 
-def _check_output(arguments: MergeArguments) -> None:
+def _check_output(arguments: MergeOptions) -> None:
     """Whether the output folder may be written; a folder that holds no model is never replaced."""
     for name in ("output_path", "storage_path"):
         if "://" in (place := getattr(arguments, name) or ""):

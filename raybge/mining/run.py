@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import MineArguments
+from raybge.cli.console import Console
+from raybge.cli.options import MineOptions
 from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from raybge.search.store import Piece, Store
 
 
-def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = None) -> dict[str, Any]:
+def mine(arguments: MineOptions, console: Console, embedder: Embedder | None = None) -> dict[str, Any]:
     """The command: check, read, plan, encode, search, sample and write, sum up.
 
     `embedder` makes the vectors in place of the model.
@@ -50,29 +50,29 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
     sources = sources_of(arguments)
     finished = output.exists(arguments.output_file, "--output_file")
     if finished and not arguments.overwrite:
-        screen.say(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
+        console.info(f"{arguments.output_file} is there already: nothing to do (--overwrite mines it anew)")
         return {"output_file": arguments.output_file, "already_there": True}
     options = encoder_options(arguments)
     model = "" if embedder or arguments.score_only else describe_model(options)
     stages = Stages()
     with (
         store_of_run(arguments, "mine", finished) as store,
-        opened(arguments, sources, store.folder, screen) as (cluster, surveys),
+        opened(arguments, sources, store.folder, console) as (cluster, surveys),
     ):
         check_search(arguments.use_gpu_for_searching, cluster, sampling.hi, "range_for_sampling")
         plan = plan_workers(
             cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1
         )
-        screen.say(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
+        console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         teacher = teacher_of(arguments, store, plan)
         if arguments.score_only:
-            return _score_only(arguments, surveys[0], teacher, plan, store, stages, screen)
+            return _score_only(arguments, surveys[0], teacher, plan, store, stages, console)
         embedder = embedder or embedder_of(options, plan)
         with stages("deduplicate"):
             queries, pool, kept = _parts(arguments, sampling, surveys, teacher, store)
         stages.count("deduplicate", int(kept.found_B.sum()), "passages")
-        sampling = _clip(sampling, kept.passages, screen)
-        held = _say_plan(arguments, model, embedder.dim, sampling, queries, pool, kept, cluster, plan, screen)
+        sampling = _clip(sampling, kept.passages, console)
+        held = _say_plan(arguments, model, embedder.dim, sampling, queries, pool, kept, cluster, plan, console)
         summary: dict[str, Any] = {
             "rows": queries.survey.total_rows,
             "passages": kept.passages,
@@ -84,27 +84,27 @@ def mine(arguments: MineArguments, screen: Screen, embedder: Embedder | None = N
         store.precious = True
         with output.written_aside(arguments.output_file, "--output_file") as out:
             with stages("encode"):
-                passages, rows = encode(pool, kept, queries, embedder, store, plan, screen)
+                passages, rows = encode(pool, kept, queries, embedder, store, plan, console)
             stages.count("encode", kept.passages + queries.survey.total_rows, "texts")
             with stages("index"):
                 index = hold(passages, store, arguments.shard_size, plan, kind_of(arguments), held, teacher is not None)
             with index, stages("search"):
-                tally = _search_and_write(arguments, sampling, index, rows, teacher, out, screen)
-                found = say_recall(index, rows, sampling.hi, arguments.search_batch_size, screen)
+                tally = _search_and_write(arguments, sampling, index, rows, teacher, out, console)
+                found = say_recall(index, rows, sampling.hi, arguments.search_batch_size, console)
             stages.count("search", queries.survey.total_rows, "rows")
             summary |= {"rows_filled": tally.filled, "rows_with_fewer": tally.short, **found}
             _write_meta(arguments, embedder.identity, teacher, summary, tally)
     summary |= {"seconds": stages.seconds, "output_file": arguments.output_file}
-    stages.say(screen)
+    stages.say(console)
     _write_report(arguments, surveys, summary, tally, sampling)
-    _say_summary(summary, sampling, tally, screen)
+    _say_summary(summary, sampling, tally, console)
     return summary
 
 
 # --- plan -------------------------------------------------------------------------------------------------
 
 
-def _clip(sampling: Sampling, passages: int, screen: Screen) -> Sampling:
+def _clip(sampling: Sampling, passages: int, console: Console) -> Sampling:
     lo, hi = sampling.lo, sampling.hi
     if lo >= passages:
         raise UserError(
@@ -112,7 +112,7 @@ def _clip(sampling: Sampling, passages: int, screen: Screen) -> Sampling:
             f"so ranks end at {passages - 1:,}"
         )
     if hi > passages:
-        screen.say(
+        console.info(
             f"--range_for_sampling {lo}-{hi} goes beyond the pool of {passages:,} passages: "
             f"{lo}-{passages} is what there is"
         )
@@ -120,7 +120,7 @@ def _clip(sampling: Sampling, passages: int, screen: Screen) -> Sampling:
 
 
 def _parts(
-    arguments: MineArguments, sampling: Sampling, surveys: Sequence[Survey], teacher: Teacher | None, store: Store
+    arguments: MineOptions, sampling: Sampling, surveys: Sequence[Survey], teacher: Teacher | None, store: Store
 ) -> tuple[Queries, Passages, Kept]:
     """What is searched for; the pool: the second source, or without one the groups' own passages; and which of its
     passages come first of their text.
@@ -144,7 +144,7 @@ def _parts(
 
 
 def _say_plan(
-    arguments: MineArguments,
+    arguments: MineOptions,
     model: str,
     dim: int,
     sampling: Sampling,
@@ -153,7 +153,7 @@ def _say_plan(
     kept: Kept,
     cluster: Cluster,
     plan: Plan,
-    screen: Screen,
+    console: Console,
 ) -> int:
     """Print the plan; how many shards a search actor holds at a time."""
     from raybge.mining.spec import kind_of
@@ -163,10 +163,10 @@ def _say_plan(
     size = min(arguments.shard_size, kept.passages)
     held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
     if model:
-        screen.say(model)
-    screen.say(describe_data(queries, pool, kept, arguments.shard_size))
-    screen.say(describe_memory(kept, queries, size, held, plan.workers, dim, sampling.hi))
-    screen.say(f"sampling: {sampling.describe()}")
+        console.info(model)
+    console.info(describe_data(queries, pool, kept, arguments.shard_size))
+    console.info(describe_memory(kept, queries, size, held, plan.workers, dim, sampling.hi))
+    console.info(f"sampling: {sampling.describe()}")
     return held
 
 
@@ -174,13 +174,13 @@ def _say_plan(
 
 
 def _search_and_write(
-    arguments: MineArguments,
+    arguments: MineOptions,
     sampling: Sampling,
     index: Index,
     pieces: list[Piece],
     teacher: Teacher | None,
     out: Any,
-    screen: Screen,
+    console: Console,
 ) -> Tally:
     from raybge.mining.hard_negatives import sampled
     from raybge.mining.statistics import Tally
@@ -189,7 +189,7 @@ def _search_and_write(
     tally = Tally()
     keep_scores = arguments.keep_scores
     given = index.lookup(), sampling, teacher, keep_scores
-    with screen.bar("search", sum(piece.rows for piece in pieces), "rows") as bar:
+    with console.bar("search", sum(piece.rows for piece in pieces), "rows") as bar:
         for done in search(
             index, pieces, sampling.hi, arguments.search_batch_size, sampled, *given, on_hosts=teacher is not None
         ):
@@ -200,13 +200,13 @@ def _search_and_write(
 
 
 def _score_only(
-    arguments: MineArguments,
+    arguments: MineOptions,
     survey: Survey,
     teacher: Teacher | None,
     plan: Plan,
     store: Store,
     stages: Stages,
-    screen: Screen,
+    console: Console,
 ) -> dict[str, Any]:
     """Give each row its teacher's scores and leave all else as it is."""
     from raybge.mining.cross_encoder import rescore
@@ -214,7 +214,7 @@ def _score_only(
     from raybge.util import atomic_write as output
 
     assert teacher is not None
-    screen.say(f"data: {survey.total_rows:,} rows; cross-encoder: {arguments.cross_encoder}")
+    console.info(f"data: {survey.total_rows:,} rows; cross-encoder: {arguments.cross_encoder}")
     summary = {"rows": survey.total_rows, "bad_rows": survey.bad_count, "output_file": arguments.output_file}
     if arguments.dry_run:
         return {**summary, "dry_run": True}
@@ -222,17 +222,17 @@ def _score_only(
     with (
         output.written_aside(arguments.output_file, "--output_file") as out,
         stages("score"),
-        screen.bar("score", survey.total_rows, "rows") as bar,
+        console.bar("score", survey.total_rows, "rows") as bar,
     ):
         for lines, rows in rescore(survey, teacher, plan):
             out.write(lines)
             bar.update(rows)
         _write_meta(arguments, None, teacher, summary, Tally())
     stages.count("score", survey.total_rows, "rows")
-    stages.say(screen)
+    stages.say(console)
     summary |= {"seconds": stages.seconds}
     _write_report(arguments, [survey], summary)
-    screen.say(f"written: {arguments.output_file}, {_report_of(arguments.output_file)}")
+    console.info(f"written: {arguments.output_file}, {_report_of(arguments.output_file)}")
     return summary
 
 
@@ -240,7 +240,7 @@ def _score_only(
 
 
 def _write_meta(
-    arguments: MineArguments, embedder: str | None, teacher: Teacher | None, summary: dict[str, Any], tally: Tally
+    arguments: MineOptions, embedder: str | None, teacher: Teacher | None, summary: dict[str, Any], tally: Tally
 ) -> None:
     """Beside the output: what it was made of and with. Nothing in it differs between two runs that give the same."""
     import dataclasses
@@ -264,7 +264,7 @@ def _write_meta(
 
 
 def _write_report(
-    arguments: MineArguments,
+    arguments: MineOptions,
     surveys: Sequence[Survey],
     summary: dict[str, Any],
     tally: Tally | None = None,
@@ -297,23 +297,23 @@ def _report_of(output_file: str) -> str:
     return extended(output_file, ".report.html")
 
 
-def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, screen: Screen) -> None:
+def _say_summary(summary: dict[str, Any], sampling: Sampling, tally: Tally, console: Console) -> None:
     from raybge.util.filesystem import extended
 
-    screen.say(
+    console.info(
         f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
         f"duplicates dropped); bad rows left out: {summary['bad_rows']:,}"
     )
     why = "the pool has no more"
     if sampling.by_score:
         why = "neither the ranks nor random passages gave more that the scores asked for allow"
-    screen.say(
+    console.info(
         f"rows filled up with random passages: {summary['rows_filled']:,}; rows with fewer than {sampling.number} "
         f"negatives, because {why}: {summary['rows_with_fewer']:,}"
     )
     for example in tally.examples:
         for name in ("query", "pos", "neg"):
             text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
-            screen.say(f"  {name:<6} {text if len(text) <= 90 else text[:87] + '...'}")
+            console.info(f"  {name:<6} {text if len(text) <= 90 else text[:87] + '...'}")
     output = summary["output_file"]
-    screen.say(f"written: {output}, {extended(output, '.meta.json')}, {_report_of(output)}")
+    console.info(f"written: {output}, {extended(output, '.meta.json')}, {_report_of(output)}")

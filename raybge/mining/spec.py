@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any
 
-from raybge.cli.options import MineArguments
+from raybge.cli.options import MineOptions
 from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
@@ -21,7 +21,7 @@ from raybge.search.store import Store, digest
 from raybge.util.errors import UserError
 
 
-def check(arguments: MineArguments, embedded: bool) -> Sampling:
+def check(arguments: MineOptions, embedded: bool) -> Sampling:
     """UserError for flags that cannot be; how to sample. No model of vectors is asked for where they are `embedded`."""
     check_numbers(
         arguments,
@@ -77,7 +77,7 @@ def _range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check_scores(arguments: MineArguments) -> None:
+def _check_scores(arguments: MineOptions) -> None:
     for name in ("absolute_margin", "relative_margin"):
         if (value := getattr(arguments, name)) is not None and not 0 <= value < float("inf"):
             raise UserError(f"--{name} must be at least 0, found {value:g}")
@@ -86,7 +86,7 @@ def _check_scores(arguments: MineArguments) -> None:
         raise UserError(f"--min_score {low:g} is above --max_score {high:g}: no passage is left")
 
 
-def _check_teacher(arguments: MineArguments) -> None:
+def _check_teacher(arguments: MineOptions) -> None:
     mining = ("candidate_pool", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
     for name in mining if arguments.score_only else ():
         if getattr(arguments, name) not in (None, False):
@@ -100,7 +100,7 @@ def _check_teacher(arguments: MineArguments) -> None:
             raise UserError(f"--{name}: it needs --cross_encoder")
 
 
-def sources_of(arguments: MineArguments) -> list[Source]:
+def sources_of(arguments: MineOptions) -> list[Source]:
     sources = [Source(list_files(arguments.input_file, "--input_file"), "--input_file", parse_group)]
     if arguments.candidate_pool and not arguments.score_only:
         flag = "--candidate_pool"
@@ -109,7 +109,7 @@ def sources_of(arguments: MineArguments) -> list[Source]:
     return sources
 
 
-def encoder_options(arguments: MineArguments) -> dict[str, Any]:
+def encoder_options(arguments: MineOptions) -> dict[str, Any]:
     name = arguments.model_name_or_path or ""
     return {
         "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
@@ -128,7 +128,7 @@ def encoder_options(arguments: MineArguments) -> dict[str, Any]:
     }
 
 
-def teacher_of(arguments: MineArguments, store: Store, plan: Plan) -> Teacher | None:
+def teacher_of(arguments: MineOptions, store: Store, plan: Plan) -> Teacher | None:
     name = arguments.cross_encoder
     if not name:
         return None
@@ -146,5 +146,5 @@ def teacher_of(arguments: MineArguments, store: Store, plan: Plan) -> Teacher | 
     return Teacher(tuple(options.items()), identity, store, plan.cpus, gpu, arguments.normalize_scores)
 
 
-def kind_of(arguments: MineArguments) -> Kind:
+def kind_of(arguments: MineOptions) -> Kind:
     return Kind(arguments.index_factory, arguments.use_gpu_for_searching)

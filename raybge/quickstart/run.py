@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import DemoArguments, EvaluateArguments, MineArguments, TrainArguments
+from raybge.cli.console import Console
+from raybge.cli.options import DemoOptions, EvaluateOptions, MineOptions, TrainOptions
 from raybge.cli.parser import build
 from raybge.util.errors import UserError
 
@@ -37,7 +37,7 @@ LENGTHS = {"query": 32, "passage": 128}
 TRAINED_PASSAGE = 64  # tokens; half the time, and what a docstring is about stands at its beginning
 
 
-def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
+def demo(arguments: DemoOptions, console: Console) -> dict[str, Any]:
     """The command: text, mine, evaluate, train, evaluate, compare. Returns what summary.json holds."""
     from raybge.cluster.resources import connect
     from raybge.evaluation.run import evaluate
@@ -53,7 +53,7 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Any, *given: Any) -> Any:
-        screen.say(f"\n== {stage}")
+        console.info(f"\n== {stage}")
         start = time.monotonic()
         result = work(*given)
         seconds[stage] = round(time.monotonic() - start, 1)
@@ -61,15 +61,17 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
 
     mine_it, train_it, before_it, after_it = _stages(arguments, model, folder)
     if arguments.dry_run:
-        screen.say(f"would write docstrings to {text}, mine, train and evaluate with {model}")
+        console.info(f"would write docstrings to {text}, mine, train and evaluate with {model}")
         return {}
     counts = timed("text", demo_text.build, text, arguments.seed)
-    screen.say(f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages")
+    console.info(
+        f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages"
+    )
     with connect(arguments.address, arguments.verbose):
-        timed("mine", mine, mine_it, screen)
-        before = timed("evaluate before", evaluate, before_it, screen)
-        timed("train", train, train_it, screen)
-        after = timed("evaluate after", evaluate, after_it, screen)
+        timed("mine", mine, mine_it, console)
+        before = timed("evaluate before", evaluate, before_it, console)
+        timed("train", train, train_it, console)
+        after = timed("evaluate after", evaluate, after_it, console)
     summary = {
         "before": {name: before[name] for name in METRICS},
         "after": {name: after[name] for name in METRICS},
@@ -77,12 +79,12 @@ def demo(arguments: DemoArguments, screen: Screen) -> dict[str, Any]:
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _write_report(arguments, model, folder, summary, counts)
-    _show(summary, folder, screen)
+    _show(summary, folder, console)
     return summary
 
 
 def _write_report(
-    arguments: DemoArguments, model: str, folder: Path, summary: dict[str, Any], counts: dict[str, int]
+    arguments: DemoOptions, model: str, folder: Path, summary: dict[str, Any], counts: dict[str, int]
 ) -> None:
     from raybge.cli.parser import given
     from raybge.evaluation.metric_changes import Change
@@ -102,8 +104,8 @@ def _write_report(
 
 
 def _stages(
-    arguments: DemoArguments, model: str, folder: Path
-) -> tuple[MineArguments, TrainArguments, EvaluateArguments, EvaluateArguments]:
+    arguments: DemoOptions, model: str, folder: Path
+) -> tuple[MineOptions, TrainOptions, EvaluateOptions, EvaluateOptions]:
     """The commands: mine, train, and evaluate before and after."""
     text = folder / "text"
     common = {
@@ -118,7 +120,7 @@ def _stages(
         max_passage_length=LENGTHS["passage"],
     )
     mine_it = build(
-        MineArguments,
+        MineOptions,
         dict(
             **mining,
             **MINING,
@@ -130,7 +132,7 @@ def _stages(
         ),
     )
     train_it = build(
-        TrainArguments,
+        TrainOptions,
         dict(
             **training,
             **TRAINING,
@@ -140,8 +142,8 @@ def _stages(
             passage_max_len=TRAINED_PASSAGE,
         ),
     )
-    before_it = build(EvaluateArguments, dict(**measuring, **common, encoder=model))
-    after_it = build(EvaluateArguments, dict(**measuring, **common, encoder=folder / "model"))
+    before_it = build(EvaluateOptions, dict(**measuring, **common, encoder=model))
+    after_it = build(EvaluateOptions, dict(**measuring, **common, encoder=folder / "model"))
     return mine_it, train_it, before_it, after_it
 
 
@@ -153,12 +155,12 @@ def packaged_model() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def _show(summary: dict[str, Any], folder: Path, screen: Screen) -> None:
+def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
     before, after = summary["before"], summary["after"]
     rows = [
         (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{100 * (after[name] / before[name] - 1):+.1f}%")
         for name in METRICS
     ]
-    screen.say(f"\nheld-out questions, {sum(summary['seconds'].values()):,.0f} s in all")
-    screen.table(("", "before", "after", "change"), rows)
-    screen.say(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}, {folder / 'report.html'}")
+    console.info(f"\nheld-out questions, {sum(summary['seconds'].values()):,.0f} s in all")
+    console.table(("", "before", "after", "change"), rows)
+    console.info(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}, {folder / 'report.html'}")

@@ -26,7 +26,7 @@ from raybge.report.charts import (
 )
 from raybge.report.page import chart
 
-WIDE, NARROW, SMALL = 1072.0, 440.0, 380.0  # widths of a chart: a large screen, a phone, one of several side by side
+WIDE, NARROW, SMALL = 1072.0, 440.0, 380.0  # widths of a chart: a large console, a phone, one of several side by side
 MOST = 400  # points of a curve
 BARS = 60  # of a histogram
 TICKS = 6
@@ -37,7 +37,7 @@ Point = tuple[float, float]
 
 
 def curve(points: Sequence[Point], name: str, x_name: str = "training step", *, trend: bool = False) -> str:
-    """A value over the steps for any screen; nothing where no point is a finite number. See `curve_of`."""
+    """A value over the steps for any console; nothing where no point is a finite number. See `curve_of`."""
     wide, narrow = (curve_of(points, name, x_name, width, trend=trend) for width in (WIDE, NARROW))
     return chart(wide, narrow)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cli.console import Screen
+from raybge.cli.console import Console
 from raybge.cluster.remote_calls import in_order, unwrapped
 from raybge.cluster.resources import Plan
 from raybge.search import topk
@@ -274,7 +274,7 @@ def _finish(
     return finish(Found(store.table(block), scores_QK, ids_QK, Known.of(given[count:])), *extra)
 
 
-def say_recall(index: Index, pieces: Sequence[Piece], k: int, batch: int, screen: Screen) -> dict[str, float]:
+def say_recall(index: Index, pieces: Sequence[Piece], k: int, batch: int, console: Console) -> dict[str, float]:
     """For an index that is not exact: the share of the K best that it finds, on the first queries, as `recall`."""
     if index.kind.exact:
         return {}
@@ -285,7 +285,7 @@ def say_recall(index: Index, pieces: Sequence[Piece], k: int, batch: int, screen
             rows += piece.rows
     k = min(k, index.passages)
     hits, wanted = np.sum(list(search(index, asked, k, batch, _compare, index.lookup(), k)), axis=0).tolist()
-    screen.say(f"--index_factory {index.kind.factory} finds {hits / wanted:.1%} of the {k:,} nearest passages")
+    console.info(f"--index_factory {index.kind.factory} finds {hits / wanted:.1%} of the {k:,} nearest passages")
     return {"recall": round(hits / wanted, 6)}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cli.console import Screen
+from raybge.cli.console import Console
 from raybge.cluster.remote_calls import unwrapped
 from raybge.cluster.resources import Plan
 from raybge.data.groups import Group, text_key
@@ -114,7 +114,7 @@ def encode(
     embedder: Embedder,
     store: Store,
     plan: Plan,
-    screen: Screen,
+    console: Console,
     loaded: Embeddings | None = None,
 ) -> tuple[list[Piece], list[Piece]]:
     """Encode the kept passages and all queries, block by block, on `plan.workers` actors, into the store.
@@ -137,7 +137,7 @@ def encode(
     )
     total = queries.survey.total_rows
     found: dict[int, Piece] = {}
-    with unwrapped(), screen.bar("encode", kept.passages + total, "texts") as bar:
+    with unwrapped(), console.bar("encode", kept.passages + total, "texts") as bar:
         for said in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for done in said.to_pylist():
                 found[done["block"]] = Piece(done["name"], done["rows"], done["texts"])

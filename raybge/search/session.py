@@ -11,8 +11,8 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import CommonArguments
+from raybge.cli.console import Console
+from raybge.cli.options import CommonOptions
 from raybge.cluster.resources import Cluster, Plan, connect, grown
 from raybge.cluster.shared_paths import check_shared
 from raybge.data.jsonl import Parse
@@ -63,17 +63,17 @@ class Stages:
     def count(self, name: str, done: int, unit: str) -> None:
         self._done[name] = done, unit
 
-    def say(self, screen: Screen) -> None:
+    def say(self, console: Console) -> None:
         """The table of stages."""
         rows = []
         for name, seconds in self.seconds.items():
             done, unit = self._done.get(name, (0, ""))
             rate = f"{done / max(seconds, 1e-3):,.0f}" if unit else ""
             rows.append((name, f"{done:,} {unit}" if unit else "", f"{seconds:,.1f}", rate))
-        screen.table(("stage", "done", "seconds", "a second"), rows)
+        console.table(("stage", "done", "seconds", "a second"), rows)
 
 
-def check_numbers(arguments: CommonArguments, *names: str) -> None:
+def check_numbers(arguments: CommonOptions, *names: str) -> None:
     """UserError for a flag that is below 1."""
     for name in names:
         value = getattr(arguments, name)
@@ -146,7 +146,7 @@ def store_of_run(arguments: Any, name: str, finished: bool) -> Iterator[Store]:
 
 @contextmanager
 def opened(
-    arguments: CommonArguments, sources: Sequence[Source], work: str, screen: Screen
+    arguments: CommonOptions, sources: Sequence[Source], work: str, console: Console
 ) -> Iterator[tuple[Cluster, list[Survey]]]:
     """The Ray cluster and the surveyed sources; small ones are surveyed before Ray starts.
 
@@ -154,24 +154,24 @@ def opened(
     """
     small = sum(file.size for source in sources for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
-        surveys = small and [surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
+        surveys = small and [surveyed(source, work, arguments.on_bad_rows, console) for source in sources]
         cluster = stack.enter_context(connect(arguments.address, arguments.verbose))
         wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
-        cluster = grown(cluster, *wanted, screen.say)
+        cluster = grown(cluster, *wanted, console.info)
         models = {f"--{name}": [getattr(arguments, name, None)] for name in MODELS}
         written = {f"--{name}": getattr(arguments, name, None) for name in OUTPUTS}
         read = {source.flag: [file.path for file in source.files] for source in sources}
         check_shared(cluster, {**written, "--storage_path": work}, {**read, **models})
-        yield cluster, surveys or [surveyed(source, work, arguments.on_bad_rows, screen) for source in sources]
+        yield cluster, surveys or [surveyed(source, work, arguments.on_bad_rows, console) for source in sources]
 
 
-def surveyed(source: Source, work: str, on_bad_rows: str, screen: Screen) -> Survey:
+def surveyed(source: Source, work: str, on_bad_rows: str, console: Console) -> Survey:
     files = transcode(source.files, extended(work, "/unpacked"))
     block_bytes = max(BLOCK_BYTES, -(-sum(file.size for file in files) // MOST_BLOCKS))
     cache = None if "://" in work else f"{work}/surveys"
     found = survey(files, block_bytes, source.parse, on_bad_rows, cache)
     if found.bad_count:
-        screen.say(f"{source.flag}: {found.bad_count:,} rows are left out\n{named(found)}")
+        console.info(f"{source.flag}: {found.bad_count:,} rows are left out\n{named(found)}")
     return found
 
 

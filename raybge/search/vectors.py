@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cli.console import Screen
+from raybge.cli.console import Console
 from raybge.cluster.remote_calls import unwrapped
 from raybge.cluster.resources import Plan
 from raybge.data.groups import RowError, parse_field
@@ -80,7 +80,9 @@ class Encoded:
             self.ranges_2D = np.stack([np.minimum(known_2D[0], found_2D[0]), np.maximum(known_2D[1], found_2D[1])])
 
 
-def encode_rows(survey: Survey, encoding: Encoding, store: Store, plan: Plan, ranges: bool, screen: Screen) -> Encoded:
+def encode_rows(
+    survey: Survey, encoding: Encoding, store: Store, plan: Plan, ranges: bool, console: Console
+) -> Encoded:
     """Encode the usable rows of the survey on `plan.workers` actors, into the store.
 
     `ranges`: look for the least and the greatest values.
@@ -98,7 +100,7 @@ def encode_rows(survey: Survey, encoding: Encoding, store: Store, plan: Plan, ra
     )
     found: dict[int, Piece] = {}
     result = Encoded()
-    with unwrapped(), screen.bar("encode", survey.total_rows, "texts") as bar:
+    with unwrapped(), console.bar("encode", survey.total_rows, "texts") as bar:
         for said in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for done in said.to_pylist():
                 found[done["block"]] = Piece(done["name"], done["rows"])

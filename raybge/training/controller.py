@@ -1,7 +1,7 @@
 """Running the training workers: start them through Ray Train, show how far they are, start them again when one is lost.
 
 Restarts are counted here and not by Ray Train's FailureConfig. What a person has to mend is then never tried again, the
-screen says where a restart continues, and Ctrl-C ends the run after the step that it is in (see interruption.py).
+console says where a restart continues, and Ctrl-C ends the run after the step that it is in (see interruption.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raybge.util.errors import UserError, causes
 from raybge.util.redaction import public
 
 if TYPE_CHECKING:
-    from raybge.cli.console import Screen
+    from raybge.cli.console import Console
     from raybge.cluster.resources import Plan
     from raybge.training.elastic import Elastic
     from raybge.training.health.run_state import Progress
@@ -66,14 +66,14 @@ class Launch:
     told: int = 0  # evaluations that `on_measured` has heard of
     shown: int = 0  # lines of the workers that the person has read
 
-    def watch(self, screen: Screen) -> dict[str, float]:
+    def watch(self, console: Console) -> dict[str, float]:
         """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
         board = self.config.board
         failures = 0
-        with screen.bar("train", None, self.config.learning.rows) as bar:
+        with console.bar("train", None, self.config.learning.rows) as bar:
             saves = self.config.training.get("save_strategy") != "no"
             with Interruption(
-                board, self.storage, saves, lambda line: bar.write(line, file=bar.fp), screen.again
+                board, self.storage, saves, lambda line: bar.write(line, file=bar.fp), console.again
             ) as stop:
                 while (error := self._attempt(bar, stop)) is not None:
                     cause = _cause(error)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raybge.cli.console import Screen
-from raybge.cli.options import LoopArguments, PretrainArguments, TrainArguments
+from raybge.cli.console import Console
+from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
 from raybge.cluster.resources import Cluster, Plan, connect, grown, plan_workers, reading_cpus
 from raybge.cluster.shared_paths import check_shared
 from raybge.training import row_records as row_log
@@ -43,22 +43,22 @@ if TYPE_CHECKING:
     from raybge.training.worker_config import Learning, TrialContext
 
 
-def train(arguments: TrainArguments, screen: Screen, context: TrialContext | None = None) -> dict[str, float]:
+def train(arguments: TrainOptions, console: Console, context: TrialContext | None = None) -> dict[str, float]:
     """Fine-tune, and return the Trainer's metrics."""
     from raybge.training.tasks.finetuning import FineTuning
 
-    return run(arguments, FineTuning, screen, context)
+    return run(arguments, FineTuning, console, context)
 
 
-def pretrain(arguments: PretrainArguments, screen: Screen) -> dict[str, float]:
+def pretrain(arguments: PretrainOptions, console: Console) -> dict[str, float]:
     """Pre-train, and return the Trainer's metrics."""
     from raybge.training.tasks.pretraining import PreTraining
 
-    return run(arguments, PreTraining, screen)
+    return run(arguments, PreTraining, console)
 
 
 def run(
-    arguments: LoopArguments, learning: type[Learning], screen: Screen, context: TrialContext | None = None
+    arguments: LoopOptions, learning: type[Learning], console: Console, context: TrialContext | None = None
 ) -> dict[str, float]:
     """Train, and return the Trainer's metrics. Raises UserError, before any model loads, for what cannot be used."""
     from raybge.data.order import lane_count
@@ -70,7 +70,7 @@ def run(
 
     output = _check(arguments, learning)
     if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
-        screen.say(f"nothing to continue: the run of {output} is finished")
+        console.info(f"nothing to continue: the run of {output} is finished")
         return metrics
     start = starting_point(arguments.training, arguments.resume, _storage(arguments))
     if start and arguments.global_batch_size is None:
@@ -82,43 +82,43 @@ def run(
     written = {"--output_dir": str(output), "--storage_path": _storage(arguments)}
     wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
-        cluster = grown(cluster, *wanted, screen.say, elastic=True)
+        cluster = grown(cluster, *wanted, console.info, elastic=True)
         check_shared(cluster, written, learning.inputs(arguments, files))
         plan = plan_workers(cluster, *wanted, elastic=True)
         global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
-        plan = within(plan, lane_count(global_batch), screen.say)
+        plan = within(plan, lane_count(global_batch), console.info)
         survey = small or _survey(arguments, learning, files, output)
         if survey.bad_count:
             from raybge.data.survey import named
 
-            screen.say(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
+            console.info(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
         batches = _order(arguments, survey, plan)
-        _describe(arguments, learning, screen, cluster, plan, survey, batches)
-        _say_start(arguments, screen, start)
+        _describe(arguments, learning, console, cluster, plan, survey, batches)
+        _say_start(arguments, console, start)
         reading = reading_cpus(cluster, plan, context.runs)
-        metrics = _run(arguments, learning, screen, plan, reading, survey, batches, output, start, context)
+        metrics = _run(arguments, learning, console, plan, reading, survey, batches, output, start, context)
     if arguments.dry_run:
         return {}
-    screen.say(
+    console.info(
         f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
         f"({metrics['train_samples_per_second']:,.1f} {learning.rows}/s), mean loss {metrics['train_loss']:.4f}"
     )
     output_dir = arguments.training["output_dir"]
-    screen.say(f"model: {os.path.join(output_dir, learning.folder).rstrip('/')}, report: {output_dir}/report.html")
+    console.info(f"model: {os.path.join(output_dir, learning.folder).rstrip('/')}, report: {output_dir}/report.html")
     return metrics
 
 
-def _say_start(arguments: LoopArguments, screen: Screen, start: Checkpoint | None) -> None:
+def _say_start(arguments: LoopOptions, console: Console, start: Checkpoint | None) -> None:
     if start:
-        screen.say(f"continues from {public(start.path)}: {start.step:,} updates are done")
+        console.info(f"continues from {public(start.path)}: {start.step:,} updates are done")
     elif resumes(arguments.training, arguments.resume):
-        screen.say("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
+        console.info("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def _check(arguments: LoopArguments, learning: type[Learning]) -> Path:
+def _check(arguments: LoopOptions, learning: type[Learning]) -> Path:
     """Everything that can be said about the flags alone; returns the output folder."""
     learning.check(arguments)
     if "://" in arguments.training["output_dir"]:
@@ -134,7 +134,7 @@ def _check(arguments: LoopArguments, learning: type[Learning]) -> Path:
     return output
 
 
-def _check_output(arguments: LoopArguments, output: Path) -> None:
+def _check_output(arguments: LoopOptions, output: Path) -> None:
     """Whether the output folder may be written."""
     resume = resumes(arguments.training, arguments.resume)
     if arguments.overwrite_output_dir and resume:
@@ -161,7 +161,7 @@ def _check_output(arguments: LoopArguments, output: Path) -> None:
         raise UserError(f"--output_dir {output} is not empty, and there is no run in it to continue")
 
 
-def _storage(arguments: LoopArguments) -> str:
+def _storage(arguments: LoopOptions) -> str:
     """Where checkpoints lie: a folder or a URI."""
     place = arguments.storage_path or arguments.training["output_dir"]
     return os.path.abspath(filesystem(place)[1]) if is_local(place, "--storage_path") else place
@@ -171,20 +171,20 @@ def _checkpoints(storage: str) -> list[str]:
     return retried(lambda: numbered(storage), f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
 
 
-def _kept(arguments: LoopArguments, output: Path) -> Path:
+def _kept(arguments: LoopOptions, output: Path) -> Path:
     """The folder for what else a run keeps, which all nodes share."""
     storage = _storage(arguments)
     return Path(storage) if is_local(storage, "--storage_path") else output
 
 
-def _use_gpu(arguments: LoopArguments) -> bool | None:
+def _use_gpu(arguments: LoopOptions) -> bool | None:
     return False if arguments.training.get("use_cpu") else arguments.use_gpu
 
 
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
-def _survey(arguments: LoopArguments, learning: type[Learning], files: list[SourceFile], output: Path) -> Survey:
+def _survey(arguments: LoopOptions, learning: type[Learning], files: list[SourceFile], output: Path) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
     from raybge.data.order import block_bytes
     from raybge.data.ray_datasets import transcode
@@ -200,7 +200,7 @@ def _survey(arguments: LoopArguments, learning: type[Learning], files: list[Sour
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def _order(arguments: LoopArguments, survey: Survey, plan: Plan) -> Order:
+def _order(arguments: LoopOptions, survey: Survey, plan: Plan) -> Order:
     from raybge.data.order import Order, window_rows
 
     global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
@@ -218,37 +218,37 @@ def _order(arguments: LoopArguments, survey: Survey, plan: Plan) -> Order:
 
 
 def _describe(
-    arguments: LoopArguments,
+    arguments: LoopOptions,
     learning: type[Learning],
-    screen: Screen,
+    console: Console,
     cluster: Cluster,
     plan: Plan,
     survey: Survey,
     order: Order,
 ) -> None:
-    screen.say(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
+    console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
     model, batches = learning.describe(arguments)
-    screen.say(model)
+    console.info(model)
     files = len(survey.files)
-    screen.say(
+    console.info(
         f"data: {order.total:,} {learning.rows} an epoch from {files} file{'s' * (files != 1)}; "
         f"{order.steps:,} steps an epoch of {order.global_batch:,} {learning.rows}{batches}"
     )
     for line in data_sets_of(arguments, survey).describe(survey, order):
-        screen.say(line)
+        console.info(line)
     if not plan.gpus:
         for name in ("fp16", "bf16"):
             if arguments.training.get(name):
-                screen.say(f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU")
+                console.info(f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU")
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
 def _run(
-    arguments: LoopArguments,
+    arguments: LoopOptions,
     learning: type[Learning],
-    screen: Screen,
+    console: Console,
     plan: Plan,
     reading: float,
     survey: Survey,
@@ -277,7 +277,7 @@ def _run(
             config = replace(config, resume_from=start.path)
         group = process_group(arguments, plan)
         for line in config.validation.lines() if config.validation else []:
-            screen.say(line)
+            console.info(line)
         if arguments.dry_run:
             return {}
         # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
@@ -289,7 +289,7 @@ def _run(
         notes = kept / HIDDEN / f"ray-{run}"
         elastic = Elastic(*plan.range, storage, context.runs) if plan.range else None
         launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured, elastic)
-        return launch.watch(screen)
+        return launch.watch(console)
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)

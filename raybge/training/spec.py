@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.cli.parser import declared
 from raybge.util.errors import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HIGHEST_TEMPERATURE = 0.5
 
 
-def check_recipe(arguments: TrainArguments) -> None:
+def check_recipe(arguments: TrainOptions) -> None:
     """Everything that raybge's own flags can get wrong by themselves or together. Raises UserError."""
     from raybge.data.prompts import Instructions
     from raybge.model.folder import check_model_folder
@@ -38,7 +38,7 @@ def check_recipe(arguments: TrainArguments) -> None:
     _check_objective(arguments)
 
 
-def _check_numbers(arguments: TrainArguments) -> None:
+def _check_numbers(arguments: TrainOptions) -> None:
     for name in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "score_block"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -49,7 +49,7 @@ def _check_numbers(arguments: TrainArguments) -> None:
         raise UserError("--sub_batch_size must be at least 1, or -1 to hold the whole batch, found 0")
 
 
-def _check_objective(arguments: TrainArguments) -> None:
+def _check_objective(arguments: TrainOptions) -> None:
     if arguments.temperature <= 0:
         raise UserError(f"--temperature must be above 0, found {arguments.temperature}")
     if arguments.temperature > HIGHEST_TEMPERATURE and normalized(arguments):
@@ -68,7 +68,7 @@ def _check_objective(arguments: TrainArguments) -> None:
     _needs(arguments, "guide_model", "false_negative_margin")
 
 
-def _check_dims(arguments: TrainArguments) -> None:
+def _check_dims(arguments: TrainOptions) -> None:
     from raybge.model.folder import vector_width
 
     dims = arguments.mrl_dims
@@ -83,7 +83,7 @@ def _check_dims(arguments: TrainArguments) -> None:
         raise UserError(f"--mrl_dims names a length twice: {' '.join(map(str, dims))}")
 
 
-def inputs_of(arguments: TrainArguments, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+def inputs_of(arguments: TrainOptions, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
     """What every worker reads, by flag: the training files `files`, those to evaluate on, and the models."""
     from raybge.data.source_files import list_files
 
@@ -96,15 +96,15 @@ def inputs_of(arguments: TrainArguments, files: Sequence[SourceFile]) -> dict[st
     return paths
 
 
-def _needs(arguments: TrainArguments, name: str, other: str) -> None:
+def _needs(arguments: TrainOptions, name: str, other: str) -> None:
     """A flag that acts only beside another one."""
-    given = getattr(arguments, name) != declared(TrainArguments)[name].default
+    given = getattr(arguments, name) != declared(TrainOptions)[name].default
     beside = getattr(arguments, other)
     if given and (beside is None or beside is False):
         raise UserError(f"--{name} says something of what is not given: it needs --{other}")
 
 
-def normalized(arguments: TrainArguments) -> bool:
+def normalized(arguments: TrainOptions) -> bool:
     """Whether vectors get length 1: the flag, else what the model's folder says."""
     from raybge.model.folder import read_settings
 
@@ -113,7 +113,7 @@ def normalized(arguments: TrainArguments) -> bool:
     return read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token).normalize
 
 
-def objective_of(arguments: TrainArguments, block: int) -> Objective:
+def objective_of(arguments: TrainOptions, block: int) -> Objective:
     """The objective; `block`: groups from which negatives come when they do not come from all workers."""
     from raybge.losses.objective import Objective
 
@@ -132,13 +132,13 @@ def objective_of(arguments: TrainArguments, block: int) -> Objective:
     )
 
 
-def sub_batch_size_of(arguments: TrainArguments) -> int | None:
+def sub_batch_size_of(arguments: TrainOptions) -> int | None:
     """Texts whose activations are held at a time; None, and the recipe's -1, for all."""
     size = arguments.sub_batch_size
     return None if size is None or size < 0 else size
 
 
-def lora_of(arguments: TrainArguments) -> Lora | None:
+def lora_of(arguments: TrainOptions) -> Lora | None:
     """The adapters that the flags ask for; None for none."""
     from raybge.model.lora import Lora
 

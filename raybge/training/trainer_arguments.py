@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
-    from raybge.cli.options import LoopArguments
+    from raybge.cli.options import LoopOptions
     from raybge.cluster.resources import Plan
     from raybge.data.order import Order
 
@@ -22,7 +22,7 @@ METRICS = ("nDCG@10", "MRR@10")  # what evaluation while training measures
 _NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval", "ddp_backend")
 
 
-def check(arguments: LoopArguments) -> None:
+def check(arguments: LoopOptions) -> None:
     """What can be said of the flags alone. Raises UserError."""
     _check_rows(arguments)
     given = arguments.training
@@ -48,7 +48,7 @@ def check(arguments: LoopArguments) -> None:
     _check_reporting(given.get("report_to"))
 
 
-def _check_rows(arguments: LoopArguments) -> None:
+def _check_rows(arguments: LoopOptions) -> None:
     """How many rows, and of what."""
     from raybge.data.datasets import parse_weights
 
@@ -63,7 +63,7 @@ def _check_rows(arguments: LoopArguments) -> None:
     parse_weights(arguments.dataset_weights or [])
 
 
-def training_arguments(arguments: LoopArguments, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
+def training_arguments(arguments: LoopOptions, plan: Plan, order: Order, storage: Path) -> dict[str, Any]:
     """TrainingArguments for a worker. Raises UserError for what this plan cannot do."""
     given = {name: value for name, value in arguments.training.items() if name not in _NOT_FOR_WORKERS}
     _check_plan(given, plan)
@@ -100,12 +100,12 @@ def training_arguments(arguments: LoopArguments, plan: Plan, order: Order, stora
     }
 
 
-def accumulation(arguments: LoopArguments) -> int:
+def accumulation(arguments: LoopOptions) -> int:
     """Steps of the stream that make one update."""
     return int(arguments.training.get("gradient_accumulation_steps", 1))
 
 
-def process_group(arguments: LoopArguments, plan: Plan) -> dict[str, Any]:
+def process_group(arguments: LoopOptions, plan: Plan) -> dict[str, Any]:
     """The arguments of Ray Train's TorchConfig: it is Ray that starts the process group."""
     backend = arguments.training.get("ddp_backend") or ("nccl" if plan.gpus else "gloo")
     if not plan.gpus and "nccl" in backend:
@@ -122,7 +122,7 @@ def _chooses(given: dict[str, Any]) -> bool:
     )
 
 
-def _check_evaluation(arguments: LoopArguments) -> None:
+def _check_evaluation(arguments: LoopOptions) -> None:
     given = arguments.training
     evaluates = given.get("eval_strategy", "no") != "no"
     asking = [f"--eval_strategy {given['eval_strategy']}"] if evaluates else []

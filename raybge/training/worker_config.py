@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from raybge.cli.options import LoopArguments, TrainArguments
+from raybge.cli.options import LoopOptions, TrainOptions
 from raybge.cli.parser import given
 from raybge.data.token_cache import TokenFiles
 from raybge.training.checkpoint.manifest import Identity, digest
@@ -122,7 +122,7 @@ class WorkerConfig:
 
 
 def worker_config(
-    arguments: LoopArguments,
+    arguments: LoopOptions,
     learning: Learning,
     plan: Plan,
     reading: float,
@@ -137,7 +137,7 @@ def worker_config(
     from raybge.evaluation.eval_data import prepare
 
     identity = Identity.of(survey, order, accumulation(arguments))
-    validation = prepare(arguments, storage) if isinstance(arguments, TrainArguments) else None
+    validation = prepare(arguments, storage) if isinstance(arguments, TrainOptions) else None
     kept = context.tokens and TokenFiles(os.path.join(context.tokens, digest((identity, validation))))
     return WorkerConfig(
         learning=learning,
@@ -161,7 +161,7 @@ def worker_config(
     )
 
 
-def data_sets_of(arguments: LoopArguments, survey: Survey) -> DataSets:
+def data_sets_of(arguments: LoopOptions, survey: Survey) -> DataSets:
     from raybge.data.datasets import arrange, parse_weights
 
     return arrange(
@@ -174,16 +174,16 @@ def data_sets_of(arguments: LoopArguments, survey: Survey) -> DataSets:
     )
 
 
-def device_batch_of(arguments: LoopArguments) -> int:
+def device_batch_of(arguments: LoopOptions) -> int:
     return arguments.training.get("per_device_train_batch_size", 8)
 
 
-def seed_of(arguments: LoopArguments) -> int:
+def seed_of(arguments: LoopOptions) -> int:
     data_seed = arguments.training.get("data_seed")
     return arguments.training.get("seed", 42) if data_seed is None else data_seed
 
 
-def _card(arguments: LoopArguments, survey: Survey) -> dict[str, Any]:
+def _card(arguments: LoopOptions, survey: Survey) -> dict[str, Any]:
     """What the model card says of the run before it starts; secrets stay out of it."""
     return dict(
         base_model=arguments.model_name_or_path,

@@ -16,7 +16,7 @@ from raybge.tuning.search_space import Domain
 from raybge.tuning.trial_charts import SHADES, SHAPES, View, curves, parallel, scatter, score_text
 from raybge.util.atomic_write import written_aside
 
-WIDE, NARROW = 1072, 440  # widths of a chart on a large screen and on a phone, in pixels
+WIDE, NARROW = 1072, 440  # widths of a chart on a large console and on a phone, in pixels
 _SAID = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running"}
 
 

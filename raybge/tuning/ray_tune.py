@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from raybge.cli.options import TuneArguments
+from raybge.cli.options import TuneOptions
 from raybge.cluster.placement_groups import release
 from raybge.cluster.resources import head_address
 from raybge.tuning import population
@@ -43,7 +43,7 @@ class Search:
         on_change: called with all trials whenever one has begun, was measured, or has ended.
     """
 
-    arguments: TuneArguments
+    arguments: TuneOptions
     space: Mapping[str, Domain]
     task: Task
     folder: Path
@@ -196,7 +196,7 @@ class Search:
                 (self.task.place(trial.id) / MINED).unlink(missing_ok=True)
 
 
-def algorithm(arguments: TuneArguments, space: Mapping[str, Domain]) -> str:
+def algorithm(arguments: TuneOptions, space: Mapping[str, Domain]) -> str:
     """Who draws the values: Optuna, unless a grid is to be gone through or values change while trials train.
 
     UserError where who is asked for cannot do it.
@@ -218,7 +218,7 @@ def algorithm(arguments: TuneArguments, space: Mapping[str, Domain]) -> str:
     return asked
 
 
-def pauses(arguments: TuneArguments) -> bool:
+def pauses(arguments: TuneOptions) -> bool:
     """Whether trials are made to wait, and go on from a checkpoint."""
     return arguments.scheduler == "pbt" or arguments.search_alg == "bohb"
 
@@ -236,7 +236,7 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-# The search that this process runs: Ray Tune pickles its callbacks, and a screen cannot be.
+# The search that this process runs: Ray Tune pickles its callbacks, and a console cannot be.
 _RUNNING: list[Search] = []
 
 

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import TuneArguments
+from raybge.cli.console import Console
+from raybge.cli.options import TuneOptions
 from raybge.cluster.resources import connect, grown, plan_workers, side_by_side
 from raybge.cluster.shared_paths import check_shared
 from raybge.tuning.search_space import Domain, parse
@@ -55,7 +55,7 @@ BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
 RESULTS = (BEST_FILE, "trials.csv", "trials.json", "report.html")
 
 
-def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
+def tune(arguments: TuneOptions, console: Console) -> dict[str, Any]:
     """The command: check, hold out, plan, search, report."""
     from raybge.tuning.ray_tune import Search, pauses
     from raybge.tuning.trial import Task
@@ -64,17 +64,17 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
     space = parse(arguments.search or DEFAULT, searched(mining))
     output = check(arguments, space, mining)
     if arguments.resume and (output / BEST_FILE).is_file():
-        screen.say(f"nothing to continue: the search of {output} is finished")
+        console.info(f"nothing to continue: the search of {output} is finished")
         return dict(json.loads((output / BEST_FILE).read_text()))
-    found = _survey(arguments, output, screen)
+    found = _survey(arguments, output, console)
     wanted = arguments.num_workers or "1", arguments.use_gpu, arguments.cpus_per_worker
     with connect(arguments.address, arguments.verbose) as cluster:
-        cluster = grown(cluster, *wanted, screen.say, runs=arguments.max_concurrent or 1)
+        cluster = grown(cluster, *wanted, console.info, runs=arguments.max_concurrent or 1)
         _check_shared(arguments, mining, cluster, output)
         plan = plan_workers(cluster, *wanted)
         runs = min(arguments.max_concurrent or arguments.num_samples, side_by_side(cluster, plan))
-        _describe(arguments, space, cluster, plan, runs, screen)
-        flags = _trial_flags(arguments, found, plan, output, screen)
+        _describe(arguments, space, cluster, plan, runs, console)
+        flags = _trial_flags(arguments, found, plan, output, console)
         if arguments.dry_run:
             return {}
         _begin(arguments, space, flags, output)
@@ -86,12 +86,12 @@ def tune(arguments: TuneArguments, screen: Screen) -> dict[str, Any]:
             mining=mining and trial_mining(mining, flags, work_folder(arguments, output)),
             pauses=pauses(arguments),
         )
-        with _shown(arguments, space, task, output, screen) as on_change:
+        with _shown(arguments, space, task, output, console) as on_change:
             trials = Search(arguments, space, task, output / HIDDEN, on_change).run()
-    return _finish(arguments, trials, task, output, screen)
+    return _finish(arguments, trials, task, output, console)
 
 
-def _check_shared(arguments: TuneArguments, mining: Mapping[str, Any] | None, cluster: Cluster, output: Path) -> None:
+def _check_shared(arguments: TuneOptions, mining: Mapping[str, Any] | None, cluster: Cluster, output: Path) -> None:
     """UserError where a node does not see what trials read and write."""
     from raybge.data.source_files import list_files
     from raybge.training.spec import inputs_of
@@ -107,7 +107,7 @@ def _check_shared(arguments: TuneArguments, mining: Mapping[str, Any] | None, cl
 
 
 def _describe(
-    arguments: TuneArguments, space: Mapping[str, Domain], cluster: Cluster, plan: Plan, runs: int, screen: Screen
+    arguments: TuneOptions, space: Mapping[str, Domain], cluster: Cluster, plan: Plan, runs: int, console: Console
 ) -> None:
     from raybge.tuning.ray_tune import algorithm
 
@@ -115,16 +115,16 @@ def _describe(
     ways = {"none": "none stopped early", "pbt": "the worst replaced by the best after each quarter (pbt)"}
     stopping = ways.get(who, f"stopped early by {who}")
     at_a_time = "one after the other" if runs == 1 else f"{runs} at a time"
-    screen.say(f"cluster: {cluster.describe()}; trials {at_a_time}, each of {plan.describe('training worker')}")
-    screen.say(
+    console.info(f"cluster: {cluster.describe()}; trials {at_a_time}, each of {plan.describe('training worker')}")
+    console.info(
         f"search: {arguments.num_samples} {'rounds' if any(d.grid for d in space.values()) else 'trials'} drawn by "
         f"{algorithm(arguments, space)}, {stopping}, for the {arguments.mode}imum of {arguments.metric}"
     )
     for name, domain in space.items():
-        screen.say(f"  {name}: {domain}")
+        console.info(f"  {name}: {domain}")
 
 
-def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Path, screen: Screen) -> dict[str, Any]:
+def _trial_flags(arguments: TuneOptions, found: Survey, plan: Plan, output: Path, console: Console) -> dict[str, Any]:
     """A trial's flags but for those that are drawn; paths are absolute, since a trial runs in a folder of Ray's."""
     from raybge.tuning.held_out_split import hold_out
     from raybge.tuning.population import INTERVAL
@@ -147,14 +147,14 @@ def _trial_flags(arguments: TuneArguments, found: Survey, plan: Plan, output: Pa
     else:
         split = hold_out(found, arguments.held_out, arguments.training.get("seed", 42), work_folder(arguments, output))
         flags |= {"train_data": [split.train], "eval_data": [split.dev], "eval_corpus": [split.corpus]}
-        screen.say(
+        console.info(
             f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups, searched in every `pos` and "
             "`neg` of the data"
         )
     return {**flags, **{name: absolute(flags[name]) for name in PATHS if isinstance(flags.get(name), str)}}
 
 
-def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
+def _survey(arguments: TuneOptions, output: Path, console: Console) -> Survey:
     """Check every row once, before trials do so each for itself; the rows to train on."""
     from raybge.data.groups import parse_group, parse_scored_group
     from raybge.data.source_files import list_files
@@ -166,17 +166,17 @@ def _survey(arguments: TuneArguments, output: Path, screen: Screen) -> Survey:
     parse = parse_scored_group if arguments.knowledge_distillation else parse_group
     found = survey(files, BLOCK_BYTES, parse, arguments.on_bad_rows)
     if found.bad_count:
-        screen.say(f"--train_data: {found.bad_count:,} rows are left out\n{named(found)}")
+        console.info(f"--train_data: {found.bad_count:,} rows are left out\n{named(found)}")
     validation = prepare(arguments, output)
     for line in validation.lines() if validation else []:
-        screen.say(line)
+        console.info(line)
     return found
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
 
 
-def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping[str, Any], output: Path) -> None:
+def _begin(arguments: TuneOptions, space: Mapping[str, Domain], flags: Mapping[str, Any], output: Path) -> None:
     """Make room for a new search, or see that an old one is the same."""
     from raybge.tuning.ray_tune import NAME
 
@@ -203,7 +203,7 @@ def _begin(arguments: TuneArguments, space: Mapping[str, Domain], flags: Mapping
 
 @contextmanager
 def _shown(
-    arguments: TuneArguments, space: Mapping[str, Domain], task: Task, output: Path, screen: Screen
+    arguments: TuneOptions, space: Mapping[str, Domain], task: Task, output: Path, console: Console
 ) -> Iterator[Any]:
     """What is called when trials change: a line for each that ends, and all that is known in the output folder."""
     said: set[int] = set()
@@ -211,7 +211,7 @@ def _shown(
     total = arguments.num_samples
     for domain in space.values():
         total *= len(domain.arguments) if domain.grid else 1
-    with screen.bar("search", total, "trials") as bar:
+    with console.bar("search", total, "trials") as bar:
 
         def on_change(trials: Sequence[Trial]) -> None:
             ended = [trial for trial in trials if trial.status != "running"]
@@ -243,7 +243,7 @@ def _short(value: Any) -> str:
 
 
 def _write(
-    arguments: TuneArguments,
+    arguments: TuneOptions,
     space: Mapping[str, Domain],
     task: Task,
     output: Path,
@@ -269,7 +269,7 @@ def _write(
 
 
 def _finish(
-    arguments: TuneArguments, trials: Sequence[Trial], task: Task, output: Path, screen: Screen
+    arguments: TuneOptions, trials: Sequence[Trial], task: Task, output: Path, console: Console
 ) -> dict[str, Any]:
     """Move the best model in and say what was found."""
     from raybge.tuning.population import ATTEMPTS
@@ -288,7 +288,7 @@ def _finish(
     (output / BEST_FILE).write_text(json.dumps(result, indent=1) + "\n")
     for folder in (Path(task.shared), *(output / TRIALS).glob(f"*/{ATTEMPTS}")):
         shutil.rmtree(folder, ignore_errors=True)
-    screen.say(_line(found, arguments.metric))
-    screen.say(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / 'report.html'}")
-    screen.say(f"the same model again: {again}")
+    console.info(_line(found, arguments.metric))
+    console.info(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / 'report.html'}")
+    console.info(f"the same model again: {again}")
     return result

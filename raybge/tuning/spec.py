@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.options import MineArguments, TrainArguments, TuneArguments
+from raybge.cli.options import MineOptions, TrainOptions, TuneOptions
 from raybge.cli.parser import Flag, build, declared, given, read_config
 from raybge.tuning import population
 from raybge.tuning.search_space import Domain
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 SEARCH_FILE = "search.json"  # what a search that is continued must have in common
 # Flags of the search itself, and of where and how it runs: all others are the trials'.
-OWN = {f for f in declared(TuneArguments) if f not in declared(TrainArguments)}
+OWN = {f for f in declared(TuneOptions) if f not in declared(TrainOptions)}
 PLACE = {"config", "dry_run", "verbose", "address", "resume", "overwrite_output_dir", "output_dir", "storage_path"}
 PATHS = ("model_name_or_path", "config_name", "tokenizer_name", "cache_dir", "guide_model", "logging_dir", "deepspeed")
 
 
-def mining_of(arguments: TuneArguments) -> dict[str, Any] | None:
+def mining_of(arguments: TuneOptions) -> dict[str, Any] | None:
     """The flags of raybge.mine that each trial begins with, None where it mines nothing."""
     if arguments.mine_config is None:
         return None
-    found = read_config(arguments.mine_config, declared(MineArguments), "--mine_config")
+    found = read_config(arguments.mine_config, declared(MineOptions), "--mine_config")
     for name in ("input_file", "output_file", "storage_path"):
         if name in found:
             raise UserError(f"--mine_config {arguments.mine_config}: {name} is the search's own to choose")
@@ -39,10 +39,10 @@ def mining_of(arguments: TuneArguments) -> dict[str, Any] | None:
 
 def searched(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
     """The flags that may be searched: training's, and mining's where they do not have the name of one of these."""
-    return {**(declared(MineArguments) if mining is not None else {}), **declared(TrainArguments)}
+    return {**(declared(MineOptions) if mining is not None else {}), **declared(TrainOptions)}
 
 
-def check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
+def check(arguments: TuneOptions, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
     """Everything that can be said about the flags alone, at the ends of each domain too; returns the output folder."""
     from raybge.tuning.ray_tune import algorithm, pauses
 
@@ -69,7 +69,7 @@ def check(arguments: TuneArguments, space: Mapping[str, Domain], mining: Mapping
     return output
 
 
-def _check_trial(arguments: TuneArguments, drawn: Mapping[str, Any], mining: Mapping[str, Any] | None) -> None:
+def _check_trial(arguments: TuneOptions, drawn: Mapping[str, Any], mining: Mapping[str, Any] | None) -> None:
     """Whether a trial could have these flags."""
     from raybge.mining.spec import check as check_mining
     from raybge.training.spec import check_recipe
@@ -79,13 +79,13 @@ def _check_trial(arguments: TuneArguments, drawn: Mapping[str, Any], mining: Map
     flags = {**trained(arguments), "eval_data": arguments.eval_data or ["held out"]}
     first, second = Task(flags, "", 1, "", mining).stages(drawn, "mined.jsonl", flags["output_dir"])
     if first:
-        check_mining(build(MineArguments, first), embedded=False)
-    trial = build(TrainArguments, second)
+        check_mining(build(MineOptions, first), embedded=False)
+    trial = build(TrainOptions, second)
     check_recipe(trial)
     check(trial)
 
 
-def _check_output(arguments: TuneArguments, output: Path) -> None:
+def _check_output(arguments: TuneOptions, output: Path) -> None:
     for name, place in (("output_dir", arguments.training["output_dir"]), ("storage_path", arguments.storage_path)):
         if place and "://" in place:
             raise UserError(f"--{name} {place}: give a folder that all nodes share; a URI is not built yet")
@@ -102,13 +102,13 @@ def _check_output(arguments: TuneArguments, output: Path) -> None:
         raise UserError(f"--output_dir {output} is not empty, and there is no search in it to continue")
 
 
-def trained(arguments: TuneArguments) -> dict[str, Any]:
+def trained(arguments: TuneOptions) -> dict[str, Any]:
     """The flags that were given and are a training run's."""
     found = {name: value for name, value in given(arguments).items() if name not in OWN | PLACE}
     return {**found, "output_dir": arguments.training["output_dir"], "token": arguments.token}
 
 
-def work_folder(arguments: TuneArguments, output: Path) -> Path:
+def work_folder(arguments: TuneOptions, output: Path) -> Path:
     """Where lies what trials share: groups held out, and vectors to mine with."""
     return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output / HIDDEN
 
@@ -130,7 +130,7 @@ def absolute(path: str) -> str:
     return os.path.abspath(path) if there else path
 
 
-def own_command(arguments: TuneArguments) -> list[str]:
+def own_command(arguments: TuneOptions) -> list[str]:
     """The words of the search's own command line."""
     asked = {name: value for name, value in given(arguments).items() if name not in ("resume", "overwrite_output_dir")}
     return ["python", "-m", "raybge.tune", *_flag_words(asked)]

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybge.cli.console import Screen
-from raybge.cli.options import MineArguments, TrainArguments
+from raybge.cli.console import Console
+from raybge.cli.options import MineOptions, TrainOptions
 from raybge.cli.parser import build, declared
 from raybge.cluster.placement_groups import release
 from raybge.cluster.remote_calls import unwrapped
@@ -72,7 +72,7 @@ class Task:
         self, drawn: Mapping[str, Any], mined: str, output_dir: str
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """A trial's flags of raybge.mine, None where nothing is mined, and of raybge.train."""
-        trained = declared(TrainArguments)
+        trained = declared(TrainOptions)
         training = {**self.flags, **{name: value for name, value in drawn.items() if name in trained}}
         training["output_dir"] = output_dir
         if self.mining is None:
@@ -119,7 +119,7 @@ def run_trial(config: dict[str, Any], task: Task) -> None:
         _mine(mining)
     release(folder / MODEL)  # of an attempt before, which may have been stopped a moment ago
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    train(build(TrainArguments, {**training, **(attempt.flags() if attempt else {})}), Screen(), context)
+    train(build(TrainOptions, {**training, **(attempt.flags() if attempt else {})}), Console(), context)
     curve = curve_of(folder)
     _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]
@@ -133,7 +133,7 @@ def _mine(flags: dict[str, Any]) -> None:
     from raybge.mining.run import mine
 
     def run() -> None:
-        mine(build(MineArguments, flags), Screen())
+        mine(build(MineOptions, flags), Console())
 
     with unwrapped():
         ray.get(ray.remote(run).options(num_cpus=0, scheduling_strategy="DEFAULT").remote())

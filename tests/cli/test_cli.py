@@ -1,4 +1,4 @@
-"""Exit codes, one clean message, and a screen that others cannot write on."""
+"""Exit codes, one clean message, and a console that others cannot write on."""
 
 import os
 import re
@@ -10,21 +10,21 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
 
 from raybge.cli import run as cli
-from raybge.cli.console import Screen
-from raybge.cli.options import CommonArguments
+from raybge.cli.console import Console
+from raybge.cli.options import CommonOptions
 from raybge.util.errors import UserError
 
 
 @dataclass(kw_only=True)
-class Arguments(CommonArguments):
+class Arguments(CommonOptions):
     """A command for these tests."""
 
 
 def raising(error):
-    def function(arguments, screen):
+    def function(arguments, console):
         print("noise of a library")
         os.write(2, b"noise of a native library\n")
-        screen.say("a line for the person")
+        console.info("a line for the person")
         if error is not None:
             raise error
 
@@ -103,22 +103,22 @@ def test_wrong_flags_end_with_2_and_no_log(capfd):
 
 
 def test_the_terminal_is_given_back(capfd):
-    screen = Screen()
-    with screen.capture("work", enabled=True), screen.capture("inner", enabled=True):
+    console = Console()
+    with console.capture("work", enabled=True), console.capture("inner", enabled=True):
         print("into the log")
-    print("onto the screen")
-    assert capfd.readouterr().out.endswith("onto the screen\n")
+    print("onto the console")
+    assert capfd.readouterr().out.endswith("onto the console\n")
 
 
 def test_a_bar_shows_count_rate_and_time_left(capfd):
-    with Screen().bar("encode", 4, "texts") as bar:
+    with Console().bar("encode", 4, "texts") as bar:
         bar.update(4)
     shown = capfd.readouterr().err
     assert "encode" in shown and "4/4 texts" in shown and "texts/s" in shown
 
 
 def test_a_table_is_aligned(capfd):
-    Screen().table(("", "before", "after"), [("nDCG@10", "0.5000", "0.6000"), ("MRR", "1", "2")])
+    Console().table(("", "before", "after"), [("nDCG@10", "0.5000", "0.6000"), ("MRR", "1", "2")])
     assert capfd.readouterr().out == "         before   after\nnDCG@10  0.5000  0.6000\nMRR           1       2\n"
 
 

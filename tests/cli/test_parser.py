@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from raybge.cli.options import EvaluateArguments, MineArguments, TrainArguments
+from raybge.cli.options import EvaluateOptions, MineOptions, TrainOptions
 from raybge.cli.parser import build, declared, parse, training_flags
 from raybge.util.errors import UserError
 
@@ -16,7 +16,7 @@ NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl", "--output_dir"
 
 
 def train(*argv):
-    return parse(TrainArguments, [*NEEDED, *argv], "train")
+    return parse(TrainOptions, [*NEEDED, *argv], "train")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_booleans_take_three_forms(argv, value):
 @pytest.mark.parametrize("name", ["normlized", "normalize_embeddings"])
 def test_both_spellings(name):
     assert train(f"--{name}", "False").normlized is False
-    assert build(TrainArguments, {**given(), name: False}).normlized is False
+    assert build(TrainOptions, {**given(), name: False}).normlized is False
 
 
 def given(**flags):
@@ -45,7 +45,7 @@ def given(**flags):
 
 
 def test_paths_may_be_objects():
-    built = build(TrainArguments, given(output_dir=Path("out"), train_data=Path("a.jsonl")))
+    built = build(TrainOptions, given(output_dir=Path("out"), train_data=Path("a.jsonl")))
     assert (built.training["output_dir"], built.train_data) == ("out", ["a.jsonl"])
 
 
@@ -53,17 +53,17 @@ def test_the_recipes_own_commands_parse():
     """The commands of FlagEmbedding's documents, but for the launcher."""
     mine = """--model_name_or_path BAAI/bge-base-en-v1.5 --input_file toy.jsonl --output_file toy_minedHN.jsonl
         --range_for_sampling 2-200 --use_gpu_for_searching"""
-    assert parse(MineArguments, mine.split(), "mine").use_gpu_for_searching is True
+    assert parse(MineOptions, mine.split(), "mine").use_gpu_for_searching is True
     tune = """--output_dir out --model_name_or_path BAAI/bge-large-zh-v1.5 --train_data toy.jsonl --learning_rate 1e-5
         --fp16 --num_train_epochs 5 --per_device_train_batch_size 1 --dataloader_drop_last True --normlized True
         --temperature 0.02 --query_max_len 64 --passage_max_len 256 --train_group_size 2 --negatives_cross_device
         --logging_steps 10 --query_instruction_for_retrieval"""
-    parsed = parse(TrainArguments, [*tune.split(), ""], "train")
+    parsed = parse(TrainOptions, [*tune.split(), ""], "train")
     assert parsed.query_instruction_for_retrieval == ""
     assert parsed.training["learning_rate"] == 1e-5
     assert parsed.training["dataloader_drop_last"] is True
     rate = "--encoder BAAI/bge-base-en-v1.5 --fp16 --add_instruction --k 100 --corpus_data c --query_data q"
-    assert parse(EvaluateArguments, rate.split(), "evaluate").add_instruction is True
+    assert parse(EvaluateOptions, rate.split(), "evaluate").add_instruction is True
 
 
 def test_every_training_argument_is_known():
@@ -82,7 +82,7 @@ def test_config_file_and_flags_over_it(tmp_path):
         "train_data: [x.jsonl, y.jsonl]\nnormalize_embeddings: false\nlearning_rate: 1e-5\nnum_workers: 2\n"
     )
     parsed = parse(
-        TrainArguments,
+        TrainOptions,
         ["--config", str(config), "--model_name_or_path", "m", "--output_dir", "o", "--normlized", "True"],
         "train",
     )
@@ -112,7 +112,7 @@ def test_wrong_flags_are_named(argv, says):
 
 def test_missing_flags_are_all_named():
     with pytest.raises(UserError, match="--model_name_or_path, --train_data, --output_dir"):
-        parse(TrainArguments, [], "train")
+        parse(TrainOptions, [], "train")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_missing_flags_are_all_named():
 )
 def test_the_python_function_checks_alike(flags):
     with pytest.raises(UserError, match=next(iter(flags))):
-        build(TrainArguments, given(**flags))
+        build(TrainOptions, given(**flags))
 
 
 @pytest.mark.parametrize("command", ["mine", "train", "merge", "evaluate", "demo"])
@@ -149,13 +149,13 @@ def test_help_is_quick_and_imports_no_torch(command):
 
 def test_help_shows_own_flags_in_groups_and_all_on_request(capsys):
     with pytest.raises(SystemExit):
-        parse(TrainArguments, ["--help"], "train")
+        parse(TrainOptions, ["--help"], "train")
     short = capsys.readouterr().out
     with pytest.raises(SystemExit):
-        parse(TrainArguments, ["--help-all"], "train")
+        parse(TrainOptions, ["--help-all"], "train")
     long = capsys.readouterr().out
     assert "--temperature" in short and "--adam_beta1" not in short
-    assert all(f"--{name}" in long for name in declared(TrainArguments))
+    assert all(f"--{name}" in long for name in declared(TrainOptions))
     assert short.index("required:") < short.index("--output_dir") < short.index("objective:")
 
 

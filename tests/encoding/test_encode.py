@@ -11,8 +11,8 @@ import pytest
 import stub
 
 from raybge import encode_dataset, quantize_embeddings
-from raybge.cli.console import Screen
-from raybge.cli.options import EncodeArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EncodeOptions
 from raybge.cli.parser import build
 from raybge.encode import main
 from raybge.encoding import vector_writer as vector_files
@@ -107,7 +107,7 @@ def fixed(texts) -> np.ndarray:
 
 def run(data, output, log, embedder=None, **more):
     flags = {"model_name_or_path": "none", "input_file": str(data[0]), "output_file": str(output), **more}
-    return encode(build(EncodeArguments, flags), Screen(), embedder or stub.embedder(log))
+    return encode(build(EncodeOptions, flags), Console(), embedder or stub.embedder(log))
 
 
 def blocks(log: Path) -> list[str]:
@@ -274,7 +274,7 @@ def test_each_flag_reaches_the_encoder():
     from raybge.encoding.run import _encoder_options
 
     flags = {"model_name_or_path": "m", "input_file": "i", "output_file": "o"}
-    plain = _encoder_options(build(EncodeArguments, flags))
+    plain = _encoder_options(build(EncodeOptions, flags))
     changed = {
         "normalize_embeddings": (False, "normalize_embeddings"),
         "use_fp16": (False, "use_fp16"),
@@ -289,5 +289,5 @@ def test_each_flag_reaches_the_encoder():
         "truncate_dim": (7, "truncate_dim"),
     }
     for name, (value, option) in changed.items():
-        found = _encoder_options(build(EncodeArguments, {**flags, name: value}))
+        found = _encoder_options(build(EncodeOptions, {**flags, name: value}))
         assert {key for key in plain if plain[key] != found[key]} == {option} and found[option] == value

@@ -11,7 +11,7 @@ import pytrec_eval
 from tiny import make_tiny
 
 from raybge import evaluate_retrieval
-from raybge.cli.options import EvaluateArguments
+from raybge.cli.options import EvaluateOptions
 from raybge.cli.parser import build
 from raybge.evaluate import main
 from raybge.evaluation import estimate
@@ -272,7 +272,7 @@ def test_times_to_plan_with(seconds, said):
 
 def test_lengths_and_instruction_come_from_flag_then_folder_then_recipe(tiny_model, tmp_path):
     def options(model, **more):
-        return _encoder_options(build(EvaluateArguments, dict(encoder=model, corpus_data="c", query_data="q", **more)))
+        return _encoder_options(build(EvaluateOptions, dict(encoder=model, corpus_data="c", query_data="q", **more)))
 
     lengths = ("query_max_length", "passage_max_length")
     assert [options(tiny_model)[name] for name in lengths] == [16, 16]

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from raybge import evaluate_retrieval
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build
 from raybge.data.token_cache import TokenFiles
 from raybge.evaluation import eval_data as validation_data
@@ -57,7 +57,7 @@ def small_blocks(monkeypatch):
 
 def arguments(tiny_model, **flags):
     given = dict(model_name_or_path=tiny_model, train_data="none.jsonl", output_dir="none", query_max_len=QUERY_LEN)
-    return build(TrainArguments, {**given, "passage_max_len": PASSAGE_LEN, **flags})
+    return build(TrainOptions, {**given, "passage_max_len": PASSAGE_LEN, **flags})
 
 
 def config_of(tiny_model, storage, **flags) -> ValidationConfig:

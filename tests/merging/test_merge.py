@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tiny import changed, make_classifier, make_tiny
 
 import raybge
-from raybge.cli.console import Screen
-from raybge.cli.options import EvaluateArguments, MergeArguments
+from raybge.cli.console import Console
+from raybge.cli.options import EvaluateOptions, MergeOptions
 from raybge.cli.parser import build, declared
 from raybge.cluster import resources as cluster
 from raybge.evaluation.run import evaluate
@@ -176,7 +176,7 @@ def test_weights_may_miss_1_by_a_thousandth(models, tmp_path):
 
 def test_every_flag_but_those_of_commands_is_the_recipes_or_explained():
     """The recipe's names and defaults."""
-    flags = declared(MergeArguments)
+    flags = declared(MergeOptions)
     recipe = {"temperature": 5.0, "batch_size": 2, "max_input_length": 2048, "neg_number": 7}
     assert {name: flags[name].default for name in recipe} == recipe
     assert {"model_names_or_paths", "model_type", "weights", "output_path", "example_data"} <= flags.keys()
@@ -331,7 +331,7 @@ def test_a_search_takes_the_best_that_keeps_the_floor(ray_of_four, models, rows,
 
     def measured(model, queries, passages):
         flags = {"encoder": str(model), "query_data": queries, "corpus_data": passages, "num_workers": 1, "k": 10}
-        return evaluate(build(EvaluateArguments, flags), Screen())["nDCG@10"]
+        return evaluate(build(EvaluateOptions, flags), Console())["nDCG@10"]
 
     found = measured(output, target, corpus), measured(output, general, own)
     assert f"nDCG@10: target {found[0]:.4f}, general {found[1]:.4f}; 4 mixtures measured" in said

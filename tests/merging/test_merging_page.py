@@ -17,7 +17,9 @@ def test_what_the_page_of_a_search_says():
     assert "nDCG@10 on the general set0.6000" in page.text and "mixtures measured11" in page.text
     assert "The search asked for 0.5880 on the general set or more" in page.text
     assert "raybge.merge" in page.text and "Found by a search." in page.text
-    assert sum(tag == "svg" for tag, _ in page.found) == 4  # for a large screen and a phone, each with its clipped part
+    assert (
+        sum(tag == "svg" for tag, _ in page.found) == 4
+    )  # for a large console and a phone, each with its clipped part
 
 
 def test_the_curve_has_every_mixture_and_marks_the_one_that_was_taken():

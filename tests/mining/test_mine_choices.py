@@ -11,8 +11,8 @@ import pytest
 import stub
 from tiny import make_classifier
 
-from raybge.cli.console import Screen
-from raybge.cli.options import MineArguments
+from raybge.cli.console import Console
+from raybge.cli.options import MineOptions
 from raybge.cli.parser import build
 from raybge.mine import main
 from raybge.mining.run import mine
@@ -65,8 +65,8 @@ def files(rows, tmp_path_factory) -> dict[str, str]:
 
 def mined(files, output: Path, log: Path | None = None, **flags) -> tuple[list[dict], dict]:
     given = {"range_for_sampling": f"{LO}-{HI}", "negative_number": 8, "num_workers": 2, "shard_size": 70, **flags}
-    arguments = build(MineArguments, {**files, **given, "output_file": str(output)})
-    summary = mine(arguments, Screen(), stub.embedder(log))
+    arguments = build(MineOptions, {**files, **given, "output_file": str(output)})
+    summary = mine(arguments, Console(), stub.embedder(log))
     return read(output), summary
 
 

@@ -216,10 +216,10 @@ class Terminal(io.StringIO):
     ],
 )
 def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(encoder, monkeypatch, terminal, long, asked, seen):
-    screen = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr(sys, "stderr", screen)
+    console = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", console)
     monkeypatch.setattr(inference, "_LONG", 1e-6 if long else 1e6)
     monkeypatch.setattr(inference, "tqdm", partial(tqdm, mininterval=0, miniters=1))  # drawn at every update
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 20)
     encoder.encode(TEXTS, show_progress_bar=asked)
-    assert ("texts" in screen.getvalue()) == seen
+    assert ("texts" in console.getvalue()) == seen

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import assume, given
 from inputs import share, tried
 
-from raybge.cli.options import EncodeArguments, EvaluateArguments, MergeArguments, MineArguments, TrainArguments
+from raybge.cli.options import EncodeOptions, EvaluateOptions, MergeOptions, MineOptions, TrainOptions
 from raybge.cli.parser import MISSING, Flag, build, declared, parse
 from raybge.cluster.resources import _count
 from raybge.mining.spec import _range
@@ -22,7 +22,7 @@ from raybge.tuning import search_space as space
 from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-COMMANDS = (MineArguments, TrainArguments, EvaluateArguments, MergeArguments, EncodeArguments)
+COMMANDS = (MineOptions, TrainOptions, EvaluateOptions, MergeOptions, EncodeOptions)
 FLAGS = {command: declared(command) for command in COMMANDS}
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -132,7 +132,7 @@ def test_files_of_flags(data, command):
     with tried("files of flags"):
         try:
             found = parse(command, ["--config", str(path)], "p")
-            if command is TrainArguments:
+            if command is TrainOptions:
                 check_training(found)
         except UserError as error:
             assert str(error)
@@ -200,7 +200,7 @@ domains = st.builds(
 @given(text=st.one_of(domains, domains.map(lambda d: d + " " + d.replace("learning", "")), words))
 def test_search_spaces(text):
     """What is taken means the same when it is written and read again, and only values that the flag can have."""
-    flags = FLAGS[TrainArguments]
+    flags = FLAGS[TrainOptions]
     with tried("search spaces"):
         try:
             found = space.parse([text], flags)
@@ -211,5 +211,5 @@ def test_search_spaces(text):
             assert again == found
             for name, domain in found.items():
                 for value in domain.arguments:
-                    build(TrainArguments, {**required(TrainArguments), name: value})
+                    build(TrainOptions, {**required(TrainOptions), name: value})
                     assert not isinstance(value, float) or math.isfinite(value)

@@ -73,7 +73,7 @@ def main() -> int:
     import stub  # by its name: what is defined in __main__ is another class in a worker
 
     from raybge.cli import run as cli
-    from raybge.cli.options import MineArguments
+    from raybge.cli.options import MineOptions
     from raybge.mining.run import mine
     from raybge.search import index
     from raybge.search import session as inputs
@@ -82,7 +82,7 @@ def main() -> int:
     index.Host = stub.SlowHost
     log, seconds, *argv = sys.argv[1:]
     os.environ |= {"STUB_LOG": log, "STUB_SECONDS": seconds}
-    return cli.run(MineArguments, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
+    return cli.run(MineOptions, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import WORDS, configure_tokenizer, make_tiny
 
 from raybge import pretrain_retromae
-from raybge.cli.options import PretrainArguments
+from raybge.cli.options import PretrainOptions
 from raybge.cli.parser import build, declared
 from raybge.data.groups import parse_passage
 from raybge.data.source_files import list_files
@@ -198,7 +198,7 @@ def test_only_a_head_that_is_new_has_its_words_from_the_texts(flags, tmp_path):
     ]
     biases = []
     for names in given:
-        arguments = build(PretrainArguments, {**names, "train_data": ["d"], "output_dir": "o"})
+        arguments = build(PretrainOptions, {**names, "train_data": ["d"], "output_dir": "o"})
         learner = PreTraining.of(arguments, rows).learner(SimpleNamespace(device="cpu"))
         biases.append(learner.model.head.get_output_embeddings().bias.detach())
     own = load_file(Path(kept) / "model.safetensors")["cls.predictions.bias"]
@@ -219,8 +219,8 @@ def test_every_flag_of_its_own_changes_what_a_worker_is_told(tmp_path, name):
     (tmp_path / "texts.jsonl").write_text('{"text": "a lane"}\n')
     rows = survey(list_files(str(tmp_path / "texts.jsonl"), "--train_data"), 100, parse_passage)
     other = {"pretrain_method": "dupmae", "max_seq_length": 7, "trust_remote_code": True}
-    plain = build(PretrainArguments, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
-    kind = declared(PretrainArguments)[name].kind
+    plain = build(PretrainOptions, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
+    kind = declared(PretrainOptions)[name].kind
     changed = replace(plain, **{name: other.get(name, 0.25 if kind == "float" else "other")})
     told, again, other = (repr(PreTraining.of(arguments, rows)) for arguments in (plain, replace(plain), changed))
     assert told == again and told != other

@@ -22,24 +22,24 @@ SECONDS = 240  # for a start
 
 @dataclass
 class Ended:
-    """A run that was sent a signal: screen, exit code, seconds from the signal until it said what it saved."""
+    """A run that was sent a signal: console, exit code, seconds from the signal until it said what it saved."""
 
-    screen: str
+    console: str
     code: int
     seconds: float
 
     @property
     def again(self) -> list[str]:
         """The command to continue."""
-        return shlex.split(re.search(r"continue with: (.*)", self.screen)[1])
+        return shlex.split(re.search(r"continue with: (.*)", self.console)[1])
 
 
-def start(words: list[str], screen: Path) -> subprocess.Popen:
+def start(words: list[str], console: Path) -> subprocess.Popen:
     """In a session of its own, as in a terminal: a signal to the group reaches all that did not leave it."""
     root = Path(raybge.__file__).parents[1]
     # not the cluster that another test may have started meanwhile
     environment = {**os.environ, "PYTHONPATH": str(root), "RAY_ADDRESS": "local"}
-    with open(screen, "wb") as file:
+    with open(console, "wb") as file:
         return subprocess.Popen(
             [sys.executable, *words[1:]],
             cwd=root,
@@ -51,26 +51,26 @@ def start(words: list[str], screen: Path) -> subprocess.Popen:
         )
 
 
-def wait(what, process: subprocess.Popen, screen: Path) -> None:
+def wait(what, process: subprocess.Popen, console: Path) -> None:
     limit = time.monotonic() + SECONDS
     while not what():
-        assert process.poll() is None and time.monotonic() < limit, screen.read_text()
+        assert process.poll() is None and time.monotonic() < limit, console.read_text()
         time.sleep(0.02)
 
 
-def stopped(words: list[str], checkpoint: Path, number: int, screen: Path) -> Ended:
+def stopped(words: list[str], checkpoint: Path, number: int, console: Path) -> Ended:
     """Sent to the whole process group once there is a checkpoint."""
-    process = start(words, screen)
+    process = start(words, console)
     try:
-        wait(lambda: (checkpoint / "raybge.json").exists(), process, screen)
+        wait(lambda: (checkpoint / "raybge.json").exists(), process, console)
         sent = time.monotonic()
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        wait(lambda: "continue with" in screen.read_text(), process, screen)
+        wait(lambda: "continue with" in console.read_text(), process, console)
         seconds = time.monotonic() - sent
         process.wait(60)
     finally:
         process.kill()
-    return Ended(screen.read_text(), process.returncode, seconds)
+    return Ended(console.read_text(), process.returncode, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def interrupted(terminated, output) -> Ended:
 
 def assert_saved(ended: Ended, output: Path) -> None:
     """The step that it says, which is none of those that are saved anyway."""
-    step = int(re.search(r"saved checkpoint-(\d+)", ended.screen)[1])
+    step = int(re.search(r"saved checkpoint-(\d+)", ended.console)[1])
     assert (output / f"checkpoint-{step}" / "raybge.json").exists() and step % SAVED
-    assert "Traceback" not in ended.screen
+    assert "Traceback" not in ended.console
 
 
 def test_sigterm_saves_before_a_job_is_killed(terminated, output):
@@ -118,7 +118,7 @@ def test_ctrl_c_saves(interrupted, output):
 def test_the_command_that_is_printed_continues_the_run(words, interrupted, output, tmp_path):
     """Stopped twice, it ends with the weights of a run that was not."""
     for ending in ([*words, "--output_dir", str(tmp_path / "whole")], interrupted.again):
-        process = start(ending, tmp_path / "screen")
-        assert process.wait(SECONDS) == 0, (tmp_path / "screen").read_text()
+        process = start(ending, tmp_path / "console")
+        assert process.wait(SECONDS) == 0, (tmp_path / "console").read_text()
     assert newest(output).step == LAST
     assert_same_model(output, tmp_path / "whole")

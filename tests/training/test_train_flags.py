@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build, declared
 from raybge.cluster.resources import Plan
 from raybge.training import run as training_run
@@ -16,7 +16,7 @@ from raybge.training.worker_config import TrialContext
 OTHER = {
     "config": None,  # read by the parser
     "dry_run": None,  # test_train.py
-    "verbose": None,  # the screen's
+    "verbose": None,  # the console's
     "address": None,  # test_cluster.py
     "num_workers": None,  # the plan's, test_cluster.py
     "use_gpu": None,
@@ -45,7 +45,7 @@ NEEDS = {
 } | {"kd_loss_type": {"knowledge_distillation": True}}
 
 
-def worker_config(arguments: TrainArguments, folder: Path) -> str:
+def worker_config(arguments: TrainOptions, folder: Path) -> str:
     order = training_run._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
     storage = Path(arguments.storage_path or folder)
     config = module.worker_config(
@@ -74,10 +74,10 @@ def survey_of_nothing():
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in declared(TrainArguments).values() if not f.unbuilt and not f.transformers]
+    "name", [f.name for f in declared(TrainOptions).values() if not f.unbuilt and not f.transformers]
 )
 def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
-    f = declared(TrainArguments)[name]
+    f = declared(TrainOptions)[name]
     given = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
     if (name in OTHER and OTHER[name] is None) or name in given:
         pytest.skip("has a test of its own, or is needed always")
@@ -85,7 +85,7 @@ def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
     value = OTHER.get(name, numbers[f.kind])
     given |= NEEDS.get(name, {})
     told = [
-        worker_config(build(TrainArguments, flags), tmp_path)
+        worker_config(build(TrainOptions, flags), tmp_path)
         for flags in (given, dict(given), {**given, name: [value] if f.many else value})
     ]
     assert told[0] == told[1]  # nothing in it but the flags makes a difference

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import transformers
 
-from raybge.cli.options import REFUSED, TrainArguments
+from raybge.cli.options import REFUSED, TrainOptions
 from raybge.cli.parser import build, declared, parse
 from raybge.cli.parser import training_flags as all_flags
 from raybge.cluster.resources import Plan
@@ -77,8 +77,8 @@ ELSEWHERE = {
 ACCEPTED = sorted(set(all_flags()) - set(REFUSED) - ELSEWHERE)
 
 
-def arguments_of(**flags: Any) -> TrainArguments:
-    return build(TrainArguments, {**NEEDED, **flags})
+def arguments_of(**flags: Any) -> TrainOptions:
+    return build(TrainOptions, {**NEEDED, **flags})
 
 
 def value_of(name: str) -> Any:
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path, name, text, says):
     line = [word for flag, value in NEEDED.items() for word in (f"--{flag}", value if isinstance(value, str) else "d")]
     for give in (
         lambda: arguments_of(**{name: str(path)}),
-        lambda: parse(TrainArguments, [*line, f"--{name}", str(path)], ""),
+        lambda: parse(TrainOptions, [*line, f"--{name}", str(path)], ""),
     ):
         with pytest.raises(UserError) as error:
             give()
@@ -264,5 +264,5 @@ def test_a_pattern_of_modules_is_not_a_list():
 
 def test_every_own_flag_has_a_place():
     """None of TrainingArguments' names is declared twice but those that the recipe kept."""
-    own = {f.name for f in declared(TrainArguments).values() if not f.transformers}
+    own = {f.name for f in declared(TrainOptions).values() if not f.transformers}
     assert not own & set(all_flags())

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from test_trainer import LocalStream, Stop, StopAt, found, tiny, trainer  # noqa: F401
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build
 from raybge.evaluation.eval_data import prepare
 from raybge.evaluation.in_training import Validation
@@ -23,7 +23,7 @@ CARD = dict(
 @pytest.fixture
 def validation(found, tiny, tmp_path):  # noqa: F811
     given = dict(model_name_or_path=tiny, train_data="none", output_dir="none", eval_data=[found.files[0].name])
-    config = prepare(build(TrainArguments, {**given, "query_max_len": 8, "passage_max_len": 12}), tmp_path)
+    config = prepare(build(TrainOptions, {**given, "query_max_len": 8, "passage_max_len": 12}), tmp_path)
     return Validation(config, 0, 1)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny import make_tiny
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build
 from raybge.losses.objective import Objective
 from raybge.model.folder import FolderSettings, vector_width, write_settings
@@ -17,8 +17,8 @@ def tiny(tmp_path_factory) -> str:
     return make_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def arguments(model: str, **flags) -> TrainArguments:
-    return build(TrainArguments, {"model_name_or_path": model, "train_data": ["d"], "output_dir": "o", **flags})
+def arguments(model: str, **flags) -> TrainOptions:
+    return build(TrainOptions, {"model_name_or_path": model, "train_data": ["d"], "output_dir": "o", **flags})
 
 
 @pytest.mark.parametrize(

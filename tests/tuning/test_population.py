@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ray import tune
 
-from raybge.cli.options import TrainArguments, TuneArguments
+from raybge.cli.options import TrainOptions, TuneOptions
 from raybge.cli.parser import build, declared
 from raybge.training.checkpoint.manifest import RECORD
 from raybge.tuning import spec as flags_module
@@ -21,7 +21,7 @@ GIVEN = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o", "sch
 
 
 def space(*words):
-    return parse(words, declared(TrainArguments))
+    return parse(words, declared(TrainOptions))
 
 
 def grown(trial: Path, drawn: dict, checkpoint=None, *steps: int) -> list:
@@ -104,7 +104,7 @@ def test_what_cannot_change_while_a_trial_trains_is_refused(word, mines, says):
 
 
 def test_a_population_is_drawn_at_random():
-    assert algorithm(build(TuneArguments, GIVEN), {}) == "random"
+    assert algorithm(build(TuneOptions, GIVEN), {}) == "random"
 
 
 def test_rays_checkpoints_are_pointers(tmp_path):

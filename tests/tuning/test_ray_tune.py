@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from raybge.cli.options import TrainArguments, TuneArguments
+from raybge.cli.options import TrainOptions, TuneOptions
 from raybge.cli.parser import build, declared
 from raybge.cluster.placement_groups import note, release
 from raybge.training.checkpoint.manifest import RECORD
@@ -44,7 +44,7 @@ def reserve(output):
     note(output, group)
 
 
-def fake_train(arguments, screen, context):
+def fake_train(arguments, console, context):
     """What raybge.train does, with a number for a model. Files say when it ran."""
     output, start = arguments.training["output_dir"], arguments.training.get("resume_from_checkpoint")
     reserve(output)
@@ -65,7 +65,7 @@ def fake_train(arguments, screen, context):
             assert context.on_measured(step, STEPS, {"nDCG@10": value})
 
 
-def fake_mine(arguments, screen):
+def fake_mine(arguments, console):
     """Needs a CPU, as mining does."""
     Path(arguments.output_file).write_text(ray.get(ray.remote(lambda: "mined").options(num_cpus=1).remote()))
 
@@ -82,11 +82,11 @@ def search(tmp_path, monkeypatch):
     monkeypatch.setattr(search_module, "run_trial", fake_trial)
 
     def run(name, runs, mining=None, **flags):
-        arguments = build(TuneArguments, GIVEN | flags)
+        arguments = build(TuneOptions, GIVEN | flags)
         folder = tmp_path / name
         (folder / "trials").mkdir(parents=True)
         task = Task(TRAINED, str(folder / "trials"), runs, "", mining, pauses=pauses(arguments))
-        space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainArguments))
+        space = parse(["learning_rate=loguniform(1e-4,1)"], declared(TrainOptions))
         most = []
 
         def on_change(trials):

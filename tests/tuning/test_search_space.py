@@ -8,12 +8,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from raybge.cli.options import MineArguments, TrainArguments
+from raybge.cli.options import MineOptions, TrainOptions
 from raybge.cli.parser import build, declared
 from raybge.tuning.search_space import FUNCTIONS, NOT_SEARCHED, Domain, parse
 from raybge.util.errors import UserError
 
-FLAGS = declared(TrainArguments)
+FLAGS = declared(TrainOptions)
 PROMPT = "query_instruction_for_retrieval"
 
 
@@ -43,7 +43,7 @@ def test_many_flags_in_one_word_or_in_many():
 
 
 def test_mining_flags_too():
-    found = parse(["range_for_sampling=choice(2-100,10-210)"], declared(MineArguments))
+    found = parse(["range_for_sampling=choice(2-100,10-210)"], declared(MineOptions))
     assert found == {"range_for_sampling": Domain("choice", ("2-100", "10-210"))}
 
 
@@ -216,7 +216,7 @@ def test_the_caret_knows_wide_and_invisible_characters():
 
 def test_what_the_patterns_refuse():
     """Every pattern refuses a flag that exists; what people search most is not among them."""
-    commands = {**declared(MineArguments), **FLAGS}
+    commands = {**declared(MineOptions), **FLAGS}
     refused = {}
     for name, f in commands.items():
         try:
@@ -284,7 +284,7 @@ def test_what_ray_draws_lies_inside(search, seed):
         values = [ray.sample(random_state=seed + i) for i in range(5)]
     for value in values:
         assert value in domain
-        assert build(TrainArguments, {**NEEDED, search[0]: value})  # and the flag takes it
+        assert build(TrainOptions, {**NEEDED, search[0]: value})  # and the flag takes it
 
 
 NEEDED = {"model_name_or_path": "m", "train_data": "a", "output_dir": "o"}
@@ -338,8 +338,8 @@ def test_what_a_chart_asks():
 
 def test_reading_a_search_imports_no_ray():
     code = (
-        "import sys; from raybge.cli.options import TrainArguments; from raybge.cli.parser import declared\n"
+        "import sys; from raybge.cli.options import TrainOptions; from raybge.cli.parser import declared\n"
         "from raybge.tuning.search_space import parse\n"
-        "parse(['seed=choice(1)'], declared(TrainArguments)); assert not {'ray', 'torch'} & set(sys.modules)"
+        "parse(['seed=choice(1)'], declared(TrainOptions)); assert not {'ray', 'torch'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

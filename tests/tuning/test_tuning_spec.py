@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from raybge.cli.console import Screen
-from raybge.cli.options import TrainArguments, TuneArguments
+from raybge.cli.console import Console
+from raybge.cli.options import TrainOptions, TuneOptions
 from raybge.cli.parser import build
 from raybge.cluster.resources import Cluster, Plan, side_by_side
 from raybge.tune import main
@@ -26,9 +26,9 @@ def given(tiny_model, tmp_path, monkeypatch) -> dict:
     return {"model_name_or_path": tiny_model, "train_data": "groups.jsonl", "output_dir": "out"}
 
 
-def trial_flags(arguments: TuneArguments, plan: Plan, output: Path) -> dict:
-    found = tune_module._survey(arguments, output, Screen())
-    return tune_module._trial_flags(arguments, found, plan, output, Screen())
+def trial_flags(arguments: TuneOptions, plan: Plan, output: Path) -> dict:
+    found = tune_module._survey(arguments, output, Console())
+    return tune_module._trial_flags(arguments, found, plan, output, Console())
 
 
 def argv(flags: dict) -> list[str]:
@@ -96,7 +96,7 @@ def test_what_lies_beside_a_search_in_its_storage_path_stays(given, tmp_path):
     out.mkdir()
     for name in ("best.json", "trials.csv", "mine.txt"):
         (out / name).touch()
-    arguments = build(TuneArguments, given | {"storage_path": str(tmp_path / "shared"), "overwrite_output_dir": True})
+    arguments = build(TuneOptions, given | {"storage_path": str(tmp_path / "shared"), "overwrite_output_dir": True})
     tune_module._begin(arguments, {}, {}, out)
     assert precious.exists() and {path.name for path in out.iterdir()} == {"mine.txt", ".raybge"}
 
@@ -110,9 +110,9 @@ def test_a_finished_search_has_nothing_to_continue(given, capfd):
 
 
 def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_path, capfd):
-    arguments = build(TuneArguments, given | {"num_samples": 3, "normlized": False, "weight_decay": 0.1})
+    arguments = build(TuneOptions, given | {"num_samples": 3, "normlized": False, "weight_decay": 0.1})
     flags = trial_flags(arguments, Plan(2, 1, 0), tmp_path / "out")
-    trial = build(TrainArguments, {**flags, "output_dir": "x"})
+    trial = build(TrainOptions, {**flags, "output_dir": "x"})
     assert not trial.normlized and trial.training["weight_decay"] == 0.1 and trial.training["eval_steps"] == 1 / 8
     assert (trial.num_workers, trial.cpus_per_worker, trial.use_gpu) == ("2", 1, False)
     paths = [*trial.train_data, *trial.eval_data, *trial.eval_corpus]
@@ -120,18 +120,18 @@ def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_pat
     assert "held out: " in capfd.readouterr().out
 
     own = given | {"eval_data": "groups.jsonl", "eval_strategy": "epoch", "save_strategy": "epoch"}
-    flags = trial_flags(build(TuneArguments, own), Plan(1, 1, 0), tmp_path / "out")
+    flags = trial_flags(build(TuneOptions, own), Plan(1, 1, 0), tmp_path / "out")
     assert flags["eval_data"] == flags["train_data"] == [str(tmp_path / "groups.jsonl")]
     assert flags["eval_strategy"] == flags["save_strategy"] == "epoch" and "eval_corpus" not in flags
 
-    flags = trial_flags(build(TuneArguments, given | {"scheduler": "pbt"}), Plan(1, 1, 0), tmp_path / "out")
+    flags = trial_flags(build(TuneOptions, given | {"scheduler": "pbt"}), Plan(1, 1, 0), tmp_path / "out")
     assert (flags["save_strategy"], flags["save_steps"], flags["eval_steps"]) == ("steps", 0.25, 0.25)
 
 
 def test_a_search_that_is_continued_is_the_same(given, tmp_path):
     space = {}
     for resume, samples, says in ((False, 3, None), (True, 3, None), (True, 4, "--num_samples is 4, but 3 in")):
-        arguments = build(TuneArguments, given | {"num_samples": samples, "resume": resume})
+        arguments = build(TuneOptions, given | {"num_samples": samples, "resume": resume})
         if says:
             with pytest.raises(UserError, match=says):
                 tune_module._begin(arguments, space, {"seed": 1, "token": "secret"}, tmp_path / "out")
@@ -165,7 +165,7 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     assert main(argv(given | {"mine_config": "bad.yaml"})) == 2
     assert "--mine_config bad.yaml: output_file is the search's own" in capfd.readouterr().err
 
-    arguments = build(TuneArguments, given | {"search": search})
+    arguments = build(TuneOptions, given | {"search": search})
     mining = flags_module.mining_of(arguments)
     space = tune_module.parse(search, flags_module.searched(mining))
     assert list(space) == ["range_for_sampling", "relative_margin", "temperature"]

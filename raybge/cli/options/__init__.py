@@ -7,29 +7,29 @@ How a declaration becomes a parser, a help page and a checked object is in `flag
 
 from __future__ import annotations
 
-from raybge.cli.options.common import CommonArguments, ModelArguments
-from raybge.cli.options.merging import MergeArguments
+from raybge.cli.options.common import CommonOptions, ModelOptions
+from raybge.cli.options.merging import MergeOptions
 from raybge.cli.options.retrieval import (
-    DemoArguments,
-    EncodeArguments,
-    EvaluateArguments,
-    MineArguments,
-    RecipeArguments,
+    DemoOptions,
+    EncodeOptions,
+    EvaluateOptions,
+    MineOptions,
+    RecipeOptions,
 )
-from raybge.cli.options.training import REFUSED, LoopArguments, PretrainArguments, TrainArguments, TuneArguments
+from raybge.cli.options.training import REFUSED, LoopOptions, PretrainOptions, TrainOptions, TuneOptions
 
 __all__ = [
     "REFUSED",
-    "CommonArguments",
-    "DemoArguments",
-    "EncodeArguments",
-    "EvaluateArguments",
-    "LoopArguments",
-    "MergeArguments",
-    "MineArguments",
-    "ModelArguments",
-    "PretrainArguments",
-    "RecipeArguments",
-    "TrainArguments",
-    "TuneArguments",
+    "CommonOptions",
+    "DemoOptions",
+    "EncodeOptions",
+    "EvaluateOptions",
+    "LoopOptions",
+    "MergeOptions",
+    "MineOptions",
+    "ModelOptions",
+    "PretrainOptions",
+    "RecipeOptions",
+    "TrainOptions",
+    "TuneOptions",
 ]

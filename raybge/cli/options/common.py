@@ -24,7 +24,7 @@ POOLING = ("cls", "mean", "last_token")
 
 
 @dataclass(kw_only=True)
-class CommonArguments:
+class CommonOptions:
     """What every command that runs on Ray accepts."""
 
     num_workers: str | None = flag(None, SCALE, "workers; left out, the cluster decides", metavar="N")
@@ -38,11 +38,11 @@ class CommonArguments:
     on_bad_rows: str = flag("stop", DATA, "what to do with rows that cannot be used", choices=("stop", "skip"))
     config: str | None = flag(None, RUN, "YAML file of flags; those on the command line override it")
     dry_run: bool = flag(False, RUN, "print the plan and stop")
-    verbose: bool = flag(False, RUN, "leave the messages of Ray and transformers on the screen")
+    verbose: bool = flag(False, RUN, "leave the messages of Ray and transformers on the console")
 
 
 @dataclass(kw_only=True)
-class ModelArguments:
+class ModelOptions:
     """How a model is found and opened."""
 
     cache_dir: str | None = flag(None, MODEL, "where models from the hub are kept")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raybge.cli.options.common import MODEL, RUN, SCALE, CommonArguments, ModelArguments
+from raybge.cli.options.common import MODEL, RUN, SCALE, CommonOptions, ModelOptions
 from raybge.cli.parser import flag
 
 MIXTURE, EXAMPLES, SEARCH = "mixture", "weights from examples", "weights from a search"
@@ -12,7 +12,7 @@ TYPES = ("encoder", "decoder", "reranker", "encoder-decoder")
 
 
 @dataclass(kw_only=True)
-class MergeArguments(ModelArguments, CommonArguments):
+class MergeOptions(ModelOptions, CommonOptions):
     """Mix models of one architecture into one, by weights that are given, found by a few examples, or searched."""
 
     model_names_or_paths: list[str] = flag(..., MODEL, "models to mix, two or more: folders or hub names")

@@ -14,14 +14,14 @@ from raybge.cli.options.common import (
     SCALE,
     TEACHER,
     VECTORS,
-    CommonArguments,
-    ModelArguments,
+    CommonOptions,
+    ModelOptions,
 )
 from raybge.cli.parser import flag
 
 
 @dataclass(kw_only=True)
-class MineArguments(ModelArguments, CommonArguments):
+class MineOptions(ModelOptions, CommonOptions):
     """Find hard negatives: the passages that the model ranks high for a query and that are not its answers."""
 
     model_name_or_path: str | None = flag(
@@ -85,7 +85,7 @@ class MineArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
-class RecipeArguments(CommonArguments):
+class RecipeOptions(CommonOptions):
     """Mine, fine-tune, mine with the new model, fine-tune that, mix with the first model, measure before and after."""
 
     model_name_or_path: str = flag(..., MODEL, "embedding model to start from: folder or hub name")
@@ -98,7 +98,7 @@ class RecipeArguments(CommonArguments):
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(ModelArguments, CommonArguments):
+class EvaluateOptions(ModelOptions, CommonOptions):
     """Measure retrieval: exact search over a corpus, then MRR, nDCG, Recall and MAP."""
 
     encoder: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("model_name_or_path",))
@@ -143,7 +143,7 @@ class EvaluateArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
-class EncodeArguments(ModelArguments, CommonArguments):
+class EncodeOptions(ModelOptions, CommonOptions):
     """Write the vectors of rows of text, in the input's order."""
 
     model_name_or_path: str = flag(
@@ -184,7 +184,7 @@ class EncodeArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
-class DemoArguments(CommonArguments):
+class DemoOptions(CommonOptions):
     """Mine, fine-tune and evaluate a small model on the docstrings of installed packages."""
 
     output_dir: str = flag("runs/demo", RUN, "where text, model and summary.json are written; made anew each time")

@@ -15,14 +15,14 @@ from raybge.cli.options.common import (
     SCALE,
     SEARCH,
     VALIDATION,
-    CommonArguments,
-    ModelArguments,
+    CommonOptions,
+    ModelOptions,
 )
 from raybge.cli.parser import flag
 
 
 @dataclass(kw_only=True)
-class LoopArguments(ModelArguments, CommonArguments):
+class LoopOptions(ModelOptions, CommonOptions):
     """What every command that trains accepts."""
 
     model_name_or_path: str | None = flag(
@@ -68,7 +68,7 @@ class LoopArguments(ModelArguments, CommonArguments):
 
 
 @dataclass(kw_only=True)
-class PretrainArguments(LoopArguments):
+class PretrainOptions(LoopOptions):
     """Pre-train an encoder for retrieval on raw text, with RetroMAE's objective."""
 
     train_data: list[str] = flag(..., DATA, "texts {text}: files, folders or globs")
@@ -82,7 +82,7 @@ class PretrainArguments(LoopArguments):
 
 
 @dataclass(kw_only=True)
-class TrainArguments(LoopArguments):
+class TrainOptions(LoopOptions):
     """Fine-tune an embedding model on groups {query, pos, neg} with a contrastive objective."""
 
     model_name_or_path: str = flag(
@@ -142,7 +142,7 @@ class TrainArguments(LoopArguments):
 
 
 @dataclass(kw_only=True)
-class TuneArguments(TrainArguments):
+class TuneOptions(TrainOptions):
     """Search training flags with Ray Tune: each trial is a training run, measured while it trains."""
 
     search: list[str] | None = flag(
@@ -193,7 +193,7 @@ REFUSED: dict[str, str] = {
     "use_liger_kernel": "Liger's kernels replace a language model's layers and its loss",
     "liger_kernel_config": "Liger's kernels replace a language model's layers and its loss",
     "auto_find_batch_size": "the batch is part of the objective; lower --sub_batch_size instead",
-    "disable_tqdm": "workers have no screen: raybge shows one bar for all of them",
+    "disable_tqdm": "workers have no console: raybge shows one bar for all of them",
     "prediction_loss_only": _RETRIEVAL,
     "eval_do_concat_batches": _RETRIEVAL,
     "eval_use_gather_object": _RETRIEVAL,

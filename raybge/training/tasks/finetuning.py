@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raybge.cli.options import TrainArguments
+from raybge.cli.options import TrainOptions
 from raybge.training.spec import check_recipe, inputs_of, lora_of, objective_of, sub_batch_size_of
 from raybge.training.worker_config import data_sets_of, device_batch_of, seed_of
 from raybge.util.errors import UserError
@@ -49,24 +49,24 @@ class FineTuning:
     folder: ClassVar[str] = ""  # of the output folder, where the model goes
 
     @staticmethod
-    def check(arguments: TrainArguments) -> None:
+    def check(arguments: TrainOptions) -> None:
         """UserError for what is wrong with the flags of the recipe."""
         check_recipe(arguments)
 
     @staticmethod
-    def parse(arguments: TrainArguments) -> Parse:
+    def parse(arguments: TrainOptions) -> Parse:
         """What a row must be."""
         from raybge.data.groups import parse_group, parse_scored_group
 
         return parse_scored_group if arguments.knowledge_distillation else parse_group
 
     @staticmethod
-    def inputs(arguments: TrainArguments, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+    def inputs(arguments: TrainOptions, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
         """What every worker reads, by flag."""
         return inputs_of(arguments, files)
 
     @staticmethod
-    def describe(arguments: TrainArguments) -> tuple[str, str]:
+    def describe(arguments: TrainOptions) -> tuple[str, str]:
         """The plan's line on the model, and what it says behind the size of a step."""
         from raybge.model.folder import read_settings
 
@@ -87,7 +87,7 @@ class FineTuning:
         )
 
     @classmethod
-    def of(cls, arguments: TrainArguments, survey: Survey) -> FineTuning:
+    def of(cls, arguments: TrainOptions, survey: Survey) -> FineTuning:
         """What the flags say of training on these rows."""
         return cls(
             encoder=dict(
@@ -171,7 +171,7 @@ def absolute(model: str) -> str:
     return os.path.abspath(model) if os.path.exists(model) else model
 
 
-def _guide(arguments: TrainArguments) -> dict[str, Any] | None:
+def _guide(arguments: TrainOptions) -> dict[str, Any] | None:
     """Encoder's arguments for the guide model."""
     if arguments.guide_model is None:
         return None

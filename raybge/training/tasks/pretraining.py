@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raybge.cli.options import PretrainArguments
+from raybge.cli.options import PretrainOptions
 from raybge.training.tasks.finetuning import absolute
 from raybge.training.worker_config import seed_of
 from raybge.util.errors import UserError
@@ -43,7 +43,7 @@ class PreTraining:
     folder: ClassVar[str] = "encoder_model"  # of the output folder, where the model goes
 
     @staticmethod
-    def check(arguments: PretrainArguments) -> None:
+    def check(arguments: PretrainOptions) -> None:
         """UserError for what is wrong with the flags of pre-training."""
         from raybge.model.folder import check_model_folder
 
@@ -65,20 +65,20 @@ class PreTraining:
             raise UserError(f"--bow_loss_weight must be above 0, found {arguments.bow_loss_weight}")
 
     @staticmethod
-    def parse(arguments: PretrainArguments) -> Parse:
+    def parse(arguments: PretrainOptions) -> Parse:
         """What a row must be."""
         from raybge.data.groups import parse_passage
 
         return parse_passage
 
     @staticmethod
-    def inputs(arguments: PretrainArguments, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+    def inputs(arguments: PretrainOptions, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
         """What every worker reads, by flag."""
         models = {f"--{n}": [getattr(arguments, n)] for n in ("model_name_or_path", "config_name", "tokenizer_name")}
         return {"--train_data": [file.path for file in files], **models}
 
     @staticmethod
-    def describe(arguments: PretrainArguments) -> tuple[str, str]:
+    def describe(arguments: PretrainOptions) -> tuple[str, str]:
         """The plan's line on the model, and what it says behind the size of a step."""
         name = arguments.model_name_or_path
         if name is None:
@@ -95,7 +95,7 @@ class PreTraining:
         )
 
     @classmethod
-    def of(cls, arguments: PretrainArguments, survey: Survey) -> PreTraining:
+    def of(cls, arguments: PretrainOptions, survey: Survey) -> PreTraining:
         """What the flags say."""
         from raybge.data.text_sample import sample_texts
 
@@ -146,7 +146,7 @@ class PreTraining:
         learner.encoder.save_encoder(folder, weights)
 
 
-def _has_new_head(arguments: PretrainArguments) -> bool:
+def _has_new_head(arguments: PretrainOptions) -> bool:
     """Whether the language model's head is not of a model that is there."""
     from raybge.model.folder import has_language_head
 

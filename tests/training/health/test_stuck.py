@@ -41,9 +41,9 @@ def test_a_worker_that_stands_still_is_named_and_replaced(flags, tmp_path, monke
     before_each_step(monkeypatch, act)
     metrics = finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=2)
     assert metrics["steps"] == 4
-    screen = capfd.readouterr().err
-    said = re.findall(r"a worker failed \((.*)", screen)
-    assert len(said) == 2, screen
+    console = capfd.readouterr().err
+    said = re.findall(r"a worker failed \((.*)", console)
+    assert len(said) == 2, console
     pids = [(tmp_path / name).read_text() for name in ("stopped", "hangs")]
     for restart, (line, pid, what) in enumerate(
         zip(said, pids, ["has not been heard of for", "has been in step 3 for"], strict=True), 1
