@@ -71,7 +71,7 @@ def chain(given: RecipeOptions) -> list[Stage]:
     stages = [measured("before", model)]
     for i in range(1, ROUNDS + 1):
         mined, trained = f"{folder}/mined-{i}.jsonl", f"{folder}/model-{i}"
-        mining = dict(input_file=given.train_data, candidate_pool=given.corpus_data, output_file=mined, seed=given.seed)
+        mining = dict(input_file=given.train_data, corpus_data=given.corpus_data, output_file=mined, seed=given.seed)
         training = dict(train_data=mined, output_dir=trained, seed=given.seed, resume=True)
         mining |= dict(model_name_or_path=model, storage_path=work, **MINING)
         training |= dict(model_name_or_path=model, **TRAINING)

@@ -3,7 +3,7 @@
     python -m raybge.evaluate --encoder runs/mine --corpus_data corpus.jsonl --query_data dev.jsonl --k 100
     python -m raybge.evaluate --help
 
-From Python: `raybge.evaluate_retrieval(encoder=..., corpus_data=..., query_data=...)`.
+From Python: `raybge.evaluate_retrieval(model_name_or_path=..., corpus_data=..., query_data=...)`.
 
 Letters in array names: Q queries, K ranks, N relevant passages of all queries.
 """

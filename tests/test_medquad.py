@@ -41,12 +41,12 @@ def mined(slice_of_medquad):
             mine_hard_negatives(
                 model_name_or_path=str(Path(spec.origin).parent / "model"),
                 input_file=slice_of_medquad / "train.jsonl",
-                candidate_pool=slice_of_medquad / "corpus.jsonl",
+                corpus_data=slice_of_medquad / "corpus.jsonl",
                 output_file=output,
                 range_for_sampling="2-100",
                 negative_number=7,
-                embedder_query_max_length=32,
-                embedder_passage_max_length=64,
+                query_max_len=32,
+                passage_max_len=64,
                 shard_size=shard_size,
                 num_workers=actors,
             )

@@ -163,7 +163,7 @@ def test_a_search_keeps_and_shows_no_secret(tmp_path):
     tune._begin(arguments, {}, flags, tmp_path / "out")
     written = "".join(path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert "bucket/groups.jsonl" in written and CANARY not in written
-    words = sum(commands(Task(flags, "f", 1, "s", {"candidate_pool": [URI]}), [(0, {})]), own_command(arguments))
+    words = sum(commands(Task(flags, "f", 1, "s", {"corpus_data": [URI]}), [(0, {})]), own_command(arguments))
     assert "bucket/groups.jsonl" in " ".join(words) and CANARY not in " ".join(words)
 
 

@@ -100,8 +100,8 @@ def _check(arguments: EncodeOptions, embedded: bool = False) -> int | None:
 
     check_numbers(arguments, "batch_size", "max_length", "truncate_dim")
     Instructions(
-        query_format=arguments.query_instruction_format_for_retrieval,
-        passage_format=arguments.passage_instruction_format_for_retrieval,
+        query_format=arguments.query_instruction_format,
+        passage_format=arguments.passage_instruction_format,
     )
     if "embedding" in (arguments.keep_fields or ()):
         raise UserError("--keep_fields embedding: the vectors are written under this name")
@@ -123,9 +123,9 @@ def _encoder_options(arguments: EncodeOptions) -> dict[str, Any]:
         "normalize_embeddings": arguments.normalize_embeddings,
         "use_fp16": arguments.use_fp16,
         "query_instruction_for_retrieval": arguments.query_instruction_for_retrieval,
-        "query_instruction_format": arguments.query_instruction_format_for_retrieval,
+        "query_instruction_format": arguments.query_instruction_format,
         "passage_instruction_for_retrieval": arguments.passage_instruction_for_retrieval,
-        "passage_instruction_format": arguments.passage_instruction_format_for_retrieval,
+        "passage_instruction_format": arguments.passage_instruction_format,
         "pooling_method": arguments.pooling_method,
         "trust_remote_code": arguments.trust_remote_code,
         "cache_dir": arguments.cache_dir,

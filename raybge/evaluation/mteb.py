@@ -86,7 +86,7 @@ def _write_page(arguments: EvaluateOptions, path: str, tasks: Sequence[Any], res
             for task, result in zip(tasks, results, strict=True)
         ]
         return report.Measurement(
-            Run("evaluate", given(arguments), arguments.encoder, versions=library_versions()), shown
+            Run("evaluate", given(arguments), arguments.model_name_or_path, versions=library_versions()), shown
         )
 
     written(report.write, extended(path, ".report.html"), about)

@@ -3,7 +3,7 @@
     python -m raybge.evaluate --encoder runs/mine --corpus_data corpus.jsonl --query_data dev.jsonl --k 100
     python -m raybge.evaluate --help
 
-From Python: `raybge.evaluate_retrieval(encoder=..., corpus_data=..., query_data=...)`.
+From Python: `raybge.evaluate_retrieval(model_name_or_path=..., corpus_data=..., query_data=...)`.
 
 Letters in array names: Q queries, K ranks, N relevant passages of all queries.
 """
@@ -44,8 +44,8 @@ def evaluate(arguments: EvaluateOptions, console: Console) -> dict[str, Any]:
         return evaluate_tasks(arguments, _encoder_options(arguments), console)
     arguments = _resolved(arguments)
     with judged_data(arguments, console) as (data, cluster):
-        models = [arguments.encoder, *(arguments.compare or [])]
-        found = [measured(replace(arguments, encoder=model), data, cluster, console) for model in models]
+        models = [arguments.model_name_or_path, *(arguments.compare or [])]
+        found = [measured(replace(arguments, model_name_or_path=model), data, cluster, console) for model in models]
     if arguments.dry_run:
         return dict(data.counts)
     _report(arguments, data, found, console)
@@ -175,10 +175,13 @@ def _check(arguments: EvaluateOptions) -> None:
         "shard_size",
         "shards_per_actor",
         "batch_size",
-        "max_query_length",
-        "max_passage_length",
+        "query_max_len",
+        "passage_max_len",
     )
-    for name, flag in ((arguments.encoder, "--encoder"), *((model, "--compare") for model in arguments.compare or [])):
+    for name, flag in (
+        (arguments.model_name_or_path, "--model_name_or_path"),
+        *((model, "--compare") for model in arguments.compare or []),
+    ):
         check_model_folder(name, flag)
     for name in ("save_embedding", "load_embedding", "run_file"):
         if getattr(arguments, name) and arguments.compare:
@@ -188,7 +191,7 @@ def _check(arguments: EvaluateOptions) -> None:
         if arguments.save_embedding:
             raise UserError("--save_embedding and --load_embedding: give one")
         load(arguments.save_path)
-    check_factory(arguments.index_factory, vector_width(arguments.encoder, arguments.cache_dir))
+    check_factory(arguments.index_factory, vector_width(arguments.model_name_or_path, arguments.cache_dir))
     for name in ("metrics_file", "run_file", *(["save_path"] if arguments.save_embedding else [])):
         if path := getattr(arguments, name):
             output.exists(path, f"--{name}")
@@ -274,19 +277,19 @@ def _judged_queries(arguments: EvaluateOptions, queries: Source, work: str, cons
 def _encoder_options(arguments: EvaluateOptions) -> dict[str, Any]:
     from raybge.model.folder import read_settings
 
-    name = arguments.encoder
+    name = arguments.model_name_or_path
     folder_length = read_settings(name, arguments.cache_dir).max_length
     return {
         "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
         "normalize_embeddings": arguments.normalize_embeddings,
-        "use_fp16": arguments.fp16,
+        "use_fp16": arguments.use_fp16,
         "query_instruction_for_retrieval": INSTRUCTION if arguments.add_instruction else None,
         "pooling_method": arguments.pooling_method,
         "trust_remote_code": arguments.trust_remote_code,
         "cache_dir": arguments.cache_dir,
         "batch_size": arguments.batch_size,
-        "query_max_length": arguments.max_query_length or folder_length or QUERY_LENGTH,
-        "passage_max_length": arguments.max_passage_length or folder_length or PASSAGE_LENGTH,
+        "query_max_length": arguments.query_max_len or folder_length or QUERY_LENGTH,
+        "passage_max_length": arguments.passage_max_len or folder_length or PASSAGE_LENGTH,
     }
 
 
@@ -359,7 +362,7 @@ def _write_page(arguments: EvaluateOptions, data: Data, found: Sequence[Measured
         files = [each for survey in (data.corpus.survey, data.queries.survey) for each in survey.rows_by_file().items()]
         other = found[1].values if len(found) > 1 else {}
         return report.Evaluation(
-            run=Run("evaluate", given(arguments), arguments.encoder, files, versions=library_versions()),
+            run=Run("evaluate", given(arguments), arguments.model_name_or_path, files, versions=library_versions()),
             metrics={name: value for name, value in first.result.items() if name != "compare"},
             per_query=first.values,
             comparison=[change(name, other[name], first.values[name]) for name in MAIN if name in other],

@@ -157,7 +157,7 @@ def _judge(
     corpus = getattr(arguments, f"{name}_corpus") or [_own_passages(arguments, name, work, console)]
     shared = ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "cache_dir", "trust_remote_code")
     asked = EvaluateOptions(
-        encoder=arguments.model_names_or_paths[0],
+        model_name_or_path=arguments.model_names_or_paths[0],
         corpus_data=corpus,
         query_data=getattr(arguments, name),
         k=10,
@@ -172,9 +172,9 @@ def _judge(
         def value(model: str) -> float:
             store = Store(str(work / name / "vectors"))
             try:
-                return measured(replace(asked, encoder=model), replace(data, store=store), cluster, quiet).result[
-                    METRIC
-                ]
+                return measured(
+                    replace(asked, model_name_or_path=model), replace(data, store=store), cluster, quiet
+                ).result[METRIC]
             finally:
                 store.remove()
 

@@ -30,8 +30,8 @@ def check(arguments: MineOptions, embedded: bool) -> Sampling:
         "shard_size",
         "shards_per_actor",
         "batch_size",
-        "embedder_query_max_length",
-        "embedder_passage_max_length",
+        "query_max_len",
+        "passage_max_len",
         "reranker_batch_size",
         "reranker_max_length",
         "reranker_query_max_length",
@@ -39,8 +39,8 @@ def check(arguments: MineOptions, embedded: bool) -> Sampling:
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, found {arguments.seed}")
     Instructions(
-        query_format=arguments.query_instruction_format_for_retrieval,
-        passage_format=arguments.passage_instruction_format_for_retrieval,
+        query_format=arguments.query_instruction_format,
+        passage_format=arguments.passage_instruction_format,
     )
     if arguments.output_file.endswith(".parquet"):
         raise UserError(f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
@@ -87,7 +87,7 @@ def _check_scores(arguments: MineOptions) -> None:
 
 
 def _check_teacher(arguments: MineOptions) -> None:
-    mining = ("candidate_pool", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
+    mining = ("corpus_data", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
     for name in mining if arguments.score_only else ():
         if getattr(arguments, name) not in (None, False):
             raise UserError(f"--{name}: with --score_only nothing is mined; leave one of the two out")
@@ -102,9 +102,9 @@ def _check_teacher(arguments: MineOptions) -> None:
 
 def sources_of(arguments: MineOptions) -> list[Source]:
     sources = [Source(list_files(arguments.input_file, "--input_file"), "--input_file", parse_group)]
-    if arguments.candidate_pool and not arguments.score_only:
-        flag = "--candidate_pool"
-        sources.append(Source(list_files(arguments.candidate_pool, flag), flag, parse_passage))
+    if arguments.corpus_data and not arguments.score_only:
+        flag = "--corpus_data"
+        sources.append(Source(list_files(arguments.corpus_data, flag), flag, parse_passage))
     check_apart(arguments.output_file, "--output_file", sources)
     return sources
 
@@ -116,15 +116,15 @@ def encoder_options(arguments: MineOptions) -> dict[str, Any]:
         "normalize_embeddings": arguments.normalize_embeddings,
         "use_fp16": arguments.use_fp16,
         "query_instruction_for_retrieval": arguments.query_instruction_for_retrieval,
-        "query_instruction_format": arguments.query_instruction_format_for_retrieval,
+        "query_instruction_format": arguments.query_instruction_format,
         "passage_instruction_for_retrieval": arguments.passage_instruction_for_retrieval,
-        "passage_instruction_format": arguments.passage_instruction_format_for_retrieval,
+        "passage_instruction_format": arguments.passage_instruction_format,
         "pooling_method": arguments.pooling_method,
         "trust_remote_code": arguments.trust_remote_code,
         "cache_dir": arguments.cache_dir,
         "batch_size": arguments.batch_size,
-        "query_max_length": arguments.embedder_query_max_length,
-        "passage_max_length": arguments.embedder_passage_max_length,
+        "query_max_length": arguments.query_max_len,
+        "passage_max_length": arguments.passage_max_len,
     }
 
 

@@ -116,8 +116,8 @@ def _stages(
     measuring = dict(
         corpus_data=text / "corpus.jsonl",
         query_data=text / "dev.jsonl",
-        max_query_length=LENGTHS["query"],
-        max_passage_length=LENGTHS["passage"],
+        query_max_len=LENGTHS["query"],
+        passage_max_len=LENGTHS["passage"],
     )
     mine_it = build(
         MineOptions,
@@ -127,8 +127,8 @@ def _stages(
             **common,
             seed=arguments.seed,
             overwrite=True,
-            embedder_query_max_length=LENGTHS["query"],
-            embedder_passage_max_length=TRAINED_PASSAGE,
+            query_max_len=LENGTHS["query"],
+            passage_max_len=TRAINED_PASSAGE,
         ),
     )
     train_it = build(
@@ -142,8 +142,8 @@ def _stages(
             passage_max_len=TRAINED_PASSAGE,
         ),
     )
-    before_it = build(EvaluateOptions, dict(**measuring, **common, encoder=model))
-    after_it = build(EvaluateOptions, dict(**measuring, **common, encoder=folder / "model"))
+    before_it = build(EvaluateOptions, dict(**measuring, **common, model_name_or_path=model))
+    after_it = build(EvaluateOptions, dict(**measuring, **common, model_name_or_path=folder / "model"))
     return mine_it, train_it, before_it, after_it
 
 

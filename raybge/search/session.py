@@ -31,7 +31,7 @@ from raybge.util.redaction import public
 from raybge.util.versions import RAYBGE
 
 BLOCK_BYTES = 256 << 10  # of the input: what is read, encoded and searched for together, at least
-MODELS = ("model_name_or_path", "encoder", "cross_encoder")  # flags of the search commands that may name a folder
+MODELS = ("model_name_or_path", "cross_encoder")  # flags of the search commands that may name a folder
 OUTPUTS = ("output_file", "metrics_file", "run_file")  # and a file to write
 MEMORY_SHARE = 0.8  # of what Ray counts as an actor's memory, for vectors
 WIDE = 1024  # vectors of a model whose configuration does not say

@@ -108,8 +108,8 @@ def normalized(arguments: TrainOptions) -> bool:
     """Whether vectors get length 1: the flag, else what the model's folder says."""
     from raybge.model.folder import read_settings
 
-    if arguments.normlized is not None:
-        return arguments.normlized
+    if arguments.normalize_embeddings is not None:
+        return arguments.normalize_embeddings
     return read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token).normalize
 
 

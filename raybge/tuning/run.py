@@ -97,7 +97,7 @@ def _check_shared(arguments: TuneOptions, mining: Mapping[str, Any] | None, clus
     from raybge.training.spec import inputs_of
 
     read = inputs_of(arguments, list_files(arguments.train_data, "--train_data"))
-    pool = (mining or {}).get("candidate_pool") or []
+    pool = (mining or {}).get("corpus_data") or []
     read["--mine_config"] = [pool] if isinstance(pool, str) else pool
     written = {"--output_dir": str(output), "--storage_path": str(work_folder(arguments, output))}
     check_shared(cluster, written, read)

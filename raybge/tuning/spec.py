@@ -117,9 +117,9 @@ def trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], work: Path
     """A trial's flags of raybge.mine; vectors are kept for all trials."""
     where = {name: flags[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
     found = {**where, **mining, "storage_path": str(work)}
-    if "candidate_pool" in found:
-        pool = found["candidate_pool"]
-        found["candidate_pool"] = [*map(absolute, pool if isinstance(pool, list) else [pool])]
+    if "corpus_data" in found:
+        pool = found["corpus_data"]
+        found["corpus_data"] = [*map(absolute, pool if isinstance(pool, list) else [pool])]
     paths = ("model_name_or_path", "cross_encoder", "cache_dir")
     return {**found, **{name: absolute(found[name]) for name in paths if isinstance(found.get(name), str)}}
 

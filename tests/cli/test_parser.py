@@ -34,10 +34,10 @@ def test_booleans_take_three_forms(argv, value):
     assert train(*argv).negatives_cross_device is value
 
 
-@pytest.mark.parametrize("name", ["normlized", "normalize_embeddings"])
+@pytest.mark.parametrize("name", ["normalize_embeddings", "normalize_embeddings"])
 def test_both_spellings(name):
-    assert train(f"--{name}", "False").normlized is False
-    assert build(TrainOptions, {**given(), name: False}).normlized is False
+    assert train(f"--{name}", "False").normalize_embeddings is False
+    assert build(TrainOptions, {**given(), name: False}).normalize_embeddings is False
 
 
 def given(**flags):
@@ -55,7 +55,7 @@ def test_the_recipes_own_commands_parse():
         --range_for_sampling 2-200 --use_gpu_for_searching"""
     assert parse(MineOptions, mine.split(), "mine").use_gpu_for_searching is True
     tune = """--output_dir out --model_name_or_path BAAI/bge-large-zh-v1.5 --train_data toy.jsonl --learning_rate 1e-5
-        --fp16 --num_train_epochs 5 --per_device_train_batch_size 1 --dataloader_drop_last True --normlized True
+        --fp16 --num_train_epochs 5 --per_device_train_batch_size 1 --dataloader_drop_last True --normalize_embeddings True
         --temperature 0.02 --query_max_len 64 --passage_max_len 256 --train_group_size 2 --negatives_cross_device
         --logging_steps 10 --query_instruction_for_retrieval"""
     parsed = parse(TrainOptions, [*tune.split(), ""], "train")
@@ -83,11 +83,11 @@ def test_config_file_and_flags_over_it(tmp_path):
     )
     parsed = parse(
         TrainOptions,
-        ["--config", str(config), "--model_name_or_path", "m", "--output_dir", "o", "--normlized", "True"],
+        ["--config", str(config), "--model_name_or_path", "m", "--output_dir", "o", "--normalize_embeddings", "True"],
         "train",
     )
     assert parsed.train_data == ["x.jsonl", "y.jsonl"]
-    assert parsed.normlized is True
+    assert parsed.normalize_embeddings is True
     assert parsed.num_workers == "2"
     assert float(parsed.training["learning_rate"]) == 1e-5  # YAML 1.1 takes 1e-5 for a text
 
@@ -98,7 +98,7 @@ def test_config_file_and_flags_over_it(tmp_path):
         (["--trian_data", "x"], "no flag --trian_data; did you mean --train_data?"),
         (["--temperature", "warm"], "temperature"),
         (["--use_inbatch_neg", "perhaps"], "True or False"),
-        (["--sentence_pooling_method", "max"], "cls"),
+        (["--pooling_method", "max"], "cls"),
         (["--push_to_hub"], "--push_to_hub cannot be used: workers hold no login"),
         (["stray"], "stray"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -231,7 +231,7 @@ def argv(model, data, output="never.npy", **changed):
         ({"keep_fields": "id embedding"}, "--keep_fields embedding: the vectors are written under this name"),
         ({"keep_fields": "id"}, 'a.jsonl:21: "id" must be there, but the row has no such field'),
         ({"text_field": "n"}, 'a.jsonl:1: "n" must be a non-empty string, found 0'),
-        ({"query_instruction_format_for_retrieval": "{}"}, "{}"),
+        ({"query_instruction_format": "{}"}, "{}"),
     ],
 )
 def test_what_cannot_be_is_named(data, tiny_model, capfd, monkeypatch, changed, said):
@@ -279,9 +279,9 @@ def test_each_flag_reaches_the_encoder():
         "normalize_embeddings": (False, "normalize_embeddings"),
         "use_fp16": (False, "use_fp16"),
         "query_instruction_for_retrieval": ("a", "query_instruction_for_retrieval"),
-        "query_instruction_format_for_retrieval": ("{}:{}", "query_instruction_format"),
+        "query_instruction_format": ("{}:{}", "query_instruction_format"),
         "passage_instruction_for_retrieval": ("a", "passage_instruction_for_retrieval"),
-        "passage_instruction_format_for_retrieval": ("{}:{}", "passage_instruction_format"),
+        "passage_instruction_format": ("{}:{}", "passage_instruction_format"),
         "pooling_method": ("mean", "pooling_method"),
         "trust_remote_code": (True, "trust_remote_code"),
         "cache_dir": ("c", "cache_dir"),

@@ -192,7 +192,7 @@ def test_embeddings_are_kept_for_other_runs(ray_of_four, data, tiny_model, other
         assert says in capfd.readouterr().err
 
     refused("was made by another model", other_model)
-    refused("was made by another model", max_passage_length=8)
+    refused("was made by another model", passage_max_len=8)
     rows = [json.loads(line) for line in Path(data[0]).read_text().splitlines()]
     refused("is of 150 passages, --corpus_data has 149", corpus_data=write(tmp_path / "less.jsonl", rows[1:]))
     rows[0]["text"] = "another"
@@ -277,7 +277,7 @@ def test_lengths_and_instruction_come_from_flag_then_folder_then_recipe(tiny_mod
     lengths = ("query_max_length", "passage_max_length")
     assert [options(tiny_model)[name] for name in lengths] == [16, 16]
     assert [options(str(tmp_path))[name] for name in lengths] == [32, 128]
-    assert [options(tiny_model, max_query_length=7, max_passage_length=9)[name] for name in lengths] == [7, 9]
+    assert [options(tiny_model, query_max_len=7, passage_max_len=9)[name] for name in lengths] == [7, 9]
     assert options(tiny_model)["query_instruction_for_retrieval"] is None
     assert options(tiny_model, add_instruction=True)["query_instruction_for_retrieval"] == INSTRUCTION
 
@@ -295,7 +295,7 @@ def argv(given):
     [
         ({"k": 0}, "--k must be at least 1"),
         ({"search_batch_size": 0}, "--search_batch_size must be at least 1"),
-        ({"encoder": "./nowhere"}, "--encoder ./nowhere: no such folder"),
+        ({"encoder": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
         ({"qrels": "nowhere.tsv"}, "--qrels: nowhere.tsv cannot be read"),
         ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
         ({"query_data": "nowhere.jsonl"}, "--query_data: nowhere.jsonl is not there"),

@@ -130,7 +130,7 @@ def test_equals_raybge_evaluate(ray_of_four, data, tiny_model, tmp_path, with_co
     rows = [{key: value for key, value in row.items() if key != "prompt"} for row in rows]
     dev = write(tmp_path / "dev.jsonl", rows)
     pool = corpus if with_corpus else write(tmp_path / "pool.jsonl", [{"text": text} for text in pool_of(rows)])
-    lengths = dict(max_query_length=QUERY_LEN, max_passage_length=PASSAGE_LEN)
+    lengths = dict(query_max_len=QUERY_LEN, passage_max_len=PASSAGE_LEN)
     theirs = evaluate_retrieval(encoder=tiny_model, corpus_data=pool, query_data=dev, num_workers=1, **lengths)
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
     ours = Validation(config, 0, 1).measure(Encoder(tiny_model, devices="cpu"))

@@ -121,7 +121,7 @@ def test_the_command_measures_tasks_by_name(ray_of_two, model, tasks, expected, 
     monkeypatch.setattr("raybge.evaluation.mteb.Actors.encode_corpus", None)
     assert evaluate_retrieval(**flags) == pytest.approx(found, abs=1e-5)  # it keeps six digits
     with pytest.raises(TypeError):
-        evaluate_retrieval(**{**flags, "max_query_length": 4})
+        evaluate_retrieval(**{**flags, "query_max_len": 4})
 
 
 def test_what_cannot_be_measured_is_named(ray_of_two, model, tasks, monkeypatch, capsys):

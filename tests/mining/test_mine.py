@@ -68,14 +68,14 @@ def mined(ray_of_six, data, tiny_model, tmp_path_factory):
             summary = mine_hard_negatives(
                 model_name_or_path=tiny_model,
                 input_file=str(data[0] / "groups.jsonl"),
-                candidate_pool=str(data[0] / "pool.jsonl"),
+                corpus_data=str(data[0] / "pool.jsonl"),
                 output_file=str(output),
                 range_for_sampling=f"{LO}-{HI}",
                 negative_number=NUMBER,
                 num_workers=actors,
                 shard_size=shard,
                 passage_instruction_for_retrieval="al",
-                passage_instruction_format_for_retrieval="{} {}",
+                passage_instruction_format="{} {}",
             )
             found[actors, shard] = output.read_bytes(), summary
             assert {path.name for path in output.parent.iterdir()} == {
@@ -155,7 +155,7 @@ def test_the_summary_counts(mined, data):
 
 
 def test_a_small_pool_is_used_up_and_said_so(ray_of_six, tiny_model, tmp_path, capfd):
-    """No candidate_pool, a range beyond the pool, too few passages, a bad row left out, gzip in and out."""
+    """No corpus_data, a range beyond the pool, too few passages, a bad row left out, gzip in and out."""
     rows = [
         {"query": "ak", "pos": ["bk", "ck"], "neg": ["dk"]},
         {"query": 3, "pos": ["never"]},
@@ -224,7 +224,7 @@ def flags(model, data, folder, **changed):
     given = {
         "model_name_or_path": model,
         "input_file": str(data[0] / "groups.jsonl"),
-        "candidate_pool": str(data[0] / "pool.jsonl"),
+        "corpus_data": str(data[0] / "pool.jsonl"),
         "output_file": str(folder / "out.jsonl"),
         "num_workers": "1",
     }
@@ -253,11 +253,11 @@ def no_ray(monkeypatch):
         ({"search_batch_size": 0}, "--search_batch_size must be at least 1"),
         ({"shard_size": 0}, "--shard_size must be at least 1"),
         ({"batch_size": 0}, "--batch_size must be at least 1"),
-        ({"embedder_query_max_length": 0}, "--embedder_query_max_length must be at least 1"),
+        ({"query_max_len": 0}, "--query_max_len must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
-        ({"query_instruction_format_for_retrieval": "{}"}, "expected two {}"),
+        ({"query_instruction_format": "{}"}, "expected two {}"),
         ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl is not there"),
-        ({"candidate_pool": "nowhere.jsonl"}, "--candidate_pool: nowhere.jsonl is not there"),
+        ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
         ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
         ({"output_file": "out.parquet"}, "--output_file out.parquet"),
         ({"max_failures": 3}, "--max_failures is not built yet"),
@@ -275,7 +275,7 @@ def test_a_bad_row_is_named_with_file_line_and_field_before_ray_starts(no_ray, d
     assert main(flags(tiny_model, data, tmp_path, input_file=groups)) == 2
     assert 'groups.jsonl:2: "pos" must be' in capfd.readouterr().err
     pool = write(tmp_path / "pool.jsonl", [{"txt": "q"}])
-    assert main(flags(tiny_model, data, tmp_path, candidate_pool=pool)) == 2
+    assert main(flags(tiny_model, data, tmp_path, corpus_data=pool)) == 2
     assert 'pool.jsonl:1: "text" must be' in capfd.readouterr().err
 
 

@@ -59,7 +59,7 @@ def files(rows, tmp_path_factory) -> dict[str, str]:
     pool = [{"text": text} for text in [*POOL, "PASSAGE  7"]]  # but for its case the positive of row 7
     return {
         "input_file": write(folder / "rows.jsonl", rows),
-        "candidate_pool": write(folder / "pool.jsonl", pool),
+        "corpus_data": write(folder / "pool.jsonl", pool),
     }
 
 
@@ -128,7 +128,7 @@ def test_positives_of_the_same_query_elsewhere_and_their_other_spellings_are_nev
 
 
 def test_scores_are_the_same_from_a_pool_of_its_own(rows, tmp_path):
-    """Without candidate_pool the positives' vectors are those of the pool, with one they are encoded with the query.
+    """Without corpus_data the positives' vectors are those of the pool, with one they are encoded with the query.
     Where the pool has other spellings of a positive, its own vector counts.
     """
     spelled = [{**row, "neg": [row["pos"][0].upper(), f" {row['pos'][0]}"]} for row in rows]
@@ -253,7 +253,7 @@ def test_flags_that_cannot_be_are_named(files, tmp_path, tiny_model, capfd, monk
     monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was asked for"))
     given = {**files, "model_name_or_path": tiny_model, "output_file": tmp_path / "out.jsonl", **flags}
     if "score_only" in flags:
-        del given["candidate_pool"]
+        del given["corpus_data"]
     assert main([str(word) for name, value in given.items() for word in (f"--{name}", value)]) == 2
     captured = capfd.readouterr()
     assert says in captured.err and not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def flags(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("data")
     write(folder / "pool.jsonl", [{"text": f"passage {i} of the pool, {i * i} long"} for i in range(PASSAGES)])
     write(folder / "rows.jsonl", [{"query": f"query {i}", "pos": [f"passage {i} of the pool"]} for i in range(ROWS)])
-    words = {"input_file": folder / "rows.jsonl", "candidate_pool": folder / "pool.jsonl", "negative_number": 5}
+    words = {"input_file": folder / "rows.jsonl", "corpus_data": folder / "pool.jsonl", "negative_number": 5}
     words |= {"range_for_sampling": "0-20", "num_workers": 2, "shard_size": 150, "shards_per_actor": 1}
     return [str(word) for name, value in words.items() for word in (f"--{name}", value)]
 

@@ -74,7 +74,7 @@ def losses(output: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def commands(cluster, files) -> dict[str, dict]:
     """Flags of the four commands, but for those that say where the output goes and who does the work."""
-    mining = {"model_name_or_path": files["model"], "input_file": files["groups"], "candidate_pool": files["corpus"]}
+    mining = {"model_name_or_path": files["model"], "input_file": files["groups"], "corpus_data": files["corpus"]}
     training = {"model_name_or_path": files["model"], "train_data": f"{cluster.shared}/mined.jsonl", **TRAINING}
     measuring = {"encoder": f"{cluster.shared}/trained", "corpus_data": files["corpus"], "query_data": files["groups"]}
     return {

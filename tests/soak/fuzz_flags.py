@@ -180,7 +180,7 @@ def test_num_workers(text, elastic):
 
 
 names = st.sampled_from(
-    "learning_rate temperature train_group_size lr_scheduler_type normlized seed output_dir x".split()
+    "learning_rate temperature train_group_size lr_scheduler_type normalize_embeddings seed output_dir x".split()
 )
 functions = st.sampled_from([*space.FUNCTIONS, "normal", ""])
 items = st.one_of(

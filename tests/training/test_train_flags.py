@@ -34,7 +34,7 @@ OTHER = {
     "use_mrl": None,  # says nothing beside mrl_dims, which are refused without it: test_recipe.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
-    "sentence_pooling_method": "mean",
+    "pooling_method": "mean",
     "query_instruction_format": "{}: {}",
     "passage_instruction_format": "{}: {}",
 }

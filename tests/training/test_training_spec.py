@@ -56,14 +56,19 @@ def test_what_is_right_passes(tiny):
     flags = {"use_mrl": True, "mrl_dims": [8, 16], "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}
     flags |= {"guide_model": tiny, "false_negative_margin": 0.0, "bidirectional": True, "sub_batch_size": -1}
     check_recipe(arguments(tiny, **flags))
-    check_recipe(arguments(tiny, temperature=0.9, normlized=False))  # scores of any size
+    check_recipe(arguments(tiny, temperature=0.9, normalize_embeddings=False))  # scores of any size
 
 
 def test_every_flag_of_the_objective_has_its_place(tiny):
     assert objective_of(arguments(tiny), 8) == Objective(0.02, block=8)
     flags = {"temperature": 0.05, "use_inbatch_neg": False, "negatives_cross_device": False, "bidirectional": True}
     flags |= {"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_mrl": True, "mrl_dims": [4, 8]}
-    flags |= {"normlized": False, "mask_known_positives": False, "false_negative_margin": 0.2, "score_block": 64}
+    flags |= {
+        "normalize_embeddings": False,
+        "mask_known_positives": False,
+        "false_negative_margin": 0.2,
+        "score_block": 64,
+    }
     assert objective_of(arguments(tiny, **flags), 3) == Objective(
         0.05, False, False, 3, True, "m3_kd_loss", (4, 8), False, False, 0.2, 64
     )

@@ -28,7 +28,7 @@ PROMPT = "query_instruction_for_retrieval"
         ("lora_alpha=randint(8,64)", "lora_alpha", Domain("randint", (8, 64))),
         ("seed=grid(1,2,3)", "seed", Domain("grid", (1, 2, 3))),
         ("lr_scheduler_type=choice(linear, cosine)", "lr_scheduler_type", Domain("choice", ("linear", "cosine"))),
-        ("normalize_embeddings=choice(True,no)", "normlized", Domain("choice", (True, False))),
+        ("normalize_embeddings=choice(True,no)", "normalize_embeddings", Domain("choice", (True, False))),
         (f'{PROMPT}=choice("", "a, (b) ",c d,"\\"")', PROMPT, Domain("choice", ("", "a, (b) ", "c d", '"'))),
     ],
 )
@@ -154,7 +154,7 @@ a value is missing here; the empty text is written ""
 1.0 is there twice
     learning_rate=choice(1,2,1.0)
                              ^
-normlized takes True or False, found yep
+normalize_embeddings takes True or False, found yep
     normalize_embeddings=choice(True,yep)
                                      ^
 kd_loss_type takes one of kl_div, m3_kd_loss, found kl_dib; did you mean kl_div?
@@ -184,9 +184,9 @@ lr_scheduler_kwargs cannot be searched: it takes a JSON object
 push_to_hub cannot be searched: workers hold no login
     push_to_hub=choice(True)
     ^
-normlized is searched twice
-    normlized=choice(True) normalize_embeddings=choice(False)
-                           ^
+normalize_embeddings is searched twice
+    normalize_embeddings=choice(True) normalize_embeddings=choice(False)
+                                      ^
 """.strip().splitlines()
 
 
@@ -229,7 +229,7 @@ def test_what_the_patterns_refuse():
     assert searched >= set(
         "learning_rate temperature warmup_ratio weight_decay num_train_epochs max_steps per_device_train_batch_size "
         "global_batch_size train_group_size query_max_len passage_max_len lr_scheduler_type optim adam_beta2 seed "
-        "lora_rank lora_alpha lora_dropout use_lora false_negative_margin kd_loss_type sentence_pooling_method "
+        "lora_rank lora_alpha lora_dropout use_lora false_negative_margin kd_loss_type pooling_method "
         "negative_number range_for_sampling relative_margin absolute_margin query_instruction_for_retrieval".split()
     )
     assert not searched & set(

@@ -110,10 +110,14 @@ def test_a_finished_search_has_nothing_to_continue(given, capfd):
 
 
 def test_trials_are_told_what_was_given_and_read_it_from_anywhere(given, tmp_path, capfd):
-    arguments = build(TuneOptions, given | {"num_samples": 3, "normlized": False, "weight_decay": 0.1})
+    arguments = build(TuneOptions, given | {"num_samples": 3, "normalize_embeddings": False, "weight_decay": 0.1})
     flags = trial_flags(arguments, Plan(2, 1, 0), tmp_path / "out")
     trial = build(TrainOptions, {**flags, "output_dir": "x"})
-    assert not trial.normlized and trial.training["weight_decay"] == 0.1 and trial.training["eval_steps"] == 1 / 8
+    assert (
+        not trial.normalize_embeddings
+        and trial.training["weight_decay"] == 0.1
+        and trial.training["eval_steps"] == 1 / 8
+    )
     assert (trial.num_workers, trial.cpus_per_worker, trial.use_gpu) == ("2", 1, False)
     paths = [*trial.train_data, *trial.eval_data, *trial.eval_corpus]
     assert all(Path(path).is_absolute() and Path(path).is_file() for path in paths)
@@ -156,7 +160,7 @@ def test_trials_never_take_the_cpus_that_read_for_them(cluster, plan, runs, monk
 
 
 def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
-    Path("mine.yaml").write_text("candidate_pool: groups.jsonl\nnegative_number: 3\n")
+    Path("mine.yaml").write_text("corpus_data: groups.jsonl\nnegative_number: 3\n")
     given |= {"mine_config": "mine.yaml"}
     search = ["range_for_sampling=choice(0-9,2-30)", "relative_margin=uniform(0,0.2)", "temperature=uniform(0.01,0.1)"]
     assert main(argv(given | {"search": ["range_for_sampling=choice(9-0,2-30)"]})) == 2
@@ -174,7 +178,7 @@ def test_mining_and_its_flags_belong_to_a_trial(given, tmp_path, capfd):
     drawn = {"range_for_sampling": "2-30", "relative_margin": 0.1, "temperature": 0.05}
     first, second = task.stages(drawn, "mined.jsonl", "model")
     assert (first["range_for_sampling"], first["relative_margin"], first["negative_number"]) == ("2-30", 0.1, 3)
-    assert first["candidate_pool"] == [str(tmp_path / "groups.jsonl")] and first["input_file"] == flags["train_data"]
+    assert first["corpus_data"] == [str(tmp_path / "groups.jsonl")] and first["input_file"] == flags["train_data"]
     assert first["output_file"] == "mined.jsonl" and first["storage_path"] == str(tmp_path / "work")
     assert second["train_data"] == ["mined.jsonl"] and second["temperature"] == 0.05
     assert "range_for_sampling" not in second and "temperature" not in first

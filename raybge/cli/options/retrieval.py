@@ -31,8 +31,11 @@ class MineOptions(ModelOptions, CommonOptions):
     output_file: str = flag(
         ..., DATA, "where the groups with their mined `neg` are written (.jsonl, .jsonl.gz, .jsonl.zst)"
     )
-    candidate_pool: list[str] | None = flag(
-        None, DATA, "passages {text} to mine from; left out: every `pos` and `neg` of the input"
+    corpus_data: list[str] | None = flag(
+        None,
+        DATA,
+        "passages {text} to mine from; left out: every `pos` and `neg` of the input",
+        aliases=("candidate_pool",),
     )
     range_for_sampling: str = flag(
         "10-210", MINING, "ranks lo-hi to sample from: 0-based, lo to hi-1 of the full ranking"
@@ -73,15 +76,31 @@ class MineOptions(ModelOptions, CommonOptions):
         False, RUN, "mine anew although the output is there; what a storage_path keeps is still used"
     )
     query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
-    query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
+    query_instruction_format: str = flag(
+        "{}{}", MODEL, "how instruction and query are joined", aliases=("query_instruction_format_for_retrieval",)
+    )
     passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
-    passage_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and passage are joined")
+    passage_instruction_format: str = flag(
+        "{}{}", MODEL, "how instruction and passage are joined", aliases=("passage_instruction_format_for_retrieval",)
+    )
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
-    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    pooling_method: str | None = flag(
+        None, MODEL, "how token vectors become one", aliases=("sentence_pooling_method",), choices=POOLING
+    )
     normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
-    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU")
-    embedder_query_max_length: int | None = flag(None, MODEL, "longest query in tokens")
-    embedder_passage_max_length: int | None = flag(None, MODEL, "longest passage in tokens")
+    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU", aliases=("fp16",))
+    query_max_len: int | None = flag(
+        None,
+        MODEL,
+        "longest query in tokens",
+        aliases=("embedder_query_max_length", "query_max_length", "max_query_length"),
+    )
+    passage_max_len: int | None = flag(
+        None,
+        MODEL,
+        "longest passage in tokens",
+        aliases=("embedder_passage_max_length", "passage_max_length", "max_passage_length"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -101,8 +120,12 @@ class RecipeOptions(CommonOptions):
 class EvaluateOptions(ModelOptions, CommonOptions):
     """Measure retrieval: exact search over a corpus, then MRR, nDCG, Recall and MAP."""
 
-    encoder: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=("model_name_or_path",))
-    corpus_data: list[str] | None = flag(None, DATA, "passages {text} or {content}: files, folders or globs")
+    model_name_or_path: str = flag(
+        ..., MODEL, "embedding model: folder or hub name", aliases=("encoder", "embedder_name_or_path")
+    )
+    corpus_data: list[str] | None = flag(
+        None, DATA, "passages {text} or {content}: files, folders or globs", aliases=("candidate_pool",)
+    )
     query_data: list[str] | None = flag(None, DATA, "queries with their answers: {query, pos} or {query, positive}")
     mteb_tasks: list[str] | None = flag(None, DATA, "tasks of MTEB by name instead, with the data that they name")
     qrels: str | None = flag(
@@ -111,16 +134,26 @@ class EvaluateOptions(ModelOptions, CommonOptions):
         "judgements of documents by id, in a TREC or BEIR file; queries and passages then have an _id. Left out for a "
         "BEIR folder: its qrels/test.tsv",
     )
-    fp16: bool = flag(False, MODEL, "half precision; off on a CPU")
+    use_fp16: bool = flag(False, MODEL, "half precision; off on a CPU", aliases=("fp16",))
     add_instruction: bool = flag(
         False, MODEL, "put «Represent this sentence for searching relevant passages: » before each query"
     )
-    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
-    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
-    max_query_length: int | None = flag(
-        None, MODEL, "longest query in tokens; 32 where the model's folder does not say"
+    pooling_method: str | None = flag(
+        None, MODEL, "how token vectors become one", aliases=("sentence_pooling_method",), choices=POOLING
     )
-    max_passage_length: int | None = flag(None, MODEL, "longest passage in tokens; 128 where the folder does not say")
+    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
+    query_max_len: int | None = flag(
+        None,
+        MODEL,
+        "longest query in tokens; 32 where the model's folder does not say",
+        aliases=("embedder_query_max_length", "query_max_length", "max_query_length"),
+    )
+    passage_max_len: int | None = flag(
+        None,
+        MODEL,
+        "longest passage in tokens; 128 where the folder does not say",
+        aliases=("embedder_passage_max_length", "passage_max_length", "max_passage_length"),
+    )
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
     index_factory: str = flag("Flat", METRICS, "faiss index of each shard, such as IVF1024,Flat; Flat is exact")
     k: int = flag(100, METRICS, "passages retrieved for each query")
@@ -159,14 +192,20 @@ class EncodeOptions(ModelOptions, CommonOptions):
     )
     kind: str = flag("passage", MODEL, "whose instruction the texts get", choices=("query", "passage"))
     query_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each query")
-    query_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and query are joined")
+    query_instruction_format: str = flag(
+        "{}{}", MODEL, "how instruction and query are joined", aliases=("query_instruction_format_for_retrieval",)
+    )
     passage_instruction_for_retrieval: str | None = flag(None, MODEL, "put before each passage")
-    passage_instruction_format_for_retrieval: str = flag("{}{}", MODEL, "how instruction and passage are joined")
+    passage_instruction_format: str = flag(
+        "{}{}", MODEL, "how instruction and passage are joined", aliases=("passage_instruction_format_for_retrieval",)
+    )
     batch_size: int = flag(256, MODEL, "texts encoded at a time on a GPU")
     max_length: int | None = flag(None, MODEL, "longest text in tokens")
-    pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
+    pooling_method: str | None = flag(
+        None, MODEL, "how token vectors become one", aliases=("sentence_pooling_method",), choices=POOLING
+    )
     normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
-    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU")
+    use_fp16: bool = flag(True, MODEL, "half precision; off on a CPU", aliases=("fp16",))
     truncate_dim: int | None = flag(None, VECTORS, "the first so many numbers of each vector alone")
     precision: str = flag(
         "float32",

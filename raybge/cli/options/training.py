@@ -90,8 +90,10 @@ class TrainOptions(LoopOptions):
     )
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
 
-    sentence_pooling_method: str | None = flag(None, MODEL, "how token vectors become one", choices=POOLING)
-    normlized: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normalize_embeddings",))
+    pooling_method: str | None = flag(
+        None, MODEL, "how token vectors become one", aliases=("sentence_pooling_method",), choices=POOLING
+    )
+    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
     fix_position_embedding: bool = flag(False, MODEL, "keep the position embeddings as they are")
 
     use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and leave the model's weights")
@@ -104,13 +106,27 @@ class TrainOptions(LoopOptions):
     save_merged_lora_model: bool = flag(False, LORA, "save the whole model with the adapters added, not the adapters")
 
     train_group_size: int = flag(8, DATA, "passages of a group: one positive, the rest negatives")
-    query_max_len: int = flag(32, DATA, "longest query in tokens")
-    passage_max_len: int = flag(128, DATA, "longest passage in tokens")
+    query_max_len: int = flag(
+        32,
+        DATA,
+        "longest query in tokens",
+        aliases=("embedder_query_max_length", "query_max_length", "max_query_length"),
+    )
+    passage_max_len: int = flag(
+        128,
+        DATA,
+        "longest passage in tokens",
+        aliases=("embedder_passage_max_length", "passage_max_length", "max_passage_length"),
+    )
     pad_to_multiple_of: int | None = flag(None, DATA, "pad to a multiple of this")
     query_instruction_for_retrieval: str | None = flag(None, DATA, "put before each query")
-    query_instruction_format: str = flag("{}{}", DATA, "how instruction and query are joined")
+    query_instruction_format: str = flag(
+        "{}{}", DATA, "how instruction and query are joined", aliases=("query_instruction_format_for_retrieval",)
+    )
     passage_instruction_for_retrieval: str | None = flag(None, DATA, "put before each passage")
-    passage_instruction_format: str = flag("{}{}", DATA, "how instruction and passage are joined")
+    passage_instruction_format: str = flag(
+        "{}{}", DATA, "how instruction and passage are joined", aliases=("passage_instruction_format_for_retrieval",)
+    )
     shuffle_ratio: float = flag(0.0, DATA, "share of positives above 100 characters whose three parts are shuffled")
 
     eval_data: list[str] | None = flag(

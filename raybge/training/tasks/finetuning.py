@@ -71,8 +71,8 @@ class FineTuning:
         from raybge.model.folder import read_settings
 
         settings = read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token)
-        pooling = arguments.sentence_pooling_method or settings.pooling
-        normalize = settings.normalize if arguments.normlized is None else arguments.normlized
+        pooling = arguments.pooling_method or settings.pooling
+        normalize = settings.normalize if arguments.normalize_embeddings is None else arguments.normalize_embeddings
         says = "the model's folder" if settings.source == "modules.json" else "defaults: the folder does not say"
         negatives = (
             "all groups of a step"
@@ -92,8 +92,8 @@ class FineTuning:
         return cls(
             encoder=dict(
                 model_name_or_path=absolute(arguments.model_name_or_path),
-                normalize_embeddings=arguments.normlized,
-                pooling_method=arguments.sentence_pooling_method,
+                normalize_embeddings=arguments.normalize_embeddings,
+                pooling_method=arguments.pooling_method,
                 query_instruction_for_retrieval=arguments.query_instruction_for_retrieval,
                 query_instruction_format=arguments.query_instruction_format,
                 passage_instruction_for_retrieval=arguments.passage_instruction_for_retrieval,
