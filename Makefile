@@ -1,7 +1,8 @@
 # make venv    builds .venv (again only when requirements/ or pyproject.toml changed); PYTHON=python3.12 chooses the interpreter
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
 # make test    runs every test
-# make lint    ruff and mypy
+# make lint    ruff, mypy, pydoclint, import-linter
+# make coverage  the fast tests with the share of lines and branches that they run
 # make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
 # make soak    100,000 odd inputs, and many small runs in one cluster that must leave nothing behind; an hour
 # make bench   speed, memory and quality beside their peers (benchmarks/README.md); hours on a small machine
@@ -13,7 +14,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test lint soak axe bench clean FORCE
+.PHONY: venv demo test coverage lint soak axe bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -43,6 +44,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy raybge
+	$(BIN)/pydoclint --quiet raybge
+	$(BIN)/lint-imports
+
+# The main process and its children; tests of lost machines and of clusters are left out.
+coverage: venv
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:runs/coverage $(ALONE:%=--ignore %)
 
 # SOAK_INPUTS inputs, each of which may take 20 s and a test of thousands as long as it needs; then SOAK_MINUTES of runs
 soak: venv

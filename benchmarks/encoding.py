@@ -80,13 +80,13 @@ def encode_stub(folder: str) -> None:
     """`raybge.encode` with the stub, in this process."""
     import stub
 
-    from raybge.cli.console import Screen
-    from raybge.cli.options import EncodeArguments
+    from raybge.cli.console import Console
+    from raybge.cli.options import EncodeOptions
     from raybge.cli.parser import build
     from raybge.encoding.run import encode
 
     files = {"input_file": f"{folder}/texts.jsonl", "output_file": f"{folder}/vectors.parquet"}
-    encode(build(EncodeArguments, {"model_name_or_path": "", **files}), Screen(), stub.embedder(dim=384))
+    encode(build(EncodeOptions, {"model_name_or_path": "", **files}), Console(), stub.embedder(dim=384))
 
 
 def memory(rows: int) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_stub(args: argparse.Namespace) -> None:
     """Mine with the stub; in this process, the driver."""
-    from raybge.cli.console import Screen
-    from raybge.cli.options import MineArguments
+    from raybge.cli.console import Console
+    from raybge.cli.options import MineOptions
     from raybge.cli.parser import build
     from raybge.mining.run import mine
 
@@ -100,7 +100,7 @@ def run_stub(args: argparse.Namespace) -> None:
 
     flags = {"range_for_sampling": "2-200", "negative_number": 7, "output_file": str(folder / "out.jsonl")}
     files = {"input_file": str(folder / "rows.jsonl"), "candidate_pool": str(folder / "pool.jsonl")}
-    mine(build(MineArguments, {**flags, **files}), Screen(), stub.embedder(dim=384))
+    mine(build(MineOptions, {**flags, **files}), Console(), stub.embedder(dim=384))
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
