@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.util.filesystem import HIDDEN
+from raybge.util.filesystem import STATE_FOLDER
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 NOTE = "placement-group"
 
 
-def note(output: str | Path, group: Any) -> None:
+def record_placement_group(output: str | Path, group: Any) -> None:
     """The run with this output folder holds this placement group."""
-    place = Path(output, HIDDEN, NOTE)
+    place = Path(output, STATE_FOLDER, NOTE)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(group.id.hex())
 
 
-def release(output: str | Path) -> None:
+def release_placement_group(output: str | Path) -> None:
     """Give back what a run with this output folder held when it ended. It must have ended."""
     import ray
     from ray.util.placement_group import PlacementGroup
 
-    place = Path(output, HIDDEN, NOTE)
+    place = Path(output, STATE_FOLDER, NOTE)
     if place.is_file():
         group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(place.read_text())))
         ray.util.remove_placement_group(group)

@@ -11,7 +11,7 @@ from typing import Any
 from raybge.util.errors import UserError, causes
 
 
-def in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
+def results_in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
     """Results of Ray calls, each (function that gives a reference, its arguments...), in their order.
 
     At most `window` are under way, by default twice the cluster's CPUs.
@@ -20,7 +20,7 @@ def in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Ite
 
     window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
-    with unwrapped():
+    with unwrap_user_errors():
         for function, *arguments in calls:
             if len(pending) >= window:
                 yield ray.get(pending.popleft())
@@ -30,7 +30,7 @@ def in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Ite
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
+def unwrap_user_errors() -> Iterator[None]:
     """A UserError raised in a Ray worker comes out as it was, without Ray's wrappers around it."""
     try:
         yield

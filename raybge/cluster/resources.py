@@ -102,7 +102,7 @@ def connect(address: str | None = None, verbose: bool = False) -> Iterator[Clust
         _own = False
 
 
-def grown(
+def wait_for_capacity(
     cluster: Cluster,
     num_workers: str | None,
     use_gpu: bool | None,
@@ -125,7 +125,7 @@ def grown(
             "(and --use_gpu or --cpus_per_worker)"
         )
     workers = workers and workers * runs
-    if workers is None or (fits := cluster.fitting(cpus, gpu)) >= workers:
+    if workers is None or (fits := cluster.max_workers(cpus, gpu)) >= workers:
         return cluster
     say(f"cluster: {cluster.describe()}; room for {max(0, fits)} of {workers} workers, asking for more machines")
     bundle = {"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus}
@@ -134,7 +134,7 @@ def grown(
         while time.monotonic() < change + (STARTED if _machines_start() else STARTING):
             time.sleep(2)
             now = _look(own=False)
-            if now.fitting(cpus, gpu) >= workers:
+            if now.max_workers(cpus, gpu) >= workers:
                 return now
             if now.nodes != cluster.nodes:
                 cluster, change = now, time.monotonic()
@@ -190,7 +190,7 @@ def plan_workers(
         raise UserError(f"--cpus_per_worker must be at least 1, found {cpus_per_worker}")
     if cluster.room < 1:
         raise UserError(f"{cluster.describe()}: a worker and the reading for it need at least 2 CPUs")
-    asked = high if low == high else max(low or 1, min(high or 1, cluster.fitting(cpus_per_worker or 1, gpu)))
+    asked = high if low == high else max(low or 1, min(high or 1, cluster.max_workers(cpus_per_worker or 1, gpu)))
     if gpu:
         workers = asked or cluster.gpus
         most = min(CORES_A_WORKER, max(1, cluster.room // workers))
@@ -200,17 +200,17 @@ def plan_workers(
     if gpu and workers > cluster.gpus:
         raise UserError(f"--num_workers {workers}: only {cluster.gpus} GPUs are there ({cluster.describe()})")
     # The largest share of the cores that still lets all workers find a node.
-    fits = (cpus for cpus in range(most, 1, -1) if cluster.fitting(cpus, gpu) >= workers)
+    fits = (cpus for cpus in range(most, 1, -1) if cluster.max_workers(cpus, gpu) >= workers)
     cpus = cpus_per_worker or next(fits, 1)
     if not gpu and not asked:
-        workers = max(1, cluster.fitting(cpus, gpu))
+        workers = max(1, cluster.max_workers(cpus, gpu))
     plan = Plan(workers, cpus, int(gpu))
     _check(cluster, plan)
     return replace(plan, range=(low, high)) if low and high and low < high else plan
 
 
 def _check(cluster: Cluster, plan: Plan) -> None:
-    fitting = cluster.fitting(plan.cpus, plan.gpus > 0)
+    fitting = cluster.max_workers(plan.cpus, plan.gpus > 0)
     if plan.workers > fitting:
         left = "" if cluster.own else " and leave 1 CPU for reading"
         raise UserError(
@@ -237,7 +237,7 @@ def _count(num_workers: str | None, elastic: bool) -> tuple[int, int] | None:
     return low, high
 
 
-def look() -> Cluster:
+def current_cluster() -> Cluster:
     """The cluster that this process is connected to, as it is now."""
     return _look(_own)
 
@@ -259,19 +259,19 @@ def head_address() -> str:
     return str(next(n["NodeManagerAddress"] for n in ray.nodes() if "node:__internal_head__" in n["Resources"]))
 
 
-def cores() -> int:
+def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reading_slots() -> int:
-    return max(2, cores() // 4)
+    return max(2, available_cores() // 4)
 
 
-def side_by_side(cluster: Cluster, plan: Plan) -> int:
+def concurrent_runs(cluster: Cluster, plan: Plan) -> int:
     """Runs of a plan that the cluster holds at a time, with a CPU for the reading of each."""
     reading = cluster.cpus + (_reading_slots() if cluster.own else 0)
-    fitting = min(cluster.fitting(plan.cpus, plan.gpus > 0) // plan.workers, reading // (plan.workers * plan.cpus + 1))
+    fitting = min(cluster.max_workers(plan.cpus, plan.gpus > 0) // plan.workers, reading // (plan.workers * plan.cpus + 1))
     return max(1, fitting)
 
 
@@ -292,7 +292,7 @@ def _start() -> None:
 
     if os.environ.get(OPEN) == "0":  # a program may have imported Ray before this was set
         ray_constants.ENABLE_RAY_CLUSTER = False
-    options: dict[str, Any] = {"num_cpus": cores() + _reading_slots(), "include_dashboard": False}
+    options: dict[str, Any] = {"num_cpus": available_cores() + _reading_slots(), "include_dashboard": False}
     ray.init(address="local", log_to_driver=True, **options)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raybge.cluster.remote_calls import unwrapped
+from raybge.cluster.remote_calls import unwrap_user_errors
 
 GROUPS = 256  # groups of inputs, and so values that one task gets, at most
 PARTS = 64
@@ -33,7 +33,7 @@ def exchange(
     def task(function: Callable[..., Any], returns: int) -> Any:
         return ray.remote(function).options(num_returns=returns).remote
 
-    with unwrapped():
+    with unwrap_user_errors():
         # several results of a task are several objects: each goes to the one task that wants it
         splits = [task(_split, parts + 1)(split, group, parts) for group in groups]
         met = [task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)]

@@ -15,6 +15,7 @@ import pyarrow as pa
 from raybge.data.groups import Group, parse_group, parse_scored_group, short_key
 from raybge.data.jsonl import Parse, Row
 from raybge.data.mixture import generator
+from raybge.data.step_batch import Groups, StepBatch
 from raybge.data.tokenize import TextTokenizer
 
 LONG = 100  # characters above which a positive may be shuffled, as in the recipe
@@ -37,29 +38,6 @@ SCHEMA = pa.schema(
         ("guide_tokens", pa.list_(pa.int32())),
     ]
 )
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """One worker's share of a step: B groups with M passages in all.
-
-    `rows`: (file, offset) of each group. `token_ids`: B queries, then M passages, each an array of ids.
-    `passages_B`: passages of each group, int64; a group's positive is its first.
-    `passage_keys_M`: int64 key of each passage's text. `known_B`: how many positives the file knows of each query;
-    `known_keys`: their text keys, one query after the other. `alone_B`: whether the query sees its own group only.
-    `teacher_M`: a teacher's score of each passage, fp32. `guide_ids`: as `token_ids`, for the guide model.
-    """
-
-    step: int
-    rows: list[tuple[int, int]]
-    token_ids: list[np.ndarray]
-    passages_B: np.ndarray
-    passage_keys_M: np.ndarray | None = None
-    known_B: np.ndarray | None = None
-    known_keys: np.ndarray | None = None
-    alone_B: np.ndarray | None = None
-    teacher_M: np.ndarray | None = None
-    guide_ids: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,12 +142,14 @@ def unpack(table: pa.Table) -> StepBatch:
         step=table.column("step")[0].as_py(),
         rows=list(zip(column["file"].tolist(), column["offset"].tolist(), strict=True)),
         token_ids=split_texts(column["tokens"], column["lengths"]),
-        passages_B=column["passages"],
-        passage_keys_M=column["passage_keys"],
-        known_B=column["known"],
-        known_keys=column["known_keys"],
-        alone_B=column["alone"],
-        teacher_M=column["teacher"] if scored else None,
+        groups=Groups(
+            passages_B=column["passages"],
+            alone_B=column["alone"],
+            passage_key_M=column["passage_keys"],
+            known_B=column["known"],
+            known_key_R=column["known_keys"],
+            teacher_score_M=column["teacher"] if scored else None,
+        ),
         guide_ids=split_texts(column["guide_tokens"], column["guide_lengths"]) if guided else None,
     )
 

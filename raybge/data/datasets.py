@@ -24,7 +24,7 @@ from raybge.data.order import Order
 from raybge.data.source_files import SourceFile
 from raybge.data.survey import Survey
 from raybge.util.errors import UserError
-from raybge.util.redaction import public
+from raybge.util.redaction import redact
 
 ALONE = "no_in_batch_neg"
 MAX_WEIGHT = 100.0
@@ -69,7 +69,7 @@ class DataSets:
         return lines + [f"  left out by --drop_threshold: {one.name}: {one.rows:,} groups" for one in self.left_out]
 
 
-def arrange(
+def build_data_sets(
     survey: Survey,
     max_examples: int,
     small_threshold: int = 0,
@@ -141,7 +141,7 @@ def _weights(files: Sequence[SourceFile], given: Mapping[str, float]) -> list[fl
     names |= {_folder(file.folder): file.folder for file in files if file.folder}
     wanted = {}
     for asked, weight in given.items():
-        name = public(asked)  # as files are called
+        name = redact(asked)  # as files are called
         known = name if name in names else _folder(name)
         if known not in names:
             tails = {posixpath.basename(each.rstrip("/")): each for each in names}

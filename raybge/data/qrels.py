@@ -25,7 +25,7 @@ _GRADE = re.compile(r"-?[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedQrels:
     """What came of joining: queries written; those without a judgement, and judged ones that no row has."""
 
     queries: int
@@ -62,7 +62,7 @@ def read_qrels(path: str, flag: str) -> Grades:
     return found
 
 
-def join(found: Survey, grades: Grades, path: str) -> Joined:
+def join(found: Survey, grades: Grades, path: str) -> JoinedQrels:
     """Write the queries that have a relevant document, with their judgements, as rows that `parse_judged` reads: the
     answers are documents' ids.
 
@@ -73,7 +73,7 @@ def join(found: Survey, grades: Grades, path: str) -> Joined:
     UserError where no query is judged.
     """
     left, written, unjudged = dict(grades), 0, 0
-    with output.written_aside(path, "--storage_path") as out:
+    with output.open_atomic(path, "--storage_path") as out:
         for number in range(len(found.blocks)):
             for row in read_block(found.files, found.blocks[number], parse_query):
                 if not isinstance(row, Row):
@@ -89,7 +89,7 @@ def join(found: Survey, grades: Grades, path: str) -> Joined:
     if not written:
         raise UserError(f"--qrels judges none of the {unjudged:,} queries of --query_data: are their ids the same?")
     unknown = [query for query, judged in left.items() if any(grade > 0 for grade in judged.values())]
-    return Joined(written, unjudged, tuple(unknown))
+    return JoinedQrels(written, unjudged, tuple(unknown))
 
 
 def parse_query(raw: dict[str, Any]) -> Document:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from raybge.data.groups import RowError
 from raybge.data.jsonl import BadRow, Block, Parse, Row, array_elements, scan
 from raybge.data.source_files import BUFFER, SourceFile, open_stream
-from raybge.data.survey import IN_PROCESS_BYTES, Survey, fingerprint, ray_is_connected, result_of
+from raybge.data.survey import IN_PROCESS_BYTES, Survey, file_fingerprint, ray_is_connected, result_of
 from raybge.util.errors import UserError
-from raybge.util.filesystem import extended, filesystem
+from raybge.util.filesystem import append_to_path, filesystem
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -83,7 +83,7 @@ def transcode(
     """The files with each one of `kinds` replaced by a plain .jsonl under `folder`; the others as
     they are.
 
-    A file is written once, under a name made from its fingerprint, and used again. `name` stays the person's
+    A file is written once, under a name made from its file_fingerprint, and used again. `name` stays the person's
     own; lines keep their numbers (in arrays: the element's number). On a cluster `folder` must be one that
     every node sees. Above 64 MiB the files are written by Ray tasks if Ray is connected. UserError where a
     file is damaged or holds nothing.
@@ -103,7 +103,7 @@ def transcode(
 
 def _transcode(file: SourceFile, folder: str) -> SourceFile:
     stem = posixpath.basename(file.name).split(".")[0]
-    target = extended(folder, f"/{stem}-{fingerprint(file)}.jsonl")
+    target = append_to_path(folder, f"/{stem}-{file_fingerprint(file)}.jsonl")
     store, path = filesystem(target)
     info = store.get_file_info(path)
     if not info.is_file:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.util.errors import UserError
-from raybge.util.filesystem import extended, filesystem
-from raybge.util.redaction import public
+from raybge.util.filesystem import append_to_path, filesystem
+from raybge.util.redaction import redact
 
 Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
 
@@ -123,7 +123,7 @@ def _child(folder: str, relative: str) -> tuple[str, str]:
         name = os.path.join(folder, relative)
         return name, _absolute(name)
     shown = folder.partition("?")[0].rstrip("/")
-    return f"{shown}/{relative}", extended(folder, f"/{urllib.parse.quote(relative)}")
+    return f"{shown}/{relative}", append_to_path(folder, f"/{urllib.parse.quote(relative)}")
 
 
 def _glob(name: str) -> list[str]:
@@ -170,7 +170,7 @@ def _source(found: _Found, flag: str) -> SourceFile:
     if not found.info.size:
         raise UserError(f"{flag}: {found.name} is an empty file")
     file = SourceFile(
-        public(found.name), found.path, found.info.size, kind, found.info.mtime_ns or 0, public(found.folder)
+        redact(found.name), found.path, found.info.size, kind, found.info.mtime_ns or 0, redact(found.folder)
     )
     if kind == "array" and not _is_array(file):
         file = replace(file, kind="jsonl")

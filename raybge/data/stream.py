@@ -16,7 +16,7 @@ from raybge.data.mixture import Span
 from raybge.data.order import Order, Window
 from raybge.data.source_files import SourceFile, open_stream
 from raybge.data.survey import Survey
-from raybge.data.token_cache import TokenFiles
+from raybge.data.token_cache import TokenCache
 from raybge.util.errors import UserError
 
 # Steps leave a reading task in blocks of about this size. Small, so that a step waits for few others: a step of a large
@@ -72,7 +72,7 @@ class StepStream:
     reading_cpus: float
     epoch: int = 0
     start_step: int = 0
-    kept: TokenFiles | None = None
+    kept: TokenCache | None = None
 
     @property
     def dataset(self) -> range:
@@ -98,7 +98,7 @@ class StepStream:
         from ray.data.block import BlockMetadata
         from ray.data.datasource import Datasource, ReadTask
 
-        shared = ray.put(Reading.of(self.survey, self.order, self.tokenizer, self.kept))
+        shared = ray.put(StepReader.of(self.survey, self.order, self.tokenizer, self.kept))
         about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         # A task is a few numbers: it works out by itself what its window reads.
         tasks = [
@@ -132,7 +132,7 @@ class StepStream:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StepReader:
     """What all reading tasks of a worker share: mostly arrays, which Ray maps into a task without copying.
 
     `blocks_B3`: file, start and stop of each block. `all_good_B`: each of its lines is a good row.
@@ -143,10 +143,10 @@ class Reading:
     all_good_B: np.ndarray
     order: Order
     tokenizer: StepTokenizer
-    kept: TokenFiles | None = None
+    kept: TokenCache | None = None
 
     @classmethod
-    def of(cls, survey: Survey, order: Order, tokenizer: StepTokenizer, kept: TokenFiles | None = None) -> Reading:
+    def of(cls, survey: Survey, order: Order, tokenizer: StepTokenizer, kept: TokenCache | None = None) -> StepReader:
         blocks_B3 = np.array([(b.file, b.start, b.stop) for b in survey.blocks], np.int64).reshape(-1, 3)
         return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer, kept)
 
@@ -193,10 +193,10 @@ def _read_shared(shared: Any, epoch: int, rank: int, world: int, start_step: int
     yield from reading.kept.tables(f"{epoch}-{rank}-of-{world}-{start_step}", steps) if reading.kept else steps()
 
 
-_OPEN: dict[str, Reading] = {}
+_OPEN: dict[str, StepReader] = {}
 
 
-def _opened(name: str, get: Any) -> Reading:
+def _opened(name: str, get: Any) -> StepReader:
     """What was shared under a name. A process keeps the last: making a tokenizer of its bytes can take a second."""
     if name not in _OPEN:
         _OPEN.clear()

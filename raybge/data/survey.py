@@ -82,16 +82,16 @@ def survey(
         return known
     found = _collect(files, blocks, parse, stop=on_bad_rows == "stop")
     if on_bad_rows == "stop" and found.bad_count:
-        raise UserError(named(found))
+        raise UserError(bad_rows_message(found))
     if not found.total_rows:
         where = ", ".join(file.name for file in files[:NAMED]) + (", ..." if len(files) > NAMED else "")
-        raise UserError("\n".join(filter(None, [f"there is no usable row in {where}", named(found)])))
+        raise UserError("\n".join(filter(None, [f"there is no usable row in {where}", bad_rows_message(found)])))
     if path:
         _store(path, found)
     return found
 
 
-def named(found: Survey) -> str:
+def bad_rows_message(found: Survey) -> str:
     """The first bad rows, one a line, as `file:line: "field" what was expected`, then how many more there
     are.
     """
@@ -208,7 +208,7 @@ def _cache_path(
         return None
     what = [
         _FORMAT,
-        [fingerprint(file) for file in files],
+        [file_fingerprint(file) for file in files],
         block_bytes,
         f"{parse.__module__}.{name}",
         on_bad_rows,
@@ -216,7 +216,7 @@ def _cache_path(
     return os.path.join(cache_dir, f"survey-{_digest(what)}.json")
 
 
-def fingerprint(file: SourceFile) -> str:
+def file_fingerprint(file: SourceFile) -> str:
     """Changes when the file behind the path does: its size or its time."""
     return _digest([file.path, file.size, file.kind, file.mtime_ns])
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class TokenFiles:
+class TokenCache:
     """A folder of Arrow streams. What they are made from must be the same for all who use it."""
 
     folder: str

@@ -1,6 +1,6 @@
-"""What this process's training is doing, for a thread that asks: training itself cannot answer when it hangs.
+"""Current activity of this process's training, readable from another thread while the training thread is blocked.
 
-Every worker passes the same collectives in the same order. Of two workers, the one that has entered fewer of them is
+All workers enter the same collectives in the same order. Of two workers, the one that has entered fewer collectives is
 the one that the other waits for.
 """
 
@@ -15,57 +15,69 @@ STARTING, READING, DONE = "starting", "waiting for data", "done"
 
 
 @dataclass(frozen=True)
-class Place:
-    """What is being done since when (`time.monotonic()`), and how many collectives were entered before and with it.
+class Activity:
+    """One activity of the training thread.
 
-    `waits`: it is a collective, and does nothing but wait for others. `shared`: it has one in it, beside its own work.
+    Args:
+        name: the activity, as it appears in error messages.
+        started: when it began (`time.monotonic()`, seconds).
+        collectives: number of collectives entered so far, including those of this activity.
+        is_collective: the activity is a collective: the worker only waits for the others.
+        has_collective: the activity contains a collective next to the worker's own computation.
     """
 
-    doing: str
-    since: float
+    name: str
+    started: float
     collectives: int
-    waits: bool = False
-    shared: bool = False
+    is_collective: bool = False
+    has_collective: bool = False
 
 
-_place = Place(STARTING, time.monotonic(), 0)
+_current = Activity(STARTING, time.monotonic(), 0)
 
 
-def here() -> Place:
-    """The place right now."""
-    return _place
+def current_activity() -> Activity:
+    """Return the activity of this process right now."""
+    return _current
 
 
-def begin() -> None:
-    """A run starts."""
-    global _place
-    _place = Place(STARTING, time.monotonic(), 0)
+def reset_activity() -> None:
+    """Start a new run: activity STARTING, no collectives entered."""
+    global _current
+    _current = Activity(STARTING, time.monotonic(), 0)
 
 
-def at(doing: str, shared: bool = False) -> None:
-    """From now on this is done."""
-    global _place
-    _place = Place(doing, time.monotonic(), _place.collectives + shared, shared=shared)
+def set_activity(name: str, has_collective: bool = False) -> None:
+    """Replace the current activity.
 
-
-@contextmanager
-def during(doing: str) -> Iterator[None]:
-    """This is done in the block, and afterwards what was done before."""
-    before = _place
-    at(doing)
-    try:
-        yield
-    finally:
-        at(before.doing)
+    Args:
+        name: the activity, as it appears in error messages.
+        has_collective: the activity contains a collective next to the worker's own computation.
+    """
+    global _current
+    _current = Activity(name, time.monotonic(), _current.collectives + has_collective, has_collective=has_collective)
 
 
 @contextmanager
-def collective(doing: str) -> Iterator[None]:
-    """The block waits for all workers."""
-    global _place
-    before = _place
-    _place = Place(doing, time.monotonic(), before.collectives + 1, waits=True)
+def activity(name: str) -> Iterator[None]:
+    """Set the activity within the block and restore the name of the previous one afterwards."""
+    previous = _current
+    set_activity(name)
     try:
         yield
     finally:
-        _place = Place(before.doing, time.monotonic(), _place.collectives, shared=before.shared)
+        set_activity(previous.name)
+
+
+@contextmanager
+def collective(name: str) -> Iterator[None]:
+    """Mark the block as a collective, in which this worker waits for all others."""
+    global _current
+    previous = _current
+    _current = Activity(name, time.monotonic(), previous.collectives + 1, is_collective=True)
+    try:
+        yield
+    finally:
+        _current = Activity(
+            previous.name, time.monotonic(), _current.collectives, has_collective=previous.has_collective
+        )

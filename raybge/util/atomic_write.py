@@ -33,7 +33,7 @@ def exists(path: str, flag: str) -> bool:
 
 
 @contextmanager
-def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
+def open_atomic(path: str, flag: str) -> Iterator[pa.NativeFile]:
     """A stream into `path` (or URI), compressed as its ending says; missing folders are made.
 
     What is written lies beside it as `path.part-HOST-PID` and gets its name when the block ends without an error;
@@ -61,7 +61,7 @@ def written_aside(path: str, flag: str) -> Iterator[pa.NativeFile]:
 
 
 @contextmanager
-def folder_written_aside(path: str, flag: str, last: str | None = None) -> Iterator[str]:
+def atomic_folder(path: str, flag: str, last: str | None = None) -> Iterator[str]:
     """A folder to write files into, as its place on the file system of `path`; the empty file `last`, where one is
     wanted, comes last.
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from raybge.util.redaction import public
+from raybge.util.redaction import redact
 
 _ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause", re.MULTILINE)
 
@@ -15,10 +15,10 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = ""):
-        super().__init__(public(message))
+        super().__init__(redact(message))
 
 
-def failure(error: BaseException) -> str:
+def failure_message(error: BaseException) -> str:
     """The type and message of what went wrong, out of what Ray wraps around it."""
     if origin := _ORIGIN.search(str(error)):  # of a cause in one of its workers, Ray Data keeps the text alone
         return origin[1]

@@ -7,7 +7,7 @@ import pyarrow.fs as pafs
 
 from raybge.util.errors import UserError, first_line
 
-HIDDEN = ".raybge"  # in the output folder: what a run keeps for itself
+STATE_FOLDER = ".raybge"  # in the output folder: what a run keeps for itself
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -27,7 +27,7 @@ def is_local(path: str, flag: str) -> bool:
         raise UserError(f"{flag}: {path} cannot be opened ({first_line(err)})") from err
 
 
-def extended(path: str, ending: str) -> str:
+def append_to_path(path: str, ending: str) -> str:
     """A path, or URI, with something at its end; a URI's query (region, endpoint) stays behind it."""
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     return f"{head.rstrip('/')}{ending}{mark}{query}"

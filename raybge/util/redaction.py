@@ -12,25 +12,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")  # of a flag's name
+SECRET_FLAG = re.compile(r"(^|_)(token|password|secret|api_key)$")  # of a flag's name
 # s3://key:secret@bucket; keys may hold a slash, and where they do, pyarrow refuses the URI and a message quotes it
 _LOGIN = re.compile(r"(://)(?:[^/@\s]+|[^:/@\s]+:[^@\s]*)@")
 _QUERY = re.compile(r"([?&][^=&\s]*(?:secret|token|password|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 _HANDED = "RAYBGE_SECRET_WORDS"  # in the environment, from a process to what it becomes
 
 
-def public(text: str) -> str:
+def redact(text: str) -> str:
     """A text without what its URIs hold to log in with."""
     return _QUERY.sub(r"\1…", _LOGIN.sub(r"\1…@", text))
 
 
-def public_values(value: Any) -> Any:
+def redact_settings(value: Any) -> Any:
     """Nested settings without the secret ones, their texts without what URIs hold to log in with."""
     if isinstance(value, Mapping):
-        return {name: public_values(each) for name, each in value.items() if not SECRET.search(str(name))}
+        return {name: redact_settings(each) for name, each in value.items() if not SECRET_FLAG.search(str(name))}
     if isinstance(value, list | tuple):
-        return [public_values(each) for each in value]
-    return public(value) if isinstance(value, str) else value
+        return [redact_settings(each) for each in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def command_line() -> list[str]:
@@ -57,7 +57,7 @@ def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
     waits = False  # for the value of a secret flag
     for word in words:
         name, mark, _ = word.removeprefix("--").partition("=")
-        is_secret = word.startswith("--") and SECRET.search(name) is not None
+        is_secret = word.startswith("--") and SECRET_FLAG.search(name) is not None
         hidden = is_secret or (waits and not word.startswith("--"))
         (secret if hidden else open_).append(word)
         waits = is_secret and not mark

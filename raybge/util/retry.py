@@ -29,7 +29,7 @@ _FINAL = (
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def retried(action: Callable[[], Result], says: str, waits: Sequence[float] | None = None) -> Result:
+def with_retries(action: Callable[[], Result], says: str, waits: Sequence[float] | None = None) -> Result:
     """What `action` returns, called again where a disk or a store refuses.
 
     UserError that begins with `says` where it goes on refusing; any other error is raised as it is. `waits` are the

@@ -129,11 +129,11 @@ def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
     code = textwrap.dedent(
         """
         import ray
-        from raybge.cluster.resources import connect, cores
+        from raybge.cluster.resources import connect, available_cores
         from raybge.util.errors import UserError
 
         with connect() as cluster:
-            assert cluster.own and cluster.cpus == cores() and ray.cluster_resources()["CPU"] > cores()
+            assert cluster.own and cluster.cpus == available_cores() and ray.cluster_resources()["CPU"] > available_cores()
             with connect() as inner:  # the outer one stays, and its slots for reading are not for workers
                 assert inner == cluster
             assert ray.is_initialized()

@@ -78,22 +78,22 @@ def test_a_share_becomes_token_ids(tokenizer):
     texts = [words(ids) for ids in batch.token_ids]
     assert batch.step == 7
     assert batch.rows == [(0, 10), (1, 20)]
-    assert batch.passages_B.tolist() == [3, 1]
+    assert batch.groups.passages_B.tolist() == [3, 1]
     # the row's own prompt stands before the flag's instruction
     assert texts[:2] == [["ask", "q"], ["say", "q"]]
     assert texts[2] == ["say", "a", "b", "c"]  # cut to 4
     assert sorted(texts[3:5]) == [["say", "b"], ["say", "c"]]
     assert texts[5] == ["say", "d"]
-    assert batch.teacher_M is None and batch.guide_ids is None
+    assert batch.groups.teacher_score_M is None and batch.guide_ids is None
 
 
 def test_an_empty_share_stays_empty(tokenizer):
     guide = TextTokenizer(tokenizer, Instructions(), 8, 8)
     batch = unpack(make(tokenizer, scored=True, guide=guide)(0, 3, []))
     assert (batch.step, batch.rows, batch.token_ids, batch.guide_ids) == (3, [], [], [])
-    for name in ("passages_B", "passage_keys_M", "known_B", "known_keys", "alone_B", "teacher_M"):
+    for name in ("passages_B", "passage_key_M", "known_B", "known_key_R", "alone_B", "teacher_score_M"):
         assert getattr(batch, name).shape == (0,)
-    assert batch.alone_B.dtype == bool and batch.teacher_M.dtype == np.float32
+    assert batch.groups.alone_B.dtype == bool and batch.groups.teacher_score_M.dtype == np.float32
 
 
 def key(text):
@@ -105,15 +105,15 @@ def test_keys_are_those_of_the_bare_texts(tokenizer):
     rows = [Row(0, 0, 1, {}, group(("a", "b"), ("c", "d"))), Row(0, 9, 1, {}, group(("e",)))]
     batch = unpack(make(tokenizer, instructions=Instructions(passage="say "), passage=9)(0, 0, rows))
     texts = [words(ids)[1:] for ids in batch.token_ids[2:]]
-    assert batch.passage_keys_M.tolist() == [key(" ".join(text)) for text in texts]
-    assert batch.passage_keys_M.dtype == batch.known_keys.dtype == np.int64
-    assert batch.known_B.tolist() == [2, 1]
-    assert batch.known_keys.tolist() == [key("a"), key("b"), key("e")]
+    assert batch.groups.passage_key_M.tolist() == [key(" ".join(text)) for text in texts]
+    assert batch.groups.passage_key_M.dtype == batch.groups.known_key_R.dtype == np.int64
+    assert batch.groups.known_B.tolist() == [2, 1]
+    assert batch.groups.known_key_R.tolist() == [key("a"), key("b"), key("e")]
 
 
 def test_the_files_that_see_their_own_group_only(tokenizer):
     rows = [Row(file, 0, 1, {}, group()) for file in (2, 0, 1)]
-    assert unpack(make(tokenizer, alone=frozenset({1, 2}))(0, 0, rows)).alone_B.tolist() == [True, False, True]
+    assert unpack(make(tokenizer, alone=frozenset({1, 2}))(0, 0, rows)).groups.alone_B.tolist() == [True, False, True]
 
 
 def test_teacher_scores_go_with_the_passages_that_were_drawn(tokenizer):
@@ -121,8 +121,8 @@ def test_teacher_scores_go_with_the_passages_that_were_drawn(tokenizer):
     some = group(("a", "b"), ("c", "d", "e"), pos_scores=(1.5, -2.0), neg_scores=(3.25, 0.5, 7.0))
     for epoch in range(8):
         batch = unpack(make(tokenizer, size=6, scored=True)(epoch, 0, [Row(0, 0, 1, {}, some)]))
-        assert batch.teacher_M.tolist() == [scores[words(ids)[0]] for ids in batch.token_ids[1:]]
-        assert len(batch.teacher_M) == 6
+        assert batch.groups.teacher_score_M.tolist() == [scores[words(ids)[0]] for ids in batch.token_ids[1:]]
+        assert len(batch.groups.teacher_score_M) == 6
 
 
 def test_a_guide_gets_the_same_texts_its_own_way(tokenizer):
@@ -136,7 +136,7 @@ def test_a_guide_gets_the_same_texts_its_own_way(tokenizer):
 def test_each_appearance_of_a_row_in_an_epoch_draws_anew(tokenizer):
     rows = [Row(0, 0, 1, {}, group(tuple("abcde")))] * 40
     tokenize = make(tokenizer)
-    same, fresh = (unpack(tokenize(0, 0, rows, copies)).passage_keys_M for copies in (None, range(40)))
+    same, fresh = (unpack(tokenize(0, 0, rows, copies)).groups.passage_key_M for copies in (None, range(40)))
     assert len(set(same)) == 1
     assert len(set(fresh)) == 5
 
@@ -176,4 +176,4 @@ def test_only_the_positive_is_shuffled_and_keeps_its_key(tokenizer):
     assert positives(batch) == positives(again) != positives(other)
     negatives = [i for i in range(20, 80) if (i - 20) % 3]
     assert all((batch.token_ids[i] == plain.token_ids[i]).all() for i in negatives)
-    assert (batch.passage_keys_M == plain.passage_keys_M).all()
+    assert (batch.groups.passage_key_M == plain.groups.passage_key_M).all()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raybge.data.datasets import DataSets, arrange, parse_weights
+from raybge.data.datasets import DataSets, build_data_sets, parse_weights
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.source_files import list_files
@@ -52,7 +52,7 @@ def epoch(sets: DataSets, found: Survey) -> list[int]:
 
 
 def test_each_file_is_a_data_set(found):
-    sets = arrange(found, 10**8)
+    sets = build_data_sets(found, 10**8)
     assert shown(sets) == SIZES
     assert sets.left_out == () and sets.alone == frozenset()
     assert sets.mixture.pools == 1
@@ -60,35 +60,35 @@ def test_each_file_is_a_data_set(found):
 
 
 def test_small_files_of_a_folder_are_joined_a_file_that_was_named_stays(found):
-    sets = arrange(found, 10**8, small_threshold=10, together=True)
+    sets = build_data_sets(found, 10**8, small_threshold=10, together=True)
     assert shown(sets) == {"d/big.jsonl": 60, "d/mid.jsonl": 20, "d/ (2 small files)": 9, "tiny.jsonl": 3}
     assert sets.mixture.pool_F.tolist() == [0, 1, 2, 2, 3]
-    assert shown(arrange(found, 10**8, small_threshold=5)) == SIZES  # one small file is joined with nothing
+    assert shown(build_data_sets(found, 10**8, small_threshold=5)) == SIZES  # one small file is joined with nothing
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_joined_data_sets_that_are_too_small_are_left_out(found, together):
-    sets = arrange(found, 10**8, small_threshold=10, drop_threshold=10, together=together)
+    sets = build_data_sets(found, 10**8, small_threshold=10, drop_threshold=10, together=together)
     assert shown(sets) == {"d/big.jsonl": 60, "d/mid.jsonl": 20, "tiny.jsonl": 3}
     assert [one.name for one in sets.left_out] == ["d/ (2 small files)"]
     assert epoch(sets, found) == [60, 20, 0, 0, 3]
-    assert arrange(found, 10**8, small_threshold=10, drop_threshold=9).left_out == ()
-    assert arrange(found, 10**8, small_threshold=0, drop_threshold=10).left_out == ()
+    assert build_data_sets(found, 10**8, small_threshold=10, drop_threshold=9).left_out == ()
+    assert build_data_sets(found, 10**8, small_threshold=0, drop_threshold=10).left_out == ()
 
 
 def test_a_folder_of_small_files_only_leaves_nothing(found):
     with pytest.raises(UserError, match=r"--drop_threshold 100 leaves out all .* d/ \(4 small files\) \(89 rows\)"):
-        arrange(read("d"), 10**8, small_threshold=90, drop_threshold=100)
+        build_data_sets(read("d"), 10**8, small_threshold=90, drop_threshold=100)
 
 
 def test_each_folder_joins_its_own(found):
     write({"e/x.jsonl": 2, "e/y.jsonl": 2})
-    sets = arrange(read("d", "e/"), 10**8, small_threshold=10)
+    sets = build_data_sets(read("d", "e/"), 10**8, small_threshold=10)
     assert list(shown(sets)) == ["d/big.jsonl", "d/mid.jsonl", "d/ (2 small files)", "e/ (2 small files)"]
 
 
 def test_at_most_so_many_rows_of_each_file(found):
-    sets = arrange(found, 10)
+    sets = build_data_sets(found, 10)
     assert shown(sets) == {
         "d/big.jsonl": 10,
         "d/mid.jsonl": 10,
@@ -98,13 +98,13 @@ def test_at_most_so_many_rows_of_each_file(found):
     }
     assert epoch(sets, found) == [10, 10, 5, 4, 3]
     # rows that are used are what is held against the thresholds
-    assert len(arrange(found, 10, small_threshold=11).kept) == 2
+    assert len(build_data_sets(found, 10, small_threshold=11).kept) == 2
 
 
 def test_weights_by_file_and_by_folder(found):
-    sets = arrange(found, 10**8, weights={"d": 2.5, "d/big.jsonl": 0.5})
+    sets = build_data_sets(found, 10**8, weights={"d": 2.5, "d/big.jsonl": 0.5})
     assert epoch(sets, found) == [30, 50, 13, 10, 3]  # 5 * 2.5 rounds up
-    assert epoch(arrange(found, 10**8, weights={"d/": 2, "tiny.jsonl": 3}), found) == [120, 40, 10, 8, 9]
+    assert epoch(build_data_sets(found, 10**8, weights={"d/": 2, "tiny.jsonl": 3}), found) == [120, 40, 10, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_weights_by_file_and_by_folder(found):
 )
 def test_a_weight_of_what_is_no_data_set(found, name, hint):
     with pytest.raises(UserError) as caught:
-        arrange(found, 10**8, weights={name: 2.0})
+        build_data_sets(found, 10**8, weights={name: 2.0})
     assert str(caught.value) == f"--dataset_weights: --train_data has no {name}{hint}"
 
 
@@ -139,15 +139,15 @@ def test_names_that_say_own_negatives_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["d/a_no_in_batch_neg.jsonl", "d/no_in_batch_neg_b.jsonl", "e_no_in_batch_neg/c.jsonl", "f/d.jsonl"]
     write(dict.fromkeys([*names, "e_no_in_batch_neg/deep/g.jsonl"], 2))
-    assert arrange(read("d", "e_no_in_batch_neg/", "f"), 10**8).alone == {0, 2, 3}
-    assert arrange(read("e_no_in_batch_neg/c.jsonl", "f/d.jsonl"), 10**8).alone == {0}
+    assert build_data_sets(read("d", "e_no_in_batch_neg/", "f"), 10**8).alone == {0, 2, 3}
+    assert build_data_sets(read("e_no_in_batch_neg/c.jsonl", "f/d.jsonl"), 10**8).alone == {0}
 
 
 def test_what_a_person_sees_of_them(found):
     order = Order(found.rows, 8, 0)
-    assert arrange(read("tiny.jsonl"), 10**8).describe(read("tiny.jsonl"), Order([3], 1, 0)) == []
-    assert arrange(found, 10**8).describe(found, order) == [f"  {name}: {rows} groups" for name, rows in SIZES.items()]
-    sets = arrange(found, 30, 10, 10, {"d": 2}, together=True)
+    assert build_data_sets(read("tiny.jsonl"), 10**8).describe(read("tiny.jsonl"), Order([3], 1, 0)) == []
+    assert build_data_sets(found, 10**8).describe(found, order) == [f"  {name}: {rows} groups" for name, rows in SIZES.items()]
+    sets = build_data_sets(found, 30, 10, 10, {"d": 2}, together=True)
     order = Order(found.rows, 8, 0, True, sets.mixture)
     assert sets.describe(found, order) == [
         "  d/big.jsonl: 30 groups; 30 of 60 rows; 60 an epoch",
@@ -157,6 +157,6 @@ def test_what_a_person_sees_of_them(found):
     ]
     write({"x_no_in_batch_neg.jsonl": 2})
     alone = read("x_no_in_batch_neg.jsonl")
-    assert arrange(alone, 10**8).describe(alone, Order([2], 2, 0)) == [
+    assert build_data_sets(alone, 10**8).describe(alone, Order([2], 2, 0)) == [
         "  x_no_in_batch_neg.jsonl: 2 groups; own negatives only"
     ]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from raybge.data.groups import RowError, id_key, parse_document, parse_judged, text_key
-from raybge.data.qrels import Joined, join, parse_query, read_qrels
+from raybge.data.qrels import JoinedQrels, join, parse_query, read_qrels
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.util.errors import UserError
@@ -64,7 +64,7 @@ def test_queries_are_joined_with_their_judgements(tmp_path):
     assert len(found.blocks) > 1
     grades = {**WANTED, "q4": {"d1": 0}, "q5": {"d1": 1}, "q6": {"d1": 0}}
     out = tmp_path / "new" / "judged.jsonl"
-    assert join(found, grades, str(out)) == Joined(2, 2, ("q5",))
+    assert join(found, grades, str(out)) == JoinedQrels(2, 2, ("q5",))
     groups = [parse_judged(json.loads(line)) for line in out.read_text().splitlines()]
     assert [(g.query, g.pos, g.grades, g.prompt) for g in groups] == [
         ("one", ("d1", "d2"), (1, 0), "p: "),

@@ -9,7 +9,7 @@ from samples import PLAIN, ROWS, put, read_all
 from raybge.data.jsonl import Row
 from raybge.data.source_files import list_files
 from raybge.util.errors import UserError
-from raybge.util.filesystem import extended, is_local
+from raybge.util.filesystem import append_to_path, is_local
 
 
 def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,9 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_something_at_the_end_of_a_uri_stands_before_its_query() -> None:
-    assert extended("s3://bucket/a/?region=eu&scheme=http", "/mine") == "s3://bucket/a/mine?region=eu&scheme=http"
-    assert extended("s3://bucket/out.jsonl", ".work") == "s3://bucket/out.jsonl.work"
-    assert extended("/data/what?/", "/mine") == "/data/what?/mine"  # in a path it is a letter like others
+    assert append_to_path("s3://bucket/a/?region=eu&scheme=http", "/mine") == "s3://bucket/a/mine?region=eu&scheme=http"
+    assert append_to_path("s3://bucket/out.jsonl", ".work") == "s3://bucket/out.jsonl.work"
+    assert append_to_path("/data/what?/", "/mine") == "/data/what?/mine"  # in a path it is a letter like others
 
 
 @pytest.mark.parametrize(

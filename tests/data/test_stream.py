@@ -9,15 +9,16 @@ import pytest
 from tiny import tokenizer
 
 from raybge.data import stream as stream_module
-from raybge.data.collate import GroupTokenizer, StepBatch, unpack
+from raybge.data.collate import GroupTokenizer, unpack
+from raybge.data.step_batch import StepBatch
 from raybge.data.groups import parse_group, parse_scored_group
 from raybge.data.mixture import Mixture
 from raybge.data.order import Order
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files, open_stream
-from raybge.data.stream import Reading
+from raybge.data.stream import StepReader
 from raybge.data.survey import survey
-from raybge.data.token_cache import TokenFiles
+from raybge.data.token_cache import TokenCache
 from raybge.data.tokenize import TextTokenizer
 from raybge.util.errors import UserError
 
@@ -31,15 +32,15 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def reading(data: Path, order=None, scored: bool = False, global_batch: int = 8) -> Reading:
+def reading(data: Path, order=None, scored: bool = False, global_batch: int = 8) -> StepReader:
     parse = parse_scored_group if scored else parse_group
     found = survey(list_files(str(data), "--f"), 1000, parse, "skip")
     order = Order(found.rows, global_batch, 0, mixture=order and order(found), window_rows=24)
     texts = TextTokenizer(tokenizer("bert"), Instructions(), 8, 8)
-    return Reading.of(found, order, GroupTokenizer(texts, 2, 0, scored=scored))
+    return StepReader.of(found, order, GroupTokenizer(texts, 2, 0, scored=scored))
 
 
-def steps(read: Reading, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> list[StepBatch]:
+def steps(read: StepReader, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> list[StepBatch]:
     windows = read.order.windows(epoch, rank, world, start)
     return [unpack(table) for window in windows for table in read.steps(epoch, window, start)]
 
@@ -68,7 +69,7 @@ def offsets_of(path: Path) -> list[int]:
 
 def test_runs_that_share_their_tokens_read_the_files_once(data, tmp_path_factory, monkeypatch):
     """Shares of other workers, other epochs and starts in between are other tokens."""
-    kept = TokenFiles(str(tmp_path_factory.mktemp("kept")))
+    kept = TokenCache(str(tmp_path_factory.mktemp("kept")))
     read = reading(data)
     cases = [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 3, 0), (0, 0, 3, 0), (0, 0, 1, 5)]
 
@@ -94,7 +95,7 @@ def test_a_row_is_tokenised_as_it_stands_in_the_file(data):
             raw = json.loads(texts[file][offset:].split(b"\n")[0])
             wanted = read.tokenizer.texts.tokenizer(raw["query"])["input_ids"]
             assert batch.token_ids[at].tolist() == wanted
-            assert batch.known_B[at] == 2
+            assert batch.groups.known_B[at] == 2
 
 
 def test_rows_of_a_weight_come_again_and_draw_anew(data):
@@ -105,7 +106,7 @@ def test_rows_of_a_weight_come_again_and_draw_anew(data):
     read = reading(data, twice)
     drawn: dict[tuple[int, int], list[int]] = {}
     for batch in steps(read):
-        for row, key in zip(batch.rows, batch.passage_keys_M, strict=True):
+        for row, key in zip(batch.rows, batch.groups.passage_key_M, strict=True):
             drawn.setdefault(row, []).append(int(key))
     assert {file: {len(keys) for row, keys in drawn.items() if row[0] == file} for file in (0, 1)} == {0: {1}, 1: {20}}
     # one of two positives, 20 times: all the same happens once in 500,000 rows
@@ -139,7 +140,7 @@ def test_a_teachers_scores_come_along(data):
     (data / "a.jsonl").write_text("\n".join(lines) + "\n")
     (data / "b.jsonl").unlink()
     batches = steps(reading(data, scored=True))
-    assert sorted(score for batch in batches for score in batch.teacher_M.tolist()) == [i / 4 for i in range(20)]
+    assert sorted(score for batch in batches for score in batch.groups.teacher_score_M.tolist()) == [i / 4 for i in range(20)]
 
 
 def test_what_tasks_share_is_arrays(data):

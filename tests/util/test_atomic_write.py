@@ -9,14 +9,14 @@ import sys
 import pyarrow as pa
 import pytest
 
-from raybge.util.atomic_write import exists, written_aside
+from raybge.util.atomic_write import exists, open_atomic
 from raybge.util.errors import UserError
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_the_name_appears_at_the_end(tmp_path, prefix):
     path = tmp_path / "a" / "b" / "out.jsonl"
-    with written_aside(f"{prefix}{path}", "--output_file") as out:
+    with open_atomic(f"{prefix}{path}", "--output_file") as out:
         out.write(b"one\n")
         assert not path.exists() and not exists(f"{prefix}{path}", "--output_file")
     assert path.read_bytes() == b"one\n" and exists(f"{prefix}{path}", "--output_file")
@@ -27,7 +27,7 @@ def test_the_name_appears_at_the_end(tmp_path, prefix):
 def test_what_was_there_stays_when_writing_stops(tmp_path, error):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"old")
-    with pytest.raises(error), written_aside(str(path), "--output_file") as out:
+    with pytest.raises(error), open_atomic(str(path), "--output_file") as out:
         out.write(b"new")
         raise error
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
@@ -40,14 +40,14 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path)
     others = {f"{path.name}.part-{host}-{os.getppid()}", f"{path.name}.part-elsewhere-{int(killed.stdout)}"}
     for name in (left.name, *others):
         (tmp_path / name).write_bytes(b"half")
-    with written_aside(str(path), "--output_file") as out:
+    with open_atomic(str(path), "--output_file") as out:
         out.write(b"whole")
     assert {each.name for each in tmp_path.iterdir()} == {path.name, *others}
 
 
 def test_the_ending_says_how_it_is_packed(tmp_path):
     for name in ("a.jsonl.gz", "a.jsonl.zst", "a.jsonl"):
-        with written_aside(str(tmp_path / name), "--output_file") as out:
+        with open_atomic(str(tmp_path / name), "--output_file") as out:
             out.write(b"text\n" * 9)
     assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()) == b"text\n" * 9
     with pa.input_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as stream:
@@ -58,7 +58,7 @@ def test_the_ending_says_how_it_is_packed(tmp_path):
 def test_places_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--output_file: .*file/out.jsonl cannot be written"):
-        with written_aside(str(tmp_path / "file" / "out.jsonl"), "--output_file"):
+        with open_atomic(str(tmp_path / "file" / "out.jsonl"), "--output_file"):
             pass
     with pytest.raises(UserError, match=r"--output_file: .* is a folder"):
         exists(str(tmp_path), "--output_file")
