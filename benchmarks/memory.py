@@ -50,7 +50,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from raybge.data.collate import StepBatch
+    from raybge.data.step_batch import Groups, StepBatch
     from raybge.losses.contrastive_model import ContrastiveModel
     from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
@@ -64,7 +64,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     # a group's negative is the positive of a row that is in no group
     pairs = [text for pair in zip(positives[: args.groups], positives[args.groups :], strict=True) for text in pair]
     token_ids = queries + tokenized(encoder, pairs, 128)
-    batch = StepBatch(0, [(0, i) for i in range(args.groups)], token_ids, np.full(args.groups, 2, np.int64))
+    batch = StepBatch(0, [(0, i) for i in range(args.groups)], token_ids, Groups(np.full(args.groups, 2, np.int64)))
     encoder.model.prepare_for_training()
     model = ContrastiveModel(encoder.model, Objective(TEMPERATURE), None, sub_batch_size=args.sub_batch_size)
     model.train()

@@ -74,7 +74,7 @@ class Peer:
 
 
 def raybge_peer(folder: str, device: str, _: Any) -> Peer:
-    from raybge.data.collate import StepBatch
+    from raybge.data.step_batch import Groups, StepBatch
     from raybge.losses.contrastive_model import ContrastiveModel
     from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
@@ -91,10 +91,12 @@ def raybge_peer(folder: str, device: str, _: Any) -> Peer:
             step=0,
             rows=[(0, i) for i in range(groups)],
             token_ids=[np.array(ids, np.int32) for ids in batch.queries + passages],
-            passages_B=np.full(groups, 2, np.int64),
-            passage_keys_M=keys_M,
-            known_B=np.ones(groups, np.int64),
-            known_keys=keys_M[::2],
+            groups=Groups(
+                passages_B=np.full(groups, 2, np.int64),
+                passage_key_M=keys_M,
+                known_B=np.ones(groups, np.int64),
+                known_key_R=keys_M[::2],
+            ),
         )
 
     return Peer("raybge", model, prepare, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybge.data.collate import StepBatch
-from raybge.losses.objective import Groups, Objective
+from raybge.data.step_batch import Groups, StepBatch
+from raybge.losses.objective import Objective
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 
@@ -46,7 +47,7 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, batch: StepBatch) -> Tensor:
         """The share of the loss as a scalar; see `Objective.loss`."""
-        queries = len(batch.passages_B)
+        queries = len(batch.groups.passages_B)
         e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
         if self.watch is not None:
             self.watch(e_ND.detach(), batch)
@@ -56,7 +57,7 @@ class ContrastiveModel(nn.Module):
             with torch.no_grad():
                 g_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
             guide = g_ND[:queries], g_ND[queries:]
-        return self.objective.loss(e_ND[:queries], e_ND[queries:], groups_of(batch, e_ND.device), guide)
+        return self.objective.loss(e_ND[:queries], e_ND[queries:], _to_tensors(batch.groups, e_ND.device), guide)
 
     def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
         device = next(model.parameters()).device
@@ -73,25 +74,18 @@ class ContrastiveModel(nn.Module):
         e_ND = self._embed(self.embedding.eval(), batch.token_ids, None)
         self.embedding.train(training)
         finite_N = e_ND.isfinite().all(dim=1).cpu()
-        finite_B, finite_M = finite_N.split([len(batch.passages_B), len(finite_N) - len(batch.passages_B)])
-        groups = finite_M.split(batch.passages_B.tolist())
+        finite_B, finite_M = finite_N.split(
+            [len(batch.groups.passages_B), len(finite_N) - len(batch.groups.passages_B)]
+        )
+        groups = finite_M.split(batch.groups.passages_B.tolist())
         return [bool(query and group.all()) for query, group in zip(finite_B, groups, strict=True)]
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
 
-def groups_of(batch: StepBatch, device: torch.device) -> Groups:
-    """The part of a batch that the objective reads, as tensors."""
-
-    def tensor(array: np.ndarray | None) -> Tensor | None:
-        return None if array is None else torch.from_numpy(array).to(device)
-
-    return Groups(
-        passages_B=torch.from_numpy(batch.passages_B).to(device),
-        alone_B=tensor(batch.alone_B) if batch.alone_B is not None and batch.alone_B.any() else None,
-        key_M=tensor(batch.passage_keys_M),
-        known_B=tensor(batch.known_B),
-        known_key_R=tensor(batch.known_keys),
-        teacher_M=tensor(batch.teacher_M),
-    )
+def _to_tensors(groups: Groups[np.ndarray], device: torch.device) -> Groups[Tensor]:
+    """Return the groups as tensors, without `alone_B` where no query is alone: most steps then need no mask."""
+    if groups.alone_B is not None and not groups.alone_B.any():
+        groups = dataclasses.replace(groups, alone_B=None)
+    return groups.map(lambda array: torch.from_numpy(array).to(device))

@@ -20,26 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from raybge.data.step_batch import Groups
 from raybge.losses.functional import info_nce, kl_divergence, m3_distillation, scores
 from raybge.losses.masks import Margin, Seen, equal_keys
 from raybge.util.activity import collective
-
-
-@dataclass(frozen=True)
-class Groups:
-    """One worker's groups, one after the other, each positive first. What is None does not act.
-
-    `passages_B`: passages of each group, int64. `alone_B`: the query sees its own group only. `key_M`: a key of each
-    passage's text, int64. `known_B`: how many positives are known of each query; `known_key_R`: keys of their texts,
-    one query after the other. `teacher_M`: a teacher's score of each passage.
-    """
-
-    passages_B: Tensor
-    alone_B: Tensor | None = None
-    key_M: Tensor | None = None
-    known_B: Tensor | None = None
-    known_key_R: Tensor | None = None
-    teacher_M: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +97,12 @@ class Objective:
         """Places of the passages whose scores the loss needs, positive first, and what the teacher says of them."""
         if self.distillation is None:
             return step.targets_B[:, None], torch.empty(0)
-        assert groups.teacher_M is not None
+        assert groups.teacher_score_M is not None
         size = int(groups.passages_B.max()) if len(groups.passages_B) else 1
         rank_G = torch.arange(size, device=groups.passages_B.device)
         there_BG = rank_G < groups.passages_B[:, None]
-        teacher_BG = groups.teacher_M.new_full(there_BG.shape, -torch.inf)
-        teacher_BG[there_BG] = groups.teacher_M
+        teacher_BG = groups.teacher_score_M.new_full(there_BG.shape, -torch.inf)
+        teacher_BG[there_BG] = groups.teacher_score_M
         return torch.where(there_BG, step.targets_B[:, None] + rank_G, -1), teacher_BG
 
     @property
@@ -132,9 +116,9 @@ class Objective:
     ) -> Seen:
         group_N = torch.repeat_interleave(step.passages_Q)
         hidden_K = None
-        if self.mask_known and groups.key_M is not None:
+        if self.mask_known and groups.passage_key_M is not None:
             assert groups.known_B is not None and groups.known_key_R is not None
-            key_N = gather_rows(groups.key_M, step.passages_W)
+            key_N = gather_rows(groups.passage_key_M, step.passages_W)
             row_R = torch.repeat_interleave(groups.known_B)
             column_N = torch.arange(len(key_N), device=key_N.device)
             hidden_K = _beside(step.targets_B, *equal_keys(row_R, groups.known_key_R, column_N, key_N))
@@ -151,13 +135,15 @@ class Objective:
     ) -> Seen:
         group_Q = torch.arange(len(q_QD), device=q_QD.device)
         hidden_K = None
-        if self.mask_known and groups.key_M is not None:
+        if self.mask_known and groups.passage_key_M is not None:
             assert groups.known_B is not None and groups.known_key_R is not None
             known_Q = gather_rows(groups.known_B, step.queries_W)
             known_key = gather_rows(groups.known_key_R, step.known_W)
             row_B = torch.arange(len(step.first_B), device=q_QD.device)
             column_R = torch.repeat_interleave(known_Q)
-            hidden_K = _beside(step.query_B, *equal_keys(row_B, groups.key_M[step.first_B], column_R, known_key))
+            hidden_K = _beside(
+                step.query_B, *equal_keys(row_B, groups.passage_key_M[step.first_B], column_R, known_key)
+            )
         margin = None
         if self.margin is not None:
             row_MD, column_QD = (p_MD, q_QD) if guide is None else (guide[1], gather_rows(guide[0], step.queries_W))

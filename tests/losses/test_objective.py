@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from transformers import BertConfig, BertModel
 
-from raybge.data.collate import StepBatch
+from raybge.data.step_batch import Groups, StepBatch
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective, gather_counts, gather_rows
 from raybge.model.embedding import SUB_BATCH_MULTIPLE, EmbeddingModel
@@ -80,12 +80,14 @@ def batch_of(first: int, count: int, alone: bool) -> StepBatch:
         step=0,
         rows=[(0, i) for i in held],
         token_ids=token_ids,
-        passages_B=np.array([SIZES[i] for i in held], dtype=np.int64),
-        passage_keys_M=np.array([key(p) for p in passages], dtype=np.int64),
-        known_B=np.array([len(KNOWN[i]) for i in held], dtype=np.int64),
-        known_keys=np.array([k for i in held for k in KNOWN[i]], dtype=np.int64),
-        alone_B=np.array([ALONE[i] and alone for i in held], dtype=bool),
-        teacher_M=np.concatenate([np.zeros(0, np.float32), *(TEACHER[i] for i in held)]),
+        groups=Groups(
+            passages_B=np.array([SIZES[i] for i in held], dtype=np.int64),
+            alone_B=np.array([ALONE[i] and alone for i in held], dtype=bool),
+            passage_key_M=np.array([key(p) for p in passages], dtype=np.int64),
+            known_B=np.array([len(KNOWN[i]) for i in held], dtype=np.int64),
+            known_key_R=np.array([k for i in held for k in KNOWN[i]], dtype=np.int64),
+            teacher_score_M=np.concatenate([np.zeros(0, np.float32), *(TEACHER[i] for i in held)]),
+        ),
         guide_ids=token_ids,
     )
 

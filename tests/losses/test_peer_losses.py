@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raybge.losses.objective import Groups, Objective
+from raybge.data.step_batch import Groups
+from raybge.losses.objective import Objective
 
 modeling = pytest.importorskip(
     "FlagEmbedding.finetune.embedder.encoder_only.base.modeling",
@@ -46,7 +47,7 @@ def ours(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch
     q, p, _ = vectors()
     states = torch.cat([q, p]).requires_grad_()
     e = torch.nn.functional.normalize(states, dim=-1)
-    groups = Groups(torch.full((B,), G), teacher_M=teacher)
+    groups = Groups(torch.full((B,), G), teacher_score_M=teacher)
     loss = Objective(TEMPERATURE, **settings).loss(e[:B], e[B:], groups)
     loss.backward()
     return loss.item(), states.grad
