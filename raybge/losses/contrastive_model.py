@@ -43,14 +43,14 @@ class ContrastiveModel(nn.Module):
         # Not a submodule: it is neither saved nor trained nor wrapped.
         self._guide = (guide,)
         # Given the embeddings of each batch, queries first, without a gradient.
-        self.watch: Callable[[Tensor, StepBatch], None] | None = None
+        self.embedding_hook: Callable[[Tensor, StepBatch], None] | None = None
 
     def forward(self, batch: StepBatch) -> Tensor:
         """The share of the loss as a scalar; see `Objective.loss`."""
         queries = len(batch.groups.passages_B)
         e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
-        if self.watch is not None:
-            self.watch(e_ND.detach(), batch)
+        if self.embedding_hook is not None:
+            self.embedding_hook(e_ND.detach(), batch)
         guide = None
         if self._guide[0] is not None:
             assert batch.guide_ids is not None
@@ -68,7 +68,7 @@ class ContrastiveModel(nn.Module):
         return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
 
     @torch.no_grad()
-    def sound(self, batch: StepBatch) -> list[bool]:
+    def finite_groups(self, batch: StepBatch) -> list[bool]:
         """Whether a group's embeddings are all finite, for each group. Without dropout: no random number is drawn."""
         training = self.embedding.training
         e_ND = self._embed(self.embedding.eval(), batch.token_ids, None)

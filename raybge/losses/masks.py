@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 
 @dataclass(frozen=True)
-class Margin:
+class FalseNegativeMargin:
     """Columns whose cosine with the row is above `limit_B` are too good to be negatives."""
 
     row_BD: Tensor
@@ -22,7 +22,7 @@ class Margin:
     limit_B: Tensor
 
     @classmethod
-    def below(cls, row_BD: Tensor, column_ND: Tensor, targets_B: Tensor, margin: float) -> Margin:
+    def below(cls, row_BD: Tensor, column_ND: Tensor, targets_B: Tensor, margin: float) -> FalseNegativeMargin:
         """The limit is the cosine of each row's target less `margin`. Vectors need not have length 1; no gradient."""
         row_BD, column_ND = normalize(row_BD.detach().float(), dim=-1), column_ND.detach()
         target_BD = normalize(column_ND[targets_B].float(), dim=-1)
@@ -34,7 +34,7 @@ class Margin:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoreMask:
     """A mask as `losses.scores` takes it. A row always sees its target, unless `others_only`.
 
     Args:
@@ -52,7 +52,7 @@ class Seen:
     block: int | None = None
     alone_B: Tensor | None = None
     hidden_K: tuple[Tensor, Tensor] | None = None
-    margin: Margin | None = None
+    margin: FalseNegativeMargin | None = None
     others_only: bool = False
 
     def __call__(self, start: int, stop: int) -> Tensor | None:

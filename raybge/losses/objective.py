@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from raybge.data.step_batch import Groups
 from raybge.losses.functional import info_nce, kl_divergence, m3_distillation, scores
-from raybge.losses.masks import Margin, Seen, equal_keys
+from raybge.losses.masks import FalseNegativeMargin, ScoreMask, equal_keys
 from raybge.util.activity import collective
 
 
@@ -113,7 +113,7 @@ class Objective:
 
     def _seen_passages(
         self, step: _Step, groups: Groups, q_BD: Tensor, p_ND: Tensor, guide: tuple[Tensor, Tensor] | None
-    ) -> Seen:
+    ) -> ScoreMask:
         group_N = torch.repeat_interleave(step.passages_Q)
         hidden_K = None
         if self.mask_known and groups.passage_key_M is not None:
@@ -125,14 +125,14 @@ class Objective:
         margin = None
         if self.margin is not None:
             row_BD, column_ND = (q_BD, p_ND) if guide is None else (guide[0], gather_rows(guide[1], step.passages_W))
-            margin = Margin.below(row_BD, column_ND, step.targets_B, self.margin)
+            margin = FalseNegativeMargin.below(row_BD, column_ND, step.targets_B, self.margin)
         others_only = self.distillation == "m3_kd_loss"  # which counts the own group by itself
         alone_B = groups.alone_B
-        return Seen(step.targets_B, step.query_B, group_N, self._reach, alone_B, hidden_K, margin, others_only)
+        return ScoreMask(step.targets_B, step.query_B, group_N, self._reach, alone_B, hidden_K, margin, others_only)
 
     def _seen_queries(
         self, step: _Step, groups: Groups, p_MD: Tensor, q_QD: Tensor, guide: tuple[Tensor, Tensor] | None
-    ) -> Seen:
+    ) -> ScoreMask:
         group_Q = torch.arange(len(q_QD), device=q_QD.device)
         hidden_K = None
         if self.mask_known and groups.passage_key_M is not None:
@@ -147,8 +147,8 @@ class Objective:
         margin = None
         if self.margin is not None:
             row_MD, column_QD = (p_MD, q_QD) if guide is None else (guide[1], gather_rows(guide[0], step.queries_W))
-            margin = Margin.below(row_MD[step.first_B], column_QD, step.query_B, self.margin)
-        return Seen(step.query_B, step.query_B, group_Q, self._reach, groups.alone_B, hidden_K, margin)
+            margin = FalseNegativeMargin.below(row_MD[step.first_B], column_QD, step.query_B, self.margin)
+        return ScoreMask(step.query_B, step.query_B, group_Q, self._reach, groups.alone_B, hidden_K, margin)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _NOTHING = MaskedText(
 
 
 @dataclass(frozen=True)
-class Parts:
+class LossParts:
     """The loss's parts as scalars, before any weight: this worker's share of each mean, times the number of workers.
 
     `encoder`: mean over all tokens that were hidden from the encoder. `decoder`: mean over all tokens but special ones.
@@ -151,7 +151,7 @@ class RetroMAE(nn.Module):
         loss = parts.encoder + parts.decoder
         return loss if parts.bow is None else loss + self.bow_loss_weight * parts.bow
 
-    def parts(self, batch: MaskedBatch) -> Parts:
+    def parts(self, batch: MaskedBatch) -> LossParts:
         """The parts of the loss. Collective."""
         texts = batch.texts or [_NOTHING]
         device = next(self.parameters()).device
@@ -170,7 +170,7 @@ class RetroMAE(nn.Module):
         bow = None
         if self.method == "dupmae":
             bow = share[2] * self._bow_loss(ordinary_KD, [text.token_T[_asked(text)] for text in sorted_texts])
-        return Parts(share[0] * encoder, share[1] * decoder, bow)
+        return LossParts(share[0] * encoder, share[1] * decoder, bow)
 
     def _chunk(self, texts: list[MaskedText]) -> tuple[Tensor, Tensor, Tensor]:
         """(K, D) of the texts together: encoder's of hidden tokens, decoder's of all that are asked for, encoder's of
@@ -247,7 +247,7 @@ class RetroMAE(nn.Module):
         blocks = x_KD.split(sizes)
         return sum((loss(x_kD, i) for i, x_kD in enumerate(blocks)), x_KD.new_zeros((), dtype=torch.float32))
 
-    def expect(self, count_V: np.ndarray) -> None:
+    def init_output_bias(self, count_V: np.ndarray) -> None:
         """Let a new head begin with each word's share of all words, of which UNSEEN goes to all words alike.
 
         Else the first hundreds of steps teach that alone, and teach it by drawing all vectors into one direction, for

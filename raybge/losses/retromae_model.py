@@ -20,20 +20,20 @@ from raybge.data.masking import check_mask_token
 from raybge.losses.retromae import RetroMAE
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
 from raybge.model.loading import (
-    Source,
+    ModelLocation,
     load_backbone,
     load_masked_lm,
     load_tokenizer,
     make_masked_lm,
-    save_beside_weights,
+    save_tokenizer_and_settings,
 )
 from raybge.util.errors import UserError, first_line
 
-REST = "pretraining.safetensors"
+PRETRAINING_FILE = "pretraining.safetensors"
 _ENCODER = "embedding.backbone."  # before the names of the encoder's weights in a RetroMAE
 
 
-class Pretraining(NamedTuple):
+class PretrainingModel(NamedTuple):
     """`fresh_head`: the language model's head is new: the model came without one, or all of it is new."""
 
     model: RetroMAE
@@ -52,7 +52,7 @@ def load_pretraining_model(
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     use_fast_tokenizer: bool = True,
-) -> Pretraining:
+) -> PretrainingModel:
     """Open a model for pre-training, in fp32, with a new decoder. What is new follows from torch's seed.
 
     Args:
@@ -70,10 +70,10 @@ def load_pretraining_model(
         raise UserError("expected --model_name_or_path, or --config_name and --tokenizer_name to start from scratch")
     hub = cache_dir, token, trust_remote_code
     if model_name_or_path is None:
-        source = Source(name, FolderSettings(), None, *hub)
+        source = ModelLocation(name, FolderSettings(), None, *hub)
     else:
         check_model_folder(name, "--model_name_or_path")
-        source = Source(name, read_settings(name, cache_dir, token), config_name, *hub)
+        source = ModelLocation(name, read_settings(name, cache_dir, token), config_name, *hub)
         if source.settings.base is not None:
             raise UserError(f"--model_name_or_path {name}: adapters are not pre-trained, expected a whole model")
     tokenizer = load_tokenizer(source, tokenizer_name, use_fast_tokenizer)
@@ -85,7 +85,7 @@ def load_pretraining_model(
             f"the tokenizer of {tokenizer_name or name} has tokens up to number {most}, "
             f"the model {name} knows those below {room}"
         )
-    return Pretraining(RetroMAE(masked_lm, method, bow_loss_weight, pad_to_multiple_of), tokenizer, fresh)
+    return PretrainingModel(RetroMAE(masked_lm, method, bow_loss_weight, pad_to_multiple_of), tokenizer, fresh)
 
 
 def save_encoder(
@@ -101,7 +101,7 @@ def save_encoder(
     """
     folder = Path(path)
     remove_weights(folder)
-    (folder / REST).unlink(missing_ok=True)
+    (folder / PRETRAINING_FILE).unlink(missing_ok=True)
     backbone: Any = model.embedding.backbone
     own = None
     if state_dict is not None:
@@ -109,7 +109,7 @@ def save_encoder(
         if own.keys() != backbone.state_dict().keys():
             raise ValueError(f"not the weights of this model: {', '.join(sorted(state_dict)[:5])}")
     backbone.save_pretrained(folder, state_dict=own)
-    save_beside_weights(folder, tokenizer, FolderSettings(max_length=max_length), model.embedding.dim)
+    save_tokenizer_and_settings(folder, tokenizer, FolderSettings(max_length=max_length), model.embedding.dim)
 
 
 def save_checkpoint(
@@ -119,7 +119,7 @@ def save_checkpoint(
     save_encoder(model, tokenizer, path, max_length, state_dict)
     given = model.state_dict() if state_dict is None else _plain(state_dict)
     rest = {name: given[name].detach().cpu().contiguous() for name in _rest(model)}
-    file = Path(path) / REST
+    file = Path(path) / PRETRAINING_FILE
     save_file(rest, file, {"format": "pt"})
     file.chmod((Path(path) / "modules.json").stat().st_mode)  # safetensors writes what only the owner can read
 
@@ -130,11 +130,11 @@ def load_checkpoint(model: RetroMAE, path: str | Path, trust_remote_code: bool =
     Raises UserError for a folder whose weights are not exactly this model's.
     """
     check_model_folder(str(path), "the checkpoint")
-    source = Source(str(path), read_settings(str(path)), trust_remote_code=trust_remote_code)
+    source = ModelLocation(str(path), read_settings(str(path)), trust_remote_code=trust_remote_code)
     try:
-        found = load_file(Path(path) / REST)
+        found = load_file(Path(path) / PRETRAINING_FILE)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {path}: {REST} does not load: {first_line(error)}") from error
+        raise UserError(f"the checkpoint {path}: {PRETRAINING_FILE} does not load: {first_line(error)}") from error
     backbone: Any = model.embedding.backbone
     # through transformers: some models have other names for their weights in a file than in memory
     found |= {_ENCODER + name: w for name, w in load_backbone(source, backbone.dtype).state_dict().items()}

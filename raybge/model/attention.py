@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from raybge.compat.transformers import attention_implementation
 from raybge.model.dropout import Dropout, DropoutAttention
 
 NAME = "raybge"  # among the attentions of transformers
@@ -28,7 +29,7 @@ def use_fast_attention(backbone: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
-    if isinstance(backbone, transformers.PreTrainedModel) and backbone.config._attn_implementation == "sdpa":
+    if isinstance(backbone, transformers.PreTrainedModel) and attention_implementation(backbone) == "sdpa":
         backbone.set_attn_implementation(NAME)
 
 

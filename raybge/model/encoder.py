@@ -25,7 +25,7 @@ from raybge.data.tokenize import token_ids
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
 from raybge.model.inference import Devices, embed_texts, pick_devices
-from raybge.model.loading import Source, load_backbone, load_tokenizer, save_beside_weights
+from raybge.model.loading import ModelLocation, load_backbone, load_tokenizer, save_tokenizer_and_settings
 from raybge.model.lora import Lora, load_adapters, merged_weights
 from raybge.model.quantization import Precision, quantize_embeddings
 from raybge.util.errors import UserError
@@ -38,7 +38,7 @@ _FALLBACK_MAX_LENGTH = 512  # the recipe's default, where neither flag nor folde
 _TOKENIZED_AT_ONCE = 8192  # texts: their ids are Python's numbers for so long, which take ten times the room
 
 
-class Output(TypedDict, total=False):
+class OutputOptions(TypedDict, total=False):
     """What the encode methods make of the vectors, by keyword; left out, each is as the model gives it, in fp32.
 
     truncate_dim: as in the constructor, for this call.
@@ -115,7 +115,7 @@ class Encoder:
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
         self.use_fp16 = not self._on_cpu and use_fp16 is not False
-        self._source = Source(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
+        self._source = ModelLocation(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
         self.lora = lora
         backbone = load_backbone(self._source, torch.float16 if self.use_fp16 else torch.float32, lora)
         self._weights = frozenset(backbone.state_dict())
@@ -175,7 +175,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
-        **output: Unpack[Output],
+        **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
         """Vectors of texts as they are (only a default prompt that the folder names is put in front).
 
@@ -183,7 +183,7 @@ class Encoder:
             sentences: N texts, or one.
             batch_size, convert_to_numpy: as in the constructor, for this call.
             max_length: in tokens; None takes the passages'.
-            output: `truncate_dim`, `precision`, `ranges`, `calibration_embeddings`, `show_progress_bar`; see `Output`.
+            output: `truncate_dim`, `precision`, `ranges`, `calibration_embeddings`, `show_progress_bar`; see `OutputOptions`.
 
         Returns:
             (N, D) fp32, numpy or a torch tensor on the CPU; (D,) for one text given as a str. Where asked for, D is
@@ -205,7 +205,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
-        **output: Unpack[Output],
+        **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
         """As `encode`, with the queries' instruction and maximal length."""
         return self._encode(
@@ -223,7 +223,7 @@ class Encoder:
         batch_size: int | None = None,
         max_length: int | None = None,
         convert_to_numpy: bool | None = None,
-        **output: Unpack[Output],
+        **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
         """As `encode`, with the passages' instruction and maximal length."""
         return self._encode(
@@ -242,10 +242,10 @@ class Encoder:
         max_length: int,
         batch_size: int | None,
         as_numpy: bool | None,
-        output: Output,
+        output: OutputOptions,
     ) -> np.ndarray | Tensor:
         given = [texts] if isinstance(texts, str) else texts
-        if unknown := output.keys() - Output.__annotations__.keys():
+        if unknown := output.keys() - OutputOptions.__annotations__.keys():
             raise TypeError(f"encoding takes no argument {', '.join(sorted(unknown))}")
         width = output.get("truncate_dim")
         width = self._width(self.truncate_dim if width is None else width)
@@ -319,7 +319,7 @@ class Encoder:
             self._save_whole(folder, own)
         else:
             self._backbone.save_pretrained(folder, state_dict=own)
-        save_beside_weights(folder, self.tokenizer, settings, self.dim)
+        save_tokenizer_and_settings(folder, self.tokenizer, settings, self.dim)
 
     def _save_whole(self, folder: Path, own: Mapping[str, Tensor] | None) -> None:
         """Write the plain model that base and adapters amount to, without making it."""
@@ -348,7 +348,7 @@ class Encoder:
             self._copy_to_devices()
             return
         # through transformers: some models have other names for their weights in a file than in memory
-        source = Source(str(path), settings, trust_remote_code=self._source.trust_remote_code)
+        source = ModelLocation(str(path), settings, trust_remote_code=self._source.trust_remote_code)
         weights = load_backbone(source, self._backbone.dtype).state_dict()
         try:
             self._backbone.load_state_dict(weights, strict=True)

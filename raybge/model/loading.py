@@ -16,7 +16,7 @@ import transformers
 from safetensors import SafetensorError
 
 from raybge.model.folder import FolderSettings, write_settings
-from raybge.model.lora import Lora, check_continues, load_adapters, merged
+from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters
 from raybge.util.errors import UserError, first_line
 
 # What transformers and peft raise for weights that are gone or damaged, and for a pickle that holds more than weights.
@@ -24,7 +24,7 @@ UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.Unpickl
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelLocation:
     """Where a model comes from.
 
     Args:
@@ -54,7 +54,7 @@ class Source:
         }
 
 
-def load_backbone(source: Source, dtype: torch.dtype, lora: Lora | None = None) -> Any:
+def load_backbone(source: ModelLocation, dtype: torch.dtype, lora: Lora | None = None) -> Any:
     """The transformers model with every weight from the file: a missing one would be random, without a word.
 
     A folder of adapters is merged into its base model, or with `lora` trained further. With `lora`, a plain model gets
@@ -69,19 +69,19 @@ def load_backbone(source: Source, dtype: torch.dtype, lora: Lora | None = None) 
     # in fp32: a half-precision sum would round the adapters away
     backbone = _load(source, settings.base, "", torch.float32)
     if lora is None:
-        return merged(backbone, source.name, source.adapter_options).to(dtype)
-    check_continues(lora, source.name, settings.adapter)
+        return merge_adapters(backbone, source.name, source.adapter_options).to(dtype)
+    check_adapter_config(lora, source.name, settings.adapter)
     lora.apply(backbone)
     load_adapters(backbone, source.name, source.adapter_options)
     return backbone
 
 
-def load_classifier(source: Source, dtype: torch.dtype) -> Any:
+def load_classifier(source: ModelLocation, dtype: torch.dtype) -> Any:
     """The transformers model with its classifying head, every weight from the file. Raises as `load_backbone` does."""
     return _load(source, source.name, "", dtype, transformers.AutoModelForSequenceClassification)
 
 
-def load_masked_lm(source: Source) -> tuple[Any, bool]:
+def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
     """The transformers model with a masked language model's head, in fp32, and whether that head is a fresh one.
 
     A folder without one, such as a finished embedding model's, gets random weights for it, and the words' output
@@ -100,7 +100,7 @@ def load_masked_lm(source: Source) -> tuple[Any, bool]:
     return model, bool(head)
 
 
-def make_masked_lm(source: Source) -> Any:
+def make_masked_lm(source: ModelLocation) -> Any:
     """As `load_masked_lm`, with random weights all over: of the source only its configuration is read."""
     config = _read_config(source, source.name, source.settings.subfolder)
     try:
@@ -111,7 +111,7 @@ def make_masked_lm(source: Source) -> Any:
         ) from error
 
 
-def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
+def _load(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
     backbone, loading = _open(source, name, subfolder, dtype, auto)
     check_weights(name, backbone, loading)
     if os.path.isdir(name):
@@ -120,7 +120,7 @@ def _load(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: A
     return backbone
 
 
-def _open(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: Any) -> tuple[Any, dict[str, Any]]:
+def _open(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any) -> tuple[Any, dict[str, Any]]:
     """The model and what its file lacked or had in another size."""
     config = _read_config(source, name, subfolder)
     try:
@@ -137,7 +137,7 @@ def _open(source: Source, name: str, subfolder: str, dtype: torch.dtype, auto: A
         raise UserError(f"the model {name} does not load: {first_line(error)}") from error
 
 
-def _read_config(source: Source, name: str, subfolder: str) -> Any:
+def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(
             source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
@@ -168,7 +168,7 @@ def check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
         backbone.pooler = None  # not in the file and used by nothing here: not saved with random weights either
 
 
-def load_tokenizer(source: Source, tokenizer_name: str | None, use_fast: bool) -> Any:
+def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: bool) -> Any:
     """The tokenizer, of the model or of another name; lower-casing and a padding token as the model's folder wants."""
     settings = source.settings
     name = tokenizer_name or source.name
@@ -195,7 +195,7 @@ def load_tokenizer(source: Source, tokenizer_name: str | None, use_fast: bool) -
     return tokenizer
 
 
-def save_beside_weights(folder: Path, tokenizer: Any, settings: FolderSettings, dim: int) -> None:
+def save_tokenizer_and_settings(folder: Path, tokenizer: Any, settings: FolderSettings, dim: int) -> None:
     """Make of a folder that holds a transformers model's weights and configuration a sentence-transformers folder.
 
     Args:

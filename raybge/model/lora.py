@@ -94,7 +94,7 @@ def require_peft(what: str) -> None:
         raise UserError(f"{what} needs the package peft: pip install 'raybge[lora]'")
 
 
-def merged(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
+def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
     """The model with a folder's adapters added to its weights: a plain transformers model, in fp32 as good as exact.
 
     `options` say where on the hub the folder lies (token, cache_dir, subfolder). Raises UserError when the adapters
@@ -151,7 +151,7 @@ def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Non
     set_peft_model_state_dict(backbone, weights, adapter_name=_NAME)
 
 
-def check_continues(lora: Lora, folder: str, said: Mapping[str, Any]) -> None:
+def check_adapter_config(lora: Lora, folder: str, said: Mapping[str, Any]) -> None:
     """Adapters that are trained further keep their kind and scale: `said` is their adapter_config.json."""
     for name, wanted, found in (("rank", lora.rank, said.get("r")), ("alpha", lora.alpha, said.get("lora_alpha"))):
         if wanted != found:

@@ -22,7 +22,7 @@ from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.folder import FolderSettings, check_reranker
 from raybge.model.inference import pick_device
-from raybge.model.loading import Source, load_classifier, load_tokenizer
+from raybge.model.loading import ModelLocation, load_classifier, load_tokenizer
 from raybge.util.errors import UserError
 
 __all__ = ["Reranker", "check_reranker"]
@@ -63,7 +63,7 @@ class Reranker:
         check_reranker(model_name_or_path, "the reranker", cache_dir, trust_remote_code)
         self.device = pick_device(devices)
         self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
-        source = Source(model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        source = ModelLocation(model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code)
         self.tokenizer = load_tokenizer(source, None, True)
         model = load_classifier(source, torch.float16 if self.use_fp16 else torch.float32)
         self.model = model.to(self.device).eval()

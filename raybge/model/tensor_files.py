@@ -89,7 +89,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSpec:
     """A tensor that is to be written: all but its numbers."""
 
     name: str
@@ -104,7 +104,7 @@ class Slot:
 Numbers = Callable[[str], Iterable[Tensor]]
 
 
-def write_tensors(folder: Path, slots: Iterable[Slot], numbers: Numbers, done: Callable[[], Any]) -> None:
+def write_tensors(folder: Path, slots: Iterable[TensorSpec], numbers: Numbers, done: Callable[[], Any]) -> None:
     """Write tensors as `model.safetensors`, or above 5 GB as parts of at most that with an index.
 
     Args:
@@ -126,10 +126,10 @@ def write_tensors(folder: Path, slots: Iterable[Slot], numbers: Numbers, done: C
     (folder / f"{_SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def shards_of(slots: Iterable[Slot], most: int | None = None) -> list[list[Slot]]:
+def shards_of(slots: Iterable[TensorSpec], most: int | None = None) -> list[list[TensorSpec]]:
     """The tensors in files of at most `most` bytes (SHARD_BYTES), in their order; at least one file."""
     most = SHARD_BYTES if most is None else most
-    shards: list[list[Slot]] = [[]]
+    shards: list[list[TensorSpec]] = [[]]
     held = 0
     for slot in slots:
         if shards[-1] and held + slot.bytes > most:
@@ -140,7 +140,7 @@ def shards_of(slots: Iterable[Slot], most: int | None = None) -> list[list[Slot]
     return shards
 
 
-def _write_file(path: Path, slots: Iterable[Slot], numbers: Numbers, done: Callable[[], Any]) -> None:
+def _write_file(path: Path, slots: Iterable[TensorSpec], numbers: Numbers, done: Callable[[], Any]) -> None:
     # the widest numbers first, so that each tensor begins where its dtype may
     slots = sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
     header = _header(slots)
@@ -155,7 +155,7 @@ def _write_file(path: Path, slots: Iterable[Slot], numbers: Numbers, done: Calla
             done()
 
 
-def _header(slots: Iterable[Slot]) -> bytes:
+def _header(slots: Iterable[TensorSpec]) -> bytes:
     """What comes before the tensors, its length a multiple of 8."""
     about: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
     at = 0

@@ -13,7 +13,7 @@ from tiny import ENCODERS, WORDS, make_tiny
 
 from raybge.data.jsonl import Row
 from raybge.data.masking import TextMasker, unpack_masked
-from raybge.losses.retromae_model import REST, load_checkpoint, load_pretraining_model, save_checkpoint, save_encoder
+from raybge.losses.retromae_model import PRETRAINING_FILE, load_checkpoint, load_pretraining_model, save_checkpoint, save_encoder
 from raybge.model.encoder import Encoder
 from raybge.util.errors import UserError
 
@@ -89,12 +89,12 @@ def test_a_new_head_begins_with_the_shares_of_the_words(tmp_path, kind):
     count_V = TextMasker(tokenizer, 24, seed=0).count(TEXTS, model.vocabulary)
     expected = Counter(i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"])
     assert Counter(dict(enumerate(count_V))) == expected and expected.total() > 10
-    model.expect(count_V)
+    model.init_output_bias(count_V)
     with torch.no_grad():
         says_V = model.eval()._logits(torch.zeros(1, 16)).softmax(-1)[0].numpy()
     share_V = count_V / expected.total()
     np.testing.assert_allclose(says_V, 0.95 * share_V + 0.05 / model.vocabulary, rtol=1e-5)
-    model.expect(np.zeros_like(count_V))
+    model.init_output_bias(np.zeros_like(count_V))
     with torch.no_grad():
         np.testing.assert_array_equal(model._logits(torch.zeros(1, 16)).softmax(-1)[0].numpy(), says_V)
 
@@ -114,7 +114,7 @@ def test_the_encoder_opens_everywhere_and_has_no_decoder(tmp_path, kind):
     saved = tmp_path / "saved"
     save_checkpoint(*made[:2], saved, 20)  # which has a decoder
     save_encoder(*made[:2], saved, 20)
-    assert not (saved / REST).exists()
+    assert not (saved / PRETRAINING_FILE).exists()
     assert sum(w.numel() for w in weights(saved).values()) == sum(w.numel() for w in model.embedding.parameters())
     encoder = Encoder(str(saved), devices="cpu")
     assert (encoder.model.pooling, encoder.model.normalize, encoder.passage_max_length) == ("cls", True, 20)
@@ -149,7 +149,7 @@ def test_a_checkpoint_holds_all_and_is_an_encoder_too(tmp_path, kind, tied):
     assert loss_of(again) == loss_of(made)
     for (name, weight), other in zip(made.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(weight, other), name
-    rest = load_file(tmp_path / "checkpoint" / REST)
+    rest = load_file(tmp_path / "checkpoint" / PRETRAINING_FILE)
     output = {"bert": "cls.predictions.decoder", "distilbert": "vocab_projector", "modernbert": "decoder"}[kind]
     assert (f"head.{output}.weight" in rest) == (not tied)
     assert not any(name.startswith("embedding.") for name in rest)
@@ -163,7 +163,7 @@ def test_weights_that_are_handed_in_are_those_that_are_written(tmp_path):
     given = {name.replace("backbone.", "backbone._orig_mod."): w + 1 for name, w in made.model.state_dict().items()}
     save_checkpoint(*made[:2], tmp_path / "checkpoint", 32, given)
     written = {f"embedding.backbone.{name}": w for name, w in weights(tmp_path / "checkpoint").items()}
-    written |= load_file(tmp_path / "checkpoint" / REST)
+    written |= load_file(tmp_path / "checkpoint" / PRETRAINING_FILE)
     assert written.keys() == {name for name, _ in made.model.named_parameters()}
     for name, weight in made.model.named_parameters():
         assert torch.equal(written[name], weight + 1)
@@ -175,7 +175,7 @@ def test_wrong_checkpoints_are_named(tmp_path):
     folder = make_tiny(tmp_path / "lm", head=True, mask=True)
     made, wide = load_pretraining_model(folder), make_tiny(tmp_path / "wide", head=True, mask=True, hidden_size=32)
     before = loss_of(made)
-    with pytest.raises(UserError, match=rf"checkpoint .*lm: {REST} does not load"):
+    with pytest.raises(UserError, match=rf"checkpoint .*lm: {PRETRAINING_FILE} does not load"):
         load_checkpoint(made.model, folder)
     other = load_pretraining_model(wide)
     save_checkpoint(*other[:2], tmp_path / "checkpoint", 32)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MineOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.model.encoder import Encoder
 from raybge.model.lora import Lora
 from raybge.model.reranker import Reranker
@@ -32,7 +32,7 @@ def test_fields_are_read_from_a_commands_options(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     flags = dict(input_file=["in.jsonl"], output_file="out.jsonl", query_max_len=7, passage_max_len=9, batch_size=3)
-    options = build(MineOptions, dict(flags, model_name_or_path="folder", cross_encoder="org/reranker"))
+    options = build_options(MineOptions, dict(flags, model_name_or_path="folder", cross_encoder="org/reranker"))
     spec = EncoderSpec.from_options(options, passage_max_length=None)
     assert spec.model_name_or_path == str(tmp_path / "folder")
     assert (spec.query_max_length, spec.passage_max_length, spec.batch_size) == (7, None, 3)
@@ -43,12 +43,12 @@ def test_fields_are_read_from_a_commands_options(tmp_path, monkeypatch):
 
 def test_one_length_for_all_texts_is_that_of_queries_and_passages():
     flags = dict(input_file=["in.jsonl"], output_file="out.npy", model_name_or_path="org/model", max_length=5)
-    spec = EncoderSpec.from_options(build(EncodeOptions, flags))
+    spec = EncoderSpec.from_options(build_options(EncodeOptions, flags))
     assert (spec.query_max_length, spec.passage_max_length) == (5, 5)
 
 
 def test_options_without_a_field_leave_its_default():
-    options = build(EvaluateOptions, dict(encoder="org/model", corpus_data=["c"], query_data=["q"]))
+    options = build_options(EvaluateOptions, dict(encoder="org/model", corpus_data=["c"], query_data=["q"]))
     assert EncoderSpec.from_options(options).query_instruction_for_retrieval is None
     assert EncoderSpec.from_options(SimpleNamespace(model_name_or_path=None)) == EncoderSpec("")
 

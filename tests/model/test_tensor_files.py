@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from raybge.model import tensor_files as weights
-from raybge.model.tensor_files import Slot, mapped_tensors, shards_of, write_tensors
+from raybge.model.tensor_files import TensorSpec, mapped_tensors, shards_of, write_tensors
 from raybge.util.errors import UserError
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
@@ -33,7 +33,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], pieces: int = 3) -> list[str]:
     """Write the tensors in pieces; the names that were done, in their order."""
-    slots = [Slot(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    slots = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     done: list[str] = []
     asked: list[str] = []
 
@@ -90,14 +90,14 @@ def test_many_bytes_become_several_files(tensors, tmp_path, monkeypatch):
 
 
 def test_a_tensor_above_the_limit_has_a_file_of_its_own():
-    slots = [Slot(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
+    slots = [TensorSpec(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
     assert [[slot.name for slot in shard] for shard in shards_of(slots, 4)] == [["a"], ["b"], ["c", "d"]]
     assert shards_of([], 4) == [[]]
 
 
 def test_numbers_that_are_missing_are_said(tmp_path):
     with pytest.raises(ValueError, match=r"a: 12 bytes were announced, -4 came"):
-        write_tensors(tmp_path, [Slot("a", torch.float32, (3,))], lambda name: [torch.zeros(2)], lambda: None)
+        write_tensors(tmp_path, [TensorSpec("a", torch.float32, (3,))], lambda name: [torch.zeros(2)], lambda: None)
 
 
 def test_every_kind_of_file_is_read(tensors, tmp_path):
