@@ -1,7 +1,7 @@
-"""What the person sees: plain lines, one progress bar a stage, a table at the end.
+"""Output on the terminal: plain lines, one progress bar per stage, a table at the end.
 
-Ray, transformers and native libraries write to file descriptors 1 and 2 whenever they like. While a command runs, both
-point to a log file, and only this module writes to the terminal.
+Ray, transformers and native libraries write to file descriptors 1 and 2 at any time. While a command runs, both point
+to a log file, and only this module writes to the terminal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from raybge.util.redaction import public
+from raybge.util.redaction import redact
 
 
 class Console:
@@ -27,21 +27,31 @@ class Console:
 
     def __init__(self) -> None:
         self.log_path: str | None = None
-        self.again = "resume=True"  # how a run that was stopped is continued
+        self.resume_command = "resume=True"  # shown when a run stops early; commands set their command line
         self._out: Any = sys.stdout
         self._err: Any = sys.stderr
 
     def info(self, line: str) -> None:
-        """Print one line, without what URIs hold to log in with."""
-        print(public(line), file=self._out, flush=True)
+        """Print one line; credentials in URIs are redacted."""
+        print(redact(line), file=self._out, flush=True)
 
     def error(self, message: str) -> None:
-        print(public(message), file=self._err, flush=True)
+        """Print a message to stderr; credentials in URIs are redacted."""
+        print(redact(message), file=self._err, flush=True)
 
     @contextmanager
     def bar(self, stage: str, total: int | None, unit: str) -> Iterator[tqdm[Any]]:
-        """A progress bar with rate and time left; `.update(n)`, `.set_postfix_str(text)`."""
-        shown = tqdm(
+        """Show a progress bar with rate and remaining time while the block runs.
+
+        Args:
+            stage: label in front of the bar.
+            total: number of units; None if unknown.
+            unit: name of what is counted.
+
+        Yields:
+            The tqdm bar, with `.update(n)` and `.set_postfix_str(text)`.
+        """
+        progress = tqdm(
             total=total,
             desc=stage,
             unit=f" {unit}",
@@ -53,12 +63,12 @@ class Console:
             "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )
         try:
-            yield shown
+            yield progress
         finally:
-            shown.close()
+            progress.close()
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows under their heads; the first column is left-aligned, the others right-aligned."""
+        """Print a table; the first column is left-aligned, the others right-aligned."""
         widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
         for row in (head, *rows):
             cells = [
@@ -68,8 +78,13 @@ class Console:
 
     @contextmanager
     def capture(self, name: str, enabled: bool) -> Iterator[None]:
-        """Send everything that others write to the terminal to a log file while the block runs."""
-        if not enabled or self.log_path is not None:  # a command inside a command shares the outer one's log
+        """Redirect everything but this console's output to a log file while the block runs.
+
+        Args:
+            name: command name in the log file's name.
+            enabled: False leaves all output on the terminal.
+        """
+        if not enabled or self.log_path is not None:  # a nested command shares the log of the outer one
             yield
             return
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -77,34 +92,34 @@ class Console:
         sys.stdout.flush()
         sys.stderr.flush()
         terminal = self._out, self._err
-        kept = os.dup(1), os.dup(2)
+        copies = os.dup(1), os.dup(2)
         self._out, self._err = (
-            _terminal(s, fd, k) for s, fd, k in zip((sys.stdout, sys.stderr), (1, 2), kept, strict=True)
+            _terminal(s, fd, copy) for s, fd, copy in zip((sys.stdout, sys.stderr), (1, 2), copies, strict=True)
         )
         os.dup2(log, 1)
         os.dup2(log, 2)
         logging.captureWarnings(True)
         self.info(f"log: {self.log_path}")
-        # Python's own streams too: in a notebook they are not the descriptors.
+        # Python's streams as well: in a notebook they do not write to the descriptors.
         with os.fdopen(log, "a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
             try:
                 yield
             finally:
                 logging.captureWarnings(False)
-                for fd, saved in zip((1, 2), kept, strict=True):
+                for fd, saved in zip((1, 2), copies, strict=True):
                     os.dup2(saved, fd)
                     os.close(saved)
                 self._out, self._err = terminal
 
     def log_traceback(self) -> None:
-        """Write the exception being handled to the log (to the terminal when nothing is captured)."""
-        print(public(traceback.format_exc()), file=sys.stderr, flush=True)
+        """Write the current exception to the log, or to the terminal if output is not redirected."""
+        print(redact(traceback.format_exc()), file=sys.stderr, flush=True)
 
 
-def _terminal(stream: Any, fd: int, kept: int) -> Any:
-    """Where the person reads `stream`: itself in a notebook, else the terminal that `fd` was, now at `kept`."""
+def _terminal(stream: Any, fd: int, copy: int) -> Any:
+    """Return a stream to the terminal: `stream` itself in a notebook, else one on `copy`, the duplicate of `fd`."""
     try:
         is_descriptor = stream.fileno() == fd
     except (OSError, ValueError, AttributeError):
         is_descriptor = False
-    return io.TextIOWrapper(os.fdopen(os.dup(kept), "wb"), line_buffering=True) if is_descriptor else stream
+    return io.TextIOWrapper(os.fdopen(os.dup(copy), "wb"), line_buffering=True) if is_descriptor else stream

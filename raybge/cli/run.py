@@ -1,44 +1,55 @@
-"""Run a command: parse, keep the console clean, turn errors into one message and an exit code.
+"""Run a command: parse its flags, keep the terminal clean, map errors to one message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 something the person can mend, 130 interrupted, 143 terminated.
+Exit codes: 0 success, 1 failure, 2 an error that the user can correct, 130 interrupted (Ctrl-C), 143 terminated.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from raybge.cli.console import Console
-from raybge.cli.parser import build, parse
-from raybge.util.errors import UserError, failure
-from raybge.util.redaction import SECRET, command_line
+from raybge.cli.parser import build_options, parse_options
+from raybge.util.errors import UserError, failure_message
+from raybge.util.redaction import SECRET_FLAG, command_line
+from raybge.util.versions import RAYBGE
 
 COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo")
+MESSAGE_LINES = 5  # of a failure, shown on the terminal
 Result = TypeVar("Result")
 
 
-def run(
-    arguments: type,
+def run_command(
+    options_class: type,
     function: Callable[[Any, Console], Any],
     name: str,
     argv: Sequence[str] | None,
     prog: str | None = None,
 ) -> int:
-    """Parse `argv` into `arguments`, call `function(parsed, console)`, return the exit code.
+    """Run a command from its command line.
 
-    `prog` is how the command is started, by default `python -m raybge.NAME`.
+    Args:
+        options_class: dataclass of the command's flags.
+        function: implementation, called with the checked options and the console.
+        name: name of the command.
+        argv: words of the command line; None for those of this process.
+        prog: how the command was started; default: `python -m raybge.NAME`.
+
+    Returns:
+        The exit code.
     """
     console = Console()
     argv, prog = command_line() if argv is None else argv, prog or f"python -m raybge.{name}"
-    console.again = f"{prog} {continued(argv)}"
+    console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
-        parsed: Any = parse(arguments, argv, prog)
-        with console.capture(name, enabled=not parsed.verbose):
+        options: Any = parse_options(options_class, argv, prog)
+        with console.capture(name, enabled=not options.verbose):
             try:
-                function(parsed, console)
+                function(options, console)
             except (UserError, KeyboardInterrupt):
                 raise
             except Exception:
@@ -51,22 +62,34 @@ def run(
         console.error(f"raybge.{name}: interrupted")
         return 130
     except Exception as error:
-        where = f"\nThe whole story is in {console.log_path}" if console.log_path else ""
-        console.error(f"raybge.{name} failed: {_last_lines(failure(error))}{where}")
+        log = f"\nThe full log is in {console.log_path}" if console.log_path else ""
+        console.error(f"raybge.{name} failed: {_last_lines(failure_message(error))}{log}")
         return 1
     return 0
 
 
-def call(arguments: type, function: Callable[[Any, Console], Result], name: str, flags: Mapping[str, Any]) -> Result:
-    """The same from Python: flags by name, the function's result, and errors as they are raised."""
-    built: Any = build(arguments, flags)
+def call_command(
+    options_class: type, function: Callable[[Any, Console], Result], name: str, values: Mapping[str, Any]
+) -> Result:
+    """Run a command from Python; errors are raised.
+
+    Args:
+        options_class: dataclass of the command's flags.
+        function: implementation, called with the checked options and the console.
+        name: name of the command.
+        values: values by flag name.
+
+    Returns:
+        The result of `function`.
+    """
+    options: Any = build_options(options_class, values)
     console = Console()
-    with console.capture(name, enabled=not built.verbose):
-        return function(built, console)
+    with console.capture(name, enabled=not options.verbose):
+        return function(options, console)
 
 
-def continued(argv: Sequence[str]) -> str:
-    """The same flags as text, with --resume and without what does not go with it; secrets are left out."""
+def resume_flags(argv: Sequence[str]) -> str:
+    """Return the flags that continue the run of `argv`, as shell text; values of secret flags become `...`."""
     words: list[str] = []
     name = ""
     for word in argv:
@@ -74,26 +97,39 @@ def continued(argv: Sequence[str]) -> str:
         name, _, value = word.removeprefix("--").partition("=") if is_flag else (name, "", word)
         if name in ("resume", "resume_from_checkpoint", "overwrite_output_dir"):
             continue
-        if SECRET.search(name) and value:
+        if SECRET_FLAG.search(name) and value:
             word = f"--{name}=..." if is_flag else "..."
         words.append(word)
     return shlex.join([*words, "--resume"])
 
 
 def main() -> None:
-    """The console entry `raybge COMMAND ...`."""
+    """Run `raybge COMMAND ...` and exit with the command's exit code."""
     command, *rest = command_line() or ["--help"]
     if command in COMMANDS:
         raise SystemExit(importlib.import_module(f"raybge.{command}").main(rest))
-    if command in ("-h", "--help"):
-        print("usage: raybge COMMAND --flag value ...\n\ncommands: " + ", ".join(COMMANDS))
-        print("`raybge COMMAND --help` lists a command's flags.")
-        raise SystemExit(0)
+    if command in ("-h", "--help", "--version"):
+        _print_and_exit(f"raybge {RAYBGE}" if command == "--version" else _usage())
     print(f"raybge: «{command}» is not a command; commands: {', '.join(COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def _last_lines(text: str, count: int = 5) -> str:
+def _usage() -> str:
+    return (
+        f"usage: raybge COMMAND --flag value ...\n\ncommands: {', '.join(COMMANDS)}\n"
+        "`raybge COMMAND --help` lists a command's flags, `raybge --version` prints the version."
+    )
+
+
+def _print_and_exit(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` closed the pipe; Python would report it again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
+def _last_lines(text: str) -> str:
+    """Return the last lines: Ray puts the cause after the remote traceback."""
     lines = [line for line in text.splitlines() if line.strip()]
-    # Ray puts the cause last, after the remote traceback.
-    return "\n".join(lines if len(lines) <= count else lines[-count:])
+    return "\n".join(lines[-MESSAGE_LINES:])

@@ -1,4 +1,4 @@
-"""Exit codes, one clean message, and a console that others cannot write on."""
+"""Run of a command: exit codes, one clean message, and a terminal that libraries cannot write to."""
 
 import os
 import re
@@ -9,22 +9,23 @@ from dataclasses import dataclass
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
 
-from raybge.cli import run as cli
+import raybge
 from raybge.cli.console import Console
 from raybge.cli.options import CommonOptions
+from raybge.cli.run import resume_flags, run_command
 from raybge.util.errors import UserError
 
 
 @dataclass(kw_only=True)
-class Arguments(CommonOptions):
+class WorkOptions(CommonOptions):
     """A command for these tests."""
 
 
 def raising(error):
-    def function(arguments, console):
+    def function(options, console):
         print("noise of a library")
         os.write(2, b"noise of a native library\n")
-        console.info("a line for the person")
+        console.info("a line for the user")
         if error is not None:
             raise error
 
@@ -32,25 +33,25 @@ def raising(error):
 
 
 def wrapped(error):
-    """As it comes out of an actor."""
+    """An error raised in an actor, as Ray wraps it."""
     return RayTaskError("submit", "a long traceback\nof many lines", error)
 
 
 def wrapped_by_ray_data(error):
-    """As it comes out of a function that Ray Data calls: the cause is in the text alone."""
-    said = f"ray::submit()\n  File a\n{type(error).__name__}: {error}\n\nThe above exception was the direct cause of"
-    return RayTaskError("submit", f"{said} the following exception:\n\nray::b", UserCodeException("UDF failed"))
+    """An error raised in a function that Ray Data calls: only the text contains the cause."""
+    text = f"ray::submit()\n  File a\n{type(error).__name__}: {error}\n\nThe above exception was the direct cause of"
+    return RayTaskError("submit", f"{text} the following exception:\n\nray::b", UserCodeException("UDF failed"))
 
 
-def in_a_circle():
-    """Two errors of Ray that name each other as the cause."""
+def circular_causes():
+    """Two errors of Ray, each the cause of the other."""
     first, second = ActorDiedError(), NodeDiedError("a node died")
     first.__cause__, second.__cause__ = second, first
     return first
 
 
 @pytest.mark.parametrize(
-    ("given", "again"),
+    ("argv", "flags"),
     [
         (["--a", "b c", "--d"], "--a 'b c' --d --resume"),
         (["--overwrite_output_dir", "True", "--resume", "--a=1"], "--a=1 --resume"),
@@ -58,13 +59,13 @@ def in_a_circle():
         (["--token", "hf_1", "--token=hf_2", "--use_fast_tokenizer", "True"], "... --use_fast_tokenizer True --resume"),
     ],
 )
-def test_the_command_that_continues_a_run(given, again):
-    found = cli.continued(given)
-    assert found.endswith(again) and "hf_" not in found
+def test_the_flags_that_continue_a_run(argv, flags):
+    text = resume_flags(argv)
+    assert text.endswith(flags) and "hf_" not in text
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "says"),
+    ("error", "code", "message"),
     [
         (None, 0, ""),
         (UserError("--x must be y"), 2, "raybge.work: --x must be y\n"),
@@ -72,48 +73,48 @@ def test_the_command_that_continues_a_run(given, again):
         (ValueError("broken"), 1, "raybge.work failed: ValueError: broken"),
         (wrapped(OSError(28, "No space left")), 1, "raybge.work failed: OSError: [Errno 28] No space left\n"),
         (wrapped_by_ray_data(OSError(28, "No space")), 1, "raybge.work failed: OSError: [Errno 28] No space\n"),
-        (in_a_circle(), 1, "raybge.work failed: NodeDiedError: a node died\n"),
+        (circular_causes(), 1, "raybge.work failed: NodeDiedError: a node died\n"),
     ],
 )
-def test_exit_codes_and_messages(capfd, error, code, says):
-    assert cli.run(Arguments, raising(error), "work", []) == code
-    shown = capfd.readouterr()
-    assert "noise" not in shown.out + shown.err
-    assert "Traceback" not in shown.err
-    assert shown.err.startswith(says)
-    log = re.search(r"log: (.*)", shown.out)[1]
+def test_exit_codes_and_messages(capfd, error, code, message):
+    assert run_command(WorkOptions, raising(error), "work", []) == code
+    output = capfd.readouterr()
+    assert "noise" not in output.out + output.err
+    assert "Traceback" not in output.err
+    assert output.err.startswith(message)
+    log = re.search(r"log: (.*)", output.out)[1]
     with open(log) as file:
-        kept = file.read()
-    assert "noise of a library" in kept and "noise of a native library" in kept
-    assert ("Traceback" in kept) == (code == 1)
-    assert "a line for the person" in shown.out
-    assert (log in shown.err) == (code == 1)
+        content = file.read()
+    assert "noise of a library" in content and "noise of a native library" in content
+    assert ("Traceback" in content) == (code == 1)
+    assert "a line for the user" in output.out
+    assert (log in output.err) == (code == 1)
 
 
-def test_verbose_leaves_the_noise_on_the_screen(capfd):
-    assert cli.run(Arguments, raising(None), "work", ["--verbose"]) == 0
+def test_verbose_shows_the_messages_of_libraries(capfd):
+    assert run_command(WorkOptions, raising(None), "work", ["--verbose"]) == 0
     assert "noise of a native library" in capfd.readouterr().err
 
 
 def test_wrong_flags_end_with_2_and_no_log(capfd):
-    assert cli.run(Arguments, raising(None), "work", ["--nmu_workers", "2"]) == 2
-    shown = capfd.readouterr()
-    assert "did you mean --num_workers?" in shown.err
-    assert shown.out == ""
+    assert run_command(WorkOptions, raising(None), "work", ["--nmu_workers", "2"]) == 2
+    output = capfd.readouterr()
+    assert "did you mean --num_workers?" in output.err
+    assert output.out == ""
 
 
-def test_the_terminal_is_given_back(capfd):
+def test_the_terminal_is_restored(capfd):
     console = Console()
     with console.capture("work", enabled=True), console.capture("inner", enabled=True):
         print("into the log")
-    print("onto the console")
-    assert capfd.readouterr().out.endswith("onto the console\n")
+    print("to the terminal")
+    assert capfd.readouterr().out.endswith("to the terminal\n")
 
 
-def test_a_bar_shows_count_rate_and_time_left(capfd):
+def test_a_bar_shows_count_rate_and_remaining_time(capfd):
     with Console().bar("encode", 4, "texts") as bar:
         bar.update(4)
-    shown = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert "encode" in shown and "4/4 texts" in shown and "texts/s" in shown
 
 
@@ -123,16 +124,17 @@ def test_a_table_is_aligned(capfd):
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "says"),
+    ("argv", "code", "text"),
     [
         (["--help"], 0, "mine, pretrain, train, tune, merge, evaluate, encode, demo"),
+        (["--version"], 0, f"raybge {raybge.__version__}"),
         (["prestrain"], 2, "is not a command"),
         (["frobnicate"], 2, "is not a command"),
         (["train", "--help"], 0, "usage: python -m raybge.train"),
     ],
 )
-def test_the_console_entry(argv, code, says):
+def test_the_raybge_command(argv, code, text):
     run = [sys.executable, "-c", "from raybge.cli.run import main; main()", *argv]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == code
-    assert says in done.stdout + done.stderr
+    process = subprocess.run(run, capture_output=True, text=True)
+    assert process.returncode == code
+    assert text in process.stdout + process.stderr

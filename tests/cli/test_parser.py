@@ -9,14 +9,15 @@ import pytest
 from transformers import TrainingArguments
 
 from raybge.cli.options import EvaluateOptions, MineOptions, TrainOptions
-from raybge.cli.parser import build, declared, parse, training_flags
+from raybge.cli.parser import build_options, declared_flags, parse_options
+from raybge.cli.training_arguments import training_argument_flags
 from raybge.util.errors import UserError
 
 NEEDED = ["--model_name_or_path", "m", "--train_data", "a.jsonl", "--output_dir", "out"]
 
 
 def train(*argv):
-    return parse(TrainOptions, [*NEEDED, *argv], "train")
+    return parse_options(TrainOptions, [*NEEDED, *argv], "train")
 
 
 @pytest.mark.parametrize(
@@ -34,43 +35,43 @@ def test_booleans_take_three_forms(argv, value):
     assert train(*argv).negatives_cross_device is value
 
 
-@pytest.mark.parametrize("name", ["normalize_embeddings", "normalize_embeddings"])
+@pytest.mark.parametrize("name", ["normalize_embeddings", "normlized"])
 def test_both_spellings(name):
     assert train(f"--{name}", "False").normalize_embeddings is False
-    assert build(TrainOptions, {**given(), name: False}).normalize_embeddings is False
+    assert build_options(TrainOptions, {**required(), name: False}).normalize_embeddings is False
 
 
-def given(**flags):
+def required(**flags):
     return {"model_name_or_path": "m", "train_data": "a.jsonl", "output_dir": "out", **flags}
 
 
 def test_paths_may_be_objects():
-    built = build(TrainOptions, given(output_dir=Path("out"), train_data=Path("a.jsonl")))
+    built = build_options(TrainOptions, required(output_dir=Path("out"), train_data=Path("a.jsonl")))
     assert (built.training["output_dir"], built.train_data) == ("out", ["a.jsonl"])
 
 
-def test_the_recipes_own_commands_parse():
-    """The commands of FlagEmbedding's documents, but for the launcher."""
+def test_commands_of_flagembedding_parse():
+    """The commands of FlagEmbedding's documents, without the launcher."""
     mine = """--model_name_or_path BAAI/bge-base-en-v1.5 --input_file toy.jsonl --output_file toy_minedHN.jsonl
         --range_for_sampling 2-200 --use_gpu_for_searching"""
-    assert parse(MineOptions, mine.split(), "mine").use_gpu_for_searching is True
+    assert parse_options(MineOptions, mine.split(), "mine").use_gpu_for_searching is True
     tune = """--output_dir out --model_name_or_path BAAI/bge-large-zh-v1.5 --train_data toy.jsonl --learning_rate 1e-5
-        --fp16 --num_train_epochs 5 --per_device_train_batch_size 1 --dataloader_drop_last True --normalize_embeddings True
+        --fp16 --num_train_epochs 5 --per_device_train_batch_size 1 --dataloader_drop_last True --normlized True
         --temperature 0.02 --query_max_len 64 --passage_max_len 256 --train_group_size 2 --negatives_cross_device
         --logging_steps 10 --query_instruction_for_retrieval"""
-    parsed = parse(TrainOptions, [*tune.split(), ""], "train")
+    parsed = parse_options(TrainOptions, [*tune.split(), ""], "train")
     assert parsed.query_instruction_for_retrieval == ""
     assert parsed.training["learning_rate"] == 1e-5
     assert parsed.training["dataloader_drop_last"] is True
     rate = "--encoder BAAI/bge-base-en-v1.5 --fp16 --add_instruction --k 100 --corpus_data c --query_data q"
-    assert parse(EvaluateOptions, rate.split(), "evaluate").add_instruction is True
+    assert parse_options(EvaluateOptions, rate.split(), "evaluate").add_instruction is True
 
 
 def test_every_training_argument_is_known():
-    """Read from source with `ast`, compared with the class itself."""
+    """The flags read from the source equal the class itself."""
     fields = {name: f for name, f in TrainingArguments.__dataclass_fields__.items() if f.init}
-    assert set(training_flags()) == set(fields)
-    for name, f in training_flags().items():
+    assert set(training_argument_flags()) == set(fields)
+    for name, f in training_argument_flags().items():
         if isinstance(fields[name].default, bool | int | float) and not f.many and name != "warmup_steps":
             assert f.default == fields[name].default, name
             assert f.kind == type(fields[name].default).__name__ or f.kind in ("float", "str"), name
@@ -81,7 +82,7 @@ def test_config_file_and_flags_over_it(tmp_path):
     config.write_text(
         "train_data: [x.jsonl, y.jsonl]\nnormalize_embeddings: false\nlearning_rate: 1e-5\nnum_workers: 2\n"
     )
-    parsed = parse(
+    parsed = parse_options(
         TrainOptions,
         ["--config", str(config), "--model_name_or_path", "m", "--output_dir", "o", "--normalize_embeddings", "True"],
         "train",
@@ -93,26 +94,26 @@ def test_config_file_and_flags_over_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--trian_data", "x"], "no flag --trian_data; did you mean --train_data?"),
         (["--temperature", "warm"], "temperature"),
         (["--use_inbatch_neg", "perhaps"], "True or False"),
         (["--pooling_method", "max"], "cls"),
-        (["--push_to_hub"], "--push_to_hub cannot be used: workers hold no login"),
+        (["--push_to_hub"], "--push_to_hub cannot be used: workers have no hub login"),
         (["stray"], "stray"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_wrong_flags_are_named(argv, says):
+def test_wrong_flags_are_named(argv, message):
     argv = [*argv] if argv[0] != "stray" else ["--seed", "1", "stray"]
-    with pytest.raises(UserError, match=says.replace("?", r"\?")):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
         train(*argv)
 
 
 def test_missing_flags_are_all_named():
     with pytest.raises(UserError, match="--model_name_or_path, --train_data, --output_dir"):
-        parse(TrainOptions, [], "train")
+        parse_options(TrainOptions, [], "train")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_missing_flags_are_all_named():
 )
 def test_the_python_function_checks_alike(flags):
     with pytest.raises(UserError, match=next(iter(flags))):
-        build(TrainOptions, given(**flags))
+        build_options(TrainOptions, required(**flags))
 
 
 @pytest.mark.parametrize("command", ["mine", "train", "merge", "evaluate", "demo"])
@@ -149,13 +150,13 @@ def test_help_is_quick_and_imports_no_torch(command):
 
 def test_help_shows_own_flags_in_groups_and_all_on_request(capsys):
     with pytest.raises(SystemExit):
-        parse(TrainOptions, ["--help"], "train")
+        parse_options(TrainOptions, ["--help"], "train")
     short = capsys.readouterr().out
     with pytest.raises(SystemExit):
-        parse(TrainOptions, ["--help-all"], "train")
+        parse_options(TrainOptions, ["--help-all"], "train")
     long = capsys.readouterr().out
     assert "--temperature" in short and "--adam_beta1" not in short
-    assert all(f"--{name}" in long for name in declared(TrainOptions))
+    assert all(f"--{name}" in long for name in declared_flags(TrainOptions))
     assert short.index("required:") < short.index("--output_dir") < short.index("objective:")
 
 
@@ -164,14 +165,14 @@ def test_help_shows_own_flags_in_groups_and_all_on_request(capsys):
     ["learning_rate: .nan", "temperature: nan", "per_device_train_batch_size: [8]", "max_steps: 1.5", "bf16: [no]"],
 )
 def test_values_of_another_kind_are_refused_in_a_file(tmp_path, text):
-    """TrainingArguments' own too: nan would pass each check of a range, a list would end in a traceback."""
+    """TrainingArguments as well: nan would pass each range check, a list would end in a traceback."""
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(UserError, match=f"--{text.partition(':')[0]} takes "):
         train("--config", str(tmp_path / "run.yaml"))
 
 
 @pytest.mark.parametrize("word", ["nan", "-nan"])
-def test_no_number_is_refused_on_the_command_line(word):
+def test_nan_is_refused_on_the_command_line(word):
     with pytest.raises(UserError, match="--temperature"):
         train(f"--temperature={word}")
 
@@ -179,7 +180,7 @@ def test_no_number_is_refused_on_the_command_line(word):
 @pytest.mark.parametrize(
     "text", ["seed: 2020-99-99", "seed: !!int x", "seed: !!timestamp x", "[" * 3000, "seed: 99999999999-01-01", "\xff"]
 )
-def test_a_file_that_yaml_cannot_make_sense_of_is_named(tmp_path, text):
+def test_a_file_that_is_not_yaml_is_named(tmp_path, text):
     (tmp_path / "run.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="--config .*run.yaml|--seed takes"):
         train("--config", str(tmp_path / "run.yaml"))

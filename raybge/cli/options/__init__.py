@@ -1,8 +1,9 @@
-"""Every flag of every command, declared once as dataclass fields.
+"""All flags of all commands, declared as dataclass fields.
 
-Names and defaults are those of FlagEmbedding 1.4.2's scripts, so that its users can move over without relearning.
-`None` as the default of pooling, normalising, instructions and lengths means «what the model's folder says».
-How a declaration becomes a parser, a help page and a checked object is in `flags.py`. Nothing here imports torch.
+Names and defaults are those of FlagEmbedding 1.4.2's scripts; each flag has one canonical name, and
+the spellings of other scripts are aliases. Pooling, normalization, instructions and lengths default to None: the
+model's own settings.
+cli/parser.py turns the declarations into a parser, a help page and a checked object. Nothing here imports torch.
 """
 
 from __future__ import annotations

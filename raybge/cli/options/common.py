@@ -1,49 +1,116 @@
-"""What flags of several commands share: their groups in the help, how a model is found, where a run runs."""
+"""Options that several commands share, and the groups of the help page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raybge.cli.parser import flag
+from raybge.cli.flag import flag
 
-SEARCH, MODEL, LORA, DATA, LOSS, VALIDATION, MINING, TEACHER, METRICS, VECTORS, RUN, SCALE = (
-    "search",
-    "model",
-    "low-rank adaptation",
-    "data",
-    "objective",
-    "evaluation while training",
-    "mining",
-    "cross-encoder",
-    "evaluation",
-    "vectors",
-    "run",
-    "workers and cluster",
+# In the order of the help page.
+MODEL = "model"
+LORA = "low-rank adaptation"
+DATA = "data"
+OBJECTIVE = "objective"
+TRIALS = "search of training flags"
+VALIDATION = "evaluation during training"
+MINING = "mining"
+CROSS_ENCODER = "cross-encoder"
+METRICS = "evaluation"
+INDEX = "vector search"
+VECTORS = "vectors"
+MIXTURE = "mixture"
+EXAMPLES = "weights from examples"
+WEIGHT_SEARCH = "weights from a search"
+RUN = "run"
+SCALE = "workers and cluster"
+GROUPS = (
+    *(MODEL, LORA, DATA, OBJECTIVE, TRIALS, VALIDATION, MINING, CROSS_ENCODER, METRICS, INDEX, VECTORS),
+    *(MIXTURE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE),
 )
 POOLING = ("cls", "mean", "last_token")
+
+# FlagEmbedding names the same length differently in each of its scripts.
+QUERY_LENGTHS = ("embedder_query_max_length", "query_max_length", "max_query_length")
+PASSAGE_LENGTHS = ("embedder_passage_max_length", "passage_max_length", "max_passage_length")
+MODEL_NAMES = ("embedder_name_or_path", "encoder")
 
 
 @dataclass(kw_only=True)
 class CommonOptions:
-    """What every command that runs on Ray accepts."""
+    """Options of every command that runs on Ray."""
 
-    num_workers: str | None = flag(None, SCALE, "workers; left out, the cluster decides", metavar="N")
-    use_gpu: bool | None = flag(None, SCALE, "give each worker a GPU; left out, when the cluster has any")
-    cpus_per_worker: int | None = flag(None, SCALE, "CPU cores, and threads, of each worker")
-    storage_path: str | None = flag(None, SCALE, "shared folder or URI for what a run keeps between its processes")
-    max_failures: int = flag(0, SCALE, "restarts after a lost worker (-1: no limit)", unbuilt=True)
-    address: str | None = flag(
-        None, SCALE, "Ray cluster to join; left out: RAY_ADDRESS, a live `ray start`, or this machine"
+    num_workers: str | None = flag(None, SCALE, "number of workers; default: as many as the cluster fits", metavar="N")
+    use_gpu: bool | None = flag(None, SCALE, "one GPU per worker; default: True if the cluster has GPUs")
+    cpus_per_worker: int | None = flag(None, SCALE, "CPU cores and threads per worker")
+    storage_path: str | None = flag(
+        None, SCALE, "shared folder or URI for intermediate results, which an interrupted run reuses"
     )
-    on_bad_rows: str = flag("stop", DATA, "what to do with rows that cannot be used", choices=("stop", "skip"))
-    config: str | None = flag(None, RUN, "YAML file of flags; those on the command line override it")
-    dry_run: bool = flag(False, RUN, "print the plan and stop")
-    verbose: bool = flag(False, RUN, "leave the messages of Ray and transformers on the console")
+    max_failures: int = flag(0, SCALE, "restarts after the loss of a worker (-1: no limit)", unbuilt=True)
+    address: str | None = flag(
+        None, SCALE, "address of the Ray cluster; default: RAY_ADDRESS, a running `ray start`, or a local Ray"
+    )
+    on_bad_rows: str = flag("stop", DATA, "stop at invalid rows or skip them", choices=("stop", "skip"))
+    config: str | None = flag(None, RUN, "YAML file of flags; flags on the command line override it")
+    dry_run: bool = flag(False, RUN, "print the plan and exit")
+    verbose: bool = flag(False, RUN, "show the messages of Ray and transformers")
 
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """How a model is found and opened."""
+    """Options for loading a model."""
 
-    cache_dir: str | None = flag(None, MODEL, "where models from the hub are kept")
-    trust_remote_code: bool = flag(False, MODEL, "let the model's folder bring its own code")
+    cache_dir: str | None = flag(None, MODEL, "cache folder for models from the hub")
+    trust_remote_code: bool = flag(False, MODEL, "allow code from the model's folder to run")
+
+
+@dataclass(kw_only=True)
+class PoolingOptions:
+    """Options that turn token vectors into one embedding."""
+
+    pooling_method: str | None = flag(
+        None,
+        MODEL,
+        "pooling of the token vectors; default: the model's own",
+        aliases=("sentence_pooling_method",),
+        choices=POOLING,
+    )
+    normalize_embeddings: bool | None = flag(
+        None, MODEL, "scale embeddings to length 1; default: the model's own setting", aliases=("normlized",)
+    )
+
+
+@dataclass(kw_only=True)
+class InstructionOptions:
+    """Options for instructions in front of queries and passages."""
+
+    query_instruction_for_retrieval: str | None = flag(
+        None, MODEL, "instruction in front of each query; default: the model's own prompt"
+    )
+    query_instruction_format: str = flag(
+        "{}{}",
+        MODEL,
+        "format of instruction and query",
+        aliases=("query_instruction_format_for_retrieval",),
+    )
+    passage_instruction_for_retrieval: str | None = flag(
+        None, MODEL, "instruction in front of each passage; default: the model's own prompt"
+    )
+    passage_instruction_format: str = flag(
+        "{}{}",
+        MODEL,
+        "format of instruction and passage",
+        aliases=("passage_instruction_format_for_retrieval",),
+    )
+
+
+@dataclass(kw_only=True)
+class IndexOptions:
+    """Options of the sharded faiss index."""
+
+    use_gpu_for_searching: bool = flag(False, INDEX, "search with faiss on the GPU")
+    search_batch_size: int = flag(64, INDEX, "queries per search batch")
+    shard_size: int = flag(250_000, INDEX, "passages per faiss shard")
+    shards_per_actor: int | None = flag(
+        None, INDEX, "shards that a search actor holds in memory; default: as many as its memory fits"
+    )
+    index_factory: str = flag("Flat", INDEX, "faiss index of each shard, for example IVF1024,Flat; Flat is exact")

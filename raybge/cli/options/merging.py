@@ -1,60 +1,73 @@
-"""Flags of `raybge.merge`."""
+"""Options of `raybge.merge`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raybge.cli.options.common import MODEL, RUN, SCALE, CommonOptions, ModelOptions
-from raybge.cli.parser import flag
+from raybge.cli.flag import flag
+from raybge.cli.options.common import (
+    EXAMPLES,
+    MIXTURE,
+    MODEL,
+    RUN,
+    SCALE,
+    WEIGHT_SEARCH,
+    CommonOptions,
+    ModelOptions,
+)
 
-MIXTURE, EXAMPLES, SEARCH = "mixture", "weights from examples", "weights from a search"
 TYPES = ("encoder", "decoder", "reranker", "encoder-decoder")
 
 
 @dataclass(kw_only=True)
 class MergeOptions(ModelOptions, CommonOptions):
-    """Mix models of one architecture into one, by weights that are given, found by a few examples, or searched."""
+    """Merge models of one architecture; the weights are given, derived from examples, or searched."""
 
-    model_names_or_paths: list[str] = flag(..., MODEL, "models to mix, two or more: folders or hub names")
+    model_names_or_paths: list[str] = flag(..., MODEL, "models to merge, two or more: folders or hub names")
     model_type: str = flag(..., MODEL, "encoder: embedding models; decoder: language models", choices=TYPES)
-    base_model: str | None = flag(None, MODEL, "what the others were fine-tuned from, for ties: folder or hub name")
-    weights: list[float] | None = flag(None, MIXTURE, "one for each model; their sum is 1")
+    base_model: str | None = flag(None, MODEL, "common base model of the others, required by ties: folder or hub name")
+    weights: list[float] | None = flag(None, MIXTURE, "weight of each model; the sum is 1")
     merge_method: str = flag(
         "linear",
         MIXTURE,
-        "linear: the weighted sum; slerp: along the arc between two models; ties: changes of base_model that agree",
+        "linear: weighted sum; slerp: spherical interpolation of two models; ties: changes to base_model whose signs "
+        "agree",
         choices=("linear", "slerp", "ties"),
     )
-    ties_density: float = flag(0.2, MIXTURE, "share of each tensor's changes, the largest, that ties keeps")
+    ties_density: float = flag(0.2, MIXTURE, "share of each tensor's largest changes that ties keeps")
     output_path: str | None = flag(
-        None, RUN, "folder for the mixture; left out, weights from examples or a search are only printed"
+        None, RUN, "folder for the merged model; if unset, weights from examples or a search are printed only"
     )
-    overwrite: bool = flag(False, RUN, "replace the model that is in output_path")
+    overwrite: bool = flag(False, RUN, "replace an existing model in output_path")
 
     example_data: list[str] | None = flag(
         None,
         EXAMPLES,
-        "a few examples, {query, pos, neg} or for language models {input, output}: each model's weight follows from "
-        "its loss on them",
+        "examples {query, pos, neg}, or {input, output} for language models; the loss on them determines each "
+        "model's weight",
     )
-    temperature: float = flag(5.0, EXAMPLES, "weights are softmax(-loss / temperature)")
-    batch_size: int = flag(2, EXAMPLES, "examples at a time; a query sees the passages of all of them")
-    max_input_length: int = flag(2048, EXAMPLES, "longest text in tokens; at most what an embedding model holds")
-    neg_number: int = flag(7, EXAMPLES, "negatives of an example at most")
-    seed: int = flag(42, EXAMPLES, "seed of the choice among more negatives")
+    temperature: float = flag(5.0, EXAMPLES, "the weights are softmax(-loss / temperature)")
+    batch_size: int = flag(2, EXAMPLES, "examples per batch; each query is compared with all passages of its batch")
+    max_input_length: int = flag(2048, EXAMPLES, "maximum text length in tokens, limited by the model's own maximum")
+    neg_number: int = flag(7, EXAMPLES, "maximum negatives per example")
+    seed: int = flag(42, EXAMPLES, "seed for choosing among more negatives")
 
     search: list[str] | None = flag(
-        None, SEARCH, "queries with their answers {query, pos}: weights are searched that do best on them, by nDCG@10"
+        None, WEIGHT_SEARCH, "queries {query, pos} on which the weights with the best nDCG@10 are searched"
     )
     search_corpus: list[str] | None = flag(
-        None, SEARCH, "passages {text} to find them in; left out: every `pos` and `neg` of search"
+        None, WEIGHT_SEARCH, "corpus {text} of search; default: every `pos` and `neg` of search"
     )
-    general: list[str] | None = flag(None, SEARCH, "a second set, on which the mixture must not lose too much")
-    general_corpus: list[str] | None = flag(None, SEARCH, "its passages; left out: every `pos` and `neg` of general")
+    general: list[str] | None = flag(
+        None, WEIGHT_SEARCH, "queries {query, pos} of a second set, on which nDCG@10 must stay above general_floor"
+    )
+    general_corpus: list[str] | None = flag(
+        None, WEIGHT_SEARCH, "corpus {text} of general; default: every `pos` and `neg` of general"
+    )
     general_floor: float = flag(
-        0.98, SEARCH, "the share of the best single model's nDCG@10 on general that must be reached"
+        0.98, WEIGHT_SEARCH, "minimum nDCG@10 on general, as a share of the best single model's"
     )
-    max_evaluations: int = flag(30, SEARCH, "mixtures that are measured at most")
+    max_evaluations: int = flag(30, WEIGHT_SEARCH, "maximum number of evaluated mixtures")
     storage_path: str | None = flag(
-        None, SCALE, "folder that all nodes share, for the mixtures of a search while it runs; left out: beside output"
+        None, SCALE, "shared folder for the mixtures of a running search; default: next to output_path"
     )

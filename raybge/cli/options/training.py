@@ -1,202 +1,185 @@
-"""Flags of the commands that train, on top of transformers.TrainingArguments, and which of those cannot act here."""
+"""Options of the commands that train, in addition to transformers.TrainingArguments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from raybge.cli.flag import flag
 from raybge.cli.options.common import (
     DATA,
     LORA,
-    LOSS,
     MODEL,
-    POOLING,
+    MODEL_NAMES,
+    OBJECTIVE,
+    PASSAGE_LENGTHS,
+    QUERY_LENGTHS,
     RUN,
     SCALE,
-    SEARCH,
+    TRIALS,
     VALIDATION,
     CommonOptions,
+    InstructionOptions,
     ModelOptions,
+    PoolingOptions,
 )
-from raybge.cli.parser import flag
 
 
 @dataclass(kw_only=True)
 class LoopOptions(ModelOptions, CommonOptions):
-    """What every command that trains accepts."""
+    """Options of every command that trains."""
 
-    model_name_or_path: str | None = flag(
-        None, MODEL, "model to start from: folder or hub name", aliases=("embedder_name_or_path",)
-    )
-    train_data: list[str] = flag(..., DATA, "rows to train on: files, folders or globs")
-    overwrite_output_dir: bool = flag(False, RUN, "train into an output folder that is not empty")
-    resume: bool = flag(False, RUN, "continue the run of this output folder")
+    model_name_or_path: str | None = flag(None, MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)
+    train_data: list[str] = flag(..., DATA, "training rows: files, folders or globs")
+    overwrite_output_dir: bool = flag(False, RUN, "replace the content of output_dir")
+    resume: bool = flag(False, RUN, "continue the run in output_dir")
     num_workers: str | None = flag(
-        None, SCALE, "workers, N, or MIN-MAX that come and go with the cluster; left out, it decides", metavar="N"
+        None,
+        SCALE,
+        "number of workers N, or MIN-MAX for an elastic run; default: as many as the cluster fits",
+        metavar="N",
     )
-    max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a lost worker (-1: no limit)")
-    log_rows: bool = flag(False, RUN, "write down which rows each step trained, so that epochs can be checked")
+    max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a worker failed (-1: no limit)")
+    log_rows: bool = flag(False, RUN, "log the rows of each step, so that epochs can be verified")
     stall_timeout: float = flag(
-        600.0, SCALE, "seconds that workers wait for one that does not come before that counts as a failure (0: off)"
+        600.0, SCALE, "seconds without progress of a worker while others wait for it that count as a failure (0: off)"
     )
     max_bad_steps: int = flag(
-        3, RUN, "steps in a row with a loss or gradient that is not finite, and so left out, that end the run (0: off)"
+        3, RUN, "consecutive steps skipped because of a non-finite loss or gradient that end the run (0: off)"
     )
-    warmup_ratio: float = flag(0.0, RUN, "share of the steps over which the learning rate rises")
-    logging_dir: str | None = flag(None, RUN, "TensorBoard's folder")
+    warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
+    logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
 
-    config_name: str | None = flag(None, MODEL, "configuration, where it is not the model's own")
-    tokenizer_name: str | None = flag(None, MODEL, "tokenizer, where it is not the model's own")
-    token: str | None = flag(None, MODEL, "token for the hub; HF_TOKEN when left out")
-    use_fast_tokenizer: bool = flag(True, MODEL, "use the tokenizer written in Rust")
+    config_name: str | None = flag(None, MODEL, "model configuration; default: the model's own")
+    tokenizer_name: str | None = flag(None, MODEL, "tokenizer; default: the model's own")
+    token: str | None = flag(None, MODEL, "access token for the hub; default: HF_TOKEN")
+    use_fast_tokenizer: bool = flag(True, MODEL, "use the tokenizer implemented in Rust")
 
-    max_example_num_per_dataset: int = flag(100_000_000, DATA, "rows used of each data set")
-    same_dataset_within_batch: bool = flag(False, DATA, "a step's rows come from one data set")
-    small_threshold: int = flag(0, DATA, "data sets of a folder below this are joined")
-    drop_threshold: int = flag(0, DATA, "joined data sets below this are left out")
+    max_example_num_per_dataset: int = flag(100_000_000, DATA, "maximum rows per data set")
+    same_dataset_within_batch: bool = flag(False, DATA, "take all rows of a step from one data set")
+    small_threshold: int = flag(0, DATA, "join data sets of a folder with fewer rows than this")
+    drop_threshold: int = flag(0, DATA, "drop joined data sets with fewer rows than this")
     dataset_weights: list[str] | None = flag(
-        None, DATA, "how often an epoch has each row of a file or folder: NAME=WEIGHT ...; 1 where not named"
+        None, DATA, "sampling weight of a file's or folder's rows per epoch: NAME=WEIGHT ...; default: 1"
     )
     global_batch_size: int | None = flag(
-        None,
-        LOSS,
-        "rows of one step over all workers; left out: per_device_train_batch_size times the workers",
+        None, OBJECTIVE, "rows per step over all workers; default: per_device_train_batch_size times the workers"
     )
 
-    # Flags of transformers.TrainingArguments that were given, by name; `flags.py` reads their declarations.
+    # Values of transformers.TrainingArguments that were set, by name; cli/training_arguments.py reads the declarations.
     training: dict[str, Any] = field(default_factory=dict, metadata={"training_arguments": True})
 
 
 @dataclass(kw_only=True)
 class PretrainOptions(LoopOptions):
-    """Pre-train an encoder for retrieval on raw text, with RetroMAE's objective."""
+    """Pre-train an encoder for retrieval on raw text with RetroMAE."""
 
     train_data: list[str] = flag(..., DATA, "texts {text}: files, folders or globs")
-    max_seq_length: int = flag(512, DATA, "longest text in tokens")
-    encoder_mlm_probability: float = flag(0.3, LOSS, "share of the tokens that are masked for the encoder")
-    decoder_mlm_probability: float = flag(0.5, LOSS, "share of the others that a position of the decoder does not see")
-    pretrain_method: str = flag(
-        "retromae", LOSS, "retromae, or dupmae, which adds a bag of words", choices=("retromae", "dupmae")
+    max_seq_length: int = flag(512, DATA, "maximum text length in tokens")
+    encoder_mlm_probability: float = flag(0.3, OBJECTIVE, "share of tokens masked for the encoder")
+    decoder_mlm_probability: float = flag(
+        0.5, OBJECTIVE, "share of the other tokens hidden from each position of the decoder"
     )
-    bow_loss_weight: float = flag(0.1, LOSS, "weight of dupmae's bag of words")
+    pretrain_method: str = flag(
+        "retromae", OBJECTIVE, "dupmae adds a bag-of-words loss to retromae", choices=("retromae", "dupmae")
+    )
+    bow_loss_weight: float = flag(0.1, OBJECTIVE, "weight of dupmae's bag-of-words loss")
 
 
 @dataclass(kw_only=True)
-class TrainOptions(LoopOptions):
+class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
     """Fine-tune an embedding model on groups {query, pos, neg} with a contrastive objective."""
 
-    model_name_or_path: str = flag(
-        ..., MODEL, "model to start from: folder or hub name", aliases=("embedder_name_or_path",)
-    )
+    model_name_or_path: str = flag(..., MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
 
-    pooling_method: str | None = flag(
-        None, MODEL, "how token vectors become one", aliases=("sentence_pooling_method",), choices=POOLING
-    )
-    normalize_embeddings: bool | None = flag(None, MODEL, "scale vectors to length 1", aliases=("normlized",))
-    fix_position_embedding: bool = flag(False, MODEL, "keep the position embeddings as they are")
+    fix_position_embedding: bool = flag(False, MODEL, "freeze the position embeddings")
 
-    use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and leave the model's weights")
+    use_lora: bool = flag(False, LORA, "train low-rank adapters (peft) and freeze the model's weights")
     lora_rank: int = flag(64, LORA, "rank of the adapters")
-    lora_alpha: float = flag(16, LORA, "adapters are scaled by alpha / rank")
-    lora_dropout: float = flag(0.1, LORA, "dropout in front of the adapters")
+    lora_alpha: float = flag(16, LORA, "scale of the adapters: alpha / rank")
+    lora_dropout: float = flag(0.1, LORA, "dropout before the adapters")
     target_modules: list[str] | None = flag(
-        None, LORA, "names of the linear layers that get adapters; left out: all but embeddings and heads"
+        None, LORA, "names of the linear layers with adapters; default: all but embeddings and heads"
     )
-    save_merged_lora_model: bool = flag(False, LORA, "save the whole model with the adapters added, not the adapters")
+    save_merged_lora_model: bool = flag(False, LORA, "save the model with merged adapters in place of the adapters")
 
-    train_group_size: int = flag(8, DATA, "passages of a group: one positive, the rest negatives")
-    query_max_len: int = flag(
-        32,
-        DATA,
-        "longest query in tokens",
-        aliases=("embedder_query_max_length", "query_max_length", "max_query_length"),
-    )
-    passage_max_len: int = flag(
-        128,
-        DATA,
-        "longest passage in tokens",
-        aliases=("embedder_passage_max_length", "passage_max_length", "max_passage_length"),
-    )
-    pad_to_multiple_of: int | None = flag(None, DATA, "pad to a multiple of this")
-    query_instruction_for_retrieval: str | None = flag(None, DATA, "put before each query")
-    query_instruction_format: str = flag(
-        "{}{}", DATA, "how instruction and query are joined", aliases=("query_instruction_format_for_retrieval",)
-    )
-    passage_instruction_for_retrieval: str | None = flag(None, DATA, "put before each passage")
-    passage_instruction_format: str = flag(
-        "{}{}", DATA, "how instruction and passage are joined", aliases=("passage_instruction_format_for_retrieval",)
-    )
+    train_group_size: int = flag(8, DATA, "passages per group: one positive, the rest negatives")
+    query_max_len: int = flag(32, DATA, "maximum query length in tokens", aliases=QUERY_LENGTHS)
+    passage_max_len: int = flag(128, DATA, "maximum passage length in tokens", aliases=PASSAGE_LENGTHS)
+    pad_to_multiple_of: int | None = flag(None, DATA, "pad sequences to a multiple of this")
     shuffle_ratio: float = flag(0.0, DATA, "share of positives above 100 characters whose three parts are shuffled")
 
     eval_data: list[str] | None = flag(
         None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs"
     )
     eval_corpus: list[str] | None = flag(
-        None, VALIDATION, "passages {text} to search; left out: every `pos` and `neg` of eval_data"
+        None, VALIDATION, "passages {text} to search in; default: every `pos` and `neg` of eval_data"
     )
 
-    temperature: float = flag(0.02, LOSS, "scores are divided by this")
-    negatives_cross_device: bool = flag(True, LOSS, "take negatives from all workers' groups")
-    use_inbatch_neg: bool = flag(True, LOSS, "take negatives from other groups at all")
-    sub_batch_size: int | None = flag(None, LOSS, "texts whose activations are held at a time (-1: all)")
-    knowledge_distillation: bool = flag(False, LOSS, "learn from pos_scores and neg_scores")
-    kd_loss_type: str = flag("kl_div", LOSS, "how", choices=("kl_div", "m3_kd_loss"))
-    use_mrl: bool = flag(False, LOSS, "train prefixes of the vector too")
-    mrl_dims: list[int] | None = flag(None, LOSS, "their lengths")
-    score_block: int | None = flag(None, LOSS, "passages scored at a time, so that no score matrix is ever whole")
-    bidirectional: bool = flag(False, LOSS, "also find the query of each positive among all queries")
+    temperature: float = flag(0.02, OBJECTIVE, "divisor of the scores")
+    negatives_cross_device: bool = flag(True, OBJECTIVE, "use the groups of all workers as negatives")
+    use_inbatch_neg: bool = flag(True, OBJECTIVE, "use the passages of other groups as negatives")
+    sub_batch_size: int | None = flag(None, OBJECTIVE, "texts whose activations are held in memory at a time (-1: all)")
+    knowledge_distillation: bool = flag(False, OBJECTIVE, "distil from pos_scores and neg_scores")
+    kd_loss_type: str = flag("kl_div", OBJECTIVE, "distillation loss", choices=("kl_div", "m3_kd_loss"))
+    use_mrl: bool = flag(False, OBJECTIVE, "Matryoshka loss: train prefixes of the embedding as well")
+    mrl_dims: list[int] | None = flag(None, OBJECTIVE, "Matryoshka dimensions, for example 64 128")
+    score_block: int | None = flag(
+        None, OBJECTIVE, "passages scored at a time, to bound the memory of the score matrix"
+    )
+    bidirectional: bool = flag(False, OBJECTIVE, "add the loss of each positive against all queries")
     mask_known_positives: bool = flag(
-        True, LOSS, "a passage with the text of one of the query's positives is no negative"
+        True, OBJECTIVE, "exclude passages with the text of one of the query's positives from its negatives"
     )
     false_negative_margin: float | None = flag(
-        None, LOSS, "leave out negatives whose cosine is above the positive's minus this"
+        None, OBJECTIVE, "exclude negatives whose cosine is above the positive's minus this margin"
     )
     guide_model: str | None = flag(
-        None, LOSS, "model that gives the cosines for the margin; left out: the one in training"
+        None, OBJECTIVE, "model that computes the cosines for the margin; default: the model in training"
     )
 
 
 @dataclass(kw_only=True)
 class TuneOptions(TrainOptions):
-    """Search training flags with Ray Tune: each trial is a training run, measured while it trains."""
+    """Search training flags with Ray Tune: each trial is a training run, evaluated during training."""
 
     search: list[str] | None = flag(
         None,
-        SEARCH,
-        "what is searched: FLAG=uniform(lo,hi), loguniform, quniform, randint, lograndint, choice(a,b,...) or "
-        "grid(a,b,...); left out: learning_rate=loguniform(1e-6,1e-4) temperature=uniform(0.01,0.1)",
+        TRIALS,
+        "search space: FLAG=uniform(lo,hi), loguniform, quniform, randint, lograndint, choice(a,b,...) or "
+        "grid(a,b,...); default: learning_rate=loguniform(1e-6,1e-4) temperature=uniform(0.01,0.1)",
     )
-    num_samples: int = flag(8, SEARCH, "trials, or rounds over a grid")
-    metric: str = flag("nDCG@10", SEARCH, "what trials are compared by", choices=("nDCG@10", "MRR@10"))
-    mode: str = flag("max", SEARCH, "whether more of it is better", choices=("max", "min"))
+    num_samples: int = flag(8, TRIALS, "number of trials, or of repetitions of a grid")
+    metric: str = flag("nDCG@10", TRIALS, "metric that ranks the trials", choices=("nDCG@10", "MRR@10"))
+    mode: str = flag("max", TRIALS, "maximize or minimize the metric", choices=("max", "min"))
     scheduler: str = flag(
         "asha",
-        SEARCH,
-        "who stops trials early: asha (successive halving), median (below the others' median), none; or pbt: after "
-        "each quarter the worst go on from the best ones' checkpoints, with other flags",
+        TRIALS,
+        "early stopping: asha (successive halving), median (below the others' median), none; or pbt (population based "
+        "training): after each quarter the worst trials continue from the best ones' checkpoints with other flags",
         choices=("asha", "median", "pbt", "none"),
     )
     search_alg: str | None = flag(
         None,
-        SEARCH,
-        "who draws the values: optuna (TPE); hyperopt, bohb, where installed; random, which grids and pbt need",
+        TRIALS,
+        "search algorithm: optuna (TPE); hyperopt or bohb if installed; random, required by grids and pbt",
         choices=("optuna", "hyperopt", "bohb", "random"),
     )
-    max_concurrent: int | None = flag(None, SEARCH, "trials at a time; left out, as many as fit")
-    time_budget: float | None = flag(None, SEARCH, "seconds after which no trial goes on")
+    max_concurrent: int | None = flag(None, TRIALS, "maximum concurrent trials; default: as many as the cluster fits")
+    time_budget: float | None = flag(None, TRIALS, "seconds after which all trials stop")
     mine_config: str | None = flag(
         None,
-        SEARCH,
-        "YAML file of raybge.mine's flags: each trial first mines the negatives of train_data with them, from vectors "
-        "that are kept, and they can be searched too",
+        TRIALS,
+        "YAML file of raybge.mine flags: each trial first mines the negatives of train_data with them, reusing the "
+        "vectors of earlier trials; they can be searched as well",
     )
-    held_out: float = flag(0.05, SEARCH, "without eval_data: share of the groups that is kept to measure on")
+    held_out: float = flag(0.05, TRIALS, "share of the groups held out for evaluation if eval_data is unset")
 
 
-_OWN_READING = "Ray Data reads and tokenises, in the same order for any number of workers"
-_RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 over --eval_data): there are no predictions to gather"
-_HUB = "workers hold no login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
+_OWN_READING = "Ray Data reads and tokenizes, in the same order for any number of workers"
+_RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 on --eval_data): there are no predictions to gather"
+_HUB = "workers have no hub login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
 
 # The TrainingArguments that cannot act here, each with its reason: giving one stops the command, none is silently
 # ignored. All others go to the Trainer; `training_flags.py` says what else it needs to know of them.
@@ -204,21 +187,21 @@ REFUSED: dict[str, str] = {
     "average_tokens_across_devices": "the loss is a mean over groups, not over tokens",
     "label_smoothing_factor": "there are no class labels to smooth: a query's target is its positive",
     "label_names": "there are no labels: a query's target is its positive",
-    "bf16_full_eval": "the model is measured while it trains, and transformers then keeps the training's precision",
-    "fp16_full_eval": "the model is measured while it trains, and transformers then keeps the training's precision",
-    "use_liger_kernel": "Liger's kernels replace a language model's layers and its loss",
-    "liger_kernel_config": "Liger's kernels replace a language model's layers and its loss",
-    "auto_find_batch_size": "the batch is part of the objective; lower --sub_batch_size instead",
-    "disable_tqdm": "workers have no console: raybge shows one bar for all of them",
+    "bf16_full_eval": "the model is evaluated during training, where transformers keeps the training precision",
+    "fp16_full_eval": "the model is evaluated during training, where transformers keeps the training precision",
+    "use_liger_kernel": "Liger kernels replace the layers and the loss of language models",
+    "liger_kernel_config": "Liger kernels replace the layers and the loss of language models",
+    "auto_find_batch_size": "the batch is part of the objective; lower --sub_batch_size to save memory",
+    "disable_tqdm": "workers have no terminal: raybge shows one progress bar for all of them",
     "prediction_loss_only": _RETRIEVAL,
     "eval_do_concat_batches": _RETRIEVAL,
     "eval_use_gather_object": _RETRIEVAL,
     "eval_accumulation_steps": _RETRIEVAL,
     "include_for_metrics": _RETRIEVAL,
     "batch_eval_metrics": _RETRIEVAL,
-    "do_predict": "measure the finished model with raybge.evaluate",
-    "save_on_each_node": "checkpoints lie in one folder that all nodes share",
-    "enable_jit_checkpoint": "Ray Train runs the loop in a thread, where SIGTERM is not heard",
+    "do_predict": "evaluate the finished model with raybge.evaluate",
+    "save_on_each_node": "checkpoints are saved to one folder that all nodes share",
+    "enable_jit_checkpoint": "Ray Train runs the loop in a thread, which receives no SIGTERM",
     "push_to_hub": _HUB,
     "hub_token": _HUB,
     "hub_private_repo": _HUB,
@@ -226,8 +209,8 @@ REFUSED: dict[str, str] = {
     "hub_strategy": _HUB,
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
-    "ignore_data_skip": "a resumed run starts reading at its position, without reading what came before",
-    "restore_callback_states_from_checkpoint": "no callback of a run has a state",
+    "ignore_data_skip": "a resumed run starts reading at its position, without reading earlier rows",
+    "restore_callback_states_from_checkpoint": "no callback of a run has state",
     "parallelism_config": "training is data-parallel; large models are sharded with --fsdp or --deepspeed",
     "dataloader_num_workers": _OWN_READING,
     "dataloader_pin_memory": _OWN_READING,
@@ -237,6 +220,6 @@ REFUSED: dict[str, str] = {
     "dataloader_in_order": _OWN_READING,
     "remove_unused_columns": _OWN_READING,
     "train_sampling_strategy": _OWN_READING,
-    "length_column_name": "each step is sorted by length anyway",
-    "local_rank": "Ray Train gives each worker its rank",
+    "length_column_name": "each step is sorted by length in any case",
+    "local_rank": "Ray Train sets the rank of each worker",
 }

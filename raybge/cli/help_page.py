@@ -1,0 +1,86 @@
+"""The argparse parser of a command and its help page: flags in groups, aliases in one column after the description."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NoReturn
+
+from raybge.cli.flag import Flag
+from raybge.cli.options.common import GROUPS
+from raybge.util.errors import UserError
+
+WIDTH, NAME_COLUMN = 110, 40
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser, which raises UserError in place of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(message)
+
+
+def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, show_all: bool) -> CommandParser:
+    """Build the parser of a command.
+
+    Args:
+        description: first line of the help page.
+        flags: flags of the command.
+        prog: program name in the help page.
+        show_all: list the TrainingArguments as well.
+
+    Returns:
+        The parser, with one argument per flag and one per alias.
+    """
+    flags = list(flags)
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        usage=f"{prog} --flag value ...",
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=NAME_COLUMN, width=WIDTH),
+    )
+    used = {f.group for f in flags if not f.required}
+    names = ("required", *(group for group in GROUPS if group in used), *sorted(used - {*GROUPS}))
+    groups = {name: parser.add_argument_group(name) for name in names}
+    for f in flags:
+        group = "required" if f.required else f.group
+        hidden = f.transformers and not show_all and not f.required
+        settings = _settings(f)
+        groups[group].add_argument(f"--{f.name}", help=argparse.SUPPRESS if hidden else _help(f), **settings)
+        if f.aliases:  # the description lists them
+            parser.add_argument(*(f"--{alias}" for alias in f.aliases), help=argparse.SUPPRESS, **settings)
+    help_group = parser.add_argument_group("help")
+    help_group.add_argument("--help", "-h", action="store_true", help="this page")
+    if any(f.transformers for f in flags):
+        help_group.add_argument("--help-all", action="store_true", help="this page and every TrainingArguments flag")
+    return parser
+
+
+def _settings(f: Flag) -> dict[str, Any]:
+    """Return the keyword arguments of argparse's add_argument."""
+    settings: dict[str, Any] = {"dest": f.name, "type": _reader(f)}
+    if f.kind == "bool":
+        return settings | {"nargs": "?", "const": True, "metavar": "BOOL"}
+    settings |= {"nargs": "+"} if f.many else {}
+    settings |= {"metavar": f.metavar or ("TEXT" if f.kind == "str" else f.kind.upper())}
+    return settings | ({"choices": f.choices, "metavar": "|".join(f.choices)} if f.choices else {})
+
+
+def _reader(f: Flag) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return f.read(text)
+
+    read.__name__ = f.kind  # argparse names the kind in its message
+    return read
+
+
+def _help(f: Flag) -> str:
+    default = "" if f.required or f.default is None else f" (default: {f.default})"
+    state = " [not built yet]" if f.unbuilt else f" [refused: {f.refused}]" if f.refused else ""
+    aliases = f" [alias: {' '.join(f'--{alias}' for alias in f.aliases)}]" if f.aliases else ""
+    return (f.help + default + state + aliases).replace("%", "%%")
