@@ -115,7 +115,7 @@ def test_a_bar_shows_count_rate_and_remaining_time(capfd):
     with Console().bar("encode", 4, "texts") as bar:
         bar.update(4)
     output = capfd.readouterr().err
-    assert "encode" in shown and "4/4 texts" in shown and "texts/s" in shown
+    assert "encode" in output and "4/4 texts" in output and "texts/s" in output
 
 
 def test_a_table_is_aligned(capfd):
