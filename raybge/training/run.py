@@ -1,6 +1,6 @@
-"""A training run from its flags to its result, whatever is trained: check, read, plan, train, report.
+"""A training run from its flags to its result: check, read, plan, train, report.
 
-`raybge.train` and `raybge.pretrain` are this with another `Learning`: what is trained, and on what rows.
+`raybge.train` and `raybge.pretrain` differ in the spec of their task: `FinetuneSpec` and `PretrainSpec`.
 """
 
 from __future__ import annotations
@@ -8,289 +8,238 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybge.cli.console import Console
 from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
-from raybge.cluster.resources import Cluster, Plan, connect, grown, plan_workers, reading_cpus
+from raybge.cluster.autoscaling import wait_for_capacity
+from raybge.cluster.resources import reading_cpus
 from raybge.cluster.shared_paths import check_shared
-from raybge.training import row_records as row_log
+from raybge.training import row_records
+from raybge.training.checkpoint.final_model import RESULTS, finished_metrics
 from raybge.training.checkpoint.manifest import (
-    RESULTS,
     check_writable,
-    discard,
-    finished,
-    numbered,
-    resumes,
-    starting_point,
+    delete_checkpoint,
+    list_checkpoints,
+    resume_checkpoint,
 )
-from raybge.training.elastic import Elastic, within
-from raybge.training.trainer_arguments import check as check_training
+from raybge.training.elastic import ElasticPolicy, limit_to_lanes
+from raybge.training.spec import RunSpec, TrainingSpec
+from raybge.training.tasks.spec import FinetuneSpec, PretrainSpec
 from raybge.training.trainer_arguments import process_group
-from raybge.training.worker_config import data_sets_of, device_batch_of, seed_of, worker_config
+from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
-from raybge.util.filesystem import HIDDEN, filesystem, is_local
-from raybge.util.redaction import public
-from raybge.util.retry import QUICK, WAITS, retried
+from raybge.util.filesystem import STATE_FOLDER
+from raybge.util.redaction import redact
+from raybge.util.retry import QUICK, WAITS, with_retries
 
 if TYPE_CHECKING:
-    from raybge.data.jsonl import SourceFile
-    from raybge.data.order import Order
+    from raybge.data.source_files import SourceFile
     from raybge.data.survey import Survey
-    from raybge.training.checkpoint.manifest import Checkpoint
-    from raybge.training.worker_config import Learning, TrialContext
+    from raybge.training.tasks.task import TaskSpec
 
 
-def train(arguments: TrainOptions, console: Console, context: TrialContext | None = None) -> dict[str, float]:
-    """Fine-tune, and return the Trainer's metrics."""
-    from raybge.training.tasks.finetuning import FineTuning
+def train(options: TrainOptions, console: Console, context: TrialContext | None = None) -> dict[str, float]:
+    """Fine-tune a model.
 
-    return run(arguments, FineTuning, console, context)
+    Args:
+        options: flags of `raybge.train`.
+        console: shows the plan and the progress.
+        context: passed by a search to the runs of its trials.
+
+    Returns:
+        The Trainer's metrics; none with --dry_run.
+
+    Raises:
+        UserError: before any model loads, flags, files or rows that cannot be used.
+    """
+    return run(options, FinetuneSpec, console, context or TrialContext())
 
 
-def pretrain(arguments: PretrainOptions, console: Console) -> dict[str, float]:
-    """Pre-train, and return the Trainer's metrics."""
-    from raybge.training.tasks.pretraining import PreTraining
-
-    return run(arguments, PreTraining, console)
+def pretrain(options: PretrainOptions, console: Console) -> dict[str, float]:
+    """Pre-train an encoder; see `train`."""
+    return run(options, PretrainSpec, console, TrialContext())
 
 
-def run(
-    arguments: LoopOptions, learning: type[Learning], console: Console, context: TrialContext | None = None
-) -> dict[str, float]:
-    """Train, and return the Trainer's metrics. Raises UserError, before any model loads, for what cannot be used."""
+def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: TrialContext) -> dict[str, float]:
+    """Train what `task` reads from the options; see `train`."""
     from raybge.data.order import lane_count
     from raybge.data.source_files import list_files
-    from raybge.data.survey import IN_PROCESS_BYTES
-    from raybge.training.worker_config import TrialContext
+    from raybge.data.survey import IN_PROCESS_BYTES, bad_rows_message
 
-    context = context or TrialContext()
-
-    output = _check(arguments, learning)
-    if resumes(arguments.training, arguments.resume) and (metrics := finished(output)):
-        console.info(f"nothing to continue: the run of {output} is finished")
+    spec = TrainingSpec.from_options(options, task)
+    _check_output(spec)
+    if spec.run.resume and (metrics := finished_metrics(spec.run.output)):
+        console.info(f"nothing to continue: the run of {spec.run.output} is finished")
         return metrics
-    start = starting_point(arguments.training, arguments.resume, _storage(arguments))
-    if start and arguments.global_batch_size is None:
-        # The workers may be others than at the start; what the objective depends on is not.
-        arguments = replace(arguments, global_batch_size=start.identity.global_batch)
-    files = list_files(arguments.train_data, "--train_data")
-    # Small data is read before Ray starts, so that what is wrong with it is said at once.
-    small = _survey(arguments, learning, files, output) if sum(f.size for f in files) <= IN_PROCESS_BYTES else None
-    written = {"--output_dir": str(output), "--storage_path": _storage(arguments)}
-    wanted = arguments.num_workers, _use_gpu(arguments), arguments.cpus_per_worker
-    with connect(arguments.address, arguments.verbose) as cluster:
-        cluster = grown(cluster, *wanted, console.info, elastic=True)
-        check_shared(cluster, written, learning.inputs(arguments, files))
-        plan = plan_workers(cluster, *wanted, elastic=True)
-        global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
-        plan = within(plan, lane_count(global_batch), console.info)
-        survey = small or _survey(arguments, learning, files, output)
+    start = resume_checkpoint(dict(spec.trainer.flags), spec.run.resume, spec.run.storage)
+
+    files = list_files(spec.data.train_data, "--train_data")
+    # Small data is read before Ray starts, so that its errors are reported at once.
+    survey = _survey(spec, files) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
+
+    scale = spec.scale
+    wanted = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
+    with scale.connect() as cluster:
+        cluster = wait_for_capacity(cluster, *wanted, console.info, elastic=True)
+        written = {"--output_dir": str(spec.run.output), "--storage_path": spec.run.storage}
+        check_shared(cluster, written, spec.inputs.by_flag(files))
+        plan = scale.plan(cluster, elastic=True)
+        global_batch = spec.batch.global_batch(plan.workers, start)
+        plan = limit_to_lanes(plan, lane_count(global_batch), console.info)
+        survey = survey or _survey(spec, files)
         if survey.bad_count:
-            from raybge.data.survey import named
-
-            console.info(f"skipped {survey.bad_count:,} rows that cannot be used:\n{named(survey)}")
-        batches = _order(arguments, survey, plan)
-        _describe(arguments, learning, console, cluster, plan, survey, batches)
-        _say_start(arguments, console, start)
-        reading = reading_cpus(cluster, plan, context.runs)
-        metrics = _run(arguments, learning, console, plan, reading, survey, batches, output, start, context)
-    if arguments.dry_run:
-        return {}
-    console.info(
-        f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
-        f"({metrics['train_samples_per_second']:,.1f} {learning.rows}/s), mean loss {metrics['train_loss']:.4f}"
-    )
-    output_dir = arguments.training["output_dir"]
-    console.info(f"model: {os.path.join(output_dir, learning.folder).rstrip('/')}, report: {output_dir}/report.html")
+            console.info(f"skipped {survey.bad_count:,} rows that cannot be used:\n{bad_rows_message(survey)}")
+        data = spec.data.arrange(survey, global_batch, plan.workers)
+        planned = PlannedRun(spec, data, plan, reading_cpus(cluster, plan, context.runs), start, context)
+        console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
+        for line in _description(planned):
+            console.info(line)
+        metrics = _launch(planned, console)
+    if metrics:
+        _summarize(spec, metrics, console)
     return metrics
-
-
-def _say_start(arguments: LoopOptions, console: Console, start: Checkpoint | None) -> None:
-    if start:
-        console.info(f"continues from {public(start.path)}: {start.step:,} updates are done")
-    elif resumes(arguments.training, arguments.resume):
-        console.info("nothing to continue: there is no whole checkpoint, the run starts from the beginning")
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def _check(arguments: LoopOptions, learning: type[Learning]) -> Path:
-    """Everything that can be said about the flags alone; returns the output folder."""
-    learning.check(arguments)
-    if "://" in arguments.training["output_dir"]:
-        raise UserError(
-            f"--output_dir {arguments.training['output_dir']}: a model is written into a folder, which all "
-            "nodes share; checkpoints may go to a URI, --storage_path"
-        )
-    if seed_of(arguments) < 0 or arguments.training.get("seed", 0) < 0:
-        raise UserError("--seed and --data_seed must be at least 0")
-    check_training(arguments)
-    output = Path(os.path.abspath(arguments.training["output_dir"]))
-    _check_output(arguments, output)
-    return output
-
-
-def _check_output(arguments: LoopOptions, output: Path) -> None:
-    """Whether the output folder may be written."""
-    resume = resumes(arguments.training, arguments.resume)
-    if arguments.overwrite_output_dir and resume:
-        raise UserError("--overwrite_output_dir removes the run that is to be continued: leave it out, or the other")
-    model = arguments.model_name_or_path
-    if model and arguments.overwrite_output_dir and output in Path(os.path.abspath(model)).parents:
-        raise UserError(f"--model_name_or_path {model} lies in the --output_dir that is to be overwritten")
+def _check_output(spec: TrainingSpec) -> None:
+    """Raise UserError if the run must not write into its output folder or its storage."""
+    run, output, model = spec.run, spec.run.output, spec.task.base_model
+    if run.overwrite and run.resume:
+        raise UserError("--overwrite_output_dir removes the run that --resume continues: give one of them")
+    if model and run.overwrite and output in Path(os.path.abspath(model)).parents:
+        raise UserError(f"--model_name_or_path {model} is inside of the --output_dir that would be overwritten")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file")
-    storage = _storage(arguments)
-    if not resume and not arguments.overwrite_output_dir and storage != str(output) and _checkpoints(storage):
+    if not run.resume and not run.overwrite and run.storage != str(output) and _checkpoints(run):
         raise UserError(
-            f"--storage_path {storage} holds checkpoints of another run; choose another, or add "
+            f"--storage_path {run.storage} holds checkpoints of another run; choose another, or add "
             "--overwrite_output_dir, or --resume to continue that run"
         )
-    if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
+    if not output.exists() or run.overwrite or all(path.name == STATE_FOLDER for path in output.iterdir()):
         return
-    if not resume:
+    if not run.resume:
         raise UserError(
             f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir, or --resume to "
             "continue its run"
         )
-    if not (output / HIDDEN).is_dir():
+    if not (output / STATE_FOLDER).is_dir():
         raise UserError(f"--output_dir {output} is not empty, and there is no run in it to continue")
 
 
-def _storage(arguments: LoopOptions) -> str:
-    """Where checkpoints lie: a folder or a URI."""
-    place = arguments.storage_path or arguments.training["output_dir"]
-    return os.path.abspath(filesystem(place)[1]) if is_local(place, "--storage_path") else place
-
-
-def _checkpoints(storage: str) -> list[str]:
-    return retried(lambda: numbered(storage), f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
-
-
-def _kept(arguments: LoopOptions, output: Path) -> Path:
-    """The folder for what else a run keeps, which all nodes share."""
-    storage = _storage(arguments)
-    return Path(storage) if is_local(storage, "--storage_path") else output
-
-
-def _use_gpu(arguments: LoopOptions) -> bool | None:
-    return False if arguments.training.get("use_cpu") else arguments.use_gpu
+def _checkpoints(run: RunSpec) -> list[str]:
+    return with_retries(
+        lambda: list_checkpoints(run.storage), f"--storage_path: {run.storage} cannot be read", WAITS[:QUICK]
+    )
 
 
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
-def _survey(arguments: LoopOptions, learning: type[Learning], files: list[SourceFile], output: Path) -> Survey:
+def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
     from raybge.data.order import block_bytes
     from raybge.data.ray_datasets import transcode
     from raybge.data.survey import survey
 
-    hidden = str(_kept(arguments, output) / HIDDEN)
+    cache = str(spec.run.work / STATE_FOLDER)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
-    files = transcode(files, f"{hidden}/data", ("gzip", "zstd", "array", "parquet"))
-    size = block_bytes(sum(f.size for f in files))
-    return survey(files, size, learning.parse(arguments), arguments.on_bad_rows, cache_dir=hidden)
+    files = transcode(files, f"{cache}/data", ("gzip", "zstd", "array", "parquet"))
+    size = block_bytes(sum(file.size for file in files))
+    return survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def _order(arguments: LoopOptions, survey: Survey, plan: Plan) -> Order:
-    from raybge.data.order import Order, window_rows
-
-    global_batch = arguments.global_batch_size or device_batch_of(arguments) * plan.workers
-    drop_last = arguments.training.get("dataloader_drop_last", False)
-    mixture = data_sets_of(arguments, survey).mixture
-    window = window_rows(sum(f.size for f in survey.files), survey.total_rows)
-    order = Order(survey.rows, global_batch, seed_of(arguments), drop_last, mixture, window)
-    order.owned(0, plan.workers)
-    if not order.steps:
-        raise UserError(
-            f"{order.total:,} rows are less than one global batch of {global_batch:,}, and --dataloader_drop_last "
-            "leaves out what is not full"
-        )
-    return order
-
-
-def _describe(
-    arguments: LoopOptions,
-    learning: type[Learning],
-    console: Console,
-    cluster: Cluster,
-    plan: Plan,
-    survey: Survey,
-    order: Order,
-) -> None:
-    console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
-    model, batches = learning.describe(arguments)
-    console.info(model)
-    files = len(survey.files)
-    console.info(
-        f"data: {order.total:,} {learning.rows} an epoch from {files} file{'s' * (files != 1)}; "
-        f"{order.steps:,} steps an epoch of {order.global_batch:,} {learning.rows}{batches}"
+def _description(planned: PlannedRun) -> Iterator[str]:
+    """Yield the plan's lines on model, data, precision and start."""
+    spec, order, survey = planned.spec, planned.data.order, planned.data.survey
+    rows, files = spec.task.row_noun, len(survey.files)
+    model, step = spec.task.describe()
+    yield model
+    yield (
+        f"data: {order.total:,} {rows} an epoch from {files} file{'s' * (files != 1)}; "
+        f"{order.steps:,} steps an epoch of {order.global_batch:,} {rows}{step}"
     )
-    for line in data_sets_of(arguments, survey).describe(survey, order):
-        console.info(line)
-    if not plan.gpus:
-        for name in ("fp16", "bf16"):
-            if arguments.training.get(name):
-                console.info(f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU")
+    yield from planned.data.data_sets.describe(survey, order)
+    for name in ("fp16", "bf16"):
+        if spec.trainer.flags.get(name) and not planned.plan.gpus:
+            yield f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU"
+    if planned.start:
+        yield f"continues from {redact(planned.start.path)}: {planned.start.step:,} updates are done"
+    elif spec.run.resume:
+        yield "nothing to continue: there is no complete checkpoint, the run starts from the beginning"
 
 
-# --- run --------------------------------------------------------------------------------------------------------------
+# --- train ------------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    arguments: LoopOptions,
-    learning: type[Learning],
-    console: Console,
-    plan: Plan,
-    reading: float,
-    survey: Survey,
-    order: Order,
-    output: Path,
-    start: Checkpoint | None,
-    context: TrialContext,
-) -> dict[str, float]:
-    from raybge.training.controller import Launch
-    from raybge.training.health.run_state import Board
+def _launch(planned: PlannedRun, console: Console) -> dict[str, float]:
+    """Train and return the metrics; none with --dry_run."""
+    from raybge.training.controller import TrainingController
+    from raybge.training.health.run_state import RunState
 
-    storage, kept = _storage(arguments), _kept(arguments, output)
-    check_writable(storage)
-    run = f"run-{uuid.uuid4().hex}"
-    markers = (output / HIDDEN / run, kept / HIDDEN / run)
+    run, plan, context = planned.spec.run, planned.plan, planned.context
+    check_writable(run.storage)
+    name = f"run-{uuid.uuid4().hex}"
+    with _markers(run, name) as markers:
+        config = WorkerConfig.of(planned, markers, RunState())
+        group = process_group(planned.spec.trainer.flags, plan)
+        for line in config.validation.lines() if config.validation else []:
+            console.info(line)
+        if run.dry_run:
+            return {}
+        _remove_previous_run(run)
+        elastic = ElasticPolicy(*plan.range, run.storage, context.runs) if plan.range else None
+        records = run.work / STATE_FOLDER / f"ray-{name}"
+        try:
+            return TrainingController(
+                config, plan, group, run.storage, records, run.max_failures, context.on_evaluation, elastic
+            ).run(console)
+        finally:
+            shutil.rmtree(records, ignore_errors=True)
+
+
+@contextmanager
+def _markers(run: RunSpec, name: str) -> Iterator[tuple[Path, ...]]:
+    """Create a file on each folder that all nodes must share; workers check that they see it while the run lasts."""
+    markers = (run.output / STATE_FOLDER / name, run.work / STATE_FOLDER / name)
     for marker in markers:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-    board = Board()
     try:
-        made = learning.of(arguments, survey)
-        config = worker_config(arguments, made, plan, reading, survey, order, output, kept, markers, board, context)
-        config = replace(config, storage=storage)
-        if start:
-            start.check(config.identity)
-            config = replace(config, resume_from=start.path)
-        group = process_group(arguments, plan)
-        for line in config.validation.lines() if config.validation else []:
-            console.info(line)
-        if arguments.dry_run:
-            return {}
-        # Only now, when nothing more can be wrong with the flags. The old model stays until the new one is there.
-        (output / RESULTS).unlink(missing_ok=True)
-        if arguments.overwrite_output_dir:
-            for old in _checkpoints(storage):
-                discard(old)
-            shutil.rmtree(output / row_log.FOLDER, ignore_errors=True)
-        notes = kept / HIDDEN / f"ray-{run}"
-        elastic = Elastic(*plan.range, storage, context.runs) if plan.range else None
-        launch = Launch(config, plan, group, storage, notes, arguments.max_failures, context.on_measured, elastic)
-        return launch.watch(console)
+        yield markers
     finally:
         for marker in markers:
             marker.unlink(missing_ok=True)
-        shutil.rmtree(kept / HIDDEN / f"ray-{run}", ignore_errors=True)
+
+
+def _remove_previous_run(run: RunSpec) -> None:
+    """Remove results, and with --overwrite_output_dir checkpoints: only now, after every check of the flags.
+
+    The previous model stays until the new one replaces it.
+    """
+    (run.output / RESULTS).unlink(missing_ok=True)
+    if run.overwrite:
+        for checkpoint in _checkpoints(run):
+            delete_checkpoint(checkpoint)
+        shutil.rmtree(run.output / row_records.FOLDER, ignore_errors=True)
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def _summarize(spec: TrainingSpec, metrics: dict[str, float], console: Console) -> None:
+    console.info(
+        f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
+        f"({metrics['train_samples_per_second']:,.1f} {spec.task.row_noun}/s), mean loss {metrics['train_loss']:.4f}"
+    )
+    folder = spec.run.output_dir
+    model = os.path.join(folder, spec.task.model_folder).rstrip("/")
+    console.info(f"model: {model}, report: {folder}/report.html")

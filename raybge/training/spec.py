@@ -1,159 +1,331 @@
-"""What the flags of training say together: checked before anything is read, and as the objects that training takes."""
+"""Specs of a training run: which task, data, batch, Trainer flags, folders and scale, resolved once from the flags.
+
+    spec = TrainingSpec.from_options(options, FinetuneSpec)
+
+Only the constructors of this module and of `tasks/spec.py` read an options object, and they check it. Importing this
+module imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli.options import TrainOptions
-from raybge.cli.parser import declared
+from raybge.cli.options import LoopOptions
+from raybge.cli.parser import changed_values
+from raybge.cluster.spec import ScaleSpec
+from raybge.training.checkpoint.manifest import resume_requested
+from raybge.training.tasks.spec import data_seed_of, device_batch_of
+from raybge.training.trainer_arguments import check_trainer_flags
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem, is_local
 
 if TYPE_CHECKING:
+    from raybge.data.datasets import DataSets
+    from raybge.data.order import Order
     from raybge.data.source_files import SourceFile
-    from raybge.losses.objective import Objective
-    from raybge.model.lora import Lora
-
-# With vectors of length 1 scores lie between -1 and 1: divided by more than this, no passage stands out.
-HIGHEST_TEMPERATURE = 0.5
+    from raybge.data.survey import Survey
+    from raybge.training.checkpoint.manifest import Checkpoint
+    from raybge.training.tasks.task import TaskSpec
 
 
-def check_recipe(arguments: TrainOptions) -> None:
-    """Everything that raybge's own flags can get wrong by themselves or together. Raises UserError."""
-    from raybge.data.prompts import Instructions
-    from raybge.model.folder import check_model_folder
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows of a run: the surveyed files, their data sets and the order in which they are trained."""
 
-    _check_numbers(arguments)
-    # Now, and not when the trained model is saved.
-    Instructions(
-        arguments.query_instruction_for_retrieval,
-        arguments.query_instruction_format,
-        arguments.passage_instruction_for_retrieval,
-        arguments.passage_instruction_format,
-    ).prefixes()
-    check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
-    if arguments.guide_model is not None:
-        check_model_folder(arguments.guide_model, "--guide_model")
-    lora_of(arguments)
-    _check_objective(arguments)
+    survey: Survey
+    data_sets: DataSets
+    order: Order
 
 
-def _check_numbers(arguments: TrainOptions) -> None:
-    for name in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "score_block"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")
-    if not 0 <= arguments.shuffle_ratio <= 1:
-        raise UserError(f"--shuffle_ratio must be from 0 to 1, found {arguments.shuffle_ratio}")
-    if arguments.sub_batch_size == 0:
-        raise UserError("--sub_batch_size must be at least 1, or -1 to hold the whole batch, found 0")
+@dataclass(frozen=True)
+class DataSpec:
+    """Rows to train on and their order.
 
+    Args:
+        train_data: files, folders or globs.
+        on_bad_rows: "stop" or "skip".
+        max_examples: rows used of each file.
+        small_threshold: files of a folder with fewer rows are joined into one data set.
+        drop_threshold: joined data sets with fewer rows are left out.
+        weights: how often an epoch has each row, by file or folder; 1 for all others.
+        together: all rows of a step come from one data set.
+        drop_last: leave out the last step of a sequence of rows if it is not full.
+        seed: seed of the order.
+    """
 
-def _check_objective(arguments: TrainOptions) -> None:
-    if arguments.temperature <= 0:
-        raise UserError(f"--temperature must be above 0, found {arguments.temperature}")
-    if arguments.temperature > HIGHEST_TEMPERATURE and normalized(arguments):
-        raise UserError(
-            f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalised vectors, found "
-            f"{arguments.temperature}: common values are 0.01 to 0.05"
+    train_data: tuple[str, ...]
+    on_bad_rows: str
+    max_examples: int
+    small_threshold: int
+    drop_threshold: int
+    weights: Mapping[str, float]
+    together: bool
+    drop_last: bool
+    seed: int
+
+    @classmethod
+    def from_options(cls, options: LoopOptions) -> DataSpec:
+        """Read and check the flags of the data.
+
+        Raises:
+            UserError: a number out of range, or a weight that is not NAME=WEIGHT.
+        """
+        from raybge.data.datasets import parse_weights
+
+        if data_seed_of(options) < 0 or options.training.get("seed", 0) < 0:
+            raise UserError("--seed and --data_seed must be at least 0")
+        if options.max_example_num_per_dataset < 1:
+            raise UserError(
+                f"--max_example_num_per_dataset must be at least 1, found {options.max_example_num_per_dataset}"
+            )
+        for name in ("small_threshold", "drop_threshold"):
+            if getattr(options, name) < 0:
+                raise UserError(f"--{name} must be at least 0, found {getattr(options, name)}")
+        return cls(
+            train_data=tuple(options.train_data),
+            on_bad_rows=options.on_bad_rows,
+            max_examples=options.max_example_num_per_dataset,
+            small_threshold=options.small_threshold,
+            drop_threshold=options.drop_threshold,
+            weights=parse_weights(options.dataset_weights or []),
+            together=options.same_dataset_within_batch,
+            drop_last=options.training.get("dataloader_drop_last", False),
+            seed=data_seed_of(options),
         )
-    _needs(arguments, "kd_loss_type", "knowledge_distillation")
-    if arguments.knowledge_distillation and arguments.train_group_size < 2:
-        raise UserError("--knowledge_distillation compares the passages of a group: --train_group_size must be above 1")
-    _needs(arguments, "mrl_dims", "use_mrl")
-    if arguments.use_mrl:
-        _check_dims(arguments)
-    if arguments.bidirectional and not arguments.use_inbatch_neg:
-        raise UserError("--bidirectional finds a query among those of other groups: it needs --use_inbatch_neg")
-    _needs(arguments, "guide_model", "false_negative_margin")
+
+    def arrange(self, survey: Survey, global_batch: int, workers: int) -> TrainingData:
+        """Arrange surveyed rows into data sets and order them.
+
+        Args:
+            survey: the rows of `train_data`.
+            global_batch: rows of one step over all workers.
+            workers: workers that share a step.
+
+        Returns:
+            Survey, data sets and order.
+
+        Raises:
+            UserError: more workers than can share a step, or no step is left.
+        """
+        from raybge.data.datasets import build_data_sets
+        from raybge.data.order import Order, window_rows
+
+        data_sets = build_data_sets(
+            survey, self.max_examples, self.small_threshold, self.drop_threshold, self.weights, self.together
+        )
+        window = window_rows(sum(file.size for file in survey.files), survey.total_rows)
+        order = Order(survey.rows, global_batch, self.seed, self.drop_last, data_sets.mixture, window)
+        order.owned(0, workers)
+        if not order.steps:
+            raise UserError(
+                f"{order.total:,} rows are less than one global batch of {global_batch:,}, and --dataloader_drop_last "
+                "leaves out steps that are not full"
+            )
+        return TrainingData(survey, data_sets, order)
 
 
-def _check_dims(arguments: TrainOptions) -> None:
-    from raybge.model.folder import vector_width
+@dataclass(frozen=True)
+class BatchSpec:
+    """Rows of one step: --global_batch_size, None if unset, and --per_device_train_batch_size."""
 
-    dims = arguments.mrl_dims
-    if not dims:
-        raise UserError("--use_mrl needs --mrl_dims, e.g. --mrl_dims 64 128 256")
-    width = vector_width(arguments.config_name or arguments.model_name_or_path, arguments.cache_dir, arguments.token)
-    for dim in dims:
-        if dim < 1 or (width is not None and dim > width):
-            most = f" to {width}, the model's width" if width else " up"
-            raise UserError(f"--mrl_dims must be from 1{most}, found {dim}")
-    if len(set(dims)) < len(dims):
-        raise UserError(f"--mrl_dims names a length twice: {' '.join(map(str, dims))}")
+    global_size: int | None
+    per_device: int
 
+    @classmethod
+    def from_options(cls, options: LoopOptions) -> BatchSpec:
+        """Read and check both batch sizes.
 
-def inputs_of(arguments: TrainOptions, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
-    """What every worker reads, by flag: the training files `files`, those to evaluate on, and the models."""
-    from raybge.data.source_files import list_files
+        Raises:
+            UserError: a size below 1.
+        """
+        spec = cls(options.global_batch_size, device_batch_of(options))
+        for name, value in (("global_batch_size", spec.global_size), ("per_device_train_batch_size", spec.per_device)):
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, found {value}")
+        return spec
 
-    paths: dict[str, list[str | None]] = {"--train_data": [file.path for file in files]}
-    for name in ("eval_data", "eval_corpus"):
-        given = getattr(arguments, name)
-        paths[f"--{name}"] = [file.path for file in list_files(given, f"--{name}")] if given else []
-    for name in ("model_name_or_path", "config_name", "tokenizer_name", "guide_model"):
-        paths[f"--{name}"] = [getattr(arguments, name)]
-    return paths
+    def global_batch(self, workers: int, start: Checkpoint | None) -> int:
+        """Return the rows of one step over all workers.
 
+        A run that continues keeps its global batch, on which the objective depends, with another number of workers.
 
-def _needs(arguments: TrainOptions, name: str, other: str) -> None:
-    """A flag that acts only beside another one."""
-    given = getattr(arguments, name) != declared(TrainOptions)[name].default
-    beside = getattr(arguments, other)
-    if given and (beside is None or beside is False):
-        raise UserError(f"--{name} says something of what is not given: it needs --{other}")
+        Args:
+            workers: workers at the start of the run.
+            start: checkpoint to continue from; None: the run begins.
+        """
+        continued = start.identity.global_batch if start else None
+        return self.global_size or continued or self.per_device * workers
 
 
-def normalized(arguments: TrainOptions) -> bool:
-    """Whether vectors get length 1: the flag, else what the model's folder says."""
-    from raybge.model.folder import read_settings
+@dataclass(frozen=True)
+class TrainerSpec:
+    """Flags of the Trainer.
 
-    if arguments.normalize_embeddings is not None:
-        return arguments.normalize_embeddings
-    return read_settings(arguments.model_name_or_path, arguments.cache_dir, arguments.token).normalize
+    Args:
+        flags: flags of `transformers.TrainingArguments` that were given, by name.
+        warmup_ratio: share of the steps over which the learning rate rises; transformers 5 has no such argument.
+    """
 
+    flags: Mapping[str, Any]
+    warmup_ratio: float
 
-def objective_of(arguments: TrainOptions, block: int) -> Objective:
-    """The objective; `block`: groups from which negatives come when they do not come from all workers."""
-    from raybge.losses.objective import Objective
+    @classmethod
+    def from_options(cls, options: LoopOptions) -> TrainerSpec:
+        """Read and check the Trainer's flags.
 
-    return Objective(
-        temperature=arguments.temperature,
-        in_batch=arguments.use_inbatch_neg,
-        cross_device=arguments.negatives_cross_device,
-        block=block,
-        bidirectional=arguments.bidirectional,
-        distillation=arguments.kd_loss_type if arguments.knowledge_distillation else None,
-        mrl_dims=tuple(arguments.mrl_dims or ()),
-        normalized=normalized(arguments),
-        mask_known=arguments.mask_known_positives,
-        margin=arguments.false_negative_margin,
-        score_block=arguments.score_block,
-    )
+        Raises:
+            UserError: a flag out of range, without effect here, or that does not go together with another one.
+        """
+        has_eval_data = bool(getattr(options, "eval_data", None))
+        check_trainer_flags(options.training, options.warmup_ratio, has_eval_data)
+        return cls(options.training, options.warmup_ratio)
 
-
-def sub_batch_size_of(arguments: TrainOptions) -> int | None:
-    """Texts whose activations are held at a time; None, and the recipe's -1, for all."""
-    size = arguments.sub_batch_size
-    return None if size is None or size < 0 else size
+    @property
+    def accumulation(self) -> int:
+        """Steps of the stream that make one update."""
+        return int(self.flags.get("gradient_accumulation_steps", 1))
 
 
-def lora_of(arguments: TrainOptions) -> Lora | None:
-    """The adapters that the flags ask for; None for none."""
-    from raybge.model.lora import Lora
+@dataclass(frozen=True)
+class RunSpec:
+    """Folders of a run and what it does about failures.
 
-    for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
-        _needs(arguments, name, "use_lora")
-    if not arguments.use_lora:
-        return None
-    if arguments.fix_position_embedding:
-        raise UserError("--fix_position_embedding: with --use_lora only the adapters are trained anyway")
-    if arguments.config_name and not arguments.save_merged_lora_model:
-        raise UserError("--config_name: adapters carry no configuration of their own: add --save_merged_lora_model")
-    targets: Any = arguments.target_modules
-    return Lora(
-        arguments.lora_rank,
-        arguments.lora_alpha,
-        arguments.lora_dropout,
-        None if targets is None else tuple(targets),
-    )
+    Args:
+        output_dir: the output folder as it was given.
+        output: its absolute path.
+        storage: folder or URI of the checkpoints.
+        work: folder on the nodes' shared file system for the run's own files.
+        resume: continue the run of this output folder.
+        overwrite: train into an output folder that is not empty.
+        dry_run: print the plan and stop.
+        max_failures: restarts after a lost worker; -1 for no limit.
+        stall_timeout: seconds that workers wait for a missing one; 0: off.
+        max_bad_steps: consecutive steps that are not finite which end the run; 0: off.
+        log_rows: record which rows each step trained.
+        logging_dir: absolute path of TensorBoard's folder.
+        flags: flags that are not at their defaults, without secrets.
+    """
+
+    output_dir: str
+    output: Path
+    storage: str
+    work: Path
+    resume: bool
+    overwrite: bool
+    dry_run: bool
+    max_failures: int
+    stall_timeout: float
+    max_bad_steps: int
+    log_rows: bool
+    logging_dir: str | None
+    flags: Mapping[str, Any]
+
+    @classmethod
+    def from_options(cls, options: LoopOptions) -> RunSpec:
+        """Read and check the flags of the run; its folders are not looked at yet.
+
+        Raises:
+            UserError: a number out of range, an output folder that is a URI, or a storage of an unknown kind.
+        """
+        output_dir = options.training["output_dir"]
+        if "://" in output_dir:
+            raise UserError(
+                f"--output_dir {output_dir}: a model is written into a folder, which all nodes share; checkpoints may "
+                "go to a URI, --storage_path"
+            )
+        for name, least, meaning in (
+            ("max_failures", -1, "no limit"),
+            ("stall_timeout", 0, "off"),
+            ("max_bad_steps", 0, "off"),
+        ):
+            if getattr(options, name) < least:
+                raise UserError(f"--{name} must be at least {least} ({meaning}), found {getattr(options, name)}")
+        output = Path(os.path.abspath(output_dir))
+        storage = options.storage_path or output_dir
+        is_folder = is_local(storage, "--storage_path")
+        if is_folder:
+            storage = os.path.abspath(filesystem(storage)[1])
+        return cls(
+            output_dir=output_dir,
+            output=output,
+            storage=storage,
+            work=Path(storage) if is_folder else output,
+            resume=resume_requested(options.training, options.resume),
+            overwrite=options.overwrite_output_dir,
+            dry_run=options.dry_run,
+            max_failures=options.max_failures,
+            stall_timeout=options.stall_timeout,
+            max_bad_steps=options.max_bad_steps,
+            log_rows=options.log_rows,
+            logging_dir=os.path.abspath(options.logging_dir) if options.logging_dir else None,
+            flags=changed_values(options),
+        )
+
+
+@dataclass(frozen=True)
+class InputPaths:
+    """Paths that every worker reads besides the rows to train on, by the name of their flag."""
+
+    data: Mapping[str, Sequence[str]]
+    models: Mapping[str, str | None]
+
+    @classmethod
+    def from_options(cls, options: LoopOptions) -> InputPaths:
+        """Read the paths as they were given."""
+        models = ("model_name_or_path", "config_name", "tokenizer_name", "guide_model")
+        return cls(
+            {name: tuple(getattr(options, name, None) or ()) for name in ("eval_data", "eval_corpus")},
+            {name: getattr(options, name, None) for name in models},
+        )
+
+    def by_flag(self, train_files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
+        """Return the paths of all files and models by flag, those of --train_data included.
+
+        Raises:
+            UserError: a path of the evaluation's data without a file.
+        """
+        from raybge.data.source_files import list_files
+
+        paths: dict[str, list[str | None]] = {"--train_data": [file.path for file in train_files]}
+        for name, given in self.data.items():
+            paths[f"--{name}"] = [file.path for file in list_files(given, f"--{name}")] if given else []
+        return paths | {f"--{name}": [model] for name, model in self.models.items()}
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """All flags of a training run, checked."""
+
+    task: TaskSpec
+    data: DataSpec
+    batch: BatchSpec
+    trainer: TrainerSpec
+    run: RunSpec
+    inputs: InputPaths
+    scale: ScaleSpec
+
+    @classmethod
+    def from_options(cls, options: LoopOptions, task: type[TaskSpec]) -> TrainingSpec:
+        """Read and check the flags of a command that trains.
+
+        Args:
+            options: the command's flags.
+            task: spec of what is trained: `FinetuneSpec` or `PretrainSpec`.
+
+        Raises:
+            UserError: the first flag that is wrong, with the accepted values.
+        """
+        scale = ScaleSpec.from_options(options)
+        return cls(
+            task=task.from_options(options),
+            run=RunSpec.from_options(options),
+            data=DataSpec.from_options(options),
+            batch=BatchSpec.from_options(options),
+            trainer=TrainerSpec.from_options(options),
+            inputs=InputPaths.from_options(options),
+            scale=replace(scale, use_gpu=False) if options.training.get("use_cpu") else scale,
+        )

@@ -1,7 +1,4 @@
-"""What each training worker is told: the flags, the rows and the plan, made into one value.
-
-Made in the driver, read in the workers; it knows nothing of Ray.
-"""
+"""Configuration of the training workers, made in the driver from the planned run; independent of Ray."""
 
 from __future__ import annotations
 
@@ -9,97 +6,95 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
-from raybge.cli.options import LoopOptions, TrainOptions
-from raybge.cli.parser import given
-from raybge.data.token_cache import TokenFiles
-from raybge.training.checkpoint.manifest import Identity, digest
+from raybge.data.token_cache import TokenCache
+from raybge.training.checkpoint.manifest import RunIdentity
 from raybge.training.row_records import RowLog
-from raybge.training.trainer_arguments import accumulation, training_arguments
+from raybge.training.trainer_arguments import training_arguments
+from raybge.util.digest import fingerprint
 from raybge.util.versions import versions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from raybge.cluster.resources import Plan
-    from raybge.data.datasets import DataSets
-    from raybge.data.jsonl import Parse
     from raybge.data.order import Order
-    from raybge.data.source_files import SourceFile
     from raybge.data.survey import Survey
-    from raybge.evaluation.eval_data import ValidationConfig
-    from raybge.training.health.run_state import Board
-    from raybge.training.tasks.task import Learner
+    from raybge.evaluation.validation_data import ValidationData
+    from raybge.training.checkpoint.manifest import Checkpoint
+    from raybge.training.health.run_state import RunState
+    from raybge.training.spec import TrainingData, TrainingSpec
+    from raybge.training.tasks.task import TrainingTask
 
-
-class Learning(Protocol):
-    """What a run trains, and on what rows: `FineTuning`, `PreTraining`. Made in the driver of the command's flags."""
-
-    command: ClassVar[str]
-    rows: ClassVar[str]  # what a row is called, "groups"
-    folder: ClassVar[str]  # of the output folder, where the model goes
-
-    @staticmethod
-    def check(arguments: Any) -> None:
-        """UserError for what is wrong with the flags that are the command's own."""
-
-    @staticmethod
-    def parse(arguments: Any) -> Parse:
-        """What a row must be."""
-
-    @staticmethod
-    def inputs(arguments: Any, files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
-        """What every worker reads, by flag."""
-
-    @staticmethod
-    def describe(arguments: Any) -> tuple[str, str]:
-        """The plan's line on the model, and what it says behind the size of a step."""
-
-    @classmethod
-    def of(cls, arguments: Any, survey: Survey) -> Self:
-        """What the flags say of training on these rows."""
-
-    def learner(self, args: Any) -> Learner:
-        """Load the model, in a worker, onto the device of its TrainingArguments."""
-
-    def save(self, learner: Learner, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
-        """Write the trained model; `weights` where those in memory are shards."""
-
-
-# Takes the step of an evaluation, the last step there will be, and the metrics; False: tell me again, I cannot yet.
-OnMeasured = Callable[[int, int, dict[str, float]], bool]
+# Takes the step of an evaluation, the last step of the run and the metrics. False: not now, call again later.
+EvaluationCallback = Callable[[int, int, dict[str, float]], bool]
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a run is told by the search whose trial it is; a run by itself is told nothing.
+    """What a search passes to the run of a trial; a run of its own has the defaults.
 
     Args:
-        on_measured: hears of each evaluation.
+        on_evaluation: called with each evaluation.
         runs: trials at a time, which share the cluster.
         tokens: folder for tokens that trials with the same rows share.
-        before: what the model measures before training.
+        initial_metrics: metrics of the model before training, if another trial has measured them.
     """
 
-    on_measured: OnMeasured | None = None
+    on_evaluation: EvaluationCallback | None = None
     runs: int = 1
     tokens: str | None = None
-    before: Mapping[str, float] | None = None
+    initial_metrics: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True, repr=False)  # Ray Train keeps what str() makes of it, for the dashboard: no token may be in it
-class WorkerConfig:
-    """What a worker needs to know, prepared by the driver.
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run before its workers start.
 
-    `learning` makes what is trained, `training` are TrainingArguments, `card` those of Card that the run does not find
-    out. `resume_from` is a whole checkpoint. Paths are absolute: a worker's current folder is Ray's. `kept` are tokens
-    that other runs share, `before` is what `validation` finds of the model before training where that is known.
-    `row_log` is where steps' rows are written down.
-    `storage` is where checkpoints lie, a folder or a URI; None: in the `output_dir` of `training`.
+    Args:
+        spec: its flags.
+        data: its rows.
+        plan: number of workers and the resources of each.
+        reading_cpus: CPUs of each worker's reading.
+        start: checkpoint to continue from; None: from the beginning.
+        context: of the search whose trial it is.
     """
 
-    learning: Learning
+    spec: TrainingSpec
+    data: TrainingData
+    plan: Plan
+    reading_cpus: float
+    start: Checkpoint | None
+    context: TrialContext
+
+
+@dataclass(frozen=True, repr=False)  # Ray Train shows str() of it on the dashboard: no token may be in it
+class WorkerConfig:
+    """Configuration of a worker. Paths are absolute: a worker's current folder is Ray's.
+
+    Args:
+        task: builds and saves the model.
+        training: keyword arguments of TrainingArguments.
+        survey: files and rows.
+        order: rows of each step.
+        output_dir: folder of the result.
+        markers: files that exist while the driver runs, on the folders that all nodes must share.
+        cpus: threads of the worker.
+        reading_cpus: CPUs of its reading.
+        logging_dir: TensorBoard's folder.
+        run_state: connection to the driver.
+        identity: written into each checkpoint.
+        validation: queries and corpus of the evaluation while training.
+        resume_from: complete checkpoint to continue from.
+        card: arguments of TrainingCard that are known before training.
+        token_cache: tokens that other runs share.
+        initial_metrics: what `validation` measures before training, if known.
+        row_log: where the rows of each step are recorded.
+        max_bad_steps: consecutive steps that are not finite which end the run; 0: off.
+        storage: folder or URI of the checkpoints; None: `output_dir` of `training`.
+        stall_timeout: seconds that workers wait for a missing one; 0: off.
+    """
+
+    task: TrainingTask
     training: dict[str, Any]
     survey: Survey
     order: Order
@@ -108,86 +103,75 @@ class WorkerConfig:
     cpus: int
     reading_cpus: float
     logging_dir: str | None
-    board: Board
-    identity: Identity
-    validation: ValidationConfig | None = None
+    run_state: RunState
+    identity: RunIdentity
+    validation: ValidationData | None = None
     resume_from: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
-    kept: TokenFiles | None = None
-    before: Mapping[str, float] | None = None
+    token_cache: TokenCache | None = None
+    initial_metrics: Mapping[str, float] | None = None
     row_log: RowLog | None = None
     max_bad_steps: int = 0
     storage: str | None = None
     stall_timeout: float = 0.0
 
+    @classmethod
+    def of(cls, planned: PlannedRun, markers: Sequence[Path], run_state: RunState) -> WorkerConfig:
+        """Make the configuration of a run's first workers; reads the data of the evaluation.
 
-def worker_config(
-    arguments: LoopOptions,
-    learning: Learning,
-    plan: Plan,
-    reading: float,
-    survey: Survey,
-    order: Order,
-    output: Path,
-    storage: Path,
-    markers: tuple[Path, ...],
-    board: Board,
-    context: TrialContext,
-) -> WorkerConfig:
-    from raybge.evaluation.eval_data import prepare
+        Args:
+            planned: the run.
+            markers: files that exist while the driver runs.
+            run_state: connection to the driver.
 
-    identity = Identity.of(survey, order, accumulation(arguments))
-    validation = prepare(arguments, storage) if isinstance(arguments, TrainOptions) else None
-    kept = context.tokens and TokenFiles(os.path.join(context.tokens, digest((identity, validation))))
-    return WorkerConfig(
-        learning=learning,
-        training=training_arguments(arguments, plan, order, storage),
-        survey=survey,
-        order=order,
-        output_dir=str(output),
-        markers=tuple(map(str, markers)),
-        cpus=plan.cpus,
-        reading_cpus=reading,
-        logging_dir=os.path.abspath(arguments.logging_dir) if arguments.logging_dir else None,
-        board=board,
-        identity=identity,
-        validation=validation,
-        kept=kept or None,
-        before=context.before,
-        row_log=RowLog.of(output, survey, order) if arguments.log_rows else None,
-        max_bad_steps=arguments.max_bad_steps,
-        stall_timeout=arguments.stall_timeout,
-        card={**_card(arguments, survey), "command": learning.command},
-    )
+        Raises:
+            UserError: flags that this plan cannot follow, rows of the evaluation that cannot be used, or a checkpoint
+                of another run.
+        """
+        from raybge.evaluation.validation_data import prepare
 
-
-def data_sets_of(arguments: LoopOptions, survey: Survey) -> DataSets:
-    from raybge.data.datasets import arrange, parse_weights
-
-    return arrange(
-        survey,
-        arguments.max_example_num_per_dataset,
-        arguments.small_threshold,
-        arguments.drop_threshold,
-        parse_weights(arguments.dataset_weights or []),
-        arguments.same_dataset_within_batch,
-    )
+        spec, data, plan, context = planned.spec, planned.data, planned.plan, planned.context
+        run, survey, order = spec.run, data.survey, data.order
+        task = spec.task.task(survey, data.data_sets)
+        identity = RunIdentity.of(survey, order, spec.trainer.accumulation)
+        validation = prepare(spec.task.validation, run.work)
+        tokens = context.tokens and TokenCache(os.path.join(context.tokens, fingerprint((identity, validation))))
+        training = training_arguments(spec.trainer, plan, order, run.work)
+        if planned.start:
+            planned.start.check(identity)
+        return cls(
+            task=task,
+            training=training,
+            survey=survey,
+            order=order,
+            output_dir=str(run.output),
+            markers=tuple(map(str, markers)),
+            cpus=plan.cpus,
+            reading_cpus=planned.reading_cpus,
+            logging_dir=run.logging_dir,
+            run_state=run_state,
+            identity=identity,
+            validation=validation,
+            resume_from=planned.start.path if planned.start else None,
+            card=_card(planned),
+            token_cache=tokens or None,
+            initial_metrics=context.initial_metrics,
+            row_log=RowLog.of(run.output, survey, order) if run.log_rows else None,
+            max_bad_steps=run.max_bad_steps,
+            storage=run.storage,
+            stall_timeout=run.stall_timeout,
+        )
 
 
-def device_batch_of(arguments: LoopOptions) -> int:
-    return arguments.training.get("per_device_train_batch_size", 8)
-
-
-def seed_of(arguments: LoopOptions) -> int:
-    data_seed = arguments.training.get("data_seed")
-    return arguments.training.get("seed", 42) if data_seed is None else data_seed
-
-
-def _card(arguments: LoopOptions, survey: Survey) -> dict[str, Any]:
-    """What the model card says of the run before it starts; secrets stay out of it."""
+def _card(planned: PlannedRun) -> dict[str, Any]:
+    """Return the fields of the model card that are known before training; no secrets."""
+    spec, data = planned.spec, planned.data
+    # A run that continues has chosen its global batch.
+    chosen = {"global_batch_size": data.order.global_batch} if planned.start else {}
     return dict(
-        base_model=arguments.model_name_or_path,
-        data=list(survey.rows_by_file().items()),
-        flags=given(arguments),
+        base_model=spec.task.base_model,
+        data=list(data.survey.rows_by_file().items()),
+        flags={**spec.run.flags, **chosen},
         versions=versions("transformers", "torch", "ray"),
+        command=spec.task.command,
     )

@@ -1,0 +1,1 @@
+"""Training tasks: fine-tuning and pre-training."""

@@ -1,25 +1,76 @@
-"""What a worker trains, whatever the command: the module, the way to its batches, and who writes its weights."""
+"""Interfaces of what is trained: `TaskSpec` is resolved from flags in the driver, `TrainingTask` runs in workers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from raybge.data.stream import StepTokenizer
+    from raybge.data.datasets import DataSets
+    from raybge.data.jsonl import Parse
+    from raybge.data.stream import StepTokenizer
+    from raybge.data.survey import Survey
+    from raybge.evaluation.spec import ValidationSpec
+
+
+class TaskSpec(Protocol):
+    """What a command trains and on what rows, checked before anything is read: `FinetuneSpec`, `PretrainSpec`."""
+
+    command: ClassVar[str]  # name of the command, "train"
+    row_noun: ClassVar[str]  # plural name of a row in messages, "groups"
+    model_folder: ClassVar[str]  # folder of the model inside of the output folder, "" for the output folder itself
+
+    @classmethod
+    def from_options(cls, options: Any) -> Self:
+        """Read and check the command's own flags."""
+
+    @property
+    def base_model(self) -> str | None:
+        """Model to start from, as it was given; None: from scratch."""
+
+    @property
+    def row_parser(self) -> Parse:
+        """Function that parses and validates a row."""
+
+    @property
+    def validation(self) -> ValidationSpec | None:
+        """Queries and corpus of the evaluation while training; None: no evaluation."""
+
+    def describe(self) -> tuple[str, str]:
+        """Return the plan's line on the model, and the text that follows the size of a step."""
+
+    def task(self, survey: Survey, data_sets: DataSets) -> TrainingTask:
+        """Return the task that workers run on these rows."""
+
+
+class TrainingTask(Protocol):
+    """What workers run, made in the driver and pickled: `FinetuneTask`, `PretrainTask`."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The spec that the task was made from."""
+
+    def build(self, args: Any) -> TaskComponents:
+        """Load the model onto the device of `args`, the worker's TrainingArguments."""
+
+    def save(self, components: TaskComponents, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+        """Write the trained model; `weights` are the whole ones if those in memory are shards."""
 
 
 @dataclass
-class Learner:
-    """Made in each worker by what the driver prepared: `FineTuning` or `PreTraining`.
+class TaskComponents:
+    """Model, tokenizer and encoder of a task, built in each worker.
 
     Args:
         model: maps a batch to the worker's share of the loss.
-        backbone: the network of transformers' inside of it.
-        tokenizer: from rows to batches.
-        encoder: writes a checkpoint's weights, `save(folder, state_dict)`, and takes them back,
-            `load_weights(folder)`; where it embeds texts, an evaluation can measure it.
+        backbone: the transformers network inside of `model`.
+        tokenizer: turns rows into batches.
+        encoder: `save(folder, state_dict)` writes a checkpoint's weights and `load_weights(folder)` reads them; an
+            encoder that embeds texts can be evaluated while training.
     """
 
     model: nn.Module
@@ -28,7 +79,7 @@ class Learner:
     encoder: Any
 
     def __post_init__(self) -> None:
-        """What the Trainer and its helpers ask of the model they train, and find only on transformers' own."""
+        """Add the attributes that the Trainer and its helpers expect, which only transformers' own models have."""
         model: Any = self.model
         model.config = self.backbone.config
         model.get_input_embeddings = self.backbone.get_input_embeddings
