@@ -1,7 +1,7 @@
-"""Running the training workers: start them through Ray Train, show how far they are, start them again when one is lost.
+"""Controller of a training run: starts the workers through Ray Train, shows progress, restarts after a lost worker.
 
-Restarts are counted here and not by Ray Train's FailureConfig. What a person has to mend is then never tried again, the
-console says where a restart continues, and Ctrl-C ends the run after the step that it is in (see interruption.py).
+Restarts are counted here instead of by Ray Train's FailureConfig: errors that the user has to fix are never retried,
+the console says where a restart continues, and Ctrl-C ends the run after the current step (see signals.py).
 """
 
 from __future__ import annotations
@@ -17,186 +17,211 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cluster.placement_groups import release
-from raybge.training.checkpoint.manifest import load, name_of, newest
-from raybge.training.health.heartbeat import StallError
-from raybge.training.signals import Interruption
+from raybge.cluster.placement_groups import release_placement_group
+from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint, load_checkpoint
+from raybge.training.health.heartbeat import WorkerStallError
+from raybge.training.signals import SignalHandler
 from raybge.util.errors import UserError, causes
-from raybge.util.redaction import public
+from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
     from raybge.cli.console import Console
     from raybge.cluster.resources import Plan
-    from raybge.training.elastic import Elastic
+    from raybge.training.elastic import ElasticPolicy
     from raybge.training.health.run_state import Progress
-    from raybge.training.worker_config import OnMeasured, WorkerConfig
+    from raybge.training.worker_config import EvaluationCallback, WorkerConfig
 
 POLL_SECONDS = 0.2
-# Seconds that Ray Train waits for a worker to leave its process group when the run ends. One that waits there for a
-# worker that failed will not; Ray's default of 30 would only delay the message.
-LEAVE_SECONDS = "3"
-# Ray Train asks its workers so often how they are. A checkpoint waits until the one before is heard of, and the end of
-# a run until its last is; Ray's default of 2 s only pays with so many workers that asking is work.
-ASKING_SECONDS, ASKED_A_SECOND = 0.5, 256
+# Seconds that Ray Train waits for a worker to leave its process group at the end of a run. A worker that waits there
+# for a failed one never leaves; Ray's default of 30 s would only delay the error message.
+PROCESS_GROUP_SHUTDOWN_SECONDS = "3"
+# Ray Train polls the workers' status at this interval. A checkpoint is not reported before a poll has returned the
+# previous one, and the end of a run waits for its last. Ray's default of 2 s only pays off if polling itself is work.
+STATUS_POLL_SECONDS, MAX_STATUS_POLLS_PER_SECOND = 0.5, 256
 
 
 @dataclass
-class Launch:
-    """A training run.
+class TrainingController:
+    """Controller of one training run.
 
     Args:
-        config: what each worker is told.
-        plan: how many workers, and what each holds.
-        group: arguments of Ray Train's TorchConfig.
-        storage: where checkpoints lie.
-        folder: where Ray Train keeps its own notes.
-        max_failures: restarts after a failure, -1 for no limit.
-        on_measured: called in this thread.
-        elastic: where the workers come and go with the cluster.
+        config: configuration of each worker.
+        plan: number of workers and the resources of each.
+        process_group: arguments of Ray Train's TorchConfig.
+        storage: folder or URI of the checkpoints.
+        ray_folder: folder for Ray Train's own records.
+        max_failures: restarts after a failure; -1 for no limit.
+        on_evaluation: called in the main thread with the metrics of each evaluation.
+        elastic: policy of an elastic run; None if the number of workers is fixed.
     """
 
     config: WorkerConfig
     plan: Plan
-    group: dict[str, Any]
+    process_group: dict[str, Any]
     storage: str
-    folder: Path
+    ray_folder: Path
     max_failures: int = 0
-    on_measured: OnMeasured | None = None
-    elastic: Elastic | None = None
-    told: int = 0  # evaluations that `on_measured` has heard of
-    shown: int = 0  # lines of the workers that the person has read
+    on_evaluation: EvaluationCallback | None = None
+    elastic: ElasticPolicy | None = None
+    reported_evaluations: int = 0  # evaluations passed to `on_evaluation`
+    printed_messages: int = 0  # messages of the workers shown on the console
 
-    def watch(self, console: Console) -> dict[str, float]:
-        """Run to the end and return the metrics. Raises what a worker raised when no restart is left."""
-        board = self.config.board
+    def run(self, console: Console) -> dict[str, float]:
+        """Run until training has finished, with restarts.
+
+        Args:
+            console: shows the progress bar and the messages.
+
+        Returns:
+            The Trainer's final metrics.
+
+        Raises:
+            BaseException: the exception of a worker when no restart is left.
+        """
+        run_state = self.config.run_state
         failures = 0
-        with console.bar("train", None, self.config.learning.rows) as bar:
+        with console.bar("train", None, self.config.task.spec.row_noun) as bar:
+
+            def write(line: str) -> None:
+                bar.write(line, file=bar.fp)
+
             saves = self.config.training.get("save_strategy") != "no"
-            with Interruption(
-                board, self.storage, saves, lambda line: bar.write(line, file=bar.fp), console.again
-            ) as stop:
-                while (error := self._attempt(bar, stop)) is not None:
-                    cause = _cause(error)
-                    workers = self._workers_after(cause, bar, stop)
+            with SignalHandler(run_state, self.storage, saves, write, console.resume_command) as signals:
+                while (error := self._attempt(bar, signals)) is not None:
+                    cause = _root_cause(error)
+                    workers = self._next_worker_count(cause, bar, signals)
                     failures += workers is None
                     if workers is None and (isinstance(cause, UserError) or not self._may_restart(failures)):
                         raise cause from error
                     self._prepare_restart(bar, error, failures, workers)
-        return board.read().metrics
+        return run_state.read().metrics
 
-    def _workers_after(self, cause: BaseException, bar: Any, stop: Interruption) -> int | None:
-        """Of the next start, where it is the cluster that ended the last; None where that was a failure."""
+    def _next_worker_count(self, cause: BaseException, bar: Any, signals: SignalHandler) -> int | None:
+        """Return the worker count for the next attempt if the cluster changed; None if the workers failed."""
         if self.elastic is None or isinstance(cause, UserError):
             return None
-        lost = type(cause).__module__.startswith("ray.") or _collateral(cause)  # not what the worker itself raised
-        return self.elastic.settled(self.plan, lost, lambda line: bar.write(line, file=bar.fp), stop.end)
+        # An exception of Ray or of a broken connection may be caused by a lost node.
+        lost = type(cause).__module__.startswith("ray.") or _is_collateral(cause)
+        return self.elastic.workers_after_failure(
+            self.plan, lost, lambda line: bar.write(line, file=bar.fp), signals.raise_if_signaled
+        )
 
     def _prepare_restart(self, bar: Any, error: BaseException, failures: int, workers: int | None) -> None:
-        """`workers`: of the next start, where the cluster has changed."""
-        print(public("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
-        if start := newest(self.storage):
-            self.config = replace(self.config, resume_from=start.path)
-        place = self.config.resume_from
-        at = f"continues from {name_of(place)}" if place else "starts again from the beginning"
-        limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
-        says = f"a worker failed ({_first_line(_cause(error))}): {at}, restart {failures}{limit}"
+        """Resume from the latest checkpoint, with `workers` workers if the cluster changed."""
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
+        if checkpoint := latest_checkpoint(self.storage):
+            self.config = replace(self.config, resume_from=checkpoint.path)
+        path = self.config.resume_from
+        start = f"continues from {checkpoint_name(path)}" if path else "starts again from the beginning"
         if self.elastic and workers is not None:
-            before = self.plan.workers
-            self.config, self.plan = self.elastic.resized(self.config, self.plan, workers)
-            now = replace(self.plan, range=None).describe("worker")
-            says = f"the cluster has changed: {at} with {now}, {before} before"
-        bar.write(says, file=bar.fp)
+            previous = self.plan.workers
+            self.config, self.plan = self.elastic.resize(self.config, self.plan, workers)
+            size = replace(self.plan, range=None).describe("worker")
+            message = f"the cluster changed: {start} with {size}, {previous} before"
+        else:
+            limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
+            message = f"a worker failed ({_summarize(_root_cause(error))}): {start}, restart {failures}{limit}"
+        bar.write(message, file=bar.fp)
 
     def _may_restart(self, failures: int) -> bool:
         return self.max_failures == -1 or failures <= self.max_failures
 
-    def _attempt(self, bar: Any, stop: Interruption) -> BaseException | None:
-        """One start of the workers, watched from the main thread, where Ctrl-C is heard; the error that ended it."""
-        outcome: list[BaseException] = []
-        if self.elastic:
-            self.elastic.begin()
-        if self.config.row_log:
-            start = self.config.resume_from and load(self.config.resume_from, "--storage_path")
-            log = self.config.row_log.begin(start.step if start else 0, self.plan.workers)
-            self.config = replace(self.config, row_log=log)
-        release(self.config.output_dir)  # of an attempt before, which may have ended without
-        self.config.board.clear()
-        thread = threading.Thread(target=self._fit, args=(outcome,), daemon=True)
-        stalled: str | None = None
-        with self._ended_on_interrupt():
+    def _attempt(self, bar: Any, signals: SignalHandler) -> BaseException | None:
+        """Start the workers once and watch them; return the error that ended them, None if training finished.
+
+        Runs in the main thread, the only one that receives signals.
+        """
+        self._prepare_attempt()
+        errors: list[BaseException] = []
+        thread = threading.Thread(target=self._fit, args=(errors,), daemon=True)
+        stall: str | None = None
+        with self._workers_killed_on_error():
             thread.start()
             while thread.is_alive():
                 thread.join(POLL_SECONDS)
-                self._tell(bar)
-                stop.heed()
-                if stalled is None and (stalled := self._stalled()):
-                    self._end_workers()
+                self._report(bar)
+                signals.poll()
+                if stall is None and (stall := self._describe_stall()):
+                    self._kill_workers()
                 if self.elastic:
-                    self.elastic.watch(self.plan, self.config.board)
-        self._tell(bar)
-        error = StallError(stalled) if stalled else outcome[0] if outcome else None
-        if stop.heard:
+                    self.elastic.check_growth(self.plan, self.config.run_state)
+        self._report(bar)
+        error = WorkerStallError(stall) if stall else errors[0] if errors else None
+        if signals.received is not None:
             if error:
-                bar.write(f"a worker failed ({_first_line(_cause(error))})", file=bar.fp)
-            raise stop.error()
+                bar.write(f"a worker failed ({_summarize(_root_cause(error))})", file=bar.fp)
+            raise signals.exception()
         return error
 
-    def _stalled(self) -> str | None:
-        """Who keeps the other workers waiting for too long."""
+    def _prepare_attempt(self) -> None:
+        """Reset what the previous attempt left."""
+        if self.elastic:
+            self.elastic.start_attempt()
+        if self.config.row_log:
+            path = self.config.resume_from
+            first_update = load_checkpoint(path, "--storage_path").step if path else 0
+            row_log = self.config.row_log.begin(first_update, self.plan.workers)
+            self.config = replace(self.config, row_log=row_log)
+        release_placement_group(self.config.output_dir)  # an attempt that was killed did not release its own
+        self.config.run_state.clear_workers()
+
+    def _describe_stall(self) -> str | None:
+        """Describe the workers that have kept the others waiting for too long; None if there are none."""
         import ray
 
         if not self.config.stall_timeout:
             return None
         try:
-            return self.config.board.stalled(self.config.stall_timeout)
+            return self.config.run_state.describe_stall(self.config.stall_timeout)
         except ray.exceptions.RayError:
             return None
 
-    def _tell(self, bar: Any) -> None:
-        """Show how far the run is, and pass on what was measured since the last time."""
+    def _report(self, bar: Any) -> None:
+        """Update the bar, and pass on new messages and evaluations."""
         import ray
 
         try:
-            progress = self.config.board.read()
+            progress = self.config.run_state.read()
         except ray.exceptions.RayError:
-            return  # the run ended and took Ray with it
-        _show(progress, self.config, bar)
-        for line in progress.said[self.shown :]:
+            return  # Ray was shut down with the run
+        _update_bar(progress, self.config, bar)
+        for line in progress.messages[self.printed_messages :]:
             bar.write(line, file=bar.fp)
-            self.shown += 1
-        for step, metrics in progress.measured[self.told :]:
-            if self.on_measured and not self.on_measured(step, progress.total, metrics):
+            self.printed_messages += 1
+        for step, metrics in progress.evaluations[self.reported_evaluations :]:
+            if self.on_evaluation and not self.on_evaluation(step, progress.total, metrics):
                 return
-            self.told += 1
+            self.reported_evaluations += 1
 
     @contextlib.contextmanager
-    def _ended_on_interrupt(self) -> Iterator[None]:
-        """End the workers when the block is left by an error: where Ray goes on without us, they would too."""
+    def _workers_killed_on_error(self) -> Iterator[None]:
+        """Kill the workers if the block raises: a Ray cluster that outlives this program would run them on."""
         try:
             yield
         except BaseException:
-            self._end_workers()
+            self._kill_workers()
             raise
 
-    def _end_workers(self) -> None:
+    def _kill_workers(self) -> None:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            self.config.board.end()
+            self.config.run_state.kill_workers()
 
-    def _fit(self, outcome: list[BaseException]) -> None:
+    def _fit(self, errors: list[BaseException]) -> None:
+        """Run Ray Train until the attempt ends; its exception is appended to `errors` for the main thread."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-        from raybge.cluster.placement_groups import trainer
         from raybge.cluster.process_group import NodeTorchConfig
+        from raybge.compat.ray import torch_trainer_without_helpers
 
-        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_SECONDS)
-        asking = max(ASKING_SECONDS, self.plan.workers / ASKED_A_SECOND)
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(asking))
-        # an actor beside each run, to say that a node will be taken away: nobody here asks it
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", PROCESS_GROUP_SHUTDOWN_SECONDS)
+        poll_seconds = max(STATUS_POLL_SECONDS, self.plan.workers / MAX_STATUS_POLLS_PER_SECOND)
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
+        # One more actor per run, which announces that a node will be preempted: nothing here uses it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
-            trainer()(
+            torch_trainer_without_helpers()(
                 _train_worker,
                 train_loop_config={"worker": self.config},
                 scaling_config=ScalingConfig(
@@ -204,62 +229,64 @@ class Launch:
                     use_gpu=bool(self.plan.gpus),
                     resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
                 ),
-                torch_config=NodeTorchConfig(**self.group),
+                torch_config=NodeTorchConfig(**self.process_group),
                 run_config=RunConfig(
-                    name=uuid.uuid4().hex,  # Ray Train would continue a name that it knows
-                    storage_path=str(self.folder),
+                    name=uuid.uuid4().hex,  # Ray Train would continue a run of a known name
+                    storage_path=str(self.ray_folder),
                     failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 ),
             ).fit()
-        except BaseException as error:  # handed to the main thread
-            outcome.append(error)
+        except BaseException as error:
+            errors.append(error)
 
 
 def _train_worker(settings: dict[str, WorkerConfig]) -> None:
-    """What runs in each worker. Only there is transformers loaded: that takes seconds."""
+    """Run in each worker. transformers, which takes seconds to import, is imported only there."""
     from raybge.training.worker import train_worker
 
     train_worker(settings)
 
 
-def _show(progress: Progress, config: WorkerConfig, bar: Any) -> None:
+def _update_bar(progress: Progress, config: WorkerConfig, bar: Any) -> None:
+    """Show rows, loss, step and the last metric on the progress bar."""
     if not progress.total:
         return
-    order, accumulated = config.order, config.identity.gradient_accumulation_steps
+    order, accumulation_steps = config.order, config.identity.gradient_accumulation_steps
 
-    def groups(updates: int) -> int:
-        epochs, rest = divmod(updates, -(-order.steps // accumulated))
-        return order.total * epochs + min(rest * accumulated * order.global_batch, order.total)
+    def rows(updates: int) -> int:
+        epochs, rest = divmod(updates, -(-order.steps // accumulation_steps))
+        return order.total * epochs + min(rest * accumulation_steps * order.global_batch, order.total)
 
-    bar.total = groups(progress.total)
-    says = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
-    says.append(f"step {progress.step:,}/{progress.total:,}")
-    last = progress.measured[-1][1] if progress.measured else {}
-    says += [f"{name} {value:.4f}" for name, value in last.items() if "nDCG" in name]
-    bar.set_postfix_str(", ".join(says), refresh=False)
-    bar.update(groups(progress.step) - bar.n)
+    bar.total = rows(progress.total)
+    parts = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
+    parts.append(f"step {progress.step:,}/{progress.total:,}")
+    metrics = progress.evaluations[-1][1] if progress.evaluations else {}
+    parts += [f"{name} {value:.4f}" for name, value in metrics.items() if "nDCG" in name]
+    bar.set_postfix_str(", ".join(parts), refresh=False)
+    bar.update(rows(progress.step) - bar.n)
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The exception that a worker raised, out of what Ray Train and Ray wrap around it.
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the exception that a worker raised, without the wrappers of Ray Train and Ray.
 
-    Where several failed, the first failure makes others fail in their collectives: the one that a person can mend, or
-    else one that is no torn connection, says more.
+    If several workers failed, the first failure made others fail in their collectives: a UserError is preferred, then
+    an error that is not a broken connection.
     """
     for each in causes(error):
         failures = list((getattr(each, "worker_failures", None) or {}).values())
         if failures:
-            found = [_cause(failure) for failure in failures]
-            return min(found, key=lambda cause: (not isinstance(cause, UserError), _collateral(cause)))
+            candidates = [_root_cause(failure) for failure in failures]
+            return min(candidates, key=lambda cause: (not isinstance(cause, UserError), _is_collateral(cause)))
         error = each
     return error
 
 
-def _collateral(error: BaseException) -> bool:
-    """Whether another worker's end is what made this one fail."""
+def _is_collateral(error: BaseException) -> bool:
+    """Return whether the error is a broken connection, the consequence of another worker's end."""
     return type(error).__name__.startswith("Dist") or "gloo" in str(error).lower() or "nccl" in str(error).lower()
 
 
-def _first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in public(str(error)).splitlines() if line.strip()), "")
+def _summarize(error: BaseException) -> str:
+    """Return the exception's type and the first line of its message."""
+    line = next((line.strip() for line in redact(str(error)).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__

@@ -1,9 +1,9 @@
-"""Runs whose workers come and go with the cluster: `--num_workers MIN-MAX`.
+"""Elastic training runs (`--num_workers MIN-MAX`): the number of workers follows the size of the cluster.
 
-Ray Train's own elastic policy takes whatever the cluster has, the CPUs that read too, and restarts workers at any step.
-Here a run grows only behind a checkpoint, and only into what its reading leaves, by the restart that follows a lost
-worker: the next start continues from the newest checkpoint, with the number of workers that fits then. Global batch and
-order do not depend on that number.
+Ray Train's own elastic policy takes all of the cluster, including the CPUs that read data, and restarts workers at any
+step. Here a run grows only right after a checkpoint, and only into resources that its reading leaves free, through the
+same restart that follows a lost worker: the next attempt resumes from the latest checkpoint with as many workers as fit
+then. Global batch and order of the rows do not depend on that number.
 """
 
 from __future__ import annotations
@@ -14,113 +14,138 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raybge.cluster.resources import grown, look, reading_cpus
-from raybge.training.checkpoint.manifest import newest
+from raybge.cluster.autoscaling import wait_for_capacity
+from raybge.cluster.connection import current_cluster
+from raybge.cluster.resources import reading_cpus
+from raybge.training.checkpoint.manifest import latest_checkpoint
 
 if TYPE_CHECKING:
     from raybge.cluster.resources import Plan
-    from raybge.training.health.run_state import Board
+    from raybge.training.health.run_state import RunState
     from raybge.training.worker_config import WorkerConfig
 
-LOOK_SECONDS = 2.0
-# A machine that is lost seems to be there until Ray's health checks have missed it.
-LOST_SECONDS = 20.0
+CHECK_SECONDS = 2.0
+# Ray reports a lost node as alive until its health checks have failed.
+NODE_LOSS_SECONDS = 20.0
 
 
-def within(plan: Plan, lanes: int, say: Callable[[str], None]) -> Plan:
-    """The plan of an elastic run with no more workers than an order has lanes to give them."""
+def limit_to_lanes(plan: Plan, lanes: int, log: Callable[[str], None]) -> Plan:
+    """Limit the workers of an elastic run to the lanes of its order: a worker without a lane has nothing to do.
+
+    Args:
+        plan: plan of the run; returned unchanged if the run is not elastic, or if even MIN exceeds the lanes (the order
+            refuses that later).
+        lanes: lanes of the run's order.
+        log: called with a line for the user if MAX is lowered.
+
+    Returns:
+        The plan with the limit.
+    """
     if plan.range is None or not plan.range[0] <= lanes < plan.range[1]:
         return plan
-    say(f"--num_workers: at most {lanes} workers can share the global batch, so MAX is {lanes}")
+    log(f"--num_workers: at most {lanes} workers can share the global batch, so MAX is {lanes}")
     return replace(plan, workers=min(plan.workers, lanes), range=(plan.range[0], lanes))
 
 
 @dataclass
-class Elastic:
-    """What the driver of an elastic run knows of its cluster.
+class ElasticPolicy:
+    """Decision how many workers an elastic run has, and when it restarts to change their number.
 
     Args:
-        low, high: the fewest workers that train, and the most.
-        storage: where checkpoints lie, a folder or a URI.
-        runs: how many runs share the cluster.
+        low: fewest workers that train.
+        high: most workers that train.
+        storage: folder or URI of the checkpoints.
+        runs: number of runs that share the cluster.
     """
 
     low: int
     high: int
     storage: str
     runs: int = 1
-    looked: float = 0.0
-    since: int | None = None  # the newest checkpoint's update when there was first room for more workers
-    target: int | None = None  # the number that the workers were ended for
+    last_check: float = 0.0
+    room_since: int | None = None  # update of the latest checkpoint when the cluster first had room for more workers
+    target: int | None = None  # worker count for which the workers were killed
 
-    def begin(self) -> None:
-        """Workers start."""
-        self.since = self.target = None
+    def start_attempt(self) -> None:
+        """Reset for workers that are about to start."""
+        self.room_since = self.target = None
 
-    def watch(self, plan: Plan, board: Board) -> None:
-        """Called now and then while workers train: end them behind a checkpoint where the next start can have more.
+    def check_growth(self, plan: Plan, run_state: RunState) -> None:
+        """Kill the workers right after a checkpoint if the next attempt can have more. Call regularly during training.
 
-        The steps since that checkpoint, those of seconds, are trained again.
+        The steps since that checkpoint, a few seconds' worth, are repeated.
         """
         import ray
 
-        if self.target or time.monotonic() < self.looked + LOOK_SECONDS:
+        if self.target or time.monotonic() < self.last_check + CHECK_SECONDS:
             return
-        self.looked = time.monotonic()
-        with contextlib.suppress(ray.exceptions.RayError):  # the run ended and took Ray with it
-            self._grow(plan, board)
+        self.last_check = time.monotonic()
+        with contextlib.suppress(ray.exceptions.RayError):  # Ray was shut down with the run
+            self._grow(plan, run_state)
 
-    def _grow(self, plan: Plan, board: Board) -> None:
-        most = min(self._fitting(plan), plan.workers + _free(plan))
-        if most <= plan.workers:
-            self.since = None
+    def _grow(self, plan: Plan, run_state: RunState) -> None:
+        workers = min(self._max_workers(plan), plan.workers + _free_workers(plan))
+        if workers <= plan.workers:
+            self.room_since = None
             return
-        start = newest(self.storage)
-        update = start.step if start else 0
-        if self.since is None:
-            self.since = update
-        elif self.since < update < board.read().total:
-            self.target = most
-            board.end()
+        checkpoint = latest_checkpoint(self.storage)
+        update = checkpoint.step if checkpoint else 0
+        if self.room_since is None:
+            self.room_since = update
+        elif self.room_since < update < run_state.read().total:
+            self.target = workers
+            run_state.kill_workers()
 
-    def settled(
-        self, plan: Plan, lost: bool, say: Callable[[str], None], heed: Callable[[], None] = lambda: None
+    def workers_after_failure(
+        self,
+        plan: Plan,
+        node_may_be_lost: bool,
+        log: Callable[[str], None],
+        raise_if_signaled: Callable[[], None] = lambda: None,
     ) -> int | None:
-        """How many workers the next start has, after one ended before its time; None where the cluster is as it was and
-        it is the workers that failed. Waits while fewer than MIN fit.
+        """Return the worker count for the next attempt. Waits while fewer than MIN workers fit.
 
-        `lost`: the failure may be that of a machine, which is then not missed at once. `heed` is called while it waits.
+        Args:
+            plan: plan of the attempt that ended.
+            node_may_be_lost: the failure may be that of a node, which Ray reports with a delay.
+            log: called with a line for the user before waiting.
+            raise_if_signaled: called while waiting; raises if the run is to end.
+
+        Returns:
+            The worker count if the cluster changed, or None if it did not and the workers themselves failed.
         """
-        limit = time.monotonic() + LOST_SECONDS * (lost and not look().own)
-        while (fits := self._fitting(plan)) >= plan.workers:
-            if self.target or time.monotonic() >= limit:
-                return min(fits, self.target) if self.target else None
-            heed()
-            time.sleep(LOOK_SECONDS / 4)
-        if fits < self.low:
-            missing = replace(plan, workers=self.low - fits, range=None).describe("worker")
-            say(f"{look().describe()}: waiting for {missing} more, at least {self.low} train")
-        while (fits := self._fitting(plan)) < self.low:
-            grown(look(), str(self.low), plan.gpus > 0, plan.cpus, lambda _: None, self.runs)
-            heed()
-            time.sleep(LOOK_SECONDS)
-        return fits
+        deadline = time.monotonic() + NODE_LOSS_SECONDS * (node_may_be_lost and not current_cluster().own)
+        while (workers := self._max_workers(plan)) >= plan.workers:
+            if self.target or time.monotonic() >= deadline:
+                return min(workers, self.target) if self.target else None
+            raise_if_signaled()
+            time.sleep(CHECK_SECONDS / 4)
+        if workers < self.low:
+            missing = replace(plan, workers=self.low - workers, range=None).describe("worker")
+            log(f"{current_cluster().describe()}: waiting for {missing} more; at least {self.low} are required")
+        while (workers := self._max_workers(plan)) < self.low:
+            wait_for_capacity(current_cluster(), str(self.low), plan.gpus > 0, plan.cpus, lambda _: None, self.runs)
+            raise_if_signaled()
+            time.sleep(CHECK_SECONDS)
+        return workers
 
-    def resized(self, config: WorkerConfig, plan: Plan, workers: int) -> tuple[WorkerConfig, Plan]:
-        """What another number of workers is told: its shares of the same global batch, and of the reading."""
+    def resize(self, config: WorkerConfig, plan: Plan, workers: int) -> tuple[WorkerConfig, Plan]:
+        """Return config and plan for another number of workers: new shares of the same global batch and of reading."""
         plan = replace(plan, workers=workers)
-        share = -(-config.order.global_batch // workers)
-        training = {**config.training, "per_device_train_batch_size": share}
-        return replace(config, training=training, reading_cpus=reading_cpus(look(), plan, self.runs)), plan
+        batch_size = -(-config.order.global_batch // workers)
+        training = {**config.training, "per_device_train_batch_size": batch_size}
+        cpus = reading_cpus(current_cluster(), plan, self.runs)
+        return replace(config, training=training, reading_cpus=cpus), plan
 
-    def _fitting(self, plan: Plan) -> int:
-        return min(self.high, look().fitting(plan.cpus, plan.gpus > 0) // self.runs)
+    def _max_workers(self, plan: Plan) -> int:
+        """Return how many workers of the plan fit into this run's share of the cluster, at most MAX."""
+        return min(self.high, current_cluster().max_workers(plan.cpus, plan.gpus > 0) // self.runs)
 
 
-def _free(plan: Plan) -> int:
-    """Workers beside those of the plan that nobody else's work is in the way of."""
+def _free_workers(plan: Plan) -> int:
+    """Return how many more workers of the plan fit into resources that nothing uses."""
     import ray
 
     free = ray.available_resources()
-    more = int(free.get("CPU", 0) // plan.cpus)
-    return min(more, int(free.get("GPU", 0) // plan.gpus)) if plan.gpus else more
+    workers = int(free.get("CPU", 0) // plan.cpus)
+    return min(workers, int(free.get("GPU", 0) // plan.gpus)) if plan.gpus else workers

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains: what can be saved is saved, what was is said, and how to continue."""
+"""Handling of Ctrl-C and SIGTERM during training: save a checkpoint, report what is saved and how to resume."""
 
 from __future__ import annotations
 
@@ -9,97 +9,101 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from raybge.training.checkpoint.manifest import name_of, newest
+from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint
 
 if TYPE_CHECKING:
-    from raybge.training.health.run_state import Board
+    from raybge.training.health.run_state import RunState
 
-TERMINATED = 128 + signal.SIGTERM  # the exit code, as of a program that does not handle it
-PATIENCE = 2.2  # seconds: `ray job stop` kills 3 after SIGTERM, and by then it must be said what is lost
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # that of a program without a handler
+WARN_SECONDS = 2.2  # `ray job stop` kills 3 s after SIGTERM; the loss has to be reported before that
 
 
-class Interruption:
-    """In the block the first signal has the workers stop and save; the second ends the run at once.
+class SignalHandler:
+    """Context manager in which the first signal requests a graceful stop and the second ends the run at once.
 
-    Only a program's main thread hears signals: elsewhere, as in a trial of a search, and where one is ignored, nothing
-    changes. At the end it raises what the signal stands for, KeyboardInterrupt or SystemExit(143).
+    Only a program's main thread receives signals: in other threads, for example those of Ray Tune's trials, nothing
+    changes. Neither does the handling of a signal that is ignored. When the run has stopped, the exception that the
+    signal stands for is raised: KeyboardInterrupt or SystemExit(143).
 
     Args:
-        board: where the workers of the run are.
-        storage: where checkpoints lie, a folder or a URI.
-        saves: whether there are any.
-        say: shows a line to the person.
-        again: how the run is continued.
+        run_state: state of the run.
+        storage: folder or URI of the checkpoints.
+        saves: whether the run saves checkpoints.
+        log: called with a line for the user.
+        resume_command: how to resume the run, shown to the user.
     """
 
-    def __init__(self, board: Board, storage: str, saves: bool, say: Callable[[str], None], again: str):
-        self.heard: int | None = None
-        self._since = 0.0
-        self._told = self._warned = False
-        self._before: dict[int, Any] = {}
-        self._board, self._storage, self._saves, self._say, self._again = board, storage, saves, say, again
+    def __init__(self, run_state: RunState, storage: str, saves: bool, log: Callable[[str], None], resume_command: str):
+        self.received: int | None = None  # number of the last signal
+        self._first_at = 0.0
+        self._stop_requested = self._warned = False
+        self._previous_handlers: dict[int, Any] = {}
+        self._run_state, self._storage, self._saves = run_state, storage, saves
+        self._log, self._resume_command = log, resume_command
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> SignalHandler:
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._hear)
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        """Restore the previous handlers; after an interruption, report what is saved and how to resume."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            self._say(f"{self._outcome()}; continue with: {self._again}")
+            self._log(f"{self._outcome()}; continue with: {self._resume_command}")
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        again, self.heard = self.heard is not None, number
-        if again:
-            raise self.error()
-        self._since = time.monotonic()
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        repeated, self.received = self.received is not None, number
+        if repeated:
+            raise self.exception()
+        self._first_at = time.monotonic()
 
-    def error(self) -> BaseException:
-        """What the signal would have raised."""
-        return SystemExit(TERMINATED) if self.heard == signal.SIGTERM else KeyboardInterrupt()
+    def exception(self) -> BaseException:
+        """Return the exception that the received signal stands for."""
+        return SystemExit(SIGTERM_EXIT_CODE) if self.received == signal.SIGTERM else KeyboardInterrupt()
 
-    def end(self) -> None:
-        """Raises `error` where a signal was heard: called where nothing trains that could be saved."""
-        if self.heard is not None:
-            raise self.error()
+    def raise_if_signaled(self) -> None:
+        """Raise `exception()` if a signal was received. For use while no worker runs and there is nothing to save."""
+        if self.received is not None:
+            raise self.exception()
 
-    def heed(self) -> None:
-        """Called now and then. Raises `error` when there is no more to wait for."""
-        if self.heard is None:
+    def poll(self) -> None:
+        """React to a received signal; call regularly. Raises `exception()` when the run has stopped."""
+        if self.received is None:
             return
-        progress = self._board.read()
-        trained = progress.begun is not None and progress.step > progress.begun
-        if progress.stopped is not None or not trained or not self._saves:
-            raise self.error()
-        if not self._told:
-            self._told = True
-            self._board.stop()
-            self._say("stopping: this step is finished and saved; a second Ctrl-C ends at once")
-        if time.monotonic() - self._since > PATIENCE and not self._warned:
+        progress = self._run_state.read()
+        has_trained = progress.started_at is not None and progress.step > progress.started_at
+        if progress.stopped_at is not None or not has_trained or not self._saves:
+            raise self.exception()
+        if not self._stop_requested:
+            self._stop_requested = True
+            self._run_state.request_stop()
+            self._log("stopping: the current step is finished and saved; a second Ctrl-C ends the run at once")
+        if time.monotonic() - self._first_at > WARN_SECONDS and not self._warned:
             self._warned = True
-            self._say(f"not saved yet; if the run were killed now: {self._outcome()}")
+            self._log(f"not saved yet; if the run is killed now: {self._outcome()}")
 
     def _outcome(self) -> str:
-        """What is saved of a run that ends before its time."""
+        """Describe what is saved of a run that ends early."""
         import ray
 
-        last = newest(self._storage)
-        place = name_of(last.path) if last else ""
+        checkpoint = latest_checkpoint(self._storage)
+        name = checkpoint_name(checkpoint.path) if checkpoint else ""
+        latest = f"the last complete checkpoint is {name}" if checkpoint else "there is no complete checkpoint"
         try:
-            progress = self._board.read()
-        except ray.exceptions.RayError:  # its machine is going down
-            return f"the last whole checkpoint is {place}" if last else "there is no whole checkpoint"
+            progress = self._run_state.read()
+        except ray.exceptions.RayError:  # the node of the run state is shutting down
+            return latest
         if progress.metrics:
             return "the run is finished, its model is saved"
-        lost = max(0, progress.step - (last.step if last else 0))
-        if last and not lost:
-            return f"saved {place}"
-        why = "" if self._saves else "--save_strategy no: nothing is saved; "
-        whole = f"the last whole checkpoint is {place}" if last else "there is no whole checkpoint"
-        return f"{why}{whole}, {lost:,} update{'s are' if lost != 1 else ' is'} lost"
+        lost = max(0, progress.step - (checkpoint.step if checkpoint else 0))
+        if checkpoint and not lost:
+            return f"saved {name}"
+        reason = "" if self._saves else "--save_strategy no: nothing is saved; "
+        return f"{reason}{latest}, {lost:,} update{'s are' if lost != 1 else ' is'} lost"

@@ -1,142 +1,157 @@
-"""transformers' Trainer on a worker's own stream: position, loss, evaluation and checkpoints."""
+"""transformers' Trainer on a worker's own stream: position in the data, loss, evaluation and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 
+from raybge.compat.torch import set_logged_rates
 from raybge.data.stream import StepStream
 from raybge.losses.contrastive_model import ContrastiveModel
-from raybge.training.callbacks.nonfinite_guard import BadSteps
-from raybge.training.checkpoint.manifest import Identity, discard, is_whole, name_of, numbered, path_of, seal
-from raybge.training.checkpoint.safe_load import plainly_loaded
-from raybge.training.checkpoint.writer import CheckpointWriter, Publishing, Scratch
+from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
+from raybge.training.checkpoint.manifest import (
+    RunIdentity,
+    checkpoint_name,
+    checkpoint_path,
+    commit_checkpoint,
+    delete_checkpoint,
+    is_complete,
+    list_checkpoints,
+)
+from raybge.training.checkpoint.safe_load import safe_loading
+from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
 from raybge.training.row_records import Lines
-from raybge.training.step_metrics import StepLog, batch_scores
-from raybge.training.tasks.task import Learner
-from raybge.util.activity import READING, STARTING, at, collective, during, here
-from raybge.util.redaction import public
+from raybge.training.score_sampling import ScoreSampler
+from raybge.training.sharding import unsharded
+from raybge.training.step_metrics import StepRecorder
+from raybge.training.tasks.task import TaskComponents
+from raybge.util.activity import READING, STARTING, activity, collective, current_activity, set_activity
+from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
-    from raybge.evaluation.in_training import Validation
-    from raybge.evaluation.query_examples import Retrieved, Shown
-    from raybge.training.step_metrics import BatchScores
+    from raybge.evaluation.in_training import RetrievalValidator
+    from raybge.evaluation.query_examples import QueryExample, RetrievalResult
 
-SETTLE_SECONDS = 1.0  # between looks whether a checkpoint is published
+PUBLISH_WAIT_SECONDS = 1.0  # between two collectives that ask whether a checkpoint is published
+
+
+@dataclass(frozen=True)
+class TrainerContext:
+    """Objects of a run that a StreamTrainer works with.
+
+    Args:
+        identity: identity of the run, written into each checkpoint.
+        validation: evaluates the encoder; None without --eval_data.
+        on_checkpoint: called on every worker with the path of each checkpoint, once it is complete and all workers are
+            at the same point of training.
+        initial_metrics: metrics of the model before its first step, if they are known.
+        row_writer: records the rows of each step.
+        nonfinite_guard: skips updates that are not finite.
+        storage: folder or URI of the checkpoints; None: the output folder of the TrainingArguments.
+        attempt: name of this attempt, unique among those of the run; None: a random name.
+    """
+
+    identity: RunIdentity
+    validation: RetrievalValidator | None = None
+    on_checkpoint: Callable[[str], None] | None = None
+    initial_metrics: Mapping[str, float] | None = None
+    row_writer: Lines | None = None
+    nonfinite_guard: NonFiniteGuard | None = None
+    storage: str | None = None
+    attempt: str | None = None
 
 
 class StreamTrainer(transformers.Trainer):
-    """transformers' Trainer on a stream that is already this worker's own share.
+    """transformers' Trainer on a stream that already is this worker's share of the data.
 
     Args:
-        stream: of the worker; the Trainer's epochs are its epochs.
-        learner: what is trained.
-        identity: written into each checkpoint.
-        validation: measures its encoder, None where there is no --eval_data.
-        on_checkpoint: called on every worker with the path of each checkpoint, once it is whole and training is at a
-            place where all workers are.
-        before: what `validation` finds of the model before its first step, where that is known.
-        lines: where each step's rows are written down.
-        bad_steps: leaves out updates that are not finite.
-        storage: where checkpoints lie, a folder or a URI; left out, the output folder of the Trainer's arguments.
-        attempt: a name that this start of the workers has alone.
+        stream: stream of this worker; the Trainer's epochs are those of the stream.
+        components: the model that is trained, with its tokenizer and encoder.
+        context: objects of the run.
+        **kwargs: arguments of transformers.Trainer.
     """
 
-    control: Any  # the Trainer's
-    loss_is_scaled_for_ga = False  # a step's loss is a mean: the Trainer divides it by the steps of an update
+    control: Any  # of the Trainer
+    loss_is_scaled_for_ga = False  # the loss of a step is a mean: the Trainer divides it by the steps of an update
 
-    def __init__(
-        self,
-        stream: StepStream,
-        learner: Learner,
-        identity: Identity,
-        validation: Validation | None = None,
-        on_checkpoint: Callable[[str], None] | None = None,
-        before: Mapping[str, float] | None = None,
-        lines: Lines | None = None,
-        bad_steps: BadSteps | None = None,
-        storage: str | None = None,
-        attempt: str | None = None,
-        **kwargs: Any,
-    ):
-        # The Trainer wants a data set where it is to evaluate; it is `validation` that knows it.
-        super().__init__(eval_dataset=range(0) if validation else None, model=learner.model, **kwargs)
+    def __init__(self, stream: StepStream, components: TaskComponents, context: TrainerContext, **kwargs: Any):
+        # The Trainer requires a data set if it is to evaluate; the real one belongs to `validation`.
+        super().__init__(eval_dataset=range(0) if context.validation else None, model=components.model, **kwargs)
         self.stream = stream
-        self.learner = learner
-        self.encoder = learner.encoder
-        self.identity = identity
-        self.validation = validation
-        self.on_checkpoint = on_checkpoint
-        self.before = before
-        self.lines = lines
-        self.bad_steps = bad_steps
+        self.components = components
+        self.encoder = components.encoder
+        self.context = context
+        self.validation = context.validation
+        self.nonfinite_guard = context.nonfinite_guard
         # The Trainer's own filter waits for the device twice a step.
         self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
-        self.steps = StepLog()
-        self.scores: list[BatchScores] = []  # of the first step and of the last
-        self.first: Retrieved | None = None  # what `validation` finds before the first step, query by query
-        self.storage = storage or str(self.args.output_dir)
-        self.scratch = Scratch(self.storage, attempt or uuid.uuid4().hex)
+        self.step_metrics = StepRecorder()
+        self.score_sampler = ScoreSampler(components.model)
+        self.first_result: RetrievalResult | None = None  # of each query before the first step
+        self.storage = context.storage or str(self.args.output_dir)
+        self.staging = StagingFolder(self.storage, context.attempt or uuid.uuid4().hex)
         local_rank = self.args.local_process_index
-        self.writer = CheckpointWriter(self.storage, self.scratch, self.args.process_index, local_rank)
-        self.saved: int | None = None  # the last update with a checkpoint
-        self.told: int | None = None  # the last that `on_checkpoint` has heard of
+        self.writer = CheckpointWriter(self.storage, self.staging, self.args.process_index, local_rank)
+        self._saved_step: int | None = None  # update of the last checkpoint that was written
+        self._reported_step: int | None = None  # update of the last one passed to `on_checkpoint`
 
-    # --- the stream's position ---
+    # --- position in the stream ---
 
     def get_train_dataloader(self) -> StepStream:
+        """Return the stream: accelerate would otherwise dispatch the batches of rank 0 to all workers."""
         return self.stream
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        """A resumed run logs, evaluates and saves as its own flags say, not as those in the checkpoint."""
-        found = super()._init_training_state(max_steps, *args)
+        """Log, evaluate and save in a resumed run as its own flags say instead of those in the checkpoint."""
+        start = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         best = self.state.best_global_step
-        if best and not self.state.best_model_checkpoint:  # the Trainer looks for it in folders alone
-            path = path_of(self.storage, best)
-            self.state.best_model_checkpoint = public(path) if is_whole(path) else None
-        return found
+        if best and not self.state.best_model_checkpoint:  # the Trainer searches for it in folders only
+            path = checkpoint_path(self.storage, best)
+            self.state.best_model_checkpoint = redact(path) if is_complete(path) else None
+        return start
 
-    def _run_epoch(self, **about: Any) -> None:
-        """The Trainer's epoch from where a checkpoint left it: the stream starts there and nothing is read before it.
+    def _run_epoch(self, **epoch_arguments: Any) -> None:
+        """Run the Trainer's epoch from the position of the checkpoint, without reading anything before it.
 
-        The Trainer would ask accelerate to skip batches of a DataLoader. It is told of an epoch of the remaining
-        length instead; an epoch that starts at its beginning is the same thing with nothing done.
+        The Trainer would have accelerate skip batches of a DataLoader. Instead it gets an epoch of the remaining
+        length, from a stream that starts at the position; for an epoch from its beginning, no step has been done.
         """
-        if self.state.global_step >= self.state.max_steps:  # a run that stopped after its last checkpoint
+        if self.state.global_step >= self.state.max_steps:  # a run that was lost after its last checkpoint
             self.control.should_training_stop = True
             return
-        done = self.state.global_step - about["epoch"] * about["num_update_steps_per_epoch"]
+        done = self.state.global_step - epoch_arguments["epoch"] * epoch_arguments["num_update_steps_per_epoch"]
         self.stream.start_step = done * self.args.gradient_accumulation_steps
-        about["num_update_steps_per_epoch"] -= done
-        about["steps_in_epoch"] -= self.stream.start_step
-        super()._run_epoch(**about)
+        epoch_arguments["num_update_steps_per_epoch"] -= done
+        epoch_arguments["steps_in_epoch"] -= self.stream.start_step
+        super()._run_epoch(**epoch_arguments)
 
     def get_batch_samples(self, *args: Any) -> Any:
-        if here().doing == STARTING:
+        """Mark the time spent waiting for data, except at the start, when reading may be slow."""
+        if current_activity().name == STARTING:
             return super().get_batch_samples(*args)
-        with during(READING):
+        with activity(READING):
             return super().get_batch_samples(*args)
 
     def position(self) -> tuple[int, int]:
-        """(epoch, steps of its stream) that are done."""
+        """Return (epoch, steps of that epoch's stream that are done)."""
         updates = -(-len(self.stream) // self.args.gradient_accumulation_steps)
         epoch, done = divmod(self.state.global_step, updates)
         return epoch, done * self.args.gradient_accumulation_steps
 
-    # --- the loss ---
+    # --- loss ---
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The loss as it is to be logged, with --logging_nan_inf_filter the mean so far where it is not finite."""
+        """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far."""
         loss = super().training_step(*args, **kwargs)
         if not self.filters_losses:
             return loss
@@ -144,65 +159,48 @@ class StreamTrainer(transformers.Trainer):
         return torch.where(loss.isfinite(), loss, mean)
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        batch = inputs["batch"]
-        if self.lines:
-            self.lines.write(self.stream.epoch, batch.step, self.state.global_step + 1, batch.rows)
-        at(f"the forward pass of step {self.state.global_step + 1:,}", shared=True)
-        with contextlib.nullcontext() if self.stream.rank else self._watched():
+        """Run the forward pass and record its measurements. Return the scalar loss of this worker's share."""
+        batch, step = inputs["batch"], self.state.global_step + 1
+        if self.context.row_writer:
+            self.context.row_writer.write(self.stream.epoch, batch.step, step, batch.rows)
+        set_activity(f"the forward pass of step {step:,}", has_collective=True)
+        sampling = self.score_sampler.sampling(self.state.global_step, self.state.max_steps)
+        with contextlib.nullcontext() if self.stream.rank else sampling:
             loss = model(**inputs)
-        if self.stream.rank == 0:  # it alone reports
-            # The loss is scaled for the mean over workers (see Objective): this undoes it.
+        if self.stream.rank == 0:  # the only one that reports
+            # Undo the scaling for the mean over workers (see Objective).
             total = loss.detach() * self.stream.order.size(self.stream.epoch, batch.step) / self.stream.world
-            self.steps.step(total, batch)
-        at(f"the backward pass of step {self.state.global_step + 1:,}", shared=True)
-        if self.bad_steps:
-            loss = self.bad_steps.step(loss, batch)
+            self.step_metrics.add_step(total, batch)
+        set_activity(f"the backward pass of step {step:,}", has_collective=True)
+        if self.nonfinite_guard:
+            loss = self.nonfinite_guard.add_step(loss, batch)
             if self.is_deepspeed_enabled:
-                self.bad_steps.check(self.state.global_step + 1, self._sound)
+                self.nonfinite_guard.check_loss(step, self._finite_rows)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The Trainer asks for it before each update: where it is not finite, nothing is left to update with."""
+        """Return the gradient's norm; if it is not finite, delete the gradients, so that the update has no effect.
+
+        The Trainer calls this before each update.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
-        # DeepSpeed's backward pass makes the update too.
-        if self.bad_steps and not self.is_deepspeed_enabled:
+        # DeepSpeed's backward pass has applied the update already.
+        if self.nonfinite_guard and not self.is_deepspeed_enabled:
             scaled = self.accelerator.scaler is not None
-            if self.bad_steps.end(norm, self.state.global_step + 1, self._sound, scaled) and not scaled:
-                model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient, momentum included
+            skips = self.nonfinite_guard.should_skip(norm, self.state.global_step + 1, self._finite_rows, scaled)
+            if skips and not scaled:
+                model.zero_grad(set_to_none=True)  # optimizers ignore parameters without gradient, momentum included
         return norm
 
-    def _sound(self, batch: Any) -> list[bool] | None:
-        """Which groups have embeddings that are finite; None where the model is not contrastive."""
-        if not isinstance(self.learner.model, ContrastiveModel):
+    def _finite_rows(self, batch: Any) -> list[bool] | None:
+        """Return for each group whether its embeddings are finite; None if the model is not contrastive."""
+        if not isinstance(self.components.model, ContrastiveModel):
             return None
-        with gathered(self.model), self.compute_loss_context_manager():
-            return self.learner.model.sound(batch)
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Keep the scores of a step in the block where it is of the first update or of the last.
-
-        The last of an epoch may have no rows for this worker: then those of the one before stay.
-        """
-        step = self.state.global_step
-        learning = self.learner.model  # as it is inside of what wraps it
-        if not isinstance(learning, ContrastiveModel):
-            yield
-            return
-        if self.scores and (step == self.scores[0].step - 1 or step < self.state.max_steps - 2):
-            yield
-            return
-        found: list[BatchScores] = []
-        learning.watch = lambda e_ND, batch: found.append(batch_scores(step + 1, e_ND, batch))
-        try:
-            yield
-        finally:
-            learning.watch = None
-        if found and found[0].positives:
-            self.scores = [*self.scores[:1], *found]
+        with unsharded(self.model), self.compute_loss_context_manager():
+            return self.components.model.finite_groups(batch)
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
-        """Tokens of the texts themselves: nothing here pads a whole batch."""
+        """Count the tokens of the texts themselves: batches are not padded here."""
         if self.args.include_num_input_tokens_seen == "no":
             return
         own = torch.tensor(sum(map(len, inputs["batch"].token_ids)), device=self.args.device)
@@ -211,105 +209,112 @@ class StreamTrainer(transformers.Trainer):
     # --- evaluation ---
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the model on all workers together; the metrics are logged as `eval_NAME`."""
+        """Evaluate the model on all workers together; the metrics are logged as `eval_NAME`."""
         assert self.validation is not None
         start = time.monotonic()
-        found = None if self.state.global_step else self.before
-        if found is None:
-            with self.steps.aside(), during("an evaluation"), gathered(self.model):
-                found = self.validation.measure(self.encoder)
+        values = None if self.state.global_step else self.context.initial_metrics
+        if values is None:
+            with self.step_metrics.paused(), activity("an evaluation"), unsharded(self.model):
+                values = self.validation.measure(self.encoder)
             if not self.state.global_step:
-                self.first = self.validation.last
-        metrics = {f"eval_{name}": value for name, value in found.items()}
+                self.first_result = self.validation.last_result
+        metrics = {f"eval_{name}": value for name, value in values.items()}
         metrics["eval_runtime"] = round(time.monotonic() - start, 4)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def shown_queries(self) -> list[Shown]:
-        """What the report shows of the queries, on worker 0; none where this run has not measured both its beginning
-        and its end. Collective.
-        """
-        if self.validation is None or self.first is None or self.validation.last is None:
-            return []
-        return self.validation.shown(self.first, self.validation.last)
+    def query_examples(self) -> list[QueryExample]:
+        """Return the queries that the report shows, on worker 0. Collective.
 
-    # --- checkpoints ---
+        There are none unless this run has evaluated the model both before its first step and at its end.
+        """
+        if self.validation is None or self.first_result is None or self.validation.last_result is None:
+            return []
+        return self.validation.examples(self.first_result, self.validation.last_result)
+
+    # --- saving ---
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.steps.aside(), during("saving a checkpoint"):
-            self.settle()
-            if self.saved != self.state.global_step:
-                self._save_whole(model, trial)
+        with self.step_metrics.paused(), activity("saving a checkpoint"):
+            self.wait_for_checkpoint()
+            if self._saved_step != self.state.global_step:
+                self._write_checkpoint(model, trial)
 
-    def _save_whole(self, model: nn.Module, trial: Any) -> None:
-        """The Trainer's checkpoint, written on this node by every worker; from there it is published aside."""
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Have every worker write the Trainer's checkpoint on its node, and start to publish it in the background."""
         step = self.state.global_step
-        self.writer.begin(step)
+        self.writer.prepare(step)
         with collective("saving a checkpoint"):
             self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         if step == self.state.best_global_step:
-            self.state.best_model_checkpoint = public(path_of(self.storage, step))
-        if self.args.should_save:  # again: the Trainer takes the best one to lie where it writes
-            state = f"{self._get_output_dir(trial)}/checkpoint-{step}/trainer_state.json"
-            self._write(lambda: self.state.save_to_json(state))
-        publishers = self._gathered(self.writer.publishes)  # here everyone has written its part
-        self.saved = step
-        if not self.writer.publishes:
+            self.state.best_model_checkpoint = redact(checkpoint_path(self.storage, step))
+        if self.args.should_save:  # again: the Trainer stored the staging folder as the path of the best checkpoint
+            state_file = f"{self._get_output_dir(trial)}/checkpoint-{step}/trainer_state.json"
+            self._write(lambda: self.state.save_to_json(state_file))
+        publishers = self._gather_flags(self.writer.is_publisher)  # after this, every worker has written its part
+        self._saved_step = step
+        if not self.writer.is_publisher:
             return
-        # Without the optimizer it is a model to use, not a place to continue from.
-        whole = None if self.args.save_only_model else partial(self._seal, step, *self.position())
+        # Without the optimizer it is a model to use, and not a checkpoint to resume from.
+        epoch, position = self.position()
+        identity = self.context.identity
+        commit = partial(commit_checkpoint, step=step, epoch=epoch, position=position, identity=identity)
         part, parts = sum(publishers[: self.args.process_index]), sum(publishers)
-        best = self.state.best_model_checkpoint
-        self.writer.publish(Publishing(step, part, parts, whole, self.args.save_total_limit, best))
+        self.writer.publish(
+            PublishRequest(
+                step,
+                part,
+                parts,
+                None if self.args.save_only_model else commit,
+                self.args.save_total_limit,
+                self.state.best_model_checkpoint,
+            )
+        )
 
-    def _seal(self, step: int, epoch: int, position: int, folder: Path) -> None:
-        seal(folder, step, epoch, position, self.identity)
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is complete, and report it. Collective.
 
-    def finish_saving(self, timeout: float | None = None) -> bool:
-        """Wait, at most `timeout` seconds, until what this worker has saved lies where checkpoints are kept: on worker
-        0 the checkpoint is whole then. False where it is not yet. UserError where it cannot be.
+        The workers ask each other in short collectives: none of them waits for long in one.
         """
-        return self.writer.finish(timeout)
-
-    def settle(self) -> None:
-        """Wait until the last checkpoint is whole. Collective, and in short ones: no worker waits for long in one."""
-        if self.saved is None or self.told == self.saved:
+        if self._saved_step is None or self._reported_step == self._saved_step:
             return
-        while not all(self._gathered(self.finish_saving(SETTLE_SECONDS))):
+        while not all(self._gather_flags(self.writer.wait(PUBLISH_WAIT_SECONDS))):
             pass
-        self.told = self.saved
-        if self.on_checkpoint:
+        self._reported_step = self._saved_step
+        if self.context.on_checkpoint:
             with collective("reporting a checkpoint"):
-                self.on_checkpoint(path_of(self.storage, self.saved))
+                self.context.on_checkpoint(checkpoint_path(self.storage, self._saved_step))
 
-    def _gathered(self, value: bool) -> list[int]:
-        """Every worker's value, 0 or 1. Collective."""
+    def _gather_flags(self, value: bool) -> list[int]:
+        """Return the value of every worker, 0 or 1. Collective."""
         with collective("saving a checkpoint"):
             return self.accelerator.gather(torch.tensor([int(value)], device=self.args.device)).tolist()
 
     def _finalize_training(self, *args: Any) -> Any:
-        self.settle()
+        """Complete the last checkpoint; with --save_total_limit 1 keep only the best one."""
+        self.wait_for_checkpoint()
         result = super()._finalize_training(*args)
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best:
-            for path in [each for each in numbered(self.storage) if name_of(each) != name_of(best)]:
-                discard(path)
+            for path in list_checkpoints(self.storage):
+                if checkpoint_name(path) != checkpoint_name(best):
+                    delete_checkpoint(path)
         return result
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where the Trainer writes its checkpoints, and removes old ones: there are none."""
-        return str(self.scratch.folder)
+        """Return the staging folder: the Trainer writes checkpoints there, and finds no old ones to delete."""
+        return str(self.staging.folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """A checkpoint is a model folder like any other. training_args.bin is left out: it holds the hub's token."""
+        """Save a model folder like any other. training_args.bin is not written: it contains the hub's token."""
         if self.args.should_save:
             self._write(lambda: self.encoder.save(output_dir or str(self.args.output_dir), state_dict))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         save = partial(super()._save_optimizer_and_scheduler, output_dir)
-        # Shards are written by all workers together: one of them cannot try again alone.
+        # Shards are written by all workers together: one of them cannot retry alone.
         save() if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._write(save)
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -321,15 +326,17 @@ class StreamTrainer(transformers.Trainer):
     def _write(self, action: Callable[[], None]) -> None:
         self.writer.write(self.state.global_step, action)
 
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights by name where those in memory are shards, on worker 0; None where they are whole. Collective."""
+    def gather_weights(self) -> dict[str, torch.Tensor] | None:
+        """Return a sharded model's complete weights by name, on worker 0; None if they are not sharded. Collective."""
         if self.is_fsdp_enabled:
             return self.accelerator.get_state_dict(self.model)
         return self.accelerator.get_state_dict(self.deepspeed) if self.is_deepspeed_enabled else None
 
+    # --- loading ---
+
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """FSDP and DeepSpeed read their own files in here."""
-        with plainly_loaded(resume_from_checkpoint, "state"):
+        """Restrict the loads of FSDP and DeepSpeed, which read their own files here."""
+        with safe_loading(resume_from_checkpoint, "state"):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -339,51 +346,39 @@ class StreamTrainer(transformers.Trainer):
             self.encoder.load_weights(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """With the learning rate of the flags, which may be another than the checkpoint's."""
-        given: Any = getattr(self.lr_scheduler, "base_lrs", None)
-        with plainly_loaded(checkpoint, "optimizer or scheduler"):
+        """Resume with the learning rate of the flags, which may differ from that in the checkpoint."""
+        base_rates: Any = getattr(self.lr_scheduler, "base_lrs", None)
+        with safe_loading(checkpoint, "optimizer or scheduler"):
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
-            self.lr_scheduler.base_lrs = given
-            shares = [share(self.lr_scheduler.last_epoch) for share in self.lr_scheduler.lr_lambdas]
-            rates = [base * share for base, share in zip(given, shares, strict=True)]
-            self.lr_scheduler._last_lr = rates  # what is logged
-            for group, base, rate in zip(self.optimizer.param_groups, given, rates, strict=True):
+            self.lr_scheduler.base_lrs = base_rates
+            factors = [factor(self.lr_scheduler.last_epoch) for factor in self.lr_scheduler.lr_lambdas]
+            rates = [base * factor for base, factor in zip(base_rates, factors, strict=True)]
+            set_logged_rates(self.lr_scheduler, rates)
+            for group, base, rate in zip(self.optimizer.param_groups, base_rates, rates, strict=True):
                 group["initial_lr"], group["lr"] = base, rate
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """None where this run has none: that of a run in half precision, resumed without it."""
+        """Ignore the scaler of a run in half precision that is resumed without it."""
         if getattr(self.accelerator, "scaler", None) is None:
             return
-        with plainly_loaded(checkpoint, "scaler"):
+        with safe_loading(checkpoint, "scaler"):
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with plainly_loaded(checkpoint, "random state"):
+        with safe_loading(checkpoint, "random state"):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
-        # Of a store the state holds no more than may be read by anyone.
-        path = self.scratch.fetched(path_of(self.storage, self.state.best_global_step) if "://" in best else best)
+        # A URI in the state is redacted: the real one has to be assembled.
+        path = checkpoint_path(self.storage, self.state.best_global_step) if "://" in best else best
+        folder = self.staging.fetch(path)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.state.best_model_checkpoint = path
-            with plainly_loaded(path, "best model"):
+            self.state.best_model_checkpoint = folder
+            with safe_loading(folder, "best model"):
                 super()._load_best_model()
             self.state.best_model_checkpoint = best
         else:
-            self.encoder.load_weights(path)
-        self.accelerator.wait_for_everyone()  # before one of them removes what was fetched
-
-
-@contextlib.contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights in place while the block runs, where FSDP keeps them in shards. Collective."""
-    sharded: list[Any] = [m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
-    for module in sharded:
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
+            self.encoder.load_weights(folder)
+        self.accelerator.wait_for_everyone()  # before one of them deletes what was fetched

@@ -1,6 +1,6 @@
-"""The training loop of one worker: transformers' Trainer, fed by the worker's own stream.
+"""Training loop of one worker: transformers' Trainer on the worker's own stream.
 
-Ray Train starts `train_worker` in every worker. It knows nothing of the command line; `train.py` prepares its config.
+Ray Train calls `train_worker` in every worker. The driver prepares its configuration; nothing here reads options.
 """
 
 from __future__ import annotations
@@ -15,148 +15,172 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from raybge.cluster.placement_groups import note
+from raybge.cluster.placement_groups import record_placement_group
 from raybge.data.stream import StepStream
-from raybge.training.callbacks.graceful_stop import Stopped, Stopping
-from raybge.training.callbacks.nonfinite_guard import BadSteps
-from raybge.training.callbacks.progress import Reporter
-from raybge.training.checkpoint.manifest import RESULTS, name_of, publish
-from raybge.training.health.heartbeat import Heart
-from raybge.training.report import write_report
-from raybge.training.trainer import StreamTrainer
+from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
+from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
+from raybge.training.callbacks.progress import ProgressCallback
+from raybge.training.checkpoint.final_model import RESULTS, publish_model
+from raybge.training.checkpoint.manifest import checkpoint_name
+from raybge.training.health.heartbeat import Heartbeat
+from raybge.training.page import write_report
+from raybge.training.trainer import StreamTrainer, TrainerContext
 from raybge.training.worker_config import WorkerConfig
 from raybge.util.errors import UserError
-from raybge.util.filesystem import HIDDEN
-from raybge.util.redaction import public
+from raybge.util.filesystem import STATE_FOLDER
+from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
-    from raybge.evaluation.query_examples import Shown
+    from raybge.evaluation.query_examples import QueryExample
 
 
 def train_worker(settings: dict[str, WorkerConfig]) -> None:
-    """Train this worker's share; worker 0 writes the model. Runs inside Ray Train, whose process group it uses."""
+    """Train on this worker's share of the data; worker 0 writes the model.
+
+    Args:
+        settings: the configuration, under the key "worker".
+    """
     import ray.train
 
     config = settings["worker"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    config.board.join()
-    with Heart(config.board, rank, config.stall_timeout) as heart:
-        _train(config, rank, world, context.get_experiment_name(), heart)
+    config.run_state.register_worker()
+    with Heartbeat(config.run_state, rank, config.stall_timeout) as heartbeat:
+        _train(config, rank, world, context.get_experiment_name(), heartbeat)
 
 
-def _train(config: WorkerConfig, rank: int, world: int, attempt: str, heart: Heart) -> None:
+def _train(config: WorkerConfig, rank: int, world: int, attempt: str, heartbeat: Heartbeat) -> None:
     import ray
 
-    _check_shared(config, rank)
+    _check_shared_folders(config, rank)
     if rank == 0:
-        note(config.output_dir, ray.util.get_current_placement_group())
-    torch.set_num_threads(config.cpus)  # Ray sets OMP_NUM_THREADS to what it thinks best
+        record_placement_group(config.output_dir, ray.util.get_current_placement_group())
+    torch.set_num_threads(config.cpus)  # Ray has set OMP_NUM_THREADS to a value of its own
     if config.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
-    args = _arguments(config)
+    args = build_arguments(config)
     transformers.set_seed(args.seed)
-    trainer = _trainer(config, args, rank, world, attempt)
-    transformers.set_seed(args.seed + rank)  # dropout differs between workers; the order and the draws do not
-    trainer.add_callback(Stopping(lambda: heart.told))
+    trainer = build_trainer(config, args, rank, world, attempt)
+    transformers.set_seed(args.seed + rank)  # dropout differs between workers; order and random draws do not
+    trainer.add_callback(GracefulStopCallback(lambda: heartbeat.stop_requested))
     try:
-        start = trainer.scratch.fetched(config.resume_from) if config.resume_from else None
+        start = trainer.staging.fetch(config.resume_from) if config.resume_from else None
         result = trainer.train(resume_from_checkpoint=start)
-    except Stopped:
-        trainer.settle()
+    except TrainingStopped:
+        trainer.wait_for_checkpoint()
         if rank == 0:
-            config.board.stopped(trainer.state.global_step)
+            config.run_state.set_stopped(trainer.state.global_step)
         return
     finally:
         trainer.writer.close()
-    after = _last_measured(trainer)
-    shown = trainer.shown_queries()
-    weights = trainer.whole_weights()
+    final_metrics = _evaluate_final_model(trainer)
+    examples = trainer.query_examples()
+    weights = trainer.gather_weights()
     if rank == 0:
-        _check_shared(config, rank)  # a driver that is gone has taken its markers along: its folder is not ours
-        metrics = {**result.metrics, **after, "steps": trainer.state.global_step}
-        _write_result(config, trainer, weights, metrics, shown)
-        config.board.finish(metrics)
+        # A driver that has ended has deleted its markers: the output folder may belong to another run now.
+        _check_shared_folders(config, rank)
+        metrics = {**result.metrics, **final_metrics, "steps": trainer.state.global_step}
+        _write_result(config, trainer, weights, metrics, examples)
+        config.run_state.set_finished(metrics)
 
 
-def _arguments(config: WorkerConfig) -> transformers.TrainingArguments:
+def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
+    """Return the worker's TrainingArguments. Raises a UserError for flags that transformers refuses."""
     training = dict(config.training)
     if config.validation and not config.resume_from:
-        training["eval_on_start"] = True  # the model card says what training gained
+        training["eval_on_start"] = True  # the model card compares the metrics before and after training
     try:
         return transformers.TrainingArguments(**training)
-    except (ValueError, ImportError) as error:  # flags that do not go together, known to transformers alone
+    except (ValueError, ImportError) as error:
         raise UserError(f"transformers.TrainingArguments: {error}") from error
 
 
-def _trainer(
+def build_trainer(
     config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int, attempt: str | None = None
 ) -> StreamTrainer:
-    learner = config.learning.learner(args)
+    """Build the model and its trainer.
+
+    Args:
+        config: configuration of the worker.
+        args: TrainingArguments, see `build_arguments`.
+        rank: rank of the worker.
+        world: number of workers.
+        attempt: name of this attempt, unique among those of the run; None: a random name.
+
+    Returns:
+        The trainer.
+    """
+    components = config.task.build(args)
     validation = None
     if config.validation:
-        from raybge.evaluation.in_training import Validation
+        from raybge.evaluation.in_training import RetrievalValidator
 
-        validation = Validation(config.validation, rank, world, config.kept)
-    reporter = Reporter(config.board if rank == 0 else None)
-    bad_steps = None
+        validation = RetrievalValidator(config.validation, rank, world, config.token_cache)
+    nonfinite_guard = None
     if config.max_bad_steps:
         files = [file.name for file in config.survey.files]
-        bad_steps = BadSteps(config.max_bad_steps, files, (lambda line: None) if rank else config.board.say)
+        log = (lambda line: None) if rank else config.run_state.add_message
+        nonfinite_guard = NonFiniteGuard(config.max_bad_steps, files, log)
+    tokenizer, reading_cpus = components.tokenizer, config.reading_cpus
+    progress = ProgressCallback(config.run_state if rank == 0 else None)
     trainer = StreamTrainer(
-        StepStream(config.survey, config.order, learner.tokenizer, rank, world, config.reading_cpus, kept=config.kept),
-        learner,
-        config.identity,
-        validation,
-        _report_to_ray,
-        config.before,
-        config.row_log.lines(rank) if config.row_log else None,
-        bad_steps,
-        config.storage,
-        attempt,
+        StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus, kept=config.token_cache),
+        components,
+        TrainerContext(
+            identity=config.identity,
+            validation=validation,
+            on_checkpoint=_report_to_ray,
+            initial_metrics=config.initial_metrics,
+            row_writer=config.row_log.lines(rank) if config.row_log else None,
+            nonfinite_guard=nonfinite_guard,
+            storage=config.storage,
+            attempt=attempt,
+        ),
         args=args,
-        callbacks=[reporter],
+        callbacks=[progress],
     )
-    reporter.trainer = trainer
+    progress.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def _check_shared(config: WorkerConfig, rank: int) -> None:
+def _check_shared_folders(config: WorkerConfig, rank: int) -> None:
     for marker in config.markers:
         if not os.path.exists(marker):
             raise UserError(
-                f"worker {rank} does not see {os.path.dirname(marker)}: several machines need an --output_dir and a "
-                "--storage_path on folders that all of them share"
+                f"worker {rank} cannot see {os.path.dirname(marker)}: on several nodes, --output_dir and "
+                "--storage_path must be on folders that all nodes share"
             )
 
 
 def _report_to_ray(path: str) -> None:
-    """Tell Ray Train of a checkpoint. It lies where it should: what Ray keeps is a pointer of a few bytes."""
+    """Report a checkpoint to Ray Train. It stays where it is: Ray stores a pointer of a few bytes."""
     import ray.train
 
     context = ray.train.get_context()
     pointer = None
     if context.get_world_rank() == 0:
-        place = Path(context.get_storage().experiment_fs_path) / name_of(path)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "pointer.json").write_text(json.dumps({"path": public(path)}))
-        pointer = ray.train.Checkpoint.from_directory(place)
+        folder = Path(context.get_storage().experiment_fs_path) / checkpoint_name(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pointer.json").write_text(json.dumps({"path": redact(path)}))
+        pointer = ray.train.Checkpoint.from_directory(folder)
     mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-    ray.train.report({"checkpoint": public(path)}, checkpoint=pointer, checkpoint_upload_mode=mode)
+    ray.train.report({"checkpoint": redact(path)}, checkpoint=pointer, checkpoint_upload_mode=mode)
 
 
-def _measured(entry: Mapping[str, float]) -> dict[str, float]:
+def _retrieval_metrics(entry: Mapping[str, float]) -> dict[str, float]:
+    """Return the retrieval metrics in an entry of the Trainer's log, for example "eval_nDCG@10"."""
     return {name: value for name, value in entry.items() if name.startswith("eval_") and "@" in name}
 
 
-def _last_measured(trainer: StreamTrainer) -> dict[str, float]:
-    """The metrics of the model that is saved, measured now where the last evaluation was of another one."""
+def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:
+    """Return the retrieval metrics of the model that is saved; evaluates it unless the last evaluation did."""
     if trainer.validation is None:
         return {}
-    last = [e for e in trainer.state.log_history if _measured(e)][-1:]
-    same = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    return _measured(last[0] if same else trainer.evaluate())
+    last = [entry for entry in trainer.state.log_history if _retrieval_metrics(entry)][-1:]
+    is_final = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    return _retrieval_metrics(last[0] if is_final else trainer.evaluate())
 
 
 def _write_result(
@@ -164,21 +188,21 @@ def _write_result(
     trainer: StreamTrainer,
     weights: dict[str, torch.Tensor] | None,
     metrics: Mapping[str, Any],
-    shown: Sequence[Shown],
+    examples: Sequence[QueryExample],
 ) -> None:
-    """Write model, card, report and results aside, then move them in."""
-    from raybge.model.card import Card
+    """Write model, card, report and results into a staging folder, then move them into the output folder."""
+    from raybge.model.card import TrainingCard
 
-    aside = Path(config.output_dir) / HIDDEN / "model"
-    shutil.rmtree(aside, ignore_errors=True)
-    model = aside / config.learning.folder
-    config.learning.save(trainer.learner, model, weights)
+    staging = Path(config.output_dir) / STATE_FOLDER / "model"
+    shutil.rmtree(staging, ignore_errors=True)
+    model_folder = staging / config.task.spec.model_folder
+    config.task.save(trainer.components, model_folder, weights)
     history = trainer.state.log_history
-    before = next((_measured(e) for e in history if _measured(e) and not e["step"]), None)
-    plain = {name.removeprefix("eval_"): value for name, value in (before or {}).items()}
-    after = {name.removeprefix("eval_"): value for name, value in _measured(metrics).items()}
-    Card(**config.card, history=history, before=plain or None, after=after or None).write(model)
-    write_report(aside, config, trainer, metrics, shown)
-    trainer.state.save_to_json(str(aside / "trainer_state.json"))
-    (aside / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
-    publish(aside, Path(config.output_dir))
+    before = next((_retrieval_metrics(e) for e in history if _retrieval_metrics(e) and not e["step"]), {})
+    before = {name.removeprefix("eval_"): value for name, value in before.items()}
+    after = {name.removeprefix("eval_"): value for name, value in _retrieval_metrics(metrics).items()}
+    TrainingCard(**config.card, history=history, before=before or None, after=after or None).write(model_folder)
+    write_report(staging, config, trainer, metrics, examples)
+    trainer.state.save_to_json(str(staging / "trainer_state.json"))
+    (staging / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")
+    publish_model(staging, Path(config.output_dir))

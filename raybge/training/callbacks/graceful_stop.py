@@ -1,4 +1,4 @@
-"""Workers that end a run together: after the same update, whichever of them was told to stop."""
+"""Graceful stop: all workers end the run after the same update, whichever of them received the request."""
 
 from __future__ import annotations
 
@@ -10,42 +10,45 @@ import torch.distributed as dist
 import transformers
 
 
-class Stopped(Exception):
-    """Training ended where it was told to, and what is to be saved is saved."""
+class TrainingStopped(Exception):
+    """Training ended on request, after saving a checkpoint unless --save_strategy is no."""
 
 
-class Stopping(transformers.TrainerCallback):
-    """Before an update the workers begin to add up who was told; behind its gradient the sum is there, with no waiting.
+class GracefulStopCallback(transformers.TrainerCallback):
+    """Ends training after an update when any worker was requested to stop.
 
-    Training then ends with `Stopped`, after a checkpoint unless --save_strategy is no. The last update of a run ends
-    it anyway.
+    Before an update the workers start an asynchronous sum of their requests, which has finished when the gradient is
+    there: no worker waits. Training then ends with `TrainingStopped`. The last update of a run ends it anyway.
 
     Args:
-        told: whether this worker was.
+        stop_requested: returns whether this worker was requested to stop.
     """
 
-    def __init__(self, told: Callable[[], bool]):
-        self._told = told
-        self._sum = torch.zeros(())
+    def __init__(self, stop_requested: Callable[[], bool]):
+        self._stop_requested = stop_requested
+        self._requests = torch.zeros(())
         self._work: Any = None
         self._stops = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._sum = torch.full((), float(self._told()), device=args.device)
-        self._work = dist.all_reduce(self._sum, async_op=True) if dist.is_initialized() else None
+        """Start the sum over the workers."""
+        self._requests = torch.full((), float(self._stop_requested()), device=args.device)
+        self._work = dist.all_reduce(self._requests, async_op=True) if dist.is_initialized() else None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide whether this update is the last."""
         if self._work is not None:
             self._work.wait()
-        self._stops = bool(self._sum) and state.global_step + 1 < state.max_steps
+        self._stops = bool(self._requests) and state.global_step + 1 < state.max_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Have the Trainer save a checkpoint and leave its loop."""
         if self._stops:
             control.should_training_stop = True
             control.should_evaluate = False
             control.should_save = args.save_strategy != transformers.trainer_utils.SaveStrategy.NO
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The Trainer leaves an epoch where training is to stop; what it would do at its end is not wanted."""
+        """Raise, since the Trainer's work at the end of a finished training is not wanted."""
         if self._stops:
-            raise Stopped
+            raise TrainingStopped

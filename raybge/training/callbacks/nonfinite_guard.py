@@ -1,7 +1,7 @@
-"""Updates whose loss or gradient is not finite: left out, and the end of the run when they do not cease.
+"""Guard against losses and gradients that are not finite: skips the update, ends the run if they persist.
 
-Data-parallel training sums gradients over workers: a number that is not finite in one worker's is then in everyone's,
-and all decide alike without asking each other. They talk only once something is wrong.
+Data-parallel training sums gradients over workers: a value that is not finite on one worker is then not finite on all
+of them, so that all decide alike without communication. They communicate only after such a value.
 """
 
 from __future__ import annotations
@@ -15,91 +15,109 @@ from torch import Tensor
 from raybge.data.stream import Batch
 from raybge.util.errors import UserError
 
-NAMED = 5  # rows of a message
+MAX_NAMED_ROWS = 5
 
-# Of a step's batch: whether each row is sound, as far as the model can tell; None where it cannot.
-Sound = Callable[[Batch], Sequence[bool] | None]
+# Returns for each row of a batch whether its embeddings are finite; None if the model cannot tell.
+FiniteRows = Callable[[Batch], Sequence[bool] | None]
 
 
-class BadSteps:
-    """Watches the updates of one worker's training.
+class NonFiniteGuard:
+    """Guard of one worker's updates.
 
     Args:
-        limit: bad updates in a row that end the run.
-        files: names of the data's files, in the order of their numbers.
-        say: shows a line to the person.
+        limit: consecutive non-finite updates that end the run.
+        files: names of the data files, in the order of their numbers.
+        log: called with a line for the user.
     """
 
-    def __init__(self, limit: int, files: Sequence[str], say: Callable[[str], None]):
+    def __init__(self, limit: int, files: Sequence[str], log: Callable[[str], None]):
         self.limit = limit
         self.files = files
-        self.say = say
-        self.in_a_row = 0
-        self._steps: list[tuple[Tensor, Batch]] = []  # of the update that is under way
+        self.log = log
+        self.consecutive = 0
+        self._steps: list[tuple[Tensor, Batch]] = []  # of the current update
 
-    def step(self, loss: Tensor, batch: Batch) -> Tensor:
-        """Take note of one step. The loss that comes back has a gradient that is finite only where the loss is."""
+    def add_step(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Record one step of the current update.
+
+        Args:
+            loss: loss of this worker's share, scalar.
+            batch: the share.
+
+        Returns:
+            The loss, with a gradient that is finite only if the loss is.
+        """
         self._steps.append((loss.detach(), batch))
         return loss * (1 + 0 * loss.detach())
 
-    def check(self, number: int, sound: Sound) -> None:
-        """Before a backward pass that makes the update too, as DeepSpeed's does. Collective.
-
-        Raises:
-            UserError: on all workers, when a worker's loss of update `number` is not finite: it could not be left out.
-        """
-        ((loss, batch),), self._steps = self._steps, []
-        bad = 1 - loss.isfinite().float()
-        if dist.is_initialized():
-            dist.all_reduce(bad)
-        if bad:
-            total, rows = self._look([(loss, batch)], sound)
-            raise UserError(
-                f"training diverges: the loss of step {number:,} is {total}; no update was made of it, and with "
-                f"--deepspeed none can be left out. Its rows, the likeliest cause first: {rows}"
-            )
-
-    def end(self, norm: Tensor | float, number: int, sound: Sound, scaled: bool) -> bool:
-        """Whether update `number`, whose gradient over all workers has this norm, is to be left out.
+    def check_loss(self, update: int, finite_rows: FiniteRows) -> None:
+        """Check the loss before a backward pass that includes the update, as DeepSpeed's does. Collective.
 
         Args:
-            scaled: the loss was scaled for half precision. A gradient that overflows then is how the scale is found,
-                and no bad step; the scaler leaves it out by itself.
+            update: number of the update, counted from 1.
+            finite_rows: finds the rows that cause it.
 
         Raises:
-            UserError: on all workers, when it is one too many in a row.
+            UserError: on all workers, if the loss of any worker is not finite: the update cannot be skipped.
+        """
+        ((loss, batch),), self._steps = self._steps, []
+        nonfinite = 1 - loss.isfinite().float()
+        if dist.is_initialized():
+            dist.all_reduce(nonfinite)
+        if nonfinite:
+            mean_loss, rows = self._find_rows([(loss, batch)], finite_rows)
+            raise UserError(
+                f"training diverges: the loss of step {update:,} is {mean_loss}; the update was not applied, and with "
+                f"--deepspeed it cannot be skipped. Its rows, most likely cause first: {rows}"
+            )
+
+    def should_skip(self, grad_norm: Tensor | float, update: int, finite_rows: FiniteRows, scaled: bool) -> bool:
+        """Decide whether to skip an update. Collective if the gradient is not finite.
+
+        Args:
+            grad_norm: norm of the gradient over all workers.
+            update: number of the update, counted from 1.
+            finite_rows: finds the rows that cause it.
+            scaled: the loss was scaled for half precision. An overflow of the gradient is then part of the search for
+                the scale and not an error; the scaler skips that update by itself.
+
+        Returns:
+            True if the update must be skipped.
+
+        Raises:
+            UserError: on all workers, if this is the last of `limit` consecutive non-finite updates.
         """
         steps, self._steps = self._steps, []
-        if math.isfinite(norm):
-            self.in_a_row = 0
+        if math.isfinite(grad_norm):
+            self.consecutive = 0
             return False
-        loss, rows = self._look(steps, sound)
+        loss, rows = self._find_rows(steps, finite_rows)
         if scaled and math.isfinite(loss):
             return False
-        self.in_a_row += 1
-        cause = f"loss {loss}" if not math.isfinite(loss) else f"loss {loss:.4f}, gradient {float(norm)}"
-        if self.in_a_row < self.limit:
-            self.say(f"step {number:,} is left out ({cause}); its rows, the likeliest cause first: {rows}")
+        self.consecutive += 1
+        cause = f"loss {loss}" if not math.isfinite(loss) else f"loss {loss:.4f}, gradient {float(grad_norm)}"
+        if self.consecutive < self.limit:
+            self.log(f"step {update:,} is skipped ({cause}); its rows, most likely cause first: {rows}")
             return True
         raise UserError(
-            f"training diverges: {self.in_a_row} steps in a row had a loss or a gradient that is not finite "
-            f"(--max_bad_steps), the last of them step {number:,} ({cause}). No update was made of them. The last "
-            f"one's rows, the likeliest cause first: {rows}"
+            f"training diverges: {self.consecutive} steps in a row had a loss or a gradient that is not finite "
+            f"(--max_bad_steps), the last of them step {update:,} ({cause}). None of these updates was applied. Rows "
+            f"of the last one, most likely cause first: {rows}"
         )
 
-    def _look(self, steps: Sequence[tuple[Tensor, Batch]], sound: Sound) -> tuple[float, str]:
-        """The loss over all workers, and their rows as text. Collective."""
+    def _find_rows(self, steps: Sequence[tuple[Tensor, Batch]], finite_rows: FiniteRows) -> tuple[float, str]:
+        """Return the mean loss over all workers, and the rows of their steps as text. Collective."""
         loss = sum(float(loss) for loss, _ in steps) / max(1, len(steps))
-        mine: list[tuple[bool, bool, int, int]] = []  # whether the row, and its step, are sound; file and offset
+        own: list[tuple[bool, bool, int, int]] = []  # row is finite, loss of its step is finite, file, offset
         for step_loss, batch in steps:
-            goods = sound(batch) or [True] * len(batch.rows)
-            finite = math.isfinite(step_loss)
-            mine += [(good, finite, *row) for good, row in zip(goods, batch.rows, strict=True)]
-        shares = [(loss, len(mine), sorted(mine)[:NAMED])]
+            finite = finite_rows(batch) or [True] * len(batch.rows)
+            loss_is_finite = math.isfinite(step_loss)
+            own += [(is_finite, loss_is_finite, *row) for is_finite, row in zip(finite, batch.rows, strict=True)]
+        shares = [(loss, len(own), sorted(own)[:MAX_NAMED_ROWS])]
         if dist.is_initialized():
             shares *= dist.get_world_size()
             dist.all_gather_object(shares, shares[0])
-        rows = sorted(row for _, _, some in shares for row in some)[:NAMED]
-        says = ", ".join(f"{self.files[file]}:byte {offset:,}" for _, _, file, offset in rows)
+        rows = sorted(row for _, _, part in shares for row in part)[:MAX_NAMED_ROWS]
+        names = ", ".join(f"{self.files[file]}:byte {offset:,}" for _, _, file, offset in rows)
         more = sum(count for _, count, _ in shares) - len(rows)
-        return sum(loss for loss, _, _ in shares) / len(shares), says + (f" and {more:,} more" if more else "")
+        return sum(loss for loss, _, _ in shares) / len(shares), names + (f" and {more:,} more" if more else "")

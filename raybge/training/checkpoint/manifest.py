@@ -1,42 +1,48 @@
-"""Checkpoints: when one is whole, which one a run continues from, and whether it may.
+"""Checkpoint manifests: which checkpoints are complete, which one a run resumes from, and whether it may.
 
-`storage/checkpoint-N/` is a model folder with the optimizer, the scheduler and every worker's random state beside it,
-as transformers' Trainer writes them after N updates. RECORD is written last, when all of it is on the disk: a folder
-without it is half-written and is never continued from. Reading needs nothing but RECORD: an epoch's order follows from
-what it says, and the position in it is a number. `storage` is a folder or a URI that pyarrow's file systems know.
+`storage/checkpoint-N/` is a model folder together with the optimizer, the scheduler and the random state of every
+worker, as transformers' Trainer writes them after N updates. The manifest file MANIFEST is written last, when all other
+files are on the disk: a folder without it is incomplete and is never resumed from. Resuming the data needs only the
+manifest: it determines the order of an epoch, and the position in it is a number. `storage` is a folder or a URI that
+pyarrow's file systems support.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
-import shutil
 import uuid
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow.fs as pafs
 
+from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
-from raybge.util.filesystem import HIDDEN, extended, filesystem
-from raybge.util.retry import QUICK, WAITS, retried
+from raybge.util.filesystem import STATE_FOLDER, append_to_path, filesystem
+from raybge.util.retry import QUICK, WAITS, with_retries
 
 if TYPE_CHECKING:
     from raybge.data.order import Order
     from raybge.data.survey import Survey
 
-RECORD = "raybge.json"
-RESULTS = "train_results.json"  # in the output folder, written last: the run is finished
+MANIFEST = "raybge.json"
 PREFIX = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a position means. A checkpoint continues a run only where all of it is the same."""
+class RunIdentity:
+    """Properties that give a position in the data its meaning. A checkpoint resumes only a run with equal properties.
+
+    Args:
+        data: fingerprint of the data files and their row counts.
+        global_batch: rows of one step over all workers.
+        seed: seed of the order.
+        gradient_accumulation_steps: steps of one update.
+        order: fingerprint of the order of the rows.
+    """
 
     data: str
     global_batch: int
@@ -45,20 +51,20 @@ class Identity:
     order: str
 
     @staticmethod
-    def of(survey: Survey, order: Order, gradient_accumulation_steps: int) -> Identity:
-        """The identity of a run over `survey`'s rows in `order`."""
+    def of(survey: Survey, order: Order, gradient_accumulation_steps: int) -> RunIdentity:
+        """Return the identity of a run over the rows of `survey` in `order`."""
         files = [(os.path.basename(f.name), f.size) for f in survey.files]
-        return Identity(
-            data=digest((files, survey.rows)),
+        return RunIdentity(
+            data=fingerprint((files, survey.rows)),
             global_batch=order.global_batch,
             seed=order.seed,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            order=digest(vars(order)),
+            order=fingerprint(vars(order)),
         )
 
 
-# What a person has to mend where a field of Identity differs; `order` last, since the others change it too.
-_FLAGS = {
+# Error message for each field of RunIdentity that differs; `order` is last because the other fields change it too.
+_DIFFERENCES = {
     "data": "--train_data has other files or rows than",
     "global_batch": "--global_batch_size is {now}, but {then} in",
     "seed": "--seed (or --data_seed) is {now}, but {then} in",
@@ -69,211 +75,162 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: `step` updates are done, `position` steps of the stream in `epoch` are read."""
+    """A complete checkpoint.
+
+    Args:
+        path: its folder or URI.
+        step: updates done.
+        epoch: epoch of the data stream.
+        position: steps of that epoch that were read.
+        identity: identity of the run that wrote it.
+    """
 
     path: str
     step: int
     epoch: int
     position: int
-    identity: Identity
+    identity: RunIdentity
 
-    def check(self, now: Identity) -> None:
-        """UserError that names the flag when a run of this identity cannot continue from here."""
-        for name, says in _FLAGS.items():
-            mine, its = getattr(now, name), getattr(self.identity, name)
-            if mine != its:
+    def check(self, identity: RunIdentity) -> None:
+        """Raise a UserError that names the differing flag if a run of this identity cannot resume from here."""
+        for name, difference in _DIFFERENCES.items():
+            now, then = getattr(identity, name), getattr(self.identity, name)
+            if now != then:
                 raise UserError(
-                    f"cannot continue: {says.format(now=mine, then=its)} {self.path}; give what that run had, "
-                    "or start anew with --overwrite_output_dir"
+                    f"cannot continue: {difference.format(now=now, then=then)} {self.path}; use the flags of that "
+                    "run, or start anew with --overwrite_output_dir"
                 )
 
 
-def seal(folder: Path, step: int, epoch: int, position: int, identity: Identity) -> None:
-    """Declare the checkpoint in `folder` whole, once everything in it is on the disk."""
-    for path in folder.rglob("*"):
-        sync(path)
-    record = {"step": step, "epoch": epoch, "position": position, **asdict(identity)}
-    aside = folder / (RECORD + ".part")
-    aside.write_text(json.dumps(record, indent=2) + "\n")
-    sync(aside)
-    aside.replace(folder / RECORD)
-    sync(folder)
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def discard(path: str | Path) -> None:
-    """Remove a checkpoint; a crash in between leaves one that counts as half-written."""
-    store, place = filesystem(str(path))
-    if store.get_file_info(f"{place}/{RECORD}").is_file:
-        store.delete_file(f"{place}/{RECORD}")
-    if store.get_file_info(place).type == pafs.FileType.Directory:
-        store.delete_dir(place)
+def load_checkpoint(path: str | Path, flag: str) -> Checkpoint:
+    """Read the manifest of a checkpoint.
 
+    Args:
+        path: folder or URI of the checkpoint.
+        flag: flag that names it, for error messages.
 
-def load(path: str | Path, flag: str) -> Checkpoint:
-    """The checkpoint at `path`. UserError naming `flag` where there is none, or half of one."""
+    Returns:
+        The checkpoint, its path absolute.
+
+    Raises:
+        UserError: there is no checkpoint at `path`, or an incomplete one.
+    """
     path = _absolute(str(path))
-    says = f"{flag}: {path}"
 
     def read() -> bytes | None:
-        store, place = filesystem(path)
-        if not store.get_file_info(f"{place}/{RECORD}").is_file:
+        store, inner_path = filesystem(path)
+        if not store.get_file_info(f"{inner_path}/{MANIFEST}").is_file:
             return None
-        with store.open_input_stream(f"{place}/{RECORD}") as stream:
+        with store.open_input_stream(f"{inner_path}/{MANIFEST}") as stream:
             return stream.read()
 
-    found = retried(read, f"{says} cannot be read", WAITS[:QUICK])
-    if found is None:
-        raise UserError(f"{says} is no whole checkpoint of raybge.train (it has no {RECORD}, which is written last)")
+    content = with_retries(read, f"{flag}: {path} cannot be read", WAITS[:QUICK])
+    if content is None:
+        raise UserError(
+            f"{flag}: {path} is not a complete checkpoint of raybge.train ({MANIFEST}, which is written last, is "
+            "missing)"
+        )
     try:
-        record = json.loads(found)
-        identity = Identity(**{f.name: record[f.name] for f in fields(Identity)})
+        record = json.loads(content)
+        identity = RunIdentity(**{f.name: record[f.name] for f in fields(RunIdentity)})
         return Checkpoint(path, record["step"], record["epoch"], record["position"], identity)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{says}/{RECORD} cannot be read ({error})") from error
+        raise UserError(f"{flag}: {path}/{MANIFEST} cannot be read ({error})") from error
 
 
-def newest(storage: str | Path) -> Checkpoint | None:
-    """The whole checkpoint with the most updates, None where there is none."""
+def latest_checkpoint(storage: str | Path) -> Checkpoint | None:
+    """Return the complete checkpoint with the most updates; None if there is none."""
 
     def find() -> str | None:
-        return next((path for path in numbered(storage) if is_whole(path)), None)
+        return next((path for path in list_checkpoints(storage) if is_complete(path)), None)
 
-    found = retried(find, f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
-    return load(found, "--storage_path") if found else None
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether a run could continue from here."""
-    store, place = filesystem(str(path))
-    return store.get_file_info(f"{place}/{RECORD}").is_file
+    path = with_retries(find, f"--storage_path: {storage} cannot be read", WAITS[:QUICK])
+    return load_checkpoint(path, "--storage_path") if path else None
 
 
-def rotate(path: str | Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints until `limit` are left with `path`, which was just written; `best` stays too."""
-    older = [each for each in numbered(_parts(str(path))[0]) if _number(each) < _number(path)]
-    kept = {name_of(path)} | ({name_of(best)} if best else set())
-    excess = 1 + len(older) - max(limit, len(kept)) if limit and limit > 0 else 0
-    for each in [each for each in reversed(older) if name_of(each) not in kept][: max(0, excess)]:
-        discard(each)
+def is_complete(path: str | Path) -> bool:
+    """Return whether a run could resume from the checkpoint at `path`."""
+    store, inner_path = filesystem(str(path))
+    return store.get_file_info(f"{inner_path}/{MANIFEST}").is_file
 
 
-def numbered(storage: str | Path) -> list[str]:
-    """The paths of the checkpoints, whole or not, the one with the most updates first."""
+def list_checkpoints(storage: str | Path) -> list[str]:
+    """Return the paths of all checkpoints, complete or not, the one with the most updates first."""
     storage = _absolute(str(storage))
-    store, place = filesystem(storage)
-    infos = store.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+    store, folder = filesystem(storage)
+    infos = store.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     names = [i.base_name for i in infos if i.type == pafs.FileType.Directory and i.base_name.startswith(PREFIX)]
     steps = [int(name.removeprefix(PREFIX)) for name in names if name.removeprefix(PREFIX).isdecimal()]
-    return [path_of(storage, step) for step in sorted(steps, reverse=True)]
+    return [checkpoint_path(storage, step) for step in sorted(steps, reverse=True)]
 
 
-def path_of(storage: str | Path, step: int) -> str:
-    """Where the checkpoint after so many updates lies."""
-    return extended(str(storage), f"/{PREFIX}{step}")
+def checkpoint_path(storage: str | Path, step: int) -> str:
+    """Return the path of the checkpoint after `step` updates."""
+    return append_to_path(str(storage), f"/{PREFIX}{step}")
 
 
-def name_of(path: str | Path) -> str:
-    """A checkpoint's name, "checkpoint-200"."""
-    return _parts(str(path))[1]
+def checkpoint_name(path: str | Path) -> str:
+    """Return the name of a checkpoint, for example "checkpoint-200"."""
+    return _split(str(path))[1]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def commit_checkpoint(folder: Path, step: int, epoch: int, position: int, identity: RunIdentity) -> None:
+    """Mark the checkpoint in `folder` as complete: flush its files to the disk, then write the manifest."""
+    for path in folder.rglob("*"):
+        fsync_path(path)
+    record = {"step": step, "epoch": epoch, "position": position, **asdict(identity)}
+    partial = folder / (MANIFEST + ".part")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    fsync_path(partial)
+    partial.replace(folder / MANIFEST)
+    fsync_path(folder)
+
+
+def delete_checkpoint(path: str | Path) -> None:
+    """Delete a checkpoint, the manifest first: after a crash in between it counts as incomplete."""
+    store, inner_path = filesystem(str(path))
+    if store.get_file_info(f"{inner_path}/{MANIFEST}").is_file:
+        store.delete_file(f"{inner_path}/{MANIFEST}")
+    if store.get_file_info(inner_path).type == pafs.FileType.Directory:
+        store.delete_dir(inner_path)
+
+
+def rotate_checkpoints(path: str | Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints until `limit` are left.
+
+    Args:
+        path: the checkpoint that was just written, which stays.
+        limit: checkpoints to keep; None or 0: all.
+        best: another checkpoint that stays.
+    """
+    older = [each for each in list_checkpoints(_split(str(path))[0]) if _step(each) < _step(path)]
+    protected = {checkpoint_name(path)} | ({checkpoint_name(best)} if best else set())
+    excess = 1 + len(older) - max(limit, len(protected)) if limit and limit > 0 else 0
+    for each in [each for each in reversed(older) if checkpoint_name(each) not in protected][: max(0, excess)]:
+        delete_checkpoint(each)
 
 
 def check_writable(storage: str | Path) -> None:
-    """UserError where no checkpoint could be written."""
+    """Raise a UserError if checkpoints cannot be written to `storage`."""
 
     def write() -> None:
-        store, place = filesystem(str(storage))
-        probe = posixpath.join(place, f"{HIDDEN}-{uuid.uuid4().hex}")
-        store.create_dir(place, recursive=True)
+        store, folder = filesystem(str(storage))
+        probe = posixpath.join(folder, f"{STATE_FOLDER}-{uuid.uuid4().hex}")
+        store.create_dir(folder, recursive=True)
         store.open_output_stream(probe).close()
         store.delete_file(probe)
 
-    retried(write, f"--storage_path {storage} cannot be written", WAITS[:QUICK])
+    with_retries(write, f"--storage_path {storage} cannot be written", WAITS[:QUICK])
 
 
-def starting_point(training: dict[str, Any], resume: bool, storage: str | Path) -> Checkpoint | None:
-    """What --resume or --resume_from_checkpoint says to continue from; None: start from the beginning."""
-    wanted = training.get("resume_from_checkpoint")
-    if not wanted or str(wanted).lower() in ("true", "false"):
-        return newest(storage) if resumes(training, resume) else None
-    found = load(str(wanted), "--resume_from_checkpoint")
-    last = newest(storage)
-    if last and last.path != found.path:
-        raise UserError(
-            f"--resume_from_checkpoint {wanted}: a restart would continue from {last.path} instead; "
-            "remove that, or choose another --output_dir"
-        )
-    return found
-
-
-def resumes(training: dict[str, Any], resume: bool) -> bool:
-    """Whether a run is to be continued at all."""
-    wanted = training.get("resume_from_checkpoint")
-    return resume or (bool(wanted) and str(wanted).lower() != "false")
-
-
-def finished(output: Path) -> dict[str, float] | None:
-    """The metrics of the finished run whose model is in `output`, None where there is none."""
-    try:
-        return json.loads((output / RESULTS).read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{output / RESULTS} cannot be read ({error})") from error
-
-
-# Whatever a model folder of any tool may hold at its top: a file of the old model beside the new one, adapters or
-# another tokenizer's, would be loaded with it.
-_MODEL_FILES = (
-    "modules.json config.json adapter_config.json *.safetensors *.safetensors.index.json pytorch_model*.bin* "
-    "config_sentence_transformers.json sentence_*_config.json tokenizer* special_tokens_map.json added_tokens.json "
-    "vocab.* merges.txt sentencepiece* spiece.model chat_template* README.md report.html trainer_state.json [0-9]_*/*.*"
-).split()
-
-
-def publish(aside: Path, output: Path) -> None:
-    """Move a finished run's model from `aside` to `output`, whose file system it shares.
-
-    Folders cannot be swapped where other files lie beside the model. So RESULTS goes first, then what makes the old
-    model open, then its other files; the new model's config.json and modules.json come behind its other files, RESULTS
-    last. At any moment in between, nothing opens a mixture, and the run counts as unfinished.
-    """
-    (output / RESULTS).unlink(missing_ok=True)
-    for pattern in _MODEL_FILES:
-        for old in output.glob(pattern):
-            if old.is_file():
-                old.unlink()
-            if old.parent != output and not any(old.parent.iterdir()):
-                old.parent.rmdir()
-    last = ("config.json", "modules.json", RESULTS)
-    for path in sorted(aside.iterdir(), key=lambda p: (last.index(p.name) if p.name in last else -1, p.name)):
-        target = output / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    aside.rmdir()
-
-
-def _absolute(path: str) -> str:
-    """A path as it is written everywhere: absolute, and that of a folder where a URI means one of this machine."""
-    if "://" not in path:
-        return os.path.abspath(path)
-    store, place = filesystem(path)
-    return place if isinstance(store, pafs.LocalFileSystem) else path
-
-
-def _parts(path: str) -> tuple[str, str]:
-    """(folder or URI that a checkpoint lies in, its name)."""
-    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
-    parent, _, name = head.rstrip("/").rpartition("/")
-    return parent + mark + query, name
-
-
-def _number(path: str | Path) -> int:
-    return int(name_of(path).removeprefix(PREFIX))
-
-
-def sync(path: Path) -> None:
-    """Wait until what is written in a file, or the names in a folder, are on the disk."""
+def fsync_path(path: Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -281,23 +238,56 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(value: Any) -> str:
-    """A fingerprint of plain values, arrays and objects that hold them: equal in every process."""
-    state = hashlib.blake2b(digest_size=12)
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
-    def feed(part: Any) -> None:
-        if isinstance(part, np.ndarray):
-            state.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
-        elif isinstance(part, dict):
-            feed(sorted(part.items()))
-        elif isinstance(part, list | tuple):
-            state.update(f"[{len(part)}".encode())
-            for each in part:
-                feed(each)
-        elif is_dataclass(part) or hasattr(part, "__dict__"):
-            feed(vars(part))
-        else:
-            state.update(repr(part).encode() + b";")
 
-    feed(value)
-    return state.hexdigest()
+def resume_checkpoint(training: dict[str, Any], resume: bool, storage: str | Path) -> Checkpoint | None:
+    """Return the checkpoint that --resume or --resume_from_checkpoint selects.
+
+    Args:
+        training: the TrainingArguments flags.
+        resume: --resume.
+        storage: folder or URI of the checkpoints.
+
+    Returns:
+        The checkpoint; None to start from the beginning.
+
+    Raises:
+        UserError: --resume_from_checkpoint names no complete checkpoint, or not the one a restart would resume from.
+    """
+    flag = training.get("resume_from_checkpoint")
+    if not flag or str(flag).lower() in ("true", "false"):
+        return latest_checkpoint(storage) if resume_requested(training, resume) else None
+    checkpoint = load_checkpoint(str(flag), "--resume_from_checkpoint")
+    latest = latest_checkpoint(storage)
+    if latest and latest.path != checkpoint.path:
+        raise UserError(
+            f"--resume_from_checkpoint {flag}: a restart would continue from {latest.path} instead; "
+            "remove that checkpoint, or choose another --output_dir"
+        )
+    return checkpoint
+
+
+def resume_requested(training: dict[str, Any], resume: bool) -> bool:
+    """Return whether --resume or --resume_from_checkpoint requests to resume a run."""
+    flag = training.get("resume_from_checkpoint")
+    return resume or (bool(flag) and str(flag).lower() != "false")
+
+
+def _absolute(path: str) -> str:
+    """Return the canonical form of a path: absolute; for a URI of the local file system, the path."""
+    if "://" not in path:
+        return os.path.abspath(path)
+    store, inner_path = filesystem(path)
+    return inner_path if isinstance(store, pafs.LocalFileSystem) else path
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Split a checkpoint's path into the folder or URI that contains it and its name."""
+    head, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    parent, _, name = head.rstrip("/").rpartition("/")
+    return parent + mark + query, name
+
+
+def _step(path: str | Path) -> int:
+    return int(checkpoint_name(path).removeprefix(PREFIX))

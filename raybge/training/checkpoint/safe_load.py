@@ -1,4 +1,4 @@
-"""Reading what a checkpoint holds beside its weights: tensors and numbers, never a program."""
+"""Safe loading of checkpoint files: tensors and numbers only, never code."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from raybge.util.errors import UserError, first_line
 
-FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-# What DeepSpeed's own files hold beside tensors and numbers, as of 0.19: values without any code of their own.
-DEEPSPEED = {
+FORCE_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# Classes in DeepSpeed's own files, as of 0.19: values without any code of their own.
+DEEPSPEED_CLASSES = {
     "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
     "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }
-# What the index of a sharded checkpoint describes tensors with.
-INDEX = {
+# Classes and functions with which the index of a sharded checkpoint describes its tensors.
+INDEX_NAMES = {
     "torch": ("Size", "device"),
     "torch.serialization": ("_get_layout",),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
@@ -39,65 +39,73 @@ INDEX = {
 
 
 @contextlib.contextmanager
-def plainly_loaded(checkpoint: str | None, part: str) -> Iterator[None]:
-    """UserError, naming checkpoint and part, where a file that is read in here holds more than tensors and numbers.
+def safe_loading(checkpoint: str | None, part: str) -> Iterator[None]:
+    """Restrict every load within the block to tensors and numbers.
 
-    What asks torch for more, as PyTorch's sharded checkpoints and DeepSpeed do, is given tensors alone too.
+    This includes callers that request complete pickles from torch, such as PyTorch's sharded checkpoints and DeepSpeed.
+
+    Args:
+        checkpoint: folder that is read; None for none.
+        part: part of the checkpoint, for error messages.
+
+    Raises:
+        UserError: a file contains anything else, or is damaged.
     """
     try:
         check_indexes(checkpoint)
-        with torch.serialization.safe_globals(_deepspeed()), _forced():
+        with torch.serialization.safe_globals(_deepspeed_classes()), _weights_only():
             yield
     except (pickle.UnpicklingError, EOFError, CheckpointException) as error:
         cause = next((each for each in _causes(error) if isinstance(each, pickle.UnpicklingError | EOFError)), None)
         if cause is None:
             raise
         raise UserError(
-            f"the {part} in {checkpoint} is refused: a file there is damaged, or holds other things than tensors and "
-            f"numbers, which could run a program when they are read ({_reason(cause)})"
+            f"the {part} in {checkpoint} is refused: a file there is damaged, or contains more than tensors and "
+            f"numbers, which could run a program when loaded ({_reason(cause)})"
         ) from error
 
 
 def check_indexes(checkpoint: str | None) -> None:
-    """Stop with an UnpicklingError where the index of a sharded checkpoint, which torch unpickles, is not just one."""
+    """Raise an UnpicklingError if the index of a sharded checkpoint, which torch unpickles, contains anything else."""
     for path in Path(checkpoint).glob("*/.metadata") if checkpoint else ():
         with open(path, "rb") as file:
-            IndexReader(file).load()
+            IndexUnpickler(file).load()
 
 
-class IndexReader(pickle.Unpickler):
-    """Of a sharded checkpoint's index: knows what is in such, and no other class or function."""
+class IndexUnpickler(pickle.Unpickler):
+    """Unpickler restricted to the classes and functions of a sharded checkpoint's index."""
 
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in INDEX.get(module, ()):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in an index")
+        """Return a class or function of INDEX_NAMES, or a dtype of torch; refuse all others."""
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in INDEX_NAMES.get(module, ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index")
         return super().find_class(module, name)
 
 
 @contextlib.contextmanager
-def _forced() -> Iterator[None]:
-    """torch.load takes tensors and numbers alone, whatever it is asked for."""
-    before = os.environ.get(FORCED)
-    os.environ[FORCED] = "1"
+def _weights_only() -> Iterator[None]:
+    """Make torch.load accept tensors and numbers only, whatever its arguments."""
+    previous = os.environ.get(FORCE_VARIABLE)
+    os.environ[FORCE_VARIABLE] = "1"
     try:
         yield
     finally:
-        os.environ.pop(FORCED) if before is None else os.environ.update({FORCED: before})
+        os.environ.pop(FORCE_VARIABLE) if previous is None else os.environ.update({FORCE_VARIABLE: previous})
 
 
-def _deepspeed() -> list[Any]:
-    """The classes of DEEPSPEED, where it runs."""
-    loaded = [(sys.modules[module], names) for module, names in DEEPSPEED.items() if module in sys.modules]
+def _deepspeed_classes() -> list[Any]:
+    """Return the classes of DEEPSPEED_CLASSES if DeepSpeed is loaded."""
+    loaded = [(sys.modules[module], names) for module, names in DEEPSPEED_CLASSES.items() if module in sys.modules]
     return [getattr(module, name) for module, names in loaded for name in names if hasattr(module, name)]
 
 
 def _reason(error: BaseException) -> str:
-    """Without torch's advice to read the file all the same."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it asks for {found[1]}" if found else first_line(error)
+    """Return the reason without torch's advice to load the file nevertheless."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it refers to {match[1]}" if match else first_line(error)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error, or those of all workers."""
+    """Return the error itself, or those of all workers."""
     return [each for each, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]

@@ -1,9 +1,10 @@
-"""How a checkpoint comes to where checkpoints are kept: written on the node, then published while training goes on.
+"""Asynchronous publication of checkpoints: written to a staging folder on the node, then published in the background.
 
-Workers write into a folder of their node, `Scratch`. Where checkpoints lie in a folder that the nodes share, so does
-the scratch: worker 0 brings it onto the disk and gives it its name, and a checkpoint is there as a whole or not at all.
-To an object store, one worker of each node uploads what that node has written and leaves a note; worker 0 waits for the
-notes, and RECORD goes up last. No collective runs beside the training's own.
+Workers write into a `StagingFolder` of their node. If the nodes share the folder of the checkpoints, the staging folder
+is on the same file system: worker 0 flushes it to the disk and renames it, so that a checkpoint appears as a whole or
+not at all. For an object store, one worker of each node uploads the files that its node has written, then an
+upload marker; worker 0 waits for the markers of all nodes and uploads the manifest last. No collective runs next to
+those of training.
 """
 
 from __future__ import annotations
@@ -23,122 +24,146 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from raybge.training.checkpoint.manifest import RECORD, digest, discard, name_of, newest, path_of, rotate, sync
+from raybge.training.checkpoint.manifest import (
+    MANIFEST,
+    checkpoint_name,
+    checkpoint_path,
+    delete_checkpoint,
+    fsync_path,
+    latest_checkpoint,
+    rotate_checkpoints,
+)
+from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
-from raybge.util.filesystem import HIDDEN, filesystem, is_local
-from raybge.util.retry import Result, retried
+from raybge.util.filesystem import STATE_FOLDER, filesystem, is_local
+from raybge.util.retry import Result, with_retries
 
-PART = ".part-"  # and a number: the note of a node that its files are there
-POLL_SECONDS = 0.5  # between looks for notes
-LINGER_SECONDS = 30  # for what is being published when training ends with an error
+MARKER = ".part-"  # followed by the part's number: upload marker of a node
+POLL_SECONDS = 0.5  # between two checks for upload markers
+CLOSE_SECONDS = 30  # granted to a publication in progress when training ends with an error
 
 
-class Scratch:
-    """A folder for checkpoints on their way, shared by the workers of a node.
+class StagingFolder:
+    """Folder for checkpoints before they are published, shared by the workers of a node.
 
     Args:
-        storage: where checkpoints lie, a folder or a URI.
-        attempt: a name that this start of the workers has alone. What other starts left on this node is removed.
+        storage: folder or URI of the checkpoints.
+        attempt: name of this attempt, unique among those of the run. Staging folders that other attempts left on this
+            node are deleted.
     """
 
     def __init__(self, storage: str, attempt: str):
-        if is_local(storage, "--storage_path"):  # on the same file system: moving a folder is renaming it
-            parent, prefix = Path(filesystem(storage)[1], HIDDEN), "writing-"
+        if is_local(storage, "--storage_path"):  # on the same file system, so that a folder can be renamed into place
+            parent, prefix = Path(filesystem(storage)[1], STATE_FOLDER), "writing-"
         else:
-            parent, prefix = Path(tempfile.gettempdir()), f"raybge-{digest(storage)}-"
+            parent, prefix = Path(tempfile.gettempdir()), f"raybge-{fingerprint(storage)}-"
         self.folder = parent / f"{prefix}{attempt}"
         for other in parent.glob(f"{prefix}*"):
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def make(self) -> None:
-        # In a folder that all users write into, the name is one that cannot be guessed.
+    def create(self) -> None:
+        """Create the folder. Only this user may read it: it may be in a folder to which all users can write."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def fetched(self, path: str) -> str:
-        """The folder of a checkpoint; of one in a store a copy on this node, which its workers make once."""
-        store, place = filesystem(path)
+    def fetch(self, path: str) -> str:
+        """Return a local folder with the checkpoint at `path`; from an object store it is downloaded once per node."""
+        store, inner_path = filesystem(path)
         if isinstance(store, pafs.LocalFileSystem):
-            return place
-        self.make()
-        target = self.folder / "fetched" / name_of(path)
+            return inner_path
+        self.create()
+        target = self.folder / "fetched" / checkpoint_name(path)
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
-                aside = str(target) + ".part"
-                os.makedirs(aside, exist_ok=True)
-                says = f"{path} cannot be read into {aside}"
-                retried(lambda: pafs.copy_files(place, aside, store, pafs.LocalFileSystem()), says)
-                os.rename(aside, target)
+                partial_copy = str(target) + ".part"
+                os.makedirs(partial_copy, exist_ok=True)
+                with_retries(
+                    lambda: pafs.copy_files(inner_path, partial_copy, store, pafs.LocalFileSystem()),
+                    f"{path} cannot be read into {partial_copy}",
+                )
+                os.rename(partial_copy, target)
         return str(target)
 
-    def forget(self) -> None:
-        """Every worker of the node has read what was fetched."""
+    def delete_fetched(self) -> None:
+        """Delete the downloaded checkpoints, once all workers of the node have read them."""
         shutil.rmtree(self.folder / "fetched", ignore_errors=True)
 
-    def remove(self) -> None:
+    def delete(self) -> None:
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class Publishing:
-    """One checkpoint on its way.
+class PublishRequest:
+    """Publication of one checkpoint.
 
     Args:
-        step: the updates that are done.
-        part: which of the `parts` that make it this worker publishes; with part 0, it says that the whole is there.
-        seal: writes RECORD into the folder it is given; None for a model without what a run needs to continue.
+        step: updates done.
+        part: part of the checkpoint that this worker publishes; part 0 also marks the checkpoint as complete.
+        parts: number of parts.
+        commit: writes the manifest into the given folder; None for a model without the state to resume training.
         limit: checkpoints to keep.
-        best: one to keep beside them.
+        best: path of the best checkpoint, which is kept in addition.
     """
 
     step: int
     part: int
     parts: int
-    seal: Callable[[Path], None] | None
+    commit: Callable[[Path], None] | None
     limit: int | None
     best: str | None
 
 
 class CheckpointWriter:
-    """Publishes a run's checkpoints from this worker, one after the other, in a thread.
+    """Publishes the checkpoints of one worker, one after the other, in a background thread.
 
     Args:
-        storage: where checkpoints lie, a folder or a URI.
-        scratch: where the workers of this node write them.
-        rank: the worker's number.
-        local_rank: its number on its node.
+        storage: folder or URI of the checkpoints.
+        staging: staging folder of this node.
+        rank: rank of the worker.
+        local_rank: its rank within the node.
     """
 
-    def __init__(self, storage: str, scratch: Scratch, rank: int, local_rank: int):
+    def __init__(self, storage: str, staging: StagingFolder, rank: int, local_rank: int):
         self.storage = storage
-        self.scratch = scratch
-        self.leads = rank == 0
-        self.shared = is_local(storage, "--storage_path")
-        self.publishes = self.leads if self.shared else local_rank == 0
+        self.staging = staging
+        self.is_main = rank == 0
+        self.is_shared_folder = is_local(storage, "--storage_path")
+        self.is_publisher = self.is_main if self.is_shared_folder else local_rank == 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def begin(self, step: int) -> None:
-        """Make room for a checkpoint that is now written into `scratch`. The one before must be published."""
-        if self.publishes:
-            self.scratch.forget()
-        self.scratch.make()
-        if self.leads:  # half of one, from a run that was stopped here
-            path = path_of(self.storage, step)
-            retried(lambda: discard(path), f"{path} cannot be written")
+    def prepare(self, step: int) -> None:
+        """Prepare the staging folder for a new checkpoint. The previous one must have been published."""
+        if self.is_publisher:
+            self.staging.delete_fetched()
+        self.staging.create()
+        if self.is_main:  # an incomplete checkpoint of a run that was interrupted here
+            path = checkpoint_path(self.storage, step)
+            with_retries(lambda: delete_checkpoint(path), f"{path} cannot be written")
 
     def write(self, step: int, action: Callable[[], None]) -> None:
-        """Do what writes a part of the checkpoint into `scratch`, again where the disk refuses."""
-        self._retried(step, action)
+        """Run an action that writes a part of the checkpoint into the staging folder, with retries."""
+        self._with_retries(step, action)
 
-    def publish(self, what: Publishing) -> None:
-        """Begin to publish what is in `scratch`: all of it is written."""
-        self._thread = threading.Thread(target=self._guarded, args=(what,), daemon=True, name="checkpoint")
+    def publish(self, request: PublishRequest) -> None:
+        """Start to publish the checkpoint in the staging folder, which must be written completely."""
+        self._thread = threading.Thread(target=self._run, args=(request,), daemon=True, name="checkpoint")
         self._thread.start()
 
-    def finish(self, timeout: float | None = None) -> bool:
-        """Wait, at most `timeout` seconds, until it is published; False where it is not yet. Raises what stopped it."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until this worker's part is published.
+
+        Args:
+            timeout: seconds to wait at most; None for no limit.
+
+        Returns:
+            False if it is not published yet.
+
+        Raises:
+            BaseException: the error that ended the publication.
+        """
         if self._thread:
             self._thread.join(timeout)
             if self._thread.is_alive():
@@ -150,92 +175,100 @@ class CheckpointWriter:
         return True
 
     def close(self) -> None:
-        """Leave nothing behind on this node. What is being published gets some seconds."""
-        if self.publishes:
+        """Delete the staging folder, after waiting for a publication in progress for a limited time."""
+        if self.is_publisher:
             with contextlib.suppress(Exception):
-                self.finish(LINGER_SECONDS)
-            self.scratch.remove()
+                self.wait(CLOSE_SECONDS)
+            self.staging.delete()
 
-    def _guarded(self, what: Publishing) -> None:
+    def _run(self, request: PublishRequest) -> None:
         try:
-            self._publish(what)
-        except BaseException as error:  # raised where the training thread next asks
+            self._publish(request)
+        except BaseException as error:  # raised in the training thread by `wait`
             self._error = error
 
-    def _publish(self, what: Publishing) -> None:
-        path = path_of(self.storage, what.step)
-        written = self.scratch.folder / name_of(path)
-        if what.seal and not what.part:
-            seal = what.seal
-            self._retried(what.step, lambda: seal(written))
-        if self.shared:
-            self._retried(what.step, lambda: _move(written, Path(path)))
+    def _publish(self, request: PublishRequest) -> None:
+        path = checkpoint_path(self.storage, request.step)
+        staged = self.staging.folder / checkpoint_name(path)
+        if request.commit and not request.part:
+            commit = request.commit
+            self._with_retries(request.step, lambda: commit(staged))
+        if self.is_shared_folder:
+            self._with_retries(request.step, lambda: _move(staged, Path(path)))
         else:
-            self._upload(what, written, path)
-        if not what.part:
-            self._retried(what.step, lambda: rotate(path, what.limit, what.best))  # only now: they were what there was
+            self._upload(request, staged, path)
+        if not request.part:  # only now: until here the older checkpoints were the only complete ones
+            self._with_retries(request.step, lambda: rotate_checkpoints(path, request.limit, request.best))
 
-    def _upload(self, what: Publishing, written: Path, path: str) -> None:
-        for file in sorted(each for each in written.rglob("*") if each.is_file() and each.name != RECORD):
-            name = file.relative_to(written).as_posix()
-            self._retried(what.step, partial(_put, file, path, name))
-        if what.part:
-            self._retried(what.step, lambda: _note(path, what.part))
+    def _upload(self, request: PublishRequest, staged: Path, path: str) -> None:
+        step = request.step
+        for file in sorted(each for each in staged.rglob("*") if each.is_file() and each.name != MANIFEST):
+            name = file.relative_to(staged).as_posix()
+            self._with_retries(step, partial(_upload_file, file, path, name))
+        if request.part:
+            self._with_retries(step, lambda: _create_marker(path, request.part))
         else:
-            while not self._retried(what.step, lambda: _all_noted(path, what.parts)):
+            while not self._with_retries(step, lambda: _all_marked(path, request.parts)):
                 time.sleep(POLL_SECONDS)
-            if what.seal:
-                self._retried(what.step, lambda: _put(written / RECORD, path, RECORD))
-            self._retried(what.step, lambda: _remove_notes(path, what.parts))
-        shutil.rmtree(written)
+            if request.commit:
+                self._with_retries(step, lambda: _upload_file(staged / MANIFEST, path, MANIFEST))
+            self._with_retries(step, lambda: _delete_markers(path, request.parts))
+        shutil.rmtree(staged)
 
-    def _retried(self, step: int, action: Callable[[], Result]) -> Result:
-        path = path_of(self.storage, step)
+    def _with_retries(self, step: int, action: Callable[[], Result]) -> Result:
+        path = checkpoint_path(self.storage, step)
         try:
-            return retried(action, f"the checkpoint {path} cannot be written")
+            return with_retries(action, f"the checkpoint {path} cannot be written")
         except UserError as error:
-            shutil.rmtree(self.scratch.folder / name_of(path), ignore_errors=True)  # the disk may be full of it
-            last = self._newest()
-            says = f"{name_of(last)} is whole, --resume continues from it" if last else "there is none before it"
-            raise UserError(f"{error}; {says}") from error
+            # The incomplete checkpoint may be what fills the disk.
+            shutil.rmtree(self.staging.folder / checkpoint_name(path), ignore_errors=True)
+            latest = self._latest_path()
+            fallback = (
+                f"{checkpoint_name(latest)} is complete, --resume continues from it"
+                if latest
+                else "there is no earlier checkpoint"
+            )
+            raise UserError(f"{error}; {fallback}") from error
 
-    def _newest(self) -> str | None:
+    def _latest_path(self) -> str | None:
         with contextlib.suppress(UserError):
-            found = newest(self.storage)
-            return found.path if found else None
+            checkpoint = latest_checkpoint(self.storage)
+            return checkpoint.path if checkpoint else None
         return None
 
 
-def _move(written: Path, target: Path) -> None:
-    if written.exists():  # it was not moved the time before
-        os.rename(written, target)
-    sync(target.parent)
+def _move(staged: Path, target: Path) -> None:
+    if staged.exists():  # not moved by an earlier try
+        os.rename(staged, target)
+    fsync_path(target.parent)
 
 
-def _put(file: Path, path: str, name: str) -> None:
-    """Copy a file into a checkpoint in a store."""
-    store, place = filesystem(path)
-    target = posixpath.join(place, name)
+def _upload_file(file: Path, path: str, name: str) -> None:
+    """Copy a file into a checkpoint in an object store."""
+    store, inner_path = filesystem(path)
+    target = posixpath.join(inner_path, name)
     store.create_dir(posixpath.dirname(target), recursive=True)
-    # RECORD under its name must be whole; the others may be of any size, which stores do not all move.
-    aside = target + ".part" * (name == RECORD)
-    pafs.copy_files(str(file), aside, pafs.LocalFileSystem(), store)
-    if aside != target:
-        store.move(aside, target)
+    # The manifest must be whole under its name, hence a copy and a move. Other files may have a size that not every
+    # store can move.
+    upload_path = target + ".part" * (name == MANIFEST)
+    pafs.copy_files(str(file), upload_path, pafs.LocalFileSystem(), store)
+    if upload_path != target:
+        store.move(upload_path, target)
 
 
-def _note(path: str, part: int) -> None:
-    store, place = filesystem(path)
-    store.open_output_stream(f"{place}/{PART}{part}").close()
+def _create_marker(path: str, part: int) -> None:
+    store, inner_path = filesystem(path)
+    store.open_output_stream(f"{inner_path}/{MARKER}{part}").close()
 
 
-def _all_noted(path: str, parts: int) -> bool:
-    store, place = filesystem(path)
-    return all(info.is_file for info in store.get_file_info([f"{place}/{PART}{n}" for n in range(1, parts)]))
+def _all_marked(path: str, parts: int) -> bool:
+    store, inner_path = filesystem(path)
+    infos = store.get_file_info([f"{inner_path}/{MARKER}{part}" for part in range(1, parts)])
+    return all(info.is_file for info in infos)
 
 
-def _remove_notes(path: str, parts: int) -> None:
-    store, place = filesystem(path)
+def _delete_markers(path: str, parts: int) -> None:
+    store, inner_path = filesystem(path)
     for part in range(1, parts):
-        if store.get_file_info(f"{place}/{PART}{part}").is_file:
-            store.delete_file(f"{place}/{PART}{part}")
+        if store.get_file_info(f"{inner_path}/{MARKER}{part}").is_file:
+            store.delete_file(f"{inner_path}/{MARKER}{part}")

@@ -1,0 +1,1 @@
+"""State of a running training: progress and heartbeats of the workers."""

@@ -1,6 +1,7 @@
-"""Workers that stand still: each says in a thread of its own what its training does, and who is missing follows.
+"""Heartbeats of the training workers, and detection of workers that stall.
 
-`Heart` runs in the worker, `stalled` where all pulses are known.
+`Heartbeat` runs in each worker and sends what its training thread is doing; `describe_stall` runs where the heartbeats
+of all workers are collected, and names the worker that the others wait for.
 """
 
 from __future__ import annotations
@@ -13,114 +14,143 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from raybge.util import activity as whereabouts
-from raybge.util.activity import DONE, READING, STARTING, Place
+from raybge.util.activity import DONE, READING, STARTING, Activity, current_activity, reset_activity, set_activity
 
 if TYPE_CHECKING:
-    from raybge.training.health.run_state import Board
+    from raybge.training.health.run_state import RunState
 
-SHORTEST, LONGEST = 0.5, 10.0  # seconds between two pulses: 51 a second of 512 workers
-LISTENING = 0.2  # those of worker 0, which hears by them that the run is to stop
-NAMED = 3  # workers of a message
+MIN_SECONDS, MAX_SECONDS = 0.5, 10.0  # between two heartbeats: 512 workers at the maximum send 51 a second
+RANK_0_SECONDS = 0.2  # worker 0 beats more often: the reply carries the request to stop
+MAX_NAMED = 3  # workers named in one message
 
 
-class StallError(RuntimeError):
-    """Workers wait for one that does not come."""
+class WorkerStallError(RuntimeError):
+    """A worker stalled and the others would wait for it in their collectives."""
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """What a worker said of itself, `heard` seconds ago: where it then was for `seconds`."""
+class HeartbeatRecord:
+    """One heartbeat as it was received.
+
+    Args:
+        rank: rank of the worker.
+        address: IP address of its node.
+        pid: its process.
+        activity: its activity when the heartbeat was sent.
+        seconds: how long the activity had lasted by then.
+        age: seconds since the heartbeat was received.
+    """
 
     rank: int
     address: str
     pid: int
-    place: Place
+    activity: Activity
     seconds: float
-    heard: float = 0.0
+    age: float = 0.0
 
     @property
-    def still(self) -> float:
-        """Seconds without a change that is known of."""
-        return self.seconds + self.heard
+    def unchanged_seconds(self) -> float:
+        """Return the seconds since the last known change of activity."""
+        return self.seconds + self.age
 
     def __str__(self) -> str:
+        """Return the worker's name for messages."""
         return f"worker {self.rank} ({self.address}, pid {self.pid})"
 
 
-def stalled(pulses: Sequence[Pulse], timeout: float) -> str | None:
-    """Who keeps the others waiting for more than `timeout` seconds, None where nobody does.
+def describe_stall(heartbeats: Sequence[HeartbeatRecord], timeout: float) -> str | None:
+    """Describe which worker has kept the others waiting for more than `timeout` seconds.
 
-    A worker that has not begun its first step is not judged while it is heard of, nor does anyone wait for it in vain:
-    that one is slow.
-    """
-    if any(pulse.place.doing == STARTING and pulse.heard <= timeout for pulse in pulses):
-        return None
-    running = [pulse for pulse in pulses if pulse.place.doing != DONE]
-    silent = [f"{pulse} has not been heard of for {pulse.heard:.0f} s" for pulse in running if pulse.heard > timeout]
-    still = [pulse for pulse in running if pulse.still > timeout]
-    reading = [pulse for pulse in still if pulse.place.doing == READING and pulse.heard <= timeout]
-    waiting = [pulse for pulse in still if pulse.place.waits or pulse.place.shared]
-    front = max((pulse.place.collectives for pulse in waiting), default=0)
-    behind = [p for p in still if p.place.collectives < front and p not in reading and p.heard <= timeout]
-    missing = silent + [f"{pulse} has been in {pulse.place.doing} for {pulse.still:.0f} s" for pulse in behind]
-    missing += [f"{pulse} has been {READING} for {pulse.still:.0f} s" for pulse in reading]
-    if not missing and not any(pulse.place.waits for pulse in waiting):
-        return None
-    says = _some(missing) if missing else f"none of the {len(running)} workers is missing"
-    others = [p for p in waiting if p.place.collectives == front and p.heard <= timeout]
-    return says + (f"; {len(others)} wait in {others[0].place.doing}" if others else "")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return "; ".join(names[:NAMED]) + (f"; and {more} more" if more > 0 else "")
-
-
-class Heart:
-    """Sends a worker's pulse to the board from a thread of its own, for as long as the block runs.
+    While any worker is starting and its heartbeats arrive, nobody counts as stalled: starting may be slow, and the
+    others wait for it.
 
     Args:
-        timeout: seconds after which standing still is an end; 0: never.
+        heartbeats: the last heartbeat of each worker.
+        timeout: seconds without progress after which a worker counts as stalled.
+
+    Returns:
+        A message that names the stalled workers, or None if there are none.
+    """
+    if any(beat.activity.name == STARTING and beat.age <= timeout for beat in heartbeats):
+        return None
+    running = [beat for beat in heartbeats if beat.activity.name != DONE]
+    silent = [beat for beat in running if beat.age > timeout]
+    unchanged = [beat for beat in running if beat.unchanged_seconds > timeout]
+    reading = [beat for beat in unchanged if beat.activity.name == READING and beat.age <= timeout]
+    waiting = [beat for beat in unchanged if beat.activity.is_collective or beat.activity.has_collective]
+    front = max((beat.activity.collectives for beat in waiting), default=0)
+    behind = [
+        beat for beat in unchanged if beat.activity.collectives < front and beat not in reading and beat.age <= timeout
+    ]
+    missing = [f"{beat} has sent no heartbeat for {beat.age:.0f} s" for beat in silent]
+    missing += [f"{beat} has been in {beat.activity.name} for {beat.unchanged_seconds:.0f} s" for beat in behind]
+    missing += [f"{beat} has been {READING} for {beat.unchanged_seconds:.0f} s" for beat in reading]
+    if not missing and not any(beat.activity.is_collective for beat in waiting):
+        return None
+    message = _shorten(missing) if missing else f"all {len(running)} workers send heartbeats, but none makes progress"
+    others = [beat for beat in waiting if beat.activity.collectives == front and beat.age <= timeout]
+    return message + (f"; {len(others)} wait in {others[0].activity.name}" if others else "")
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return "; ".join(names[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+class Heartbeat:
+    """Context manager that sends a worker's heartbeats to the run state from a background thread.
+
+    Args:
+        run_state: receives the heartbeats.
+        rank: rank of this worker.
+        timeout: stall timeout in seconds, which sets the interval; 0 if stalls are not detected.
 
     Attributes:
-        told: on worker 0, whether the run is to stop.
+        stop_requested: whether the run is to stop; set on worker 0 only.
     """
 
-    def __init__(self, board: Board, rank: int, timeout: float):
-        self._board = board
+    def __init__(self, run_state: RunState, rank: int, timeout: float):
+        self.stop_requested = False
+        self._run_state = run_state
         self._rank = rank
-        self.told = False
-        self._seconds = LISTENING if rank == 0 else min(LONGEST, max(SHORTEST, timeout / 10)) if timeout else LONGEST
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
+        self._interval = RANK_0_SECONDS if rank == 0 else _interval_for(timeout)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
+        """Start sending."""
         import ray
 
         self._address = ray.util.get_node_ip_address()
-        whereabouts.begin()
+        reset_activity()
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whereabouts.at(DONE)
-        self._ended.set()
-        self._thread.join(SHORTEST)
+        """Send a last heartbeat with the activity DONE."""
+        set_activity(DONE)
+        self._closed.set()
+        self._thread.join(MIN_SECONDS)
 
-    def _beat(self) -> None:
+    def _send(self) -> None:
         import ray
 
         try:
-            ended = False
-            while not ended:
-                ended = self._ended.wait(self._seconds)
-                place = whereabouts.here()
-                seconds = time.monotonic() - place.since
-                answer = self._board.beat(Pulse(self._rank, self._address, os.getpid(), place, seconds))
+            closed = False
+            while not closed:
+                closed = self._closed.wait(self._interval)
+                activity = current_activity()
+                seconds = time.monotonic() - activity.started
+                record = HeartbeatRecord(self._rank, self._address, os.getpid(), activity, seconds)
+                reply = self._run_state.add_heartbeat(record)
                 if self._rank == 0:
-                    self.told = ray.get(answer)
+                    self.stop_requested = ray.get(reply)
         except ray.exceptions.RayError:
-            return  # the driver is gone, and its board with it
+            return  # the driver has ended, and the run state with it
+
+
+def _interval_for(timeout: float) -> float:
+    """Return the seconds between two heartbeats: a tenth of the stall timeout within the limits."""
+    return min(MAX_SECONDS, max(MIN_SECONDS, timeout / 10)) if timeout else MAX_SECONDS

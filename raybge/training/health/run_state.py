@@ -1,4 +1,4 @@
-"""Where workers write how far they are and the driver reads it: one small Ray actor."""
+"""Shared state of a training run: workers write their progress, the driver reads it. One small Ray actor."""
 
 from __future__ import annotations
 
@@ -6,150 +6,164 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raybge.training.health.heartbeat import Pulse, stalled
+from raybge.training.health.heartbeat import HeartbeatRecord, describe_stall
 
 
 @dataclass
 class Progress:
-    """How far a training run is.
+    """Progress of a training run.
 
-    `loss` is the mean since the last word, None before the first, `measured` the step and metrics of each evaluation,
-    `said` lines for the person, `metrics` are the Trainer's final ones. `begun` is the step at which the present
-    workers began, `stopped` the one after which they ended because they were told to.
+    Args:
+        total: updates of the whole run; 0 until the workers have started.
+        step: updates done.
+        started_at: update at which the current workers started; None until they have.
+        stopped_at: update after which the workers stopped on request; None if they did not.
+        loss: mean loss since the previous report; None before the first report.
+        evaluations: (step, metrics) of each evaluation.
+        messages: lines to show on the console.
+        metrics: final metrics of the Trainer; empty until the run has finished.
     """
 
     total: int = 0
     step: int = 0
-    begun: int | None = None
-    stopped: int | None = None
+    started_at: int | None = None
+    stopped_at: int | None = None
     loss: float | None = None
-    measured: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class _Keeper:
-    """The actor's state."""
+class _RunStateActor:
+    """State of the actor behind `RunState`."""
 
     def __init__(self) -> None:
-        self.progress = Progress()
-        self.present: list[Any] = []
-        self.stopping = False
-        self.pulses: dict[int, tuple[Pulse, float]] = {}  # by rank, with the time it came
+        self._progress = Progress()
+        self._workers: list[Any] = []
+        self._stop_requested = False
+        self._heartbeats: dict[int, tuple[HeartbeatRecord, float]] = {}  # by rank, with the time of arrival
 
     def update(self, **values: Any) -> None:
         for name, value in values.items():
-            setattr(self.progress, name, value)
+            setattr(self._progress, name, value)
 
-    def measured(self, step: int, metrics: dict[str, float]) -> None:
-        self.progress.measured.append((step, metrics))
+    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        self._progress.evaluations.append((step, metrics))
 
-    def say(self, line: str) -> None:
-        self.progress.said.append(line)
+    def add_message(self, line: str) -> None:
+        self._progress.messages.append(line)
 
-    def join(self, worker: Any) -> None:
-        self.present.append(worker)
+    def add_worker(self, worker: Any) -> None:
+        self._workers.append(worker)
 
     def workers(self) -> list[Any]:
-        return self.present
+        return self._workers
 
-    def beat(self, pulse: Pulse) -> bool:
-        self.pulses[pulse.rank] = pulse, time.monotonic()
-        return self.stopping
+    def add_heartbeat(self, heartbeat: HeartbeatRecord) -> bool:
+        self._heartbeats[heartbeat.rank] = heartbeat, time.monotonic()
+        return self._stop_requested
 
-    def stop(self) -> None:
-        self.stopping = True
+    def request_stop(self) -> None:
+        self._stop_requested = True
 
-    def stalled(self, timeout: float) -> str | None:
+    def describe_stall(self, timeout: float) -> str | None:
         now = time.monotonic()
-        return stalled([replace(pulse, heard=now - came) for pulse, came in self.pulses.values()], timeout)
+        received = self._heartbeats.values()
+        return describe_stall([replace(heartbeat, age=now - at) for heartbeat, at in received], timeout)
 
-    def clear(self) -> None:
-        self.present, self.pulses, self.progress.begun = [], {}, None
+    def clear_workers(self) -> None:
+        self._workers, self._heartbeats, self._progress.started_at = [], {}, None
 
     def read(self) -> Progress:
-        return self.progress
+        return self._progress
 
 
-class Board:
-    """A handle that travels to workers; writing does not wait."""
+class RunState:
+    """Serializable handle to the run state actor. Writing does not wait unless stated."""
 
     def __init__(self) -> None:
         import ray
 
-        # With the driver, and not soft, which lets Ray put it elsewhere at times: a board that dies with a worker's
-        # machine would take the whole run with it.
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        # Pinned to the driver's node, and not softly, which lets Ray place it elsewhere at times: on a worker's node
+        # the actor would be lost with that node, and the whole run with it.
+        driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._actor = ray.remote(_RunStateActor).options(num_cpus=0, scheduling_strategy=driver_node).remote()
 
-    def join(self) -> None:
-        """Called in each worker: whoever reads the board can then end it."""
+    # --- called by the workers ---
+
+    def register_worker(self) -> None:
+        """Register the current worker, so that the driver can kill it."""
         import ray
 
-        self._keeper.join.remote(ray.get_runtime_context().current_actor)
+        self._actor.add_worker.remote(ray.get_runtime_context().current_actor)
+
+    def add_heartbeat(self, heartbeat: HeartbeatRecord) -> Any:
+        """Record a heartbeat. Return a Ray reference to a bool: whether the run is to stop."""
+        return self._actor.add_heartbeat.remote(heartbeat)
+
+    def set_started(self, total: int, step: int) -> None:
+        """Report that the workers start, or resume after `step`, a run of `total` updates."""
+        self._actor.update.remote(total=total, step=step, started_at=step)
+
+    def set_progress(self, step: int, loss: float) -> None:
+        """Report the updates done and the mean loss since the previous report."""
+        self._actor.update.remote(step=step, loss=loss)
+
+    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Report the metrics of an evaluation after update `step`."""
+        self._actor.add_evaluation.remote(step, metrics)
+
+    def add_message(self, line: str) -> None:
+        """Show a line on the driver's console."""
+        self._actor.add_message.remote(line)
+
+    def set_stopped(self, step: int) -> None:
+        """Report that the workers stopped after update `step`. Waits: the worker exits right afterwards."""
+        import ray
+
+        ray.get(self._actor.update.remote(step=step, stopped_at=step))
+
+    def set_finished(self, metrics: dict[str, float]) -> None:
+        """Report the metrics of the finished run. Waits: the worker exits right afterwards."""
+        import ray
+
+        ray.get(self._actor.update.remote(metrics=metrics))
+
+    # --- called by the driver ---
+
+    def read(self) -> Progress:
+        """Return the progress of the run."""
+        import ray
+
+        return ray.get(self._actor.read.remote())
 
     def workers(self) -> list[Any]:
-        """The actors that joined."""
+        """Return the registered worker actors."""
         import ray
 
-        return ray.get(self._keeper.workers.remote())
+        return ray.get(self._actor.workers.remote())
 
-    def end(self) -> None:
-        """End the workers that joined, wherever they are."""
+    def kill_workers(self) -> None:
+        """Kill the registered workers, whichever node they are on."""
         import ray
 
         for worker in self.workers():
             ray.kill(worker)
 
-    def beat(self, pulse: Pulse) -> Any:
-        """What a worker is doing. A reference to whether it is to stop."""
-        return self._keeper.beat.remote(pulse)
+    def request_stop(self) -> None:
+        """Request a graceful stop of the workers."""
+        self._actor.request_stop.remote()
 
-    def stop(self) -> None:
-        """Tell the workers to stop."""
-        self._keeper.stop.remote()
-
-    def stopped(self, step: int) -> None:
-        """The workers have stopped after this step. Waits until it is said: the worker ends right after."""
+    def describe_stall(self, timeout: float) -> str | None:
+        """Describe the workers that have stalled for more than `timeout` seconds; see `heartbeat.describe_stall`."""
         import ray
 
-        ray.get(self._keeper.update.remote(step=step, stopped=step))
+        return ray.get(self._actor.describe_stall.remote(timeout))
 
-    def stalled(self, timeout: float) -> str | None:
-        """Who keeps the workers waiting for more than `timeout` seconds; see `heartbeat.stalled`."""
+    def clear_workers(self) -> None:
+        """Forget the registered workers and their heartbeats, after they have ended."""
         import ray
 
-        return ray.get(self._keeper.stalled.remote(timeout))
-
-    def clear(self) -> None:
-        """Forget the workers: they have ended."""
-        import ray
-
-        ray.get(self._keeper.clear.remote())
-
-    def begin(self, total: int, step: int) -> None:
-        """A run of `total` updates starts, or continues after `step` of them."""
-        self._keeper.update.remote(total=total, step=step, begun=step)
-
-    def tell(self, step: int, loss: float) -> None:
-        self._keeper.update.remote(step=step, loss=loss)
-
-    def measured(self, step: int, metrics: dict[str, float]) -> None:
-        self._keeper.measured.remote(step, metrics)
-
-    def say(self, line: str) -> None:
-        """Show the person a line."""
-        self._keeper.say.remote(line)
-
-    def finish(self, metrics: dict[str, float]) -> None:
-        """Say the run's metrics, and wait until they are said: the worker ends right after."""
-        import ray
-
-        ray.get(self._keeper.update.remote(metrics=metrics))
-
-    def read(self) -> Progress:
-        import ray
-
-        return ray.get(self._keeper.read.remote())
+        ray.get(self._actor.clear_workers.remote())
