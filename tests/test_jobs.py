@@ -1,4 +1,4 @@
-"""What `ray job submit` runs: exit codes, and the recipe's chain of stages."""
+"""Scripts for `ray job submit`: exit codes, and the stages of the recipe."""
 
 import importlib
 import json
@@ -20,28 +20,28 @@ JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job != "recipe"])
 @pytest.mark.parametrize("code", [0, 1, 2, 130])
-def test_a_jobs_exit_code_is_the_commands(job, code, monkeypatch):
+def test_the_exit_code_of_a_job_is_its_commands(job, code, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"raybge.{job}"), "main", lambda: code)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-    assert ended.value.code == code
+    assert error.value.code == code
 
 
 def test_each_command_has_its_job():
-    """All but the demo, which is for a laptop."""
+    """All but the demo, which is for one machine."""
     assert {*JOBS} == {*COMMANDS} - {"demo"} | {"recipe"}
 
 
 def test_a_job_as_a_program():
-    """Run as Ray runs it: the script's own folder comes first on the path."""
-    done = subprocess.run(
+    """A job runs as Ray starts it: the script's folder is first on the path."""
+    process = subprocess.run(
         [sys.executable, "jobs/train.py", "--output_dir", "x"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "raybge.train: missing: --model_name_or_path" in done.stderr
+    assert process.returncode == 2 and "raybge.train: missing: --model_name_or_path" in process.stderr
 
 
 # --- the recipe -----------------------------------------------------------------------------------------------------
@@ -58,9 +58,9 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def words_of(tmp_path_factory, words) -> dict[str, str]:
-    """Sixteen groups of the tiny model's words, with what they are searched in."""
-    folder = tmp_path_factory.mktemp("given")
+def data_flags(tmp_path_factory, words) -> dict[str, str]:
+    """Flags of sixteen groups in the tiny model's words, and of their corpus."""
+    folder = tmp_path_factory.mktemp("data")
     texts = [" ".join(words[(7 * i + j * j) % len(words)] for j in range(6)) for i in range(40)]
     groups = [{"query": " ".join(texts[i].split()[:3]), "pos": [texts[i]]} for i in range(16)]
     (folder / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
@@ -77,20 +77,20 @@ def argv(flags: dict[str, str]) -> list[str]:
 
 
 class Stages:
-    """In place of the commands: each notes what it writes, and writes no more than that. At `breaks_at` one fails."""
+    """Replacements of the commands: each records and writes its output file; the one of `fails_at` fails."""
 
     def __init__(self) -> None:
-        self.began: list[str] = []
-        self.breaks_at: str | None = None
-        self.restarts: set[int] = set()  # that training was given
+        self.started: list[str] = []
+        self.fails_at: str | None = None
+        self.restarts: set[int] = set()  # values of max_failures that training received
 
     def command(self, flag):
-        def run(arguments, console):
-            path = Path(arguments.training[flag] if flag == "output_dir" else getattr(arguments, flag))
-            self.began.append(path.name)
+        def run(options, console):
+            path = Path(options.training[flag] if flag == "output_dir" else getattr(options, flag))
+            self.started.append(path.name)
             if flag == "output_dir":
-                self.restarts.add(arguments.max_failures)
-            if path.name == self.breaks_at:
+                self.restarts.add(options.max_failures)
+            if path.name == self.fails_at:
                 raise OSError("no space left")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"nDCG@10": 0.5, "MRR@10": 0.5, "Recall@100": 1.0}))
@@ -108,42 +108,45 @@ def stages(recipe, monkeypatch) -> Stages:
     return stages
 
 
-def test_the_recipe_is_gone_through_once(recipe, stages, words_of, tiny_model, tmp_path, capfd):
-    """Stopped in the fourth stage, it goes on there; finished, it does nothing; with other flags, it refuses."""
+def test_the_recipe_runs_each_stage_once(recipe, stages, data_flags, tiny_model, tmp_path, capfd):
+    """After a failure in the fourth stage it continues there; finished, it does nothing; other flags are refused."""
     output = tmp_path / "out"
-    given = argv({**words_of, "model_name_or_path": tiny_model, "output_dir": str(output), "num_workers": "1"})
-    stages.breaks_at = "mined-2.jsonl"
-    assert recipe.main(given) == 1
+    words = argv({**data_flags, "model_name_or_path": tiny_model, "output_dir": str(output), "num_workers": "1"})
+    stages.fails_at = "mined-2.jsonl"
+    assert recipe.main(words) == 1
     assert "no space left" in capfd.readouterr().err
-    assert stages.began == ["before.json", "mined-1.jsonl", "model-1", "mined-2.jsonl"]
+    assert stages.started == ["before.json", "mined-1.jsonl", "model-1", "mined-2.jsonl"]
 
-    stages.began, stages.breaks_at = [], None
-    assert recipe.main([*given, "--max_failures", "3"]) == 0
+    stages.started, stages.fails_at = [], None
+    assert recipe.main([*words, "--max_failures", "3"]) == 0
     assert stages.restarts == {0, 3}
-    assert stages.began == ["mined-2.jsonl", "model-2", "model", "after.json"]
-    said = capfd.readouterr().out
-    assert "train-1  finished" in said and "train-2  to do" in said and "nDCG@10" in said
+    assert stages.started == ["mined-2.jsonl", "model-2", "model", "after.json"]
+    output_text = capfd.readouterr().out
+    assert "train-1  finished" in output_text and "train-2  pending" in output_text and "nDCG@10" in output_text
 
-    stages.began = []
-    assert recipe.main(given) == 0
-    assert recipe.main([*given, "--seed", "1"]) == 2
-    assert "stage mine-1 was run there with seed 42, now it is 1" in capfd.readouterr().err
-    assert not stages.began
+    stages.started = []
+    assert recipe.main(words) == 0
+    assert recipe.main([*words, "--seed", "1"]) == 2
+    assert "stage mine-1 was finished there with seed 42, now it is 1" in capfd.readouterr().err
+    assert not stages.started
 
 
-def test_the_second_round_goes_on_with_the_first_ones_model(recipe, words_of, tiny_model, tmp_path):
-    given = recipe.RecipeOptions(model_name_or_path=tiny_model, output_dir=str(tmp_path), **words_of)
-    stages = {stage.name: stage.flags for stage in recipe.chain(given)}
+def test_the_second_round_continues_with_the_first_rounds_model(recipe, data_flags, tiny_model, tmp_path):
+    options = recipe.RecipeOptions(model_name_or_path=tiny_model, output_dir=str(tmp_path), **data_flags)
+    stages = {stage.name: stage.flags for stage in recipe.chain(options)}
     assert list(stages) == ["before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after"]
     first, second = (stages[f"train-{i}"]["output_dir"] for i in (1, 2))
     assert stages["mine-2"]["model_name_or_path"] == stages["train-2"]["model_name_or_path"] == first
     assert stages["train-2"]["train_data"] == stages["mine-2"]["output_file"]
     assert stages["merge"]["model_names_or_paths"] == [second, tiny_model]
-    assert stages["after"]["encoder"] == stages["merge"]["output_path"] and stages["before"]["encoder"] == tiny_model
+    assert (
+        stages["after"]["model_name_or_path"] == stages["merge"]["output_path"]
+        and stages["before"]["model_name_or_path"] == tiny_model
+    )
 
 
-def test_wrong_flags_are_said_before_the_first_stage(recipe, words_of, tmp_path, capfd):
-    given = argv({**words_of, "model_name_or_path": make_tiny(tmp_path / "m"), "output_dir": str(tmp_path / "out")})
-    assert recipe.main([*given, "--on_bad_rows", "keep"]) == 2
+def test_invalid_flags_are_reported_before_the_first_stage(recipe, data_flags, tmp_path, capfd):
+    words = argv({**data_flags, "model_name_or_path": make_tiny(tmp_path / "m"), "output_dir": str(tmp_path / "out")})
+    assert recipe.main([*words, "--on_bad_rows", "keep"]) == 2
     assert "--on_bad_rows" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

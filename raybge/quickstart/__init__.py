@@ -1,0 +1,1 @@
+"""The demo: mining, fine-tuning and evaluation on docstrings of installed packages."""

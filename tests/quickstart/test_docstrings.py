@@ -1,4 +1,4 @@
-"""The demo's text: what becomes a row, what is masked, and that splits share no module."""
+"""Data set of the demo: rows, masks, and splits that share no module."""
 
 import json
 import sys
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from raybge.quickstart import docstrings as demo_text
+from raybge.quickstart import docstrings
 from raybge.util.errors import UserError
 
 PACKAGE = "fakelibrary"
 FILES = ("train.jsonl", "dev.jsonl", "corpus.jsonl")
 MODULE = '''
-raise RuntimeError("a harvested package must not be imported")
+raise RuntimeError("a parsed package must not be imported")
 
 class WidgetStore{n}:
     """Keeps all widgets of one factory floor {word} in memory.
@@ -62,7 +62,7 @@ def read(path: Path) -> list[dict]:
 
 
 def test_rows_are_valid_and_corpus_holds_every_passage(library: Path, tmp_path: Path) -> None:
-    counts = demo_text.build(tmp_path / "out", packages=[PACKAGE, "no_such_package_here"])
+    counts = docstrings.write_data_set(tmp_path / "out", packages=[PACKAGE, "no_such_package_here"])
     train, dev, corpus = (read(tmp_path / "out" / name) for name in FILES)
     assert [counts["train"], counts["dev"], counts["corpus"]] == [len(train), len(dev), len(corpus)] == [16, 4, 20]
     assert counts[PACKAGE] == 20 and counts["no_such_package_here"] == 0
@@ -76,7 +76,7 @@ def test_rows_are_valid_and_corpus_holds_every_passage(library: Path, tmp_path: 
 
 
 def test_no_module_is_in_two_splits(library: Path, tmp_path: Path) -> None:
-    demo_text.build(tmp_path, packages=[PACKAGE])
+    docstrings.write_data_set(tmp_path, packages=[PACKAGE])
     train, dev = ({row["source"].split(":")[0] for row in read(tmp_path / name)} for name in FILES[:2])
     assert train and dev and not train & dev
     assert f"{PACKAGE}.deep.part1" in train | dev, "modules are named by their path"
@@ -84,14 +84,14 @@ def test_no_module_is_in_two_splits(library: Path, tmp_path: Path) -> None:
 
 def test_same_seed_same_bytes_and_other_seed_other_split(library: Path, tmp_path: Path) -> None:
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        demo_text.build(tmp_path / folder, seed=seed, packages=[PACKAGE])
+        docstrings.write_data_set(tmp_path / folder, seed=seed, packages=[PACKAGE])
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / "dev.jsonl").read_bytes() != (tmp_path / "c" / "dev.jsonl").read_bytes()
 
 
 def test_names_private_things_and_tests_stay_out(library: Path, tmp_path: Path) -> None:
-    demo_text.build(tmp_path, packages=[PACKAGE])
+    docstrings.write_data_set(tmp_path, packages=[PACKAGE])
     rows = read(tmp_path / "train.jsonl") + read(tmp_path / "dev.jsonl")
     assert {row["source"].split(":")[1][:11] for row in rows} == {"WidgetStore", "fetch_widge"}
     for row in rows:
@@ -116,13 +116,13 @@ def test_names_private_things_and_tests_stay_out(library: Path, tmp_path: Path) 
     ],
 )
 def test_a_name_is_masked_in_every_spelling(name: str, text: str, masked: str) -> None:
-    assert demo_text.mask_passage(text, demo_text.name_words(name)) == masked
+    assert docstrings.mask_passage(text, docstrings.name_words(name)) == masked
 
 
 def test_a_query_keeps_its_verb_and_loses_an_identifier() -> None:
-    assert demo_text.mask_query("Sort an array in place", "sort", ["sort"]) == "Sort an array in place"
-    words = demo_text.name_words("DataLoader")
-    assert demo_text.mask_query("Make a DataLoader for it", "DataLoader", words) == "Make a ... for it"
+    assert docstrings.mask_query("Sort an array in place", "sort", ["sort"]) == "Sort an array in place"
+    words = docstrings.name_words("DataLoader")
+    assert docstrings.mask_query("Make a DataLoader for it", "DataLoader", words) == "Make a ... for it"
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_a_query_keeps_its_verb_and_loses_an_identifier() -> None:
     ],
 )
 def test_first_sentence(docstring: str, sentence: str, rest: str) -> None:
-    assert demo_text.first_sentence(docstring) == (sentence, rest)
+    assert docstrings.first_sentence(docstring) == (sentence, rest)
 
 
 def test_equal_questions_and_equal_answers_are_kept_once() -> None:
     docs = [
-        demo_text.Doc("a", "f", "Get the value", "def ()\nIt is there."),
-        demo_text.Doc("a", "g", "get the value!", "def ()\nIt is elsewhere."),
-        demo_text.Doc("a", "h", "Put the value", "def (x)\nIt is  there 2."),
-        demo_text.Doc("b", "i", "Drop the value", "def ()\nIt is gone."),
+        docstrings.Doc("a", "f", "Get the value", "def ()\nIt is there."),
+        docstrings.Doc("a", "g", "get the value!", "def ()\nIt is elsewhere."),
+        docstrings.Doc("a", "h", "Put the value", "def (x)\nIt is  there 2."),
+        docstrings.Doc("b", "i", "Drop the value", "def ()\nIt is gone."),
     ]
-    assert [doc.name for doc in demo_text.unique(docs)] == ["f", "i"]
+    assert [doc.name for doc in docstrings.unique(docs)] == ["f", "i"]
 
 
 def test_too_little_text_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no_such_package_here"):
-        demo_text.build(tmp_path / "out", packages=["no_such_package_here"])
+        docstrings.write_data_set(tmp_path / "out", packages=["no_such_package_here"])
     assert not (tmp_path / "out").exists()
