@@ -50,7 +50,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
     import torch
     import transformers
 
-    from raybge.model.tensor_files import Slot, write_tensors
+    from raybge.model.tensor_files import TensorSpec, write_tensors
 
     config = transformers.BertConfig(vocab_size=common.WORDS + 4, num_hidden_layers=layers, architectures=["BertModel"])
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
         config.save_pretrained(place)
         common.write_words(place)
         random = torch.Generator().manual_seed(seed)
-        slots = [Slot(name, torch.float32, tuple(each.shape)) for name, each in shapes.items()]
+        slots = [TensorSpec(name, torch.float32, tuple(each.shape)) for name, each in shapes.items()]
         write_tensors(
             place, slots, lambda name, r=random: [torch.randn(shapes[name].numel(), generator=r)], lambda: None
         )
@@ -72,10 +72,10 @@ def make_models(folder: Path, layers: int) -> list[str]:
 
 def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]:
     """Anonymous memory of this process before and while three models are mixed, in MB."""
-    from raybge.merging.methods import Cocktail
+    from raybge.merging.alignment import AlignedModels
 
     tied = method == "ties"
-    cocktail = Cocktail(names[: 2 if method != "linear" else 3], "encoder", names[2] if tied else None)
+    aligned = AlignedModels(names[: 2 if method != "linear" else 3], "encoder", names[2] if tied else None)
     weights = [0.2, 0.3, 0.5] if method == "linear" else [0.4, 0.6]
     before = anonymous()
     peak, stop = [before], threading.Event()
@@ -88,12 +88,12 @@ def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.monotonic()
-    cocktail.write(output, weights, method, 0.2, lambda: None)
+    aligned.write(output, weights, method, 0.2, lambda: None)
     seconds = time.monotonic() - start
     stop.set()
     watcher.join()
     return {
-        "model_mb": cocktail.bytes / 1e6,
+        "model_mb": aligned.bytes / 1e6,
         "baseline_mb": before / 1e6,
         "added_mb": (peak[0] - before) / 1e6,
         "seconds": seconds,
@@ -164,7 +164,7 @@ def cut(model: str, folder: Path, length: int) -> str:
 def docstrings(work: Path) -> str:
     from raybge.quickstart import docstrings as demo_text
 
-    demo_text.build(work / "general", 42)
+    demo_text.write_data_set(work / "general", 42)
     return str(work / "general/dev.jsonl")
 
 

@@ -1,0 +1,1 @@
+"""Merging of models of one architecture by weighted averaging, slerp or TIES."""

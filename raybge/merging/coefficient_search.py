@@ -1,9 +1,9 @@
-"""The weights of a mixture that do best on a target, under a floor on something else: a search that measures little.
+"""Derivative-free search for merge coefficients: maximise a target metric subject to a floor on a second one.
 
-Weights lie on a simplex: none is below 0, their sum is 1. Each model alone and the even mixture are measured first, of
-two models all eleven steps of a tenth. Then, from the best so far, a step of weight is moved from each model to each
-other; where none of it helps, the step is halved. Pairs, and not one model against all others: on the floor, what one
-gains must be taken from the right one.
+Coefficients lie on the simplex: none is negative and their sum is 1. Each source model alone and the uniform average
+are evaluated first; for two models, all eleven multiples of a tenth. Then a pattern search moves a step of weight from
+each model to each other, starting from the best candidate so far, and halves the step when no move improves it. Moves
+are pairwise, not one model against all others: at the floor, weight must be taken from the right model.
 """
 
 from __future__ import annotations
@@ -19,68 +19,75 @@ FIRST_STEP, LAST_STEP = 0.25, 0.02
 
 
 @dataclass(frozen=True)
-class Tasted:
-    """A mixture and what it came to; `general` is None where there is no second set."""
+class MergeCandidate:
+    """Merge coefficients with their metric on the target set and, None without a second set, on the general set."""
 
     weights: Weights
     target: float
     general: float | None = None
 
 
-def search(measure: Callable[[Weights], Tasted], models: int, most: int, floor: float) -> Iterator[Tasted]:
-    """Each mixture that is measured, at most `most` of them; `best` picks from them. Equal measures, equal searches.
+def search_weights(
+    evaluate: Callable[[Weights], MergeCandidate], models: int, max_evaluations: int, floor: float
+) -> Iterator[MergeCandidate]:
+    """Yield each candidate once it is evaluated; the search depends on nothing but the metrics.
 
     Args:
-        measure: measures the mixture of these weights; it is asked once for each.
-        floor: as in `best`.
+        evaluate: evaluates the model merged with these weights; called once for each distinct value.
+        models: number of source models.
+        max_evaluations: most candidates.
+        floor: as for `best_candidate`, which chooses among the results.
+
+    Yields:
+        Candidates in the order of their evaluation.
     """
-    known: dict[Weights, Tasted] = {}
+    evaluated: dict[Weights, MergeCandidate] = {}
 
-    def taste(weights: Weights) -> Iterator[Tasted]:
-        if weights not in known and len(known) < most:
-            known[weights] = measure(weights)
-            yield known[weights]
+    def attempt(weights: Weights) -> Iterator[MergeCandidate]:
+        if weights not in evaluated and len(evaluated) < max_evaluations:
+            evaluated[weights] = evaluate(weights)
+            yield evaluated[weights]
 
-    for weights in starts(models):
-        yield from taste(weights)
+    for weights in initial_weights(models):
+        yield from attempt(weights)
     step = 1 / TENTHS / 2 if models == 2 else FIRST_STEP
-    while step > LAST_STEP and len(known) < most:
-        before = best([*known.values()], floor)
-        for giver, taker in itertools.permutations(range(models), 2):
-            yield from taste(moved(best([*known.values()], floor).weights, giver, taker, step))
-        if best([*known.values()], floor) is before:
+    while step > LAST_STEP and len(evaluated) < max_evaluations:
+        before = best_candidate([*evaluated.values()], floor)
+        for source, destination in itertools.permutations(range(models), 2):
+            best = best_candidate([*evaluated.values()], floor)
+            yield from attempt(shift_weight(best.weights, source, destination, step))
+        if best_candidate([*evaluated.values()], floor) is before:
             step /= 2
 
 
-def best(tasted: Sequence[Tasted], floor: float) -> Tasted:
-    """The mixture with the highest target of those whose general value is at least `floor` times that of the best
-    single model; the first of equals.
-    """
-    least = lowest(tasted, floor)
-    passing = [each for each in tasted if each.general is None or each.general >= least]
-    return max(passing, key=lambda each: each.target)
+def best_candidate(candidates: Sequence[MergeCandidate], floor: float) -> MergeCandidate:
+    """Return the candidate with the highest target metric that reaches `general_threshold`; the first of equal ones."""
+    threshold = general_threshold(candidates, floor)
+    feasible = [each for each in candidates if each.general is None or each.general >= threshold]
+    return max(feasible, key=lambda each: each.target)
 
 
-def lowest(tasted: Sequence[Tasted], floor: float) -> float:
-    """The least general value that passes; without a second set, anything does."""
-    alone = [each.general for each in tasted if max(each.weights) == 1 and each.general is not None]
-    return floor * max(alone) if alone else -math.inf
+def general_threshold(candidates: Sequence[MergeCandidate], floor: float) -> float:
+    """Return `floor` times the best single model's general metric; minus infinity without a general set."""
+    single = [each.general for each in candidates if max(each.weights) == 1 and each.general is not None]
+    return floor * max(single) if single else -math.inf
 
 
-def starts(models: int) -> list[Weights]:
-    """What is measured first."""
+def initial_weights(models: int) -> list[Weights]:
+    """Return the coefficients that are evaluated first."""
     if models == 2:
         return [(i / TENTHS, (TENTHS - i) / TENTHS) for i in range(TENTHS, -1, -1)]
-    alone = [tuple(float(i == j) for j in range(models)) for i in range(models)]
-    return [*alone, (1 / models,) * models]
+    single = [tuple(float(i == j) for j in range(models)) for i in range(models)]
+    return [*single, (1 / models,) * models]
 
 
-def moved(weights: Weights, giver: int, taker: int, step: float) -> Weights:
-    """The weights with a step moved from one model to another, or as much as there is; rounded, so that what is the
-    same is seen to be.
+def shift_weight(weights: Weights, source: int, destination: int, step: float) -> Weights:
+    """Move `step` of weight from one model to another, or all that the first one has.
+
+    The result is rounded, so that equal coefficients compare equal.
     """
-    found = list(weights)
-    step = min(step, weights[giver])
-    found[giver] -= step
-    found[taker] += step
-    return tuple(round(weight, 6) for weight in found)
+    shifted = list(weights)
+    step = min(step, weights[source])
+    shifted[source] -= step
+    shifted[destination] += step
+    return tuple(round(weight, 6) for weight in shifted)

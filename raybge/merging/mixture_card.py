@@ -27,7 +27,7 @@ _METHODS = {
 
 
 @dataclass(frozen=True)
-class MergeCard:
+class MixtureCard:
     """What a reader of a mixture wants to know.
 
     Args:

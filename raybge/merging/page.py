@@ -1,4 +1,4 @@
-"""What a person looks at after models were mixed: `report.html` in the mixture's folder."""
+"""Report page of merging: `report.html` in the merged model's folder."""
 
 from __future__ import annotations
 
@@ -6,161 +6,182 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raybge.evaluation.metric_changes import number
-from raybge.merging.coefficient_search import Tasted
-from raybge.report.charts import (
-    Frame,
-    Scale,
-    bottom_axis,
-    clipped,
-    left_axis,
-    line,
-    mark,
-    rounded_out,
-    svg,
-    told_apart,
-    words,
-)
-from raybge.report.page import cell, chart, duration, page, section, table
-from raybge.report.run_details import Run, heading, what_was_run
-from raybge.report.series import NARROW, TICKS, WIDE
-from raybge.util.atomic_write import written_aside
+from markupsafe import Markup
 
-NAME = 40  # characters of a model's name in a chart and in the heads of a table
+from raybge.merging.coefficient_search import MergeCandidate
+from raybge.report.charts import Frame, bottom_axis, clipped, left_axis, line, mark, svg, text_label
+from raybge.report.page import render, write_page
+from raybge.report.run_details import RunDetails
+from raybge.report.scales import Scale, tick_range
+from raybge.report.series import NARROW, TICKS, WIDE, chart
+from raybge.report.text import distinct_labels, format_duration, format_metric
+
+NAME_LENGTH = 40  # characters of a model's name in a chart and in the heads of a table
 
 
 @dataclass(frozen=True)
-class Merging:
-    """All that the report says.
+class MergingReport:
+    """Content of the page.
 
     Args:
-        models, weights: of the mixture, one weight for each model.
-        method: how they were mixed.
-        losses: of each model on the examples; none where weights come from elsewhere.
-        tasted: the mixtures that a search measured, in its order; none where it was none.
-        least: what the search asked of the general set, None without one.
-        metric: what was measured.
+        run: The run's details.
+        models: The source models.
+        weights: One weight per model.
+        method: Merge method.
+        losses: Loss of each model on the examples; empty if the weights have another origin.
+        candidates: Candidates that a search evaluated, in its order; empty without a search.
+        general_threshold: Minimum of the metric on the general set; None without one.
+        metric: Metric of the search.
+        seconds: Duration of the run.
     """
 
-    run: Run
+    run: RunDetails
     models: Sequence[str]
     weights: Sequence[float]
     method: str = "linear"
     losses: Sequence[float] = ()
-    tasted: Sequence[Tasted] = ()
-    least: float | None = None
+    candidates: Sequence[MergeCandidate] = ()
+    general_threshold: float | None = None
     metric: str = "nDCG@10"
     seconds: float = 0.0
 
     @property
-    def chosen(self) -> Tasted | None:
-        """The mixture that was taken, of those that were measured."""
-        return next((each for each in self.tasted if list(each.weights) == list(self.weights)), None)
+    def selected(self) -> MergeCandidate | None:
+        """The candidate with the weights of the merged model; None without a search."""
+        return next((each for each in self.candidates if list(each.weights) == list(self.weights)), None)
 
 
-def write(path: str, merging: Merging) -> None:
-    """Write the report; a path or URI."""
-    text = html(merging).encode()
-    with written_aside(path, "--output_path") as out:
-        out.write(text)
+def write(path: str, report: MergingReport) -> None:
+    """Write the page to a path or URI."""
+    write_page(path, html(report), "--output_path")
 
 
-def html(merging: Merging) -> str:
-    """The report as a document."""
-    title = f"{len(merging.models)} models mixed"
-    said = [f"by {merging.method}", f"{duration(merging.seconds)} in all"]
-    figures = []
-    if chosen := merging.chosen:
-        figures.append((f"{merging.metric} on the target", number(chosen.target)))
-        figures += [] if chosen.general is None else [(f"{merging.metric} on the general set", number(chosen.general))]
-        figures.append(("mixtures measured", f"{len(merging.tasted):,}"))
-    return page(
-        title,
-        heading(merging.run, title, said, figures),
-        section("Weights", _weights_note(merging), _weights(merging)),
-        section("Target against general", _tradeoff_note(merging), _tradeoff(merging)),
-        section("Mixtures", "All that were measured, the best on the target first.", _mixtures(merging)),
-        what_was_run(merging.run),
+def html(report: MergingReport) -> str:
+    """Render the page."""
+    return render(
+        "merging/page.html.jinja",
+        f"Merge of {len(report.models)} models",
+        report=report,
+        summary=[f"method: {report.method}", f"total time {format_duration(report.seconds)}"],
+        figures=_figures(report),
+        weight_rows=_weight_rows(report),
+        tradeoff_note=_tradeoff_note(report),
+        tradeoff_chart=_tradeoff_chart(report),
+        candidate_heads=_candidate_heads(report),
+        candidate_rows=_candidate_rows(report),
     )
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+def _figures(report: MergingReport) -> list[tuple[str, str]]:
+    selected = report.selected
+    if selected is None:
+        return []
+    figures = [(f"{report.metric} on the target set", format_metric(selected.target))]
+    if selected.general is not None:
+        figures.append((f"{report.metric} on the general set", format_metric(selected.general)))
+    return [*figures, ("candidates evaluated", f"{len(report.candidates):,}")]
 
 
-def _weights_note(merging: Merging) -> str:
-    if merging.losses:
-        return "Each follows from the model's loss on the examples: softmax(-loss / temperature)."
-    return "Found by a search." if merging.tasted else "As they were given."
+def _weight_rows(report: MergingReport) -> list[tuple[str, list[str]]]:
+    """Return each model with its weight and, if known, its loss."""
+    columns = [report.weights, *([report.losses] if report.losses else [])]
+    numbers = [[format_metric(value) for value in row] for row in zip(*columns, strict=True)]
+    return list(zip(report.models, numbers, strict=True))
 
 
-def _weights(merging: Merging) -> str:
-    heads = ["model", "weight", *(["loss"] if merging.losses else [])]
+def _candidate_heads(report: MergingReport) -> list[str]:
+    weights = [f"weight of {label}" for label in distinct_labels(report.models, NAME_LENGTH)]
+    return [*weights, "target", *(["general"] if _has_general(report) else [])]
+
+
+def _candidate_rows(report: MergingReport) -> list[tuple[bool, list[str]]]:
+    """Return for each candidate if it is the selected one, and its numbers; the best on the target set first."""
     rows = []
-    for i, (model, weight) in enumerate(zip(merging.models, merging.weights, strict=True)):
-        numbers = [weight, *([merging.losses[i]] if merging.losses else [])]
-        rows.append(f"<tr>{cell(model, 'text')}{''.join(cell(number(each), 'number') for each in numbers)}</tr>")
-    return table(heads, rows, set(heads[1:]))
+    for each in sorted(report.candidates, key=lambda each: -each.target):
+        numbers = [*each.weights, each.target, *([each.general] if _has_general(report) else [])]
+        rows.append((each is report.selected, [format_metric(number) for number in numbers]))
+    return rows
 
 
-def _mixtures(merging: Merging) -> str:
-    if not merging.tasted:
-        return ""
-    second = any(each.general is not None for each in merging.tasted)
-    names = [f"weight of {name}" for name in told_apart(merging.models, NAME)]
-    heads = [*names, "target", *(["general"] if second else [])]
-    rows = []
-    for each in sorted(merging.tasted, key=lambda each: -each.target):
-        numbers = [*each.weights, each.target, *([each.general] if second else [])]
-        best = ' class="best"' if each is merging.chosen else ""
-        rows.append(f"<tr{best}>{''.join(cell(number(value), 'number') for value in numbers)}</tr>")
-    return table(heads, rows, set(heads))
+def _has_general(report: MergingReport) -> bool:
+    return any(each.general is not None for each in report.candidates)
 
 
-# --- the trade-off ----------------------------------------------------------------------------------------------------
+# --- target against general set ---------------------------------------------------------------------------------------
 
 
-def _tradeoff_note(merging: Merging) -> str:
-    curve = "The line goes from one model alone to the other. " if len(merging.models) == 2 else ""
-    asked = "" if merging.least is None else f"The search asked for {number(merging.least)} on the general set or more."
-    return f"{merging.metric} of each mixture; further up and to the right is better. {curve}{asked}".strip()
+def _tradeoff_note(report: MergingReport) -> str:
+    note = f"{report.metric} of each candidate; up and right is better."
+    if len(report.models) == 2:
+        note += " The line leads from one model alone to the other."
+    if report.general_threshold is not None:
+        note += f" The search required at least {format_metric(report.general_threshold)} on the general set."
+    return note
 
 
-def _tradeoff(merging: Merging) -> str:
-    """The drawing, for any console; nothing where there is no second set."""
-    points = [each for each in merging.tasted if each.general is not None and math.isfinite(each.general + each.target)]
-    return chart(_drawn(merging, points, WIDE), _drawn(merging, points, NARROW)) if points else ""
+def _tradeoff_chart(report: MergingReport) -> Markup:
+    """Draw the target metric over the general one; nothing without a general set."""
+    points = [
+        each for each in report.candidates if each.general is not None and math.isfinite(each.general + each.target)
+    ]
+    if not points:
+        return Markup("")
+    return chart(_draw_tradeoff(report, points, WIDE), _draw_tradeoff(report, points, NARROW))
 
 
-def _drawn(merging: Merging, points: Sequence[Tasted], width: float) -> str:
+def _draw_tradeoff(report: MergingReport, points: Sequence[MergeCandidate], width: float) -> Markup:
     height = 420.0 if width == WIDE else 340.0
     frame = Frame(66, 34, width - 22, height - 50)
-    general = [float(each.general or 0) for each in points]
-    least = [] if merging.least is None or not math.isfinite(merging.least) else [merging.least]
-    x = Scale(*rounded_out(min(general + least), max(general + least), TICKS), frame.left, frame.right)
+    threshold = report.general_threshold
+    thresholds = [threshold] if threshold is not None and math.isfinite(threshold) else []
+    general = [_general(each) for each in points] + thresholds
+    x = Scale(*tick_range(min(general), max(general), TICKS), frame.left, frame.right)
     target = [each.target for each in points]
-    y = Scale(*rounded_out(min(target), max(target), TICKS), frame.bottom, frame.top)
-    drawn = [line([(x(at), frame.top), (x(at), frame.bottom)], "middle", f"at least {number(at)}") for at in least]
-    if len(merging.models) == 2:
-        along = sorted(points, key=lambda each: each.weights)
-        drawn.append(line([(x(float(each.general or 0)), y(each.target)) for each in along], "curve r4"))
-    names = told_apart(merging.models, NAME if width == WIDE else NAME // 2)
+    y = Scale(*tick_range(min(target), max(target), TICKS), frame.bottom, frame.top)
+    lines = [
+        line([(x(value), frame.top), (x(value), frame.bottom)], "middle", f"at least {format_metric(value)}")
+        for value in thresholds
+    ]
+    if len(report.models) == 2:
+        path = [(x(_general(each)), y(each.target)) for each in sorted(points, key=lambda each: each.weights)]
+        lines.append(line(path, "curve r4"))
+    marks = [
+        mark(
+            "dot",
+            x(_general(each)),
+            y(each.target),
+            "best" if each is report.selected else "r6",
+            _tooltip(report, each),
+        )
+        for each in sorted(points, key=lambda each: each is report.selected)  # the selected one on top
+    ]
+    axes = bottom_axis(x, frame, f"{report.metric}, general set", int((frame.right - frame.left) / 62))
+    axes += left_axis(y, frame, f"{report.metric}, target set", TICKS)
+    label = f"{report.metric} of {len(points)} candidates: target set against general set"
+    name_length = NAME_LENGTH if width == WIDE else NAME_LENGTH // 2
+    names = _model_labels(report, points, x, y, frame, name_length)
+    return svg(width, height, label, axes, clipped(frame.padded(6), *lines, *marks), *names)
+
+
+def _model_labels(
+    report: MergingReport, points: Sequence[MergeCandidate], x: Scale, y: Scale, frame: Frame, name_length: int
+) -> list[Markup]:
+    """Label the candidates that are one model alone."""
+    names = distinct_labels(report.models, name_length)
     labels = []
-    for each in sorted(points, key=lambda each: each is merging.chosen):  # the chosen one on top
-        at = x(float(each.general or 0)), y(each.target)
-        drawn.append(mark("dot", *at, "best" if each is merging.chosen else "r6", _told(merging, each)))
+    for each in points:
         if max(each.weights) == 1:
-            anchor = "end" if at[0] > (frame.left + frame.right) / 2 else "start"
-            side = -8 if anchor == "end" else 8
-            labels.append(words(at[0] + side, at[1] - 8, names[each.weights.index(1)], "halo", anchor))
-    room = Frame(frame.left - 6, frame.top - 6, frame.right + 6, frame.bottom + 6)
-    axes = bottom_axis(x, frame, f"{merging.metric}, general", int((frame.right - frame.left) / 62))
-    axes += left_axis(y, frame, f"{merging.metric}, target", TICKS)
-    said = f"{merging.metric} of {len(points)} mixtures, target against general"
-    return svg(width, height, said, axes, clipped(room, *drawn), *labels)
+            at = x(_general(each)), y(each.target)
+            anchor, offset = ("end", -8) if at[0] > (frame.left + frame.right) / 2 else ("start", 8)
+            labels.append(text_label(at[0] + offset, at[1] - 8, names[each.weights.index(1)], "halo", anchor))
+    return labels
 
 
-def _told(merging: Merging, each: Tasted) -> str:
-    """What a point is, for its tooltip."""
-    weights = [f"{model}: {weight:g}" for model, weight in zip(merging.models, each.weights, strict=True)]
-    found = f"target {number(each.target)}, general {number(each.general)}"
-    return "\n".join([*weights, found, *(["chosen"] if each is merging.chosen else [])])
+def _general(candidate: MergeCandidate) -> float:
+    return float(candidate.general or 0)
+
+
+def _tooltip(report: MergingReport, each: MergeCandidate) -> str:
+    weights = [f"{model}: {weight:g}" for model, weight in zip(report.models, each.weights, strict=True)]
+    metrics = f"target {format_metric(each.target)}, general {format_metric(each.general)}"
+    return "\n".join([*weights, metrics, *(["selected"] if each is report.selected else [])])

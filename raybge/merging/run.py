@@ -1,186 +1,114 @@
-"""Mix models of one architecture into one, as LM-Cocktail does: fine-tuning costs general ability, and mixing with the
-base model gives it back (https://arxiv.org/abs/2311.13534).
-
-    python -m raybge.merge --model_names_or_paths runs/mine BAAI/bge-small-en-v1.5 --model_type encoder \\
-        --weights 0.5 0.5 --output_path runs/mixed
-    python -m raybge.merge --model_names_or_paths runs/mine BAAI/bge-small-en-v1.5 --model_type encoder \\
-        --search dev.jsonl --general other.jsonl --output_path runs/mixed
-    python -m raybge.merge --help
-
-From Python: `raybge.mix_models`, `mix_models_with_data` and `mix_models_by_layers`, called as the recipe's.
-
-Weights that are given need no Ray: a mixture is written tensor by tensor. Examples and searches are measured on Ray.
-"""
+"""A merge, from the command's options to the written model: check, read, align, find the weights, write."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli import run as cli
 from raybge.cli.console import Console
 from raybge.cli.options import MergeOptions
-from raybge.merging.coefficient_search import best, lowest
-from raybge.merging.spec import METRIC, check
-from raybge.util.versions import versions
+from raybge.merging.spec import METRIC, MergingSpec
 
 if TYPE_CHECKING:
-    from raybge.merging.coefficients import Found
-    from raybge.merging.methods import Cocktail
-
-REPORT = "report.html"
+    from raybge.merging.alignment import AlignedModels
+    from raybge.merging.coefficients import MergeWeights
 
 
-# --- from Python ------------------------------------------------------------------------------------------------------
+def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Run the command `raybge.merge`.
+
+    Args:
+        options: options of the command.
+        console: receives the plan, the progress and the results.
+        examples: rows as Python objects, in place of `example_data`.
+
+    Returns:
+        The `weights`; with examples the `losses`; after a search the best candidate's `target` and `general` metric,
+        the number of `evaluations` and all `mixtures`; the `output_path` if a model was written. Empty on a dry run.
+
+    Raises:
+        UserError: an option, a file, a row or a model is invalid.
+    """
+    return _run(MergingSpec.from_options(options, examples is not None), console, examples)
 
 
-def _mixed(flags: dict[str, Any], return_model: bool, examples: list[Any] | None = None) -> Any:
-    with ExitStack() as stack:
-        if return_model and flags["output_path"] is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raybge-merge-"))
-            flags["output_path"] = f"{folder}/model"
+def merge_and_load(options: MergeOptions, console: Console, examples: Sequence[Any] | None = None) -> Any:
+    """Run the command and load the merged model from its folder.
 
-        def run(arguments: MergeOptions, console: Console) -> Any:
-            from raybge.merging.sources import Ingredient
+    Args:
+        options: options of the command, with an `output_path`.
+        console: see `merge`.
+        examples: see `merge`.
 
-            summary = merge(arguments, console, examples)
-            if not return_model or arguments.dry_run:
-                return summary
-            mixture = Ingredient.find(str(arguments.output_path), arguments.model_type, "--output_path")
-            return mixture.load(arguments.model_type, arguments.trust_remote_code)
+    Returns:
+        The transformers model; an empty summary on a dry run.
+    """
+    from raybge.merging.sources import SourceModel
 
-        return cli.call(MergeOptions, run, "merge", flags)
+    spec = MergingSpec.from_options(options, examples is not None)
+    summary = _run(spec, console, examples)
+    if spec.dry_run:
+        return summary
+    model = SourceModel.open(str(spec.output_path), spec.model_type, "--output_path")
+    return model.load(spec.model_type, spec.trust_remote_code)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def merge(arguments: MergeOptions, console: Console, examples: list[Any] | None = None) -> dict[str, Any]:
-    """The command: check, open, find the weights, mix, report. `examples` are rows in place of --example_data."""
-    from raybge.merging.coefficients import Found, example_rows, scored, searched
-    from raybge.merging.methods import Cocktail
+def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) -> dict[str, Any]:
+    from raybge.merging.alignment import AlignedModels
+    from raybge.merging.coefficients import read_examples
+    from raybge.merging.writing import REPORT, search_results, write_output
 
     start = time.monotonic()
-    check(arguments, examples is not None)
-    rows = example_rows(arguments, examples, console)
-    names = _absolute(arguments)
-    options = arguments.base_model, arguments.cache_dir, arguments.trust_remote_code
-    cocktail = Cocktail(names, arguments.model_type, *options)
-    _describe(arguments, cocktail, console)
-    if arguments.weights is not None:
-        found = Found(arguments.weights)
-    elif arguments.search:
-        found = searched(arguments, cocktail, console)
-    else:
-        found = scored(arguments, names, rows, console)
-    if arguments.dry_run:
+    rows = read_examples(spec, examples, console)
+    aligned = AlignedModels(spec.paths, spec.model_type, spec.base_model, spec.cache_dir, spec.trust_remote_code)
+    _print_plan(spec, aligned, console)
+    merge_weights = _merge_weights(spec, aligned, rows, console)
+    if spec.dry_run:
         return {}
-    heads, shown = _table(arguments, found)
-    console.table(heads, shown)
-    summary: dict[str, Any] = {"weights": found.weights}
-    if found.losses:
-        summary["losses"] = list(found.losses)
-    if found.tasted:
-        summary |= _measured(arguments, found)
-        said = [f"{name} {summary[name]:.4f}" for name in ("target", "general") if name in summary]
-        console.info(f"{METRIC}: {', '.join(said)}; {summary['evaluations']} mixtures measured")
-    if arguments.output_path is not None:
-        _write(arguments, cocktail, found, start, console)
-        console.info(f"written: {arguments.output_path}, with its {REPORT}")
-        summary["output_path"] = arguments.output_path
+    _print_weights(spec, merge_weights, console)
+    summary: dict[str, Any] = {"weights": merge_weights.weights}
+    if merge_weights.losses:
+        summary["losses"] = list(merge_weights.losses)
+    if results := search_results(spec, merge_weights):
+        summary |= results
+        metrics = [f"{name} {summary[name]:.4f}" for name in ("target", "general") if name in summary]
+        console.info(f"{METRIC}: {', '.join(metrics)}; {summary['evaluations']} candidates evaluated")
+    if spec.output_path is not None:
+        write_output(spec, aligned, merge_weights, lambda: time.monotonic() - start, console)
+        console.info(f"written: {spec.output_path}, with its {REPORT}")
+        summary["output_path"] = spec.output_path
     return summary
 
 
-def _absolute(arguments: MergeOptions) -> list[str]:
-    """The models: folders from any current folder, and never taken for names on the hub."""
-    return [os.path.abspath(name) if os.path.isdir(name) else name for name in arguments.model_names_or_paths]
+def _merge_weights(spec: MergingSpec, aligned: AlignedModels, rows: list[Any], console: Console) -> MergeWeights:
+    from raybge.merging.candidate_evaluation import search_coefficients
+    from raybge.merging.coefficients import MergeWeights, score_models
+
+    if spec.weights is not None:
+        return MergeWeights(list(spec.weights))
+    if spec.search:
+        return search_coefficients(spec, aligned, console)
+    return score_models(spec, rows, console)
 
 
-def _describe(arguments: MergeOptions, cocktail: Cocktail, console: Console) -> None:
-    from raybge.merging.sources import differing_prompts
+def _print_plan(spec: MergingSpec, aligned: AlignedModels, console: Console) -> None:
+    from raybge.merging.sources import conflicting_prompts
 
-    settings, kind = cocktail.settings, cocktail.models[0].config.get("model_type", "of their own code")
-    how = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalised" if settings else ""
+    settings, kind = aligned.settings, aligned.models[0].config.get("model_type", "custom code")
+    pooling = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalised" if settings else ""
     console.info(
-        f"models: {len(arguments.model_names_or_paths)}, {kind}, {len(cocktail.aligned):,} tensors, "
-        f"{cocktail.bytes / 1e6:,.0f} MB each{how}; mixed by {arguments.merge_method}"
+        f"models: {len(spec.names)}, {kind}, {len(aligned.tensors):,} tensors, {aligned.bytes / 1e6:,.0f} MB each"
+        f"{pooling}; merge method: {spec.method}"
     )
-    for name in differing_prompts(cocktail.models):
-        console.info(f"prompts named {name} differ: the mixture has that of the first model")
+    for name in conflicting_prompts(aligned.models):
+        console.info(f"the prompts named {name} differ: the merged model has the first model's")
 
 
-def _table(arguments: MergeOptions, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Models, their losses where there are any, and their weights."""
-    columns = [arguments.model_names_or_paths, [f"{weight:.4f}" for weight in found.weights]]
-    if found.losses:
-        columns.insert(1, [f"{loss:.4f}" for loss in found.losses])
-    heads = ["model", "loss", "weight"] if found.losses else ["model", "weight"]
-    return heads, [list(row) for row in zip(*columns, strict=True)]
-
-
-def _measured(arguments: MergeOptions, found: Found) -> dict[str, Any]:
-    """What the chosen mixture came to, and all that were measured."""
-    chosen = best(found.tasted, arguments.general_floor)
-    general = {} if chosen.general is None else {"general": chosen.general}
-    mixtures = [asdict(each) for each in found.tasted]
-    return {"target": chosen.target, **general, "evaluations": len(found.tasted), "mixtures": mixtures}
-
-
-# --- what is written --------------------------------------------------------------------------------------------------
-
-
-def _write(arguments: MergeOptions, cocktail: Cocktail, found: Found, start: float, console: Console) -> None:
-    """The output folder, which gets its name when it is whole."""
-    from raybge.merging import page as report
-    from raybge.merging.coefficients import mix_into
-    from raybge.report.page import written
-    from raybge.util.atomic_write import folder_written_aside
-
-    assert arguments.output_path is not None
-    path = os.path.abspath(arguments.output_path)
-    with folder_written_aside(path, "--output_path") as aside:
-        with console.bar("mix", len(cocktail.aligned), "tensors") as bar:
-            mix_into(arguments, cocktail, Path(aside), found.weights, lambda: bar.update(1))
-        _write_card(arguments, found, Path(aside))
-        about = partial(_page, arguments, found, time.monotonic() - start)
-        written(report.write, str(Path(aside) / REPORT), about)
-
-
-def _write_card(arguments: MergeOptions, found: Found, folder: Path) -> None:
-    from raybge.cli.parser import given
-    from raybge.merging.mixture_card import MergeCard
-
-    MergeCard(
-        model_type=arguments.model_type,
-        models=list(zip(_absolute(arguments), found.weights, strict=True)),
-        method=arguments.merge_method,
-        losses=found.losses,
-        metric=METRIC,
-        measured=_measured(arguments, found) if found.tasted else {},
-        flags={**given(arguments), "model_names_or_paths": _absolute(arguments)},
-        versions=versions("torch", "transformers", "safetensors"),
-    ).write(folder)
-
-
-def _page(arguments: MergeOptions, found: Found, seconds: float) -> Any:
-    from raybge.cli.parser import given
-    from raybge.merging.page import Merging
-    from raybge.report.run_details import Run
-
-    return Merging(
-        run=Run("merge", given(arguments), versions=versions("torch", "transformers", "safetensors")),
-        models=arguments.model_names_or_paths,
-        weights=found.weights,
-        method=arguments.merge_method,
-        losses=found.losses,
-        tasted=found.tasted,
-        least=lowest(found.tasted, arguments.general_floor) if arguments.general else None,
-        metric=METRIC,
-        seconds=seconds,
-    )
+def _print_weights(spec: MergingSpec, merge_weights: MergeWeights, console: Console) -> None:
+    """Print a table of the models, their losses if there are any, and their weights."""
+    columns = [list(spec.names), [f"{weight:.4f}" for weight in merge_weights.weights]]
+    if merge_weights.losses:
+        columns.insert(1, [f"{loss:.4f}" for loss in merge_weights.losses])
+    heads = ["model", "loss", "weight"] if merge_weights.losses else ["model", "weight"]
+    console.table(heads, [list(row) for row in zip(*columns, strict=True)])

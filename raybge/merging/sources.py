@@ -1,7 +1,7 @@
-"""The models that are mixed, as folders: found, compared, and all of a mixture's folder but its weights.
+"""Source models of a merge: located, checked for compatibility, and the files of a merged model other than weights.
 
-Of the first model come configuration, tokenizer and code. What sentence-transformers reads (pooling, normalising,
-prompts, length) comes from every embedding model whose folder says it.
+Configuration, tokenizer and code of a merged model are the first source's. The sentence-transformers settings (pooling,
+normalisation, prompts, length) are combined from every embedding model whose folder states them.
 """
 
 from __future__ import annotations
@@ -17,74 +17,97 @@ from typing import Any
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, write_settings
 from raybge.util.errors import UserError, first_line
 
-# What transformers opens a model of each type with.
+# transformers' auto class for each model type.
 CLASSES = {
     "encoder": "AutoModel",
     "decoder": "AutoModelForCausalLM",
     "reranker": "AutoModelForSequenceClassification",
     "encoder-decoder": "AutoModelForSeq2SeqLM",
 }
-_SMALL = ["*.json", "*.txt", "*.model", "*.py", "*.jinja"]  # files of a hub's model beside its weights
+_METADATA_FILES = ["*.json", "*.txt", "*.model", "*.py", "*.jinja"]  # of a hub model, next to its weights
 
 
 @dataclass(frozen=True)
-class Ingredient:
-    """A model as it lies on this machine.
+class SourceModel:
+    """One source model of a merge, as files on this machine.
 
     Args:
-        name: as it was given.
-        top: its folder; `folder`: where weights, configuration and tokenizer are, in old sentence-transformers folders
-            one further down.
-        config: its config.json.
-        settings: what an embedding model's folder says, defaults for other types.
+        name: as the user spelled it.
+        folder: folder of the weights, the configuration and the tokenizer; in old sentence-transformers models, a
+            subfolder of the model's folder.
+        config: contents of config.json.
+        settings: settings of an embedding model's folder; the defaults for other model types.
     """
 
     name: str
-    top: Path
     folder: Path
     config: dict[str, Any]
     settings: FolderSettings
 
     @classmethod
-    def find(cls, name: str, model_type: str, flag: str, cache_dir: str | None = None) -> Ingredient:
-        """UserError, naming the flag, for what is no model of that type, is quantised, or consists of adapters."""
+    def open(cls, name: str, model_type: str, flag: str, cache_dir: str | None = None) -> SourceModel:
+        """Locate a model, downloading it from the hub if it is not a local folder, and read its configuration.
+
+        Args:
+            name: folder or hub name.
+            model_type: a key of CLASSES.
+            flag: name of the flag that `name` comes from, with its dashes.
+            cache_dir: cache of the hub's models.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: there is no such model, it has another type, it is quantised, or it consists of adapters.
+        """
         if not os.path.isdir(name):
             check_model_folder(name, flag)
-        top = Path(name) if os.path.isdir(name) else _fetched(name, flag, cache_dir)
+        top = Path(name) if os.path.isdir(name) else _download(name, flag, cache_dir)
         if (top / "adapter_config.json").is_file():
             raise UserError(
-                f"{flag} {name} holds adapters, which are not weights: make a whole model of them first, with "
+                f"{flag} {name} contains adapters, which cannot be merged: write a full model first, with "
                 f'raybge.Encoder("{name}").save(FOLDER), or train with --save_merged_lora_model'
             )
         check_model_folder(str(top), flag)
         settings = read_settings(str(top)) if model_type == "encoder" else FolderSettings()
         folder = top / settings.subfolder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = cls(name, top, folder, config, settings)
-        found._check(model_type, flag)
-        return found
+        model = cls(name, folder, config, settings)
+        model._check(model_type, flag)
+        return model
 
     def _check(self, model_type: str, flag: str) -> None:
         if self.config.get("quantization_config"):
-            raise UserError(f"{flag} {self.name}: quantised weights cannot be mixed; give the model they were made of")
-        both = bool(self.config.get("is_encoder_decoder"))
-        if both != (model_type == "encoder-decoder"):
-            kind = "has an encoder and a decoder" if both else "has not both an encoder and a decoder"
-            raise UserError(f"{flag} {self.name} {kind}: --model_type {model_type} cannot be")
+            raise UserError(
+                f"{flag} {self.name}: quantised weights cannot be merged; use the model before its quantisation"
+            )
+        seq2seq = bool(self.config.get("is_encoder_decoder"))
+        if seq2seq != (model_type == "encoder-decoder"):
+            kind = "is an encoder-decoder model" if seq2seq else "is not an encoder-decoder model"
+            raise UserError(f"{flag} {self.name} {kind}, which contradicts --model_type {model_type}")
 
     def auto_class(self, model_type: str) -> Any:
-        """What transformers opens it with: of language models as rerankers (layer-wise ones too) the language model."""
+        """Return transformers' auto class that loads the model.
+
+        Rerankers built on a language model, layer-wise ones included, are loaded as language models.
+        """
         import transformers
 
-        kinds = [str(kind) for kind in self.config.get("architectures") or []]
-        if model_type == "reranker" and any(kind.endswith("ForCausalLM") for kind in kinds):
+        architectures = [str(name) for name in self.config.get("architectures") or []]
+        if model_type == "reranker" and any(name.endswith("ForCausalLM") for name in architectures):
             return transformers.AutoModelForCausalLM
-        if model_type == "reranker" and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-            raise UserError(f"{self.name}: {', '.join(kinds) or 'a model without a head'} does not score pairs")
+        if model_type == "reranker" and not any(name.endswith("ForSequenceClassification") for name in architectures):
+            raise UserError(
+                f"{self.name} is not a reranker: its architecture is {', '.join(architectures) or 'not stated'}, "
+                "expected a sequence classifier or a language model"
+            )
         return getattr(transformers, CLASSES[model_type])
 
     def load(self, model_type: str, trust_remote_code: bool = False, **options: Any) -> Any:
-        """The transformers model. UserError where the folder lacks weights, which would be random."""
+        """Load the transformers model; `options` go to `from_pretrained`.
+
+        Raises UserError if the folder lacks weights, which transformers would initialise at random.
+        """
         from raybge.model.loading import UNLOADABLE, check_weights
 
         auto = self.auto_class(model_type)
@@ -92,110 +115,127 @@ class Ingredient:
         try:
             model, loading = auto.from_pretrained(self.folder, **options)
         except UNLOADABLE as error:
-            raise UserError(f"the model {self.name} does not load: {first_line(error)}") from error
+            raise UserError(f"the model {self.name} cannot be loaded: {first_line(error)}") from error
         check_weights(self.name, model, loading)
         return model
 
 
-def _fetched(name: str, flag: str, cache_dir: str | None) -> Path:
-    """The hub's model on this machine: its safetensors, or where it has none its pickles."""
+def _download(name: str, flag: str, cache_dir: str | None) -> Path:
+    """Download a hub model's safetensors, or its pickles if it has no safetensors."""
     from huggingface_hub import snapshot_download
 
     try:
         for weights in ("*.safetensors", "*.bin"):
-            folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*_SMALL, weights]))
+            folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=[*_METADATA_FILES, weights]))
             if any(folder.rglob(weights)):
                 break
-    except Exception as error:  # of several libraries: no such model, no network, no room
-        raise UserError(f"{flag} {name}: it is no folder, and cannot be fetched ({first_line(error)})") from error
+    except Exception as error:  # from several libraries: no such model, no network, a full disk
+        raise UserError(
+            f"{flag} {name} is not a folder and cannot be downloaded from the hub ({first_line(error)})"
+        ) from error
     return folder
 
 
-# --- what they have in common -----------------------------------------------------------------------------------------
+# --- compatibility ----------------------------------------------------------------------------------------------------
 
 
-def check_alike(models: Sequence[Ingredient]) -> None:
-    """UserError where the configurations say that two models are of different architectures."""
+def check_architectures(models: Sequence[SourceModel]) -> None:
+    """Raise UserError if the configurations of two models state different architectures."""
     first = models[0]
-    for name in ("model_type", "num_attention_heads", "n_head", "num_key_value_heads", "hidden_act"):
+    for key in ("model_type", "num_attention_heads", "n_head", "num_key_value_heads", "hidden_act"):
         for other in models[1:]:
-            was, now = first.config.get(name), other.config.get(name)
-            if was != now:
+            expected, actual = first.config.get(key), other.config.get(key)
+            if expected != actual:
                 raise UserError(
-                    f"{first.name} and {other.name} are of different architectures: {name} is {was} and {now}"
+                    f"{first.name} and {other.name} have different architectures: {key} is {expected} and {actual}"
                 )
 
 
-def joined_settings(models: Sequence[Ingredient]) -> FolderSettings:
-    """What the folder of a mixture of embedding models says: what theirs say.
+def combine_settings(models: Sequence[SourceModel]) -> FolderSettings:
+    """Combine the folder settings of embedding models into those of the merged model.
 
-    Folders that say nothing have no voice. Prompts of one name are the first model's that has one, the length is the
-    longest. UserError where two folders pool or normalise in different ways.
+    Folders without settings are ignored. A prompt is taken from the first model that has one of its name; the length is
+    the longest.
+
+    Args:
+        models: source models, at least one.
+
+    Returns:
+        Settings of the merged model's folder.
+
+    Raises:
+        UserError: two folders state different pooling or normalisation.
     """
-    heard = [model for model in models if model.settings.source != "default"] or list(models)
-    first = heard[0]
-    for other in heard[1:]:
+    stating = [model for model in models if model.settings.source != "default"] or list(models)
+    first = stating[0]
+    for other in stating[1:]:
         for name in ("pooling", "normalize"):
-            was, now = getattr(first.settings, name), getattr(other.settings, name)
-            if was != now:
+            expected, actual = getattr(first.settings, name), getattr(other.settings, name)
+            if expected != actual:
                 raise UserError(
-                    f"{first.name} and {other.name} make vectors in different ways: {name} is {was} and {now} in "
-                    "their folders"
+                    f"{first.name} and {other.name} compute embeddings differently: {name} is {expected} and {actual} "
+                    "in their folders"
                 )
     prompts: dict[str, str] = {}
-    for model in heard:
+    for model in stating:
         for name, prompt in model.settings.prompts.items():
             prompts[name] = prompts.get(name) or prompt
-    lengths = [model.settings.max_length for model in heard if model.settings.max_length]
+    lengths = [model.settings.max_length for model in stating if model.settings.max_length]
     return replace(first.settings, prompts=prompts, max_length=max(lengths, default=None))
 
 
-def differing_prompts(models: Sequence[Ingredient]) -> list[str]:
-    """The names of prompts of which two models have different ones."""
-    found: dict[str, set[str]] = {}
+def conflicting_prompts(models: Sequence[SourceModel]) -> list[str]:
+    """Return the names of prompts that differ between models."""
+    texts_by_name: dict[str, set[str]] = {}
     for model in models:
         for name, prompt in model.settings.prompts.items():
             if prompt:
-                found.setdefault(name, set()).add(prompt)
-    return sorted(name for name, texts in found.items() if len(texts) > 1)
+                texts_by_name.setdefault(name, set()).add(prompt)
+    return sorted(name for name, texts in texts_by_name.items() if len(texts) > 1)
 
 
-def tokenizer_of(model: Ingredient, trust_remote_code: bool = False) -> Any:
-    from raybge.model.loading import Source, load_tokenizer
+def load_source_tokenizer(model: SourceModel, trust_remote_code: bool = False) -> Any:
+    """Load a source model's tokenizer."""
+    from raybge.model.loading import ModelLocation, load_tokenizer
 
     settings = replace(model.settings, subfolder="")
-    return load_tokenizer(Source(str(model.folder), settings, trust_remote_code=trust_remote_code), None, True)
+    return load_tokenizer(ModelLocation(str(model.folder), settings, trust_remote_code=trust_remote_code), None, True)
 
 
-def check_vocabularies(models: Sequence[Ingredient], trust_remote_code: bool = False) -> Any:
-    """The first model's tokenizer. UserError, naming a token, where another's has other numbers."""
+def load_common_tokenizer(models: Sequence[SourceModel], trust_remote_code: bool = False) -> Any:
+    """Return the first model's tokenizer; raise UserError, naming a token, if another vocabulary differs from it."""
     first, *others = models
-    tokenizer = tokenizer_of(first, trust_remote_code)
-    words = tokenizer.get_vocab()
+    tokenizer = load_source_tokenizer(first, trust_remote_code)
+    vocabulary = tokenizer.get_vocab()
     for other in others:
-        theirs = tokenizer_of(other, trust_remote_code).get_vocab()
-        if words == theirs:
+        other_vocabulary = load_source_tokenizer(other, trust_remote_code).get_vocab()
+        if vocabulary == other_vocabulary:
             continue
-        differ = min(token for token in words.keys() | theirs.keys() if words.get(token) != theirs.get(token))
-        was, now = (found.get(differ, "missing") for found in (words, theirs))
+        tokens = vocabulary.keys() | other_vocabulary.keys()
+        token = min(each for each in tokens if vocabulary.get(each) != other_vocabulary.get(each))
+        ids = [each.get(token, "missing") for each in (vocabulary, other_vocabulary)]
         raise UserError(
-            f"{first.name} and {other.name} have different vocabularies: the token {differ!r} is {was} and {now}"
+            f"{first.name} and {other.name} have different vocabularies: the id of token {token!r} is {ids[0]} and "
+            f"{ids[1]}"
         )
     return tokenizer
 
 
-# --- the mixture's folder ---------------------------------------------------------------------------------------------
+# --- the merged model's folder ----------------------------------------------------------------------------------------
 
 
-def write_surroundings(
-    folder: Path, first: Ingredient, architecture: str, tokenizer: Any, settings: FolderSettings | None, width: int
+def write_model_files(
+    folder: Path, first: SourceModel, architecture: str, tokenizer: Any, settings: FolderSettings | None, width: int
 ) -> None:
-    """Write all of a mixture's folder but weights and card.
+    """Write a merged model's folder except for its weights and its card.
 
     Args:
-        first: the model whose configuration and code are taken.
-        architecture: name of the class that opens the weights.
-        settings: of an embedding model; `width` is then that of its vectors.
+        folder: an existing folder.
+        first: source model that the configuration and the code are taken from.
+        architecture: name of the class that loads the weights.
+        tokenizer: tokenizer of the merged model.
+        settings: settings of an embedding model; None for other model types.
+        width: dimension of the embeddings if there are settings.
     """
     config = {**first.config, "architectures": [architecture]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pages import EVIL, LONG, Page, mixture, run
 
 from raybge.merging import page as merge
-from raybge.merging.coefficient_search import Tasted
+from raybge.merging.coefficient_search import MergeCandidate
 
 
 def test_what_the_page_of_a_search_says():
@@ -56,22 +56,22 @@ def test_the_table_of_mixtures():
 
 
 def test_given_weights_and_losses():
-    plain = Page(merge.html(mixture(tasted=(), least=None)))
+    plain = Page(merge.html(mixture(candidates=(), least=None)))
     assert "As they were given." in plain.text and "tuned0.6000base0.4000" in plain.text.replace("\n", "")
     assert not any(tag == "svg" for tag, _ in plain.found) and "Mixtures" not in plain.text
-    scored = Page(merge.html(mixture(tasted=(), least=None, losses=[0.25, 1.5])))
+    scored = Page(merge.html(mixture(candidates=(), least=None, losses=[0.25, 1.5])))
     assert "softmax(-loss / temperature)" in scored.text and "0.60000.2500" in scored.text
 
 
 def test_a_search_without_a_second_set_or_of_three_models():
-    alone = [replace(each, general=None) for each in mixture().tasted]
-    page = Page(merge.html(mixture(tasted=alone, least=None)))
+    alone = [replace(each, general=None) for each in mixture().candidates]
+    page = Page(merge.html(mixture(candidates=alone, least=None)))
     assert "Target against general" not in page.text and "Mixtures" in page.text and "target0.6980" in page.text
-    three = [Tasted((1.0, 0.0, 0.0), 0.5, 0.5), Tasted((0.2, 0.3, 0.5), 0.6, 0.4)]
-    text = merge.html(mixture(models=["a", "b", "c"], weights=[0.2, 0.3, 0.5], tasted=three, least=0.3))
+    three = [MergeCandidate((1.0, 0.0, 0.0), 0.5, 0.5), MergeCandidate((0.2, 0.3, 0.5), 0.6, 0.4)]
+    text = merge.html(mixture(models=["a", "b", "c"], weights=[0.2, 0.3, 0.5], candidates=three, least=0.3))
     assert 'class="curve' not in text and "3 models mixed" in text and text.count('class="dot best"') == 2
-    odd = [Tasted((1.0, 0.0), math.nan, 0.5), Tasted((0.0, 1.0), 0.5, 0.5)]
-    assert "no number" in merge.html(mixture(weights=[0.0, 1.0], tasted=odd, least=-math.inf))
+    odd = [MergeCandidate((1.0, 0.0), math.nan, 0.5), MergeCandidate((0.0, 1.0), 0.5, 0.5)]
+    assert "no number" in merge.html(mixture(weights=[0.0, 1.0], candidates=odd, least=-math.inf))
 
 
 def test_texts_from_outside_are_escaped_and_long_ones_cut():
