@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from raybge.data.datasets import arrange
+from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_passage
 from raybge.data.order import Order
 from raybge.data.source_files import list_files
-from raybge.data.stream import Reading
+from raybge.data.stream import StepReader
 from raybge.data.survey import Survey, survey
 from raybge.training.row_records import FOLDER, RowLog, epochs, main, steps
 from raybge.util.errors import UserError
@@ -27,7 +27,7 @@ def found(tmp_path_factory) -> Survey:
 
 
 def order_of(found: Survey, drop_last: bool = False, **mixture) -> Order:
-    sets = arrange(found, **{"max_examples": 1000, **mixture})
+    sets = build_data_sets(found, **{"max_examples": 1000, **mixture})
     return Order(found.rows, 6, 1, drop_last, sets.mixture)
 
 
@@ -45,10 +45,10 @@ def train(found: Survey, order: Order, output: Path, first: int, last: int, work
     log = RowLog.of(output, found, order).begin(first, workers)
     updates = -(-order.steps // every)
     for rank in range(workers):
-        lines = log.lines(rank)
+        lines = log.writer(rank)
         for epoch in range(last // updates + 1):
             for window in order.windows(epoch, rank, workers):
-                shares = Reading.of(found, order, Rows()).steps(epoch, window)
+                shares = StepReader.of(found, order, Rows()).steps(epoch, window)
                 for step, rows in enumerate(shares, start=window.first_step):
                     update = epoch * updates + step // every + 1
                     if first < update <= last:

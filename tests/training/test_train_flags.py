@@ -1,24 +1,28 @@
-"""Every flag of training acts: it changes what a worker is told, or has a test of its own."""
+"""Every flag of training has an effect: it changes the configuration of the workers, or has a test of its own."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from raybge.cli.options import TrainOptions
-from raybge.cli.parser import build, declared
+from raybge.cli.parser import build_options, declared_flags
 from raybge.cluster.resources import Plan
-from raybge.training import run as training_run
-from raybge.training import worker_config as module
-from raybge.training.tasks.finetuning import FineTuning
-from raybge.training.worker_config import TrialContext
+from raybge.data.jsonl import Block, SourceFile
+from raybge.data.order import Order
+from raybge.data.survey import Survey
+from raybge.training.spec import TrainingSpec
+from raybge.training.tasks.spec import FinetuneSpec
+from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 
-OTHER = {
+VALUES = {
     "config": None,  # read by the parser
     "dry_run": None,  # test_train.py
-    "verbose": None,  # the console's
-    "address": None,  # test_cluster.py
-    "num_workers": None,  # the plan's, test_cluster.py
+    "verbose": None,  # read by the console
+    "address": None,  # cluster/test_resources.py
+    "num_workers": None,  # of the plan, cluster/test_resources.py
     "use_gpu": None,
     "cpus_per_worker": None,
     "on_bad_rows": None,  # test_train.py
@@ -29,64 +33,60 @@ OTHER = {
     "dataset_weights": None,
     "resume": None,  # test_restarts.py
     "max_failures": None,
-    "eval_data": None,  # test_validation.py
+    "eval_data": None,  # evaluation/test_in_training.py
     "eval_corpus": None,
-    "use_mrl": None,  # says nothing beside mrl_dims, which are refused without it: test_recipe.py
+    "use_mrl": None,  # required by mrl_dims, and nothing besides: test_training_spec.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
     "pooling_method": "mean",
     "query_instruction_format": "{}: {}",
     "passage_instruction_format": "{}: {}",
 }
-# what a flag is of use with
-NEEDS = {
+# Flags that another flag requires.
+REQUIRED = {
     name: {"use_lora": True}
     for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model")
-} | {"kd_loss_type": {"knowledge_distillation": True}}
+} | {
+    "kd_loss_type": {"knowledge_distillation": True},
+    "mrl_dims": {"use_mrl": True, "mrl_dims": [8]},
+    "guide_model": {"false_negative_margin": 0.1},
+}
 
 
-def worker_config(arguments: TrainOptions, folder: Path) -> str:
-    order = training_run._order(arguments, survey_of_nothing(), Plan(2, 1, 0))
-    storage = Path(arguments.storage_path or folder)
-    config = module.worker_config(
-        arguments,
-        FineTuning.of(arguments, survey_of_nothing()),
-        Plan(2, 1, 0),
-        1.0,
-        survey_of_nothing(),
-        order,
-        folder,
-        storage,
-        (folder / "marker",),
-        None,
-        TrialContext(),
-    )
-    # the model card has every flag as it was given, so it would prove nothing
-    return repr({**vars(config), "order": vars(config.order), "card": {}})
-
-
-def survey_of_nothing():
-    from raybge.data.jsonl import Block, SourceFile
-    from raybge.data.survey import Survey
-
+def worker_config(options: TrainOptions, folder: Path) -> dict[str, Any]:
+    spec = TrainingSpec.from_options(options, FinetuneSpec)
     file = SourceFile("d", "/d", 100, "jsonl", 0)
-    return Survey([file], [Block(0, 0, 100)], np.array([100]), np.array([100]), [], 0)
+    survey = Survey([file], [Block(0, 0, 100)], np.array([100]), np.array([100]), [], 0)
+    data = spec.data.arrange(survey, spec.batch.global_batch(2, None), 2)
+    planned = PlannedRun(spec, data, Plan(2, 1, 0), 1.0, None, TrialContext())
+    config = WorkerConfig.of(planned, (folder / "marker",), None)
+    # The model card has every flag as it was given, which proves nothing.
+    return {**contents(config), "card": {}}
+
+
+def contents(value: Any) -> Any:
+    """Everything inside of a value, fields that repr() hides included."""
+    if is_dataclass(value) or isinstance(value, Order):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: contents(each) for name, each in value.items()}
+    return [contents(each) for each in value] if isinstance(value, list | tuple) else repr(value)
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in declared(TrainOptions).values() if not f.unbuilt and not f.transformers]
+    "name", [f.name for f in declared_flags(TrainOptions).values() if not f.unbuilt and not f.transformers]
 )
-def test_every_flag_changes_what_a_worker_is_told(name, tmp_path):
-    f = declared(TrainOptions)[name]
-    given = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
-    if (name in OTHER and OTHER[name] is None) or name in given:
-        pytest.skip("has a test of its own, or is needed always")
-    numbers = {"bool": f.default is False, "int": 7, "float": 0.25, "str": "other", "json": {"a": 1}}
-    value = OTHER.get(name, numbers[f.kind])
-    given |= NEEDS.get(name, {})
-    told = [
-        worker_config(build(TrainOptions, flags), tmp_path)
-        for flags in (given, dict(given), {**given, name: [value] if f.many else value})
-    ]
-    assert told[0] == told[1]  # nothing in it but the flags makes a difference
-    assert told[2] != told[0]
+def test_every_flag_changes_the_worker_config(name, tmp_path):
+    f = declared_flags(TrainOptions)[name]
+    flags = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
+    if (name in VALUES and VALUES[name] is None) or name in flags:
+        pytest.skip("has a test of its own, or is always required")
+    by_kind = {"bool": f.default is False, "int": 7, "float": 0.25, "str": "other", "json": {"a": 1}}
+    value = VALUES.get(name, by_kind[f.kind])
+    flags |= REQUIRED.get(name, {})
+    first, again, changed = (
+        worker_config(build_options(TrainOptions, given), tmp_path)
+        for given in (flags, dict(flags), {**flags, name: [value] if f.many else value})
+    )
+    assert first == again  # depends on the flags alone
+    assert changed != first

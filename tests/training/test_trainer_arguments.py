@@ -8,19 +8,20 @@ import pytest
 import transformers
 
 from raybge.cli.options import REFUSED, TrainOptions
-from raybge.cli.parser import build, declared, parse
-from raybge.cli.parser import training_flags as all_flags
+from raybge.cli.parser import build_options, declared_flags, parse_options
+from raybge.cli.training_arguments import training_argument_flags as all_flags
 from raybge.cluster.resources import Plan
 from raybge.data.order import Order
-from raybge.training import trainer_arguments as training_flags
-from raybge.training.trainer_arguments import accumulation, check, process_group, training_arguments
+from raybge.training import trainer_arguments
+from raybge.training.spec import TrainerSpec
+from raybge.training.trainer_arguments import process_group, training_arguments
 from raybge.util.errors import UserError
 
 NEEDED = {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"}
 ORDER = Order([100], 12, seed=1)
 CPU, GPU = Plan(2, 1, 0), Plan(2, 1, 1)
 
-# What a flag's kind does not say.
+# Values of flags whose kind alone does not give a valid one.
 VALUES: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "lr_scheduler_kwargs": '{"num_cycles": 2}',
@@ -49,8 +50,8 @@ VALUES: dict[str, Any] = {
     "logging_steps": 3,
     "save_steps": 3,
 }
-# What must be given with a flag so that it makes sense.
-BESIDE: dict[str, dict[str, Any]] = {
+# Flags that another flag requires.
+REQUIRED: dict[str, dict[str, Any]] = {
     "eval_strategy": {"eval_data": ["e"], "eval_steps": 2},
     "eval_steps": {"eval_data": ["e"], "eval_strategy": "steps"},
     "eval_delay": {"eval_data": ["e"], "eval_strategy": "epoch"},
@@ -58,13 +59,13 @@ BESIDE: dict[str, dict[str, Any]] = {
     "load_best_model_at_end": {"eval_data": ["e"], "eval_strategy": "epoch", "save_strategy": "epoch"},
     "fsdp_config": {"fsdp": "True"},
 }
-# Those that the driver acts on, or that have a test of their own below.
+# Flags that the driver acts on, or that have a test of their own below.
 ELSEWHERE = {
     "output_dir",  # becomes the storage path
     "per_device_train_batch_size",  # becomes the share of a global batch
-    "resume_from_checkpoint",  # test_checkpoints.py, test_restarts.py
+    "resume_from_checkpoint",  # checkpoint/test_manifest.py, test_restarts.py
     "do_train",  # transformers does not use it either
-    "do_eval",  # needs --eval_data, below
+    "do_eval",  # requires --eval_data, below
     "use_cpu",
     "fsdp",
     "deepspeed",
@@ -77,192 +78,186 @@ ELSEWHERE = {
 ACCEPTED = sorted(set(all_flags()) - set(REFUSED) - ELSEWHERE)
 
 
-def arguments_of(**flags: Any) -> TrainOptions:
-    return build(TrainOptions, {**NEEDED, **flags})
+def trainer_spec(**flags: Any) -> TrainerSpec:
+    return TrainerSpec.from_options(build_options(TrainOptions, {**NEEDED, **flags}))
+
+
+def arguments(plan: Plan, **flags: Any) -> dict[str, Any]:
+    return training_arguments(trainer_spec(**flags), plan, ORDER, Path("/s"))
+
+
+def default_of_kind(kind: str, default: Any) -> Any:
+    """A value of the kind that is not the default."""
+    return {"bool": default is not True, "int": 7, "float": 0.25, "str": "other", "json": '{"a": 1}'}[kind]
 
 
 def value_of(name: str) -> Any:
     flag = all_flags()[name]
-    if name in VALUES:
-        return VALUES[name]
-    return {"bool": flag.default is not True, "int": 7, "float": 0.25, "str": "other", "json": '{"a": 1}'}[flag.kind]
+    return VALUES[name] if name in VALUES else default_of_kind(flag.kind, flag.default)
 
 
-def test_every_flag_is_sorted():
+def test_every_flag_is_accepted_or_refused():
     assert len(all_flags()) == 114
     assert set(REFUSED) <= set(all_flags())
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_a_flag_reaches_the_trainer(name, monkeypatch):
-    monkeypatch.setattr(training_flags, "_check_reporting", lambda _: None)  # what is installed is tested below
-    given = arguments_of(**{name: value_of(name)}, **BESIDE.get(name, {}))
-    check(given)
+    monkeypatch.setattr(trainer_arguments, "_check_reporting", lambda _: None)  # tested below
+    spec = trainer_spec(**{name: value_of(name)}, **REQUIRED.get(name, {}))
     if name == "fsdp_config":
-        told = training_arguments(given, GPU, ORDER, Path("/s"))
-        assert told["fsdp_config"]["reshard_after_forward"] is False
+        keywords = training_arguments(spec, GPU, ORDER, Path("/s"))
+        assert keywords["fsdp_config"]["reshard_after_forward"] is False
         return
-    told = training_arguments(given, CPU, ORDER, Path("/s"))
-    args = transformers.TrainingArguments(**told)
-    expected = given.training[name]
-    reached = getattr(args, name)
+    args = transformers.TrainingArguments(**training_arguments(spec, CPU, ORDER, Path("/s")))
+    value = getattr(args, name)
     if name == "accelerator_config":
-        reached = {"gradient_accumulation_kwargs": reached.gradient_accumulation_kwargs}
+        value = {"gradient_accumulation_kwargs": value.gradient_accumulation_kwargs}
     if name == "debug":
-        reached = reached[0].value
-    assert reached == expected
-    assert reached != getattr(transformers.TrainingArguments("o", use_cpu=True), name)
+        value = value[0].value
+    assert value == spec.flags[name]
+    assert value != getattr(transformers.TrainingArguments("o", use_cpu=True), name)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_a_refused_flag_says_why(name):
+def test_a_refused_flag_has_its_reason(name):
     flag = all_flags()[name]
-    value = {"bool": flag.default is not True, "int": 7, "float": 0.25, "str": "other", "json": '{"a": 1}'}[flag.kind]
+    value = default_of_kind(flag.kind, flag.default)
     with pytest.raises(UserError) as error:
-        arguments_of(**{name: [value] if flag.many else value})
+        trainer_spec(**{name: [value] if flag.many else value})
     assert str(error.value) == f"--{name} cannot be used: {REFUSED[name]}"
 
 
 def test_a_refused_flag_at_its_default_is_no_error():
-    given = {"label_smoothing_factor": 0.0, "dataloader_pin_memory": True, "push_to_hub": "False"}
-    assert given.keys() <= REFUSED.keys()
-    training = arguments_of(**given).training
-    assert {name: training[name] for name in given} == {**given, "push_to_hub": False}
+    flags = {"label_smoothing_factor": 0.0, "dataloader_pin_memory": True, "push_to_hub": "False"}
+    assert flags.keys() <= REFUSED.keys()
+    read = trainer_spec(**flags).flags
+    assert {name: read[name] for name in flags} == {**flags, "push_to_hub": False}
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must be above 0, found 0"),
         ({"num_train_epochs": 0.0}, "--num_train_epochs must be above 0"),
         ({"save_steps": -1}, "--save_steps must be above 0"),
-        ({"max_failures": -2}, "--max_failures must be at least -1"),
-        ({"stall_timeout": -1.0}, "--stall_timeout must be at least 0 (off)"),
-        ({"max_bad_steps": -1}, "--max_bad_steps must be at least 0 (off)"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio and --warmup_steps"),
         ({"bf16": True, "fp16": True}, "--bf16 and --fp16"),
-        ({"eval_strategy": "epoch"}, "--eval_strategy epoch needs --eval_data"),
-        ({"do_eval": True}, "--do_eval needs --eval_data"),
-        ({"eval_on_start": True}, "--eval_on_start needs --eval_data"),
-        ({"eval_steps": 5, "eval_data": ["e"]}, "--eval_steps needs --eval_strategy"),
-        ({"load_best_model_at_end": True}, "--load_best_model_at_end True needs --eval_strategy"),
-        ({"save_strategy": "best"}, "--save_strategy best needs --eval_strategy"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau needs"),
-        ({"metric_for_best_model": "loss"}, "takes one of nDCG@10, MRR@10, found «loss»"),
-        ({"report_to": ["paper"]}, "--report_to takes none, all, or some of azure_ml"),
+        ({"eval_strategy": "epoch"}, "--eval_strategy epoch requires --eval_data"),
+        ({"do_eval": True}, "--do_eval requires --eval_data"),
+        ({"eval_on_start": True}, "--eval_on_start requires --eval_data"),
+        ({"eval_steps": 5, "eval_data": ["e"]}, "--eval_steps requires --eval_strategy"),
+        ({"load_best_model_at_end": True}, "--load_best_model_at_end True requires --eval_strategy"),
+        ({"save_strategy": "best"}, "--save_strategy best requires --eval_strategy"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau requires"),
+        ({"metric_for_best_model": "loss"}, "must be one of nDCG@10, MRR@10, found «loss»"),
+        ({"report_to": ["paper"]}, "--report_to must be none, all, or some of azure_ml"),
         ({"report_to": ["neptune"]}, "--report_to neptune: it is not installed; `pip install neptune`"),
         ({"accelerator_config": '{"split_batches": true}'}, "--accelerator_config split_batches cannot be used"),
         (
             {"accelerator_config": '{"gradient_accumulation_kwargs": {"num_steps": 4}}'},
             "gradient_accumulation_kwargs.num_steps",
         ),
-        ({"fsdp": "full_shard auto_wrap"}, "--fsdp takes True or False"),
-        ({"fsdp_config": '{"version": 2}'}, "--fsdp_config needs --fsdp True"),
+        ({"fsdp": "full_shard auto_wrap"}, "--fsdp must be True or False"),
+        ({"fsdp_config": '{"version": 2}'}, "--fsdp_config requires --fsdp True"),
         ({"fsdp": "True", "fsdp_config": '{"version": 1}'}, "--fsdp_config version 1 cannot be used"),
         ({"fsdp": "True", "fsdp_config": '{"fsdp_min_num_params": 100}'}, "--fsdp_config fsdp_min_num_params"),
         ({"fsdp": "True", "fsdp_config": '{"xla": true}'}, "--fsdp_config xla"),
     ],
 )
-def test_flags_that_do_not_go_together_are_named(flags, says):
+def test_flags_that_exclude_each_other_are_named(flags, message):
     with pytest.raises(UserError) as error:
-        check(arguments_of(**flags))
-    assert says in str(error.value)
+        trainer_spec(**flags)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("stage: 2", "is not JSON"),
         ('{"zero_optimization": {"stage": 2}', "is not JSON"),
-        ('["zero"]', "expected a JSON object, found list"),
+        ('["zero"]', "expected a JSON object, got list"),
     ],
 )
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp_config", "accelerator_config"])
-def test_a_file_that_is_not_json_is_named(tmp_path, name, text, says):
+def test_a_file_that_is_not_json_is_named(tmp_path, name, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     line = [word for flag, value in NEEDED.items() for word in (f"--{flag}", value if isinstance(value, str) else "d")]
-    for give in (
-        lambda: arguments_of(**{name: str(path)}),
-        lambda: parse(TrainOptions, [*line, f"--{name}", str(path)], ""),
+    for read in (
+        lambda: trainer_spec(**{name: str(path)}),
+        lambda: parse_options(TrainOptions, [*line, f"--{name}", str(path)], ""),
     ):
         with pytest.raises(UserError) as error:
-            give()
-        assert str(error.value).startswith(f"--{name}: {path}") and says in str(error.value)
+            read()
+        assert str(error.value).startswith(f"--{name}: {path}") and message in str(error.value)
     with pytest.raises(UserError, match=f"--{name}: cannot read nowhere.json"):
-        arguments_of(**{name: "nowhere.json"})
+        trainer_spec(**{name: "nowhere.json"})
 
 
 def test_deepspeed(monkeypatch, tmp_path):
-    """Only what reaches the Trainer: DeepSpeed itself needs GPUs."""
+    """Only the arguments of the Trainer: DeepSpeed itself requires GPUs."""
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "train_batch_size": 12}))
-    given = arguments_of(deepspeed=str(path))
-    monkeypatch.setattr(training_flags.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(trainer_arguments.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install deepspeed"):
-        check(given)
-    monkeypatch.setattr(training_flags.importlib.util, "find_spec", lambda _: "found")
-    check(given)
-    told = training_arguments(given, GPU, ORDER, Path("/s"))
-    assert told["deepspeed"] == {
+        trainer_spec(deepspeed=str(path))
+    monkeypatch.setattr(trainer_arguments.importlib.util, "find_spec", lambda _: "installed")
+    assert arguments(GPU, deepspeed=str(path))["deepspeed"] == {
         "zero_optimization": {"stage": 2},
         "train_batch_size": 12,
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
     }
-    with pytest.raises(UserError, match="--deepspeed needs GPUs"):
-        training_arguments(given, CPU, ORDER, Path("/s"))
+    with pytest.raises(UserError, match="--deepspeed requires GPUs"):
+        arguments(CPU, deepspeed=str(path))
     with pytest.raises(UserError, match="ZeRO stage 3"):
-        check(arguments_of(deepspeed={"zero_optimization": {"stage": 3}}))
+        trainer_spec(deepspeed={"zero_optimization": {"stage": 3}})
     with pytest.raises(UserError, match="give one"):
-        check(arguments_of(deepspeed=str(path), fsdp="True"))
+        trainer_spec(deepspeed=str(path), fsdp="True")
 
 
 def test_fsdp():
-    given = arguments_of(fsdp="True", fsdp_config='{"cpu_offload": true}')
-    check(given)
-    told = training_arguments(given, GPU, ORDER, Path("/s"))
-    assert told["fsdp"] is True
-    assert told["fsdp_config"] == {"cpu_offload": True, "auto_wrap_policy": "NO_WRAP"}
-    with pytest.raises(UserError, match="--fsdp needs GPUs"):
-        training_arguments(given, CPU, ORDER, Path("/s"))
+    flags = {"fsdp": "True", "fsdp_config": '{"cpu_offload": true}'}
+    keywords = arguments(GPU, **flags)
+    assert keywords["fsdp"] is True
+    assert keywords["fsdp_config"] == {"cpu_offload": True, "auto_wrap_policy": "NO_WRAP"}
+    with pytest.raises(UserError, match="--fsdp requires GPUs"):
+        arguments(CPU, **flags)
     with pytest.raises(UserError, match="there is 1"):
-        training_arguments(given, Plan(1, 1, 1), ORDER, Path("/s"))
-    assert "fsdp" not in training_arguments(arguments_of(fsdp="False"), CPU, ORDER, Path("/s"))
+        arguments(Plan(1, 1, 1), **flags)
+    assert "fsdp" not in arguments(CPU, fsdp="False")
 
 
-def test_the_process_group_is_started_as_the_flags_say():
-    assert process_group(arguments_of(), CPU) == {"backend": "gloo", "timeout_s": 1800}
-    assert process_group(arguments_of(), GPU) == {"backend": "nccl", "timeout_s": 1800}
-    given = arguments_of(ddp_backend="cpu:gloo,cuda:nccl", ddp_timeout=60)
-    assert process_group(given, GPU) == {"backend": "cpu:gloo,cuda:nccl", "timeout_s": 60}
-    with pytest.raises(UserError, match="--ddp_backend nccl needs GPUs"):
-        process_group(arguments_of(ddp_backend="nccl"), CPU)
+def test_the_process_group_follows_the_flags():
+    assert process_group({}, CPU) == {"backend": "gloo", "timeout_s": 1800}
+    assert process_group({}, GPU) == {"backend": "nccl", "timeout_s": 1800}
+    flags = trainer_spec(ddp_backend="cpu:gloo,cuda:nccl", ddp_timeout=60).flags
+    assert process_group(flags, GPU) == {"backend": "cpu:gloo,cuda:nccl", "timeout_s": 60}
+    with pytest.raises(UserError, match="--ddp_backend nccl requires GPUs"):
+        process_group({"ddp_backend": "nccl"}, CPU)
 
 
-def test_what_depends_on_the_plan():
-    half = arguments_of(bf16=True, tf32=True)
-    assert training_arguments(half, GPU, ORDER, Path("/s"))["bf16"] is True
-    with pytest.raises(UserError, match="--tf32 needs GPUs"):
-        training_arguments(half, CPU, ORDER, Path("/s"))
-    told = training_arguments(arguments_of(fp16=True), CPU, ORDER, Path("/s"))
-    assert (told["use_cpu"], told["fp16"], told["bf16"]) == (True, False, False)
-    assert told["output_dir"] == "/s" and told["per_device_train_batch_size"] == 6
-    assert training_arguments(arguments_of(warmup_ratio=0.25), CPU, ORDER, Path("/s"))["warmup_steps"] == 0.25
-    assert training_arguments(arguments_of(warmup_steps=7), CPU, ORDER, Path("/s"))["warmup_steps"] == 7
-    best = arguments_of(load_best_model_at_end=True, eval_strategy="epoch", eval_data=["e"])
-    assert training_arguments(best, CPU, ORDER, Path("/s"))["metric_for_best_model"] == "nDCG@10"
-    assert accumulation(arguments_of()) == 1 and accumulation(arguments_of(gradient_accumulation_steps=4)) == 4
-    assert not any(name in told for name in ("resume_from_checkpoint", "do_train"))
+def test_arguments_that_depend_on_the_plan():
+    assert arguments(GPU, bf16=True, tf32=True)["bf16"] is True
+    with pytest.raises(UserError, match="--tf32 requires GPUs"):
+        arguments(CPU, bf16=True, tf32=True)
+    keywords = arguments(CPU, fp16=True)
+    assert (keywords["use_cpu"], keywords["fp16"], keywords["bf16"]) == (True, False, False)
+    assert keywords["output_dir"] == "/s" and keywords["per_device_train_batch_size"] == 6
+    assert arguments(CPU, warmup_ratio=0.25)["warmup_steps"] == 0.25
+    assert arguments(CPU, warmup_steps=7)["warmup_steps"] == 7
+    best = arguments(CPU, load_best_model_at_end=True, eval_strategy="epoch", eval_data=["e"])
+    assert best["metric_for_best_model"] == "nDCG@10"
+    assert not any(name in keywords for name in ("resume_from_checkpoint", "do_train"))
+    assert trainer_spec().accumulation == 1 and trainer_spec(gradient_accumulation_steps=4).accumulation == 4
 
 
 def test_a_pattern_of_modules_is_not_a_list():
-    for given, told in ((["all-linear"], "all-linear"), ([r".*attn.*"], ".*attn.*"), (["attn"], ["attn"])):
-        arguments = arguments_of(optim_target_modules=given)
-        assert training_arguments(arguments, CPU, ORDER, Path("/s"))["optim_target_modules"] == told
+    for value, expected in ((["all-linear"], "all-linear"), ([r".*attn.*"], ".*attn.*"), (["attn"], ["attn"])):
+        assert arguments(CPU, optim_target_modules=value)["optim_target_modules"] == expected
 
 
-def test_every_own_flag_has_a_place():
-    """None of TrainingArguments' names is declared twice but those that the recipe kept."""
-    own = {f.name for f in declared(TrainOptions).values() if not f.transformers}
+def test_raybges_own_flags_are_none_of_the_trainers():
+    own = {f.name for f in declared_flags(TrainOptions).values() if not f.transformers}
     assert not own & set(all_flags())

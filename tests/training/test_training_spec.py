@@ -1,14 +1,17 @@
-"""What the flags of training say together: each mistake has its message, each flag its place in the objective."""
+"""Specs of a training run: each mistake in the flags has its message, each flag its field."""
+
+from types import SimpleNamespace
 
 import pytest
 from tiny import make_tiny
 
 from raybge.cli.options import TrainOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.losses.objective import Objective
 from raybge.model.folder import FolderSettings, vector_width, write_settings
-from raybge.training.spec import check_recipe, objective_of, sub_batch_size_of
-from raybge.training.trainer_arguments import check
+from raybge.training.spec import BatchSpec, RunSpec, TrainingSpec
+from raybge.training.tasks.finetuning import FinetuneTask
+from raybge.training.tasks.spec import FinetuneSpec
 from raybge.util.errors import UserError
 
 
@@ -17,12 +20,16 @@ def tiny(tmp_path_factory) -> str:
     return make_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def arguments(model: str, **flags) -> TrainOptions:
-    return build(TrainOptions, {"model_name_or_path": model, "train_data": ["d"], "output_dir": "o", **flags})
+def options_of(model: str, **flags) -> TrainOptions:
+    return build_options(TrainOptions, {"model_name_or_path": model, "train_data": ["d"], "output_dir": "o", **flags})
+
+
+def finetune_spec(model: str, **flags) -> FinetuneSpec:
+    return FinetuneSpec.from_options(options_of(model, **flags))
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"temperature": 0.0}, "--temperature must be above 0, found 0.0"),
         ({"temperature": 0.6}, "--temperature must be at most 0.5 with normalised vectors, found 0.6"),
@@ -30,53 +37,82 @@ def arguments(model: str, **flags) -> TrainOptions:
         ({"score_block": 0}, "--score_block must be at least 1, found 0"),
         ({"sub_batch_size": 0}, "--sub_batch_size must be at least 1, or -1"),
         ({"shuffle_ratio": 1.5}, "--shuffle_ratio must be from 0 to 1, found 1.5"),
-        ({"use_mrl": True}, "--use_mrl needs --mrl_dims"),
+        ({"use_mrl": True}, "--use_mrl requires --mrl_dims"),
         ({"use_mrl": True, "mrl_dims": [8, 17]}, "--mrl_dims must be from 1 to 16, the model's width, found 17"),
         ({"use_mrl": True, "mrl_dims": [0]}, "--mrl_dims must be from 1 to 16"),
-        ({"use_mrl": True, "mrl_dims": [8, 8]}, "--mrl_dims names a length twice: 8 8"),
-        ({"mrl_dims": [8]}, "--mrl_dims .* it needs --use_mrl"),
-        ({"kd_loss_type": "m3_kd_loss"}, "--kd_loss_type .* it needs --knowledge_distillation"),
+        ({"use_mrl": True, "mrl_dims": [8, 8]}, "--mrl_dims must be different lengths, found 8 8"),
+        ({"mrl_dims": [8]}, "--mrl_dims requires --use_mrl"),
+        ({"kd_loss_type": "m3_kd_loss"}, "--kd_loss_type requires --knowledge_distillation"),
         ({"knowledge_distillation": True, "train_group_size": 1}, "--train_group_size must be above 1"),
-        ({"bidirectional": True, "use_inbatch_neg": False}, "--bidirectional .* needs --use_inbatch_neg"),
+        ({"bidirectional": True, "use_inbatch_neg": False}, "--bidirectional .* requires --use_inbatch_neg"),
         ({"guide_model": "nowhere/at/all", "false_negative_margin": 0.1}, "--guide_model nowhere/at/all: no such"),
-        ({"guide_model": "m"}, "--guide_model .* it needs --false_negative_margin"),
-        ({"lora_rank": 8}, "--lora_rank .* it needs --use_lora"),
+        ({"guide_model": "m"}, "--guide_model requires --false_negative_margin"),
+        ({"lora_rank": 8}, "--lora_rank requires --use_lora"),
+        ({"eval_corpus": ["c"]}, "--eval_corpus .* give --eval_data too"),
         ({"dataset_weights": ["a=0"]}, "a=0"),
+        ({"global_batch_size": 0}, "--global_batch_size must be at least 1, found 0"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1, found 0"),
+        ({"max_failures": -2}, r"--max_failures must be at least -1 \(no limit\), found -2"),
+        ({"stall_timeout": -1.0}, r"--stall_timeout must be at least 0 \(off\), found -1.0"),
+        ({"max_bad_steps": -1}, r"--max_bad_steps must be at least 0 \(off\), found -1"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_mistakes_are_named(tiny, flags, says):
-    given = arguments(tiny, **flags)
-    with pytest.raises(UserError, match=says):
-        check_recipe(given)
-        check(given)
+def test_wrong_flags_are_named(tiny, flags, message):
+    with pytest.raises(UserError, match=message):
+        TrainingSpec.from_options(options_of(tiny, **flags), FinetuneSpec)
 
 
-def test_what_is_right_passes(tiny):
+def test_valid_flags_pass(tiny):
     flags = {"use_mrl": True, "mrl_dims": [8, 16], "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}
     flags |= {"guide_model": tiny, "false_negative_margin": 0.0, "bidirectional": True, "sub_batch_size": -1}
-    check_recipe(arguments(tiny, **flags))
-    check_recipe(arguments(tiny, temperature=0.9, normalize_embeddings=False))  # scores of any size
+    finetune_spec(tiny, **flags)
+    finetune_spec(tiny, temperature=0.9, normalize_embeddings=False)  # scores of any size
 
 
-def test_every_flag_of_the_objective_has_its_place(tiny):
-    assert objective_of(arguments(tiny), 8) == Objective(0.02, block=8)
-    flags = {"temperature": 0.05, "use_inbatch_neg": False, "negatives_cross_device": False, "bidirectional": True}
+def test_every_flag_of_the_objective_has_its_field(tiny):
+    assert finetune_spec(tiny).objective.objective() == Objective(0.02, block=8)
+    flags = {"temperature": 0.05, "use_inbatch_neg": False, "negatives_cross_device": False}
     flags |= {"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_mrl": True, "mrl_dims": [4, 8]}
     flags |= {
         "normalize_embeddings": False,
         "mask_known_positives": False,
         "false_negative_margin": 0.2,
         "score_block": 64,
+        "per_device_train_batch_size": 3,
     }
-    assert objective_of(arguments(tiny, **flags), 3) == Objective(
-        0.05, False, False, 3, True, "m3_kd_loss", (4, 8), False, False, 0.2, 64
+    assert finetune_spec(tiny, **flags).objective.objective() == Objective(
+        0.05, False, False, 3, False, "m3_kd_loss", (4, 8), False, False, 0.2, 64
     )
+    assert finetune_spec(tiny, bidirectional=True).objective.objective() == Objective(0.02, block=8, bidirectional=True)
 
 
-def test_sub_batches_of_the_recipe(tiny):
-    sizes = {given: sub_batch_size_of(arguments(tiny, sub_batch_size=given)) for given in (None, -1, 16)}
+def test_sub_batch_size_below_zero_holds_all_texts(tiny):
+    sizes = {size: finetune_spec(tiny, sub_batch_size=size).sub_batch_size for size in (None, -1, 16)}
     assert sizes == {None: None, -1: None, 16: 16}
+
+
+def test_lengths_are_limited_to_what_the_model_holds(tiny):
+    task = FinetuneTask(finetune_spec(tiny, query_max_len=8, passage_max_len=999))
+    texts = task.build(SimpleNamespace(device="cpu", torch_compile=False)).tokenizer.texts
+    assert (texts.query_max_len, texts.passage_max_len) == (8, 32)
+
+
+def test_a_run_that_continues_keeps_its_global_batch():
+    start = SimpleNamespace(identity=SimpleNamespace(global_batch=24))
+    assert BatchSpec(None, 8).global_batch(2, None) == 16
+    assert BatchSpec(None, 8).global_batch(2, start) == 24
+    assert BatchSpec(12, 8).global_batch(2, start) == 12
+
+
+def test_the_runs_own_files_are_in_a_folder(tiny, tmp_path, monkeypatch):
+    """Next to the checkpoints, or in the output folder if these are at a URI."""
+    monkeypatch.chdir(tmp_path)
+    run = RunSpec.from_options(options_of(tiny, storage_path="elsewhere"))
+    assert (run.output, run.storage, run.work) == (tmp_path / "o", f"{tmp_path}/elsewhere", tmp_path / "elsewhere")
+    uri = f"fsspec+file://{tmp_path}/elsewhere"
+    run = RunSpec.from_options(options_of(tiny, storage_path=uri))
+    assert (run.storage, run.work) == (uri, tmp_path / "o")
 
 
 def test_width_is_read_without_loading_the_model(tiny, tmp_path):
