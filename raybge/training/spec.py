@@ -71,6 +71,12 @@ class DataSpec:
     def from_options(cls, options: LoopOptions) -> DataSpec:
         """Read and check the flags of the data.
 
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
+
         Raises:
             UserError: a number out of range, or a weight that is not NAME=WEIGHT.
         """
@@ -139,6 +145,12 @@ class BatchSpec:
     def from_options(cls, options: LoopOptions) -> BatchSpec:
         """Read and check both batch sizes.
 
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
+
         Raises:
             UserError: a size below 1.
         """
@@ -156,6 +168,9 @@ class BatchSpec:
         Args:
             workers: workers at the start of the run.
             start: checkpoint to continue from; None: the run begins.
+
+        Returns:
+            The global batch.
         """
         continued = start.identity.global_batch if start else None
         return self.global_size or continued or self.per_device * workers
@@ -176,6 +191,12 @@ class TrainerSpec:
     @classmethod
     def from_options(cls, options: LoopOptions) -> TrainerSpec:
         """Read and check the Trainer's flags.
+
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
 
         Raises:
             UserError: a flag out of range, without effect here, or that does not go together with another one.
@@ -227,6 +248,12 @@ class RunSpec:
     @classmethod
     def from_options(cls, options: LoopOptions) -> RunSpec:
         """Read and check the flags of the run; its folders are not looked at yet.
+
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
 
         Raises:
             UserError: a number out of range, an output folder that is a URI, or a storage of an unknown kind.
@@ -283,7 +310,13 @@ class InputPaths:
         )
 
     def by_flag(self, train_files: Sequence[SourceFile]) -> dict[str, list[str | None]]:
-        """Return the paths of all files and models by flag, those of --train_data included.
+        """List the paths of all files and models.
+
+        Args:
+            train_files: files of --train_data.
+
+        Returns:
+            Paths and names by flag, those of --train_data included; None for an unset model.
 
         Raises:
             UserError: a path of the evaluation's data without a file.
@@ -291,8 +324,8 @@ class InputPaths:
         from raybge.data.source_files import list_files
 
         paths: dict[str, list[str | None]] = {"--train_data": [file.path for file in train_files]}
-        for name, given in self.data.items():
-            paths[f"--{name}"] = [file.path for file in list_files(given, f"--{name}")] if given else []
+        for name, places in self.data.items():
+            paths[f"--{name}"] = [file.path for file in list_files(places, f"--{name}")] if places else []
         return paths | {f"--{name}": [model] for name, model in self.models.items()}
 
 
@@ -315,6 +348,9 @@ class TrainingSpec:
         Args:
             options: the command's flags.
             task: spec of what is trained: `FinetuneSpec` or `PretrainSpec`.
+
+        Returns:
+            The spec.
 
         Raises:
             UserError: the first flag that is wrong, with the accepted values.

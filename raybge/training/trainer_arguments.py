@@ -52,13 +52,16 @@ def check_trainer_flags(flags: Mapping[str, Any], warmup_ratio: float, has_eval_
 
 
 def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_dir: Path) -> dict[str, Any]:
-    """Return the keyword arguments of a worker's TrainingArguments.
+    """Make the keyword arguments of a worker's TrainingArguments.
 
     Args:
         trainer: the flags, checked.
         plan: number of workers and the resources of each.
         order: order of the rows; a worker's batch is its share of the global batch.
         output_dir: folder of the Trainer's own files.
+
+    Returns:
+        The arguments by name.
 
     Raises:
         UserError: a flag that this plan cannot follow.
@@ -106,11 +109,14 @@ def _in_transformers_form(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def process_group(flags: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the arguments of Ray Train's TorchConfig: Ray starts the process group.
+    """Make the arguments of Ray Train's TorchConfig: Ray starts the process group.
 
     Args:
         flags: flags of TrainingArguments that were given, by name.
         plan: the resources of each worker.
+
+    Returns:
+        Backend and timeout in seconds.
 
     Raises:
         UserError: a backend that requires GPUs, without any.

@@ -31,7 +31,7 @@ EvaluationCallback = Callable[[int, int, dict[str, float]], bool]
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What a search passes to the run of a trial; a run of its own has the defaults.
+    """Context that a search passes to the runs of its trials; a run of its own has the defaults.
 
     Args:
         on_evaluation: called with each evaluation.
@@ -123,6 +123,9 @@ class WorkerConfig:
             planned: the run.
             markers: files that exist while the driver runs.
             run_state: connection to the driver.
+
+        Returns:
+            The configuration, equal for all workers.
 
         Raises:
             UserError: flags that this plan cannot follow, rows of the evaluation that cannot be used, or a checkpoint

@@ -32,7 +32,14 @@ class FinetuneTask:
     alone: frozenset[int] = frozenset()
 
     def build(self, args: Any) -> TaskComponents:
-        """Load the model onto the device of `args`, the worker's TrainingArguments.
+        """Load the model and make its tokenizer.
+
+        Args:
+            args: the worker's TrainingArguments, which name the device; `torch_compile` is turned off once the network
+                is compiled.
+
+        Returns:
+            The components.
 
         Raises:
             UserError: a Matryoshka dimension above the model's width.

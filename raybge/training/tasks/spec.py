@@ -147,6 +147,12 @@ class FinetuneSpec:
     def from_options(cls, options: TrainOptions) -> FinetuneSpec:
         """Read and check the flags of fine-tuning.
 
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
+
         Raises:
             UserError: flags out of range or that do not go together; no model at a path that is given.
         """
@@ -279,6 +285,12 @@ class PretrainSpec:
     @classmethod
     def from_options(cls, options: PretrainOptions) -> PretrainSpec:
         """Read and check the flags of pre-training.
+
+        Args:
+            options: the command's flags.
+
+        Returns:
+            The spec.
 
         Raises:
             UserError: flags out of range or that do not go together; no model at a path that is given.

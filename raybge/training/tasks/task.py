@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TaskSpec(Protocol):
-    """What a command trains and on what rows, checked before anything is read: `FinetuneSpec`, `PretrainSpec`."""
+    """Spec of a task and its rows, checked before anything is read: `FinetuneSpec`, `PretrainSpec`."""
 
     command: ClassVar[str]  # name of the command, "train"
     row_noun: ClassVar[str]  # plural name of a row in messages, "groups"
@@ -48,7 +48,7 @@ class TaskSpec(Protocol):
 
 
 class TrainingTask(Protocol):
-    """What workers run, made in the driver and pickled: `FinetuneTask`, `PretrainTask`."""
+    """Task that workers run, made in the driver and pickled: `FinetuneTask`, `PretrainTask`."""
 
     @property
     def spec(self) -> TaskSpec:
