@@ -1,8 +1,10 @@
-"""Ray calls whose results are wanted in order, a few under way at a time, with errors a person can read."""
+"""Calls of Ray tasks and actors: results in order, a limited number under way, errors that a person can read."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,34 +13,55 @@ from typing import Any
 from raybge.util.errors import UserError, causes
 
 
-def results_in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
-    """Results of Ray calls, each (function that gives a reference, its arguments...), in their order.
+def ray_is_connected() -> bool:
+    """Return True if this process is connected to a Ray cluster; Ray is not imported."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
-    At most `window` are under way, by default twice the cluster's CPUs.
+
+def results_in_order(
+    calls: Iterable[tuple[Any, ...]], window: int | None = None, cancel: bool = False
+) -> Iterator[Any]:
+    """Make Ray calls and yield their results in the order of the calls.
+
+    Args:
+        calls: for each call a function that returns a reference, and its arguments.
+        window: calls under way at a time; default: twice the cluster's CPUs, so that every core is busy.
+        cancel: cancel the calls under way if the caller stops early.
+
+    Yields:
+        The result of each call.
+
+    Raises:
+        UserError: a call raised it; without Ray's wrappers.
     """
     import ray
 
     window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
-    with unwrap_user_errors():
-        for function, *arguments in calls:
-            if len(pending) >= window:
+    try:
+        with unwrap_user_errors():
+            for function, *arguments in calls:
+                if len(pending) >= window:
+                    yield ray.get(pending.popleft())
+                pending.append(function(*arguments))
+            while pending:
                 yield ray.get(pending.popleft())
-            pending.append(function(*arguments))
-        while pending:
-            yield ray.get(pending.popleft())
+    finally:
+        for reference in pending if cancel else ():
+            with contextlib.suppress(Exception):  # the connection may be what failed
+                ray.cancel(reference)
 
 
 @contextmanager
 def unwrap_user_errors() -> Iterator[None]:
-    """A UserError raised in a Ray worker comes out as it was, without Ray's wrappers around it."""
+    """Raise a UserError of a Ray worker as it was raised there, without Ray's wrappers around it."""
     try:
         yield
     except Exception as error:
         for cause in causes(error):
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from None
-        # of an actor that could not start, Ray keeps the traceback's text alone
-        if said := re.findall(rf"^{UserError.__module__}.UserError: (.+)$", str(error), re.MULTILINE):
-            raise UserError(said[-1]) from None
+        # If an actor could not start, Ray keeps only the text of the traceback.
+        if messages := re.findall(rf"^{UserError.__module__}.UserError: (.+)$", str(error), re.MULTILINE):
+            raise UserError(messages[-1]) from None
         raise

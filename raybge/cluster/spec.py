@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from raybge.cli.options import CommonOptions
-from raybge.cluster.resources import CORES_A_WORKER, Cluster, Plan, connect, plan_workers
+from raybge.cluster.connection import connect
+from raybge.cluster.resources import CORES_A_WORKER, Cluster, Plan, plan_workers
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
     code = textwrap.dedent(
         """
         import ray
-        from raybge.cluster.resources import connect, available_cores
+        from raybge.cluster.connection import connect
+        from raybge.cluster.resources import available_cores
         from raybge.util.errors import UserError
 
         with connect() as cluster:

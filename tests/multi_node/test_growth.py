@@ -7,8 +7,9 @@ import hosts
 import pytest
 from clusters import ROOT
 
-from raybge.cluster import resources as cluster
-from raybge.cluster.resources import Cluster, grown
+from raybge.cluster import autoscaling
+from raybge.cluster.autoscaling import wait_for_capacity
+from raybge.cluster.resources import Cluster
 from raybge.util.errors import UserError
 
 EMPTY = Cluster(own=False, cpus=0, gpus=0, nodes=1, node_cpus=(0,), node_gpus=(0,))
@@ -24,11 +25,11 @@ def cloud(monkeypatch):
         return finds.pop(0) if len(finds) > 1 else finds[0]
 
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles))
-    monkeypatch.setattr(cluster, "_look", look)
-    monkeypatch.setattr(cluster, "_starts_machines", lambda: True)
-    monkeypatch.setattr(cluster, "_machines_start", lambda: False)
-    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(autoscaling, "read_cluster", look)
+    monkeypatch.setattr(autoscaling, "is_autoscaling", lambda: True)
+    monkeypatch.setattr(autoscaling, "machines_are_starting", lambda: False)
+    monkeypatch.setattr(autoscaling.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(autoscaling.time, "monotonic", lambda: next(clock))
     return asked, finds
 
 
@@ -36,7 +37,7 @@ def test_machines_are_asked_for_and_the_wish_is_taken_back(cloud):
     asked, finds = cloud
     finds += [EMPTY, LARGE]
     said = []
-    assert grown(EMPTY, "2", True, 4, said.append) == LARGE
+    assert wait_for_capacity(EMPTY, "2", True, 4, said.append) == LARGE
     assert asked == [[{"CPU": 4, "GPU": 1}] * 2 + [{"CPU": 1}], []]
     assert "room for 0 of 2 workers" in said[0]
 
@@ -44,31 +45,31 @@ def test_machines_are_asked_for_and_the_wish_is_taken_back(cloud):
 def test_as_many_as_runs_side_by_side_need(cloud):
     asked, finds = cloud
     finds += [EMPTY, LARGE]
-    assert grown(EMPTY, "1", None, 4, print, runs=3) == LARGE
+    assert wait_for_capacity(EMPTY, "1", None, 4, print, runs=3) == LARGE
     assert asked[0] == [{"CPU": 4}] * 3 + [{"CPU": 1}] * 3
 
 
 def test_what_is_there_is_not_asked_for(cloud):
     asked, _ = cloud
-    assert grown(LARGE, "2", None, 4, print) == LARGE and grown(LARGE, None, None, None, print) == LARGE
+    assert wait_for_capacity(LARGE, "2", None, 4, print) == LARGE and wait_for_capacity(LARGE, None, None, None, print) == LARGE
     assert not asked
 
 
 def test_when_nothing_comes_the_plan_is_made_with_what_there_is(cloud):
     asked, finds = cloud
     finds.append(EMPTY)
-    assert grown(EMPTY, "2", None, None, print) == EMPTY
+    assert wait_for_capacity(EMPTY, "2", None, None, print) == EMPTY
     assert asked[-1] == []
 
 
 def test_an_empty_cluster_wants_a_number(cloud):
-    with pytest.raises(UserError, match="--num_workers: this cluster starts its machines when asked"):
-        grown(EMPTY, None, None, None, print)
+    with pytest.raises(UserError, match="--num_workers: this cluster starts machines on request"):
+        wait_for_capacity(EMPTY, None, None, None, print)
 
 
 def test_other_clusters_are_left_as_they_are(cloud, monkeypatch):
-    monkeypatch.setattr(cluster, "_starts_machines", lambda: False)
-    assert grown(EMPTY, "2", None, None, print) == EMPTY
+    monkeypatch.setattr(autoscaling, "is_autoscaling", lambda: False)
+    assert wait_for_capacity(EMPTY, "2", None, None, print) == EMPTY
     assert not cloud[0]
 
 
@@ -78,11 +79,13 @@ HEAD = "f" * 51 + "00000"  # as Ray's provider of fake machines calls the head
 
 PROGRAM = """
     import ray
-    from raybge.cluster.resources import connect, grown, plan_workers
+    from raybge.cluster.autoscaling import wait_for_capacity
+    from raybge.cluster.connection import connect
+    from raybge.cluster.resources import plan_workers
 
     with connect("auto") as cluster:
         assert (cluster.nodes, cluster.cpus) == (1, 0), cluster
-        found = grown(cluster, "3", None, 1, print)
+        found = wait_for_capacity(cluster, "3", None, 1, print)
         assert found.nodes == 3 and plan_workers(found, "3", None, 1).workers == 3, found
         print("has", found.nodes)
 """

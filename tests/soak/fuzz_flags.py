@@ -14,16 +14,18 @@ from hypothesis import assume, given
 from inputs import share, tried
 
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MergeOptions, MineOptions, TrainOptions
-from raybge.cli.parser import MISSING, Flag, build, declared, parse
-from raybge.cluster.resources import _count
-from raybge.mining.spec import _range
+from raybge.cli.flag import MISSING, Flag
+from raybge.cli.parser import build_options, declared_flags, parse_options
+from raybge.cluster.resources import parse_num_workers
+from raybge.mining.spec import parse_rank_range
 from raybge.training.trainer_arguments import check as check_training
 from raybge.tuning import search_space as space
+from raybge.tuning.search_space_parser import parse_search_space
 from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 COMMANDS = (MineOptions, TrainOptions, EvaluateOptions, MergeOptions, EncodeOptions)
-FLAGS = {command: declared(command) for command in COMMANDS}
+FLAGS = {command: declared_flags(command) for command in COMMANDS}
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 WORDS = "- -- -1 1 0 1.5 1e3 nan inf -inf 1_0 ١ True false yes None {} [1] / a/b 2-8 8-2 = x=y".split()
@@ -78,7 +80,7 @@ def test_a_flag_with_any_word(data, command, equals):
         argv = [*as_words(others), *([f"--{f.name}={word}"] if equals else [f"--{f.name}", word])]
         for in_python in (False, True):
             try:
-                found = build(command, {**others, f.name: word}) if in_python else parse(command, argv, "p")
+                found = build_options(command, {**others, f.name: word}) if in_python else parse_options(command, argv, "p")
             except UserError as error:
                 assert not right, error
                 assert f"--{f.name}" in str(error)
@@ -99,7 +101,7 @@ def test_any_words(data, command):
         argv += as_words(required(command))
     with tried("command lines"), contextlib.redirect_stdout(io.StringIO()):
         try:
-            found = parse(command, argv, "p")
+            found = parse_options(command, argv, "p")
         except UserError as error:
             assert str(error)
         except SystemExit as ended:
@@ -131,7 +133,7 @@ def test_files_of_flags(data, command):
     path.write_bytes(text.encode(encoding, "replace"))
     with tried("files of flags"):
         try:
-            found = parse(command, ["--config", str(path)], "p")
+            found = parse_options(command, ["--config", str(path)], "p")
             if command is TrainOptions:
                 check_training(found)
         except UserError as error:
@@ -156,7 +158,7 @@ def test_range_for_sampling(text):
         plain = all(part and set(part) <= set("0123456789") and len(part) < 4000 for part in (low, high))
         right = plain and int(low) < int(high) < 2**62
         try:
-            found = _range(text)
+            found = parse_rank_range(text)
         except UserError as error:
             assert not right and "--range_for_sampling" in str(error)
         else:
@@ -171,7 +173,7 @@ def test_num_workers(text, elastic):
         plain = all(part and set(part) <= set("0123456789") and len(part) < 10 for part in (low, high or low))
         right = plain and bool(mark) == bool(high) and 1 <= int(low) <= int(high or low)
         try:
-            found = _count(text, elastic)
+            found = parse_num_workers(text, elastic)
         except UserError as error:
             assert "--num_workers" in str(error)
             assert not right or (not elastic and int(low) < int(high))
@@ -203,13 +205,13 @@ def test_search_spaces(text):
     flags = FLAGS[TrainOptions]
     with tried("search spaces"):
         try:
-            found = space.parse([text], flags)
+            found = parse_search_space([text], flags)
         except UserError as error:
             assert str(error).startswith("--search: ") and str(error).splitlines()[-1].strip("　 ") == "^"
         else:
-            again = space.parse([f"{name}={domain}" for name, domain in found.items()], flags)
+            again = parse_search_space([f"{name}={domain}" for name, domain in found.items()], flags)
             assert again == found
             for name, domain in found.items():
                 for value in domain.arguments:
-                    build(TrainOptions, {**required(TrainOptions), name: value})
+                    build_options(TrainOptions, {**required(TrainOptions), name: value})
                     assert not isinstance(value, float) or math.isfinite(value)

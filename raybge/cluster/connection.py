@@ -1,0 +1,123 @@
+"""Connect to Ray: join a cluster, or start Ray on this machine with CPU slots that only reading uses."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raybge.cluster.resources import Cluster, available_cores, read_cluster, reading_slots
+from raybge.compat.ray import keep_ports_on_loopback
+from raybge.util.errors import UserError
+
+# Lets Ray listen to other machines; its name mentions Windows and macOS, but it works on Linux as well.
+LISTEN_TO_OTHERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+# True if the Ray that this process is connected to was started here.
+_own = False
+
+
+@contextmanager
+def connect(address: str | None = None, verbose: bool = False) -> Iterator[Cluster]:
+    """Join a Ray cluster, or start Ray here and stop it at the end of the `with` block.
+
+    An existing connection of this process is used and left as it is.
+
+    Args:
+        address: cluster to join; default: RAY_ADDRESS, else a live `ray start` of this machine, else Ray is started.
+        verbose: keep Ray's progress bars and messages.
+
+    Yields:
+        The cluster's resources.
+
+    Raises:
+        UserError: the cluster cannot be joined.
+    """
+    global _own
+    target = address or os.environ.get("RAY_ADDRESS") or _live_head()
+    if target in (None, "local"):
+        # Ray reads this when it is imported: its ports stay on the loopback interface of a single machine.
+        os.environ.setdefault(LISTEN_TO_OTHERS, "0")
+    import ray
+
+    _configure(verbose)
+    if ray.is_initialized():
+        yield read_cluster(_own)
+        return
+    _own = target in (None, "local")
+    _start() if _own else _join(str(target))
+    try:
+        yield read_cluster(_own)
+    finally:
+        ray.shutdown()
+        _own = False
+
+
+def current_cluster() -> Cluster:
+    """Return the present resources of the cluster that this process is connected to."""
+    return read_cluster(_own)
+
+
+def address_file() -> Path:
+    """Return the file in which `ray start` records its address.
+
+    Ray is not imported: the variables that have to be set before its import depend on this file.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
+
+
+def _start() -> None:
+    import ray
+
+    if os.environ.get(LISTEN_TO_OTHERS) == "0":
+        keep_ports_on_loopback()
+    options: dict[str, Any] = {"num_cpus": available_cores() + reading_slots(), "include_dashboard": False}
+    ray.init(address="local", log_to_driver=True, **options)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    # Ray itself retries an address without a server for minutes.
+    if re.fullmatch(r"[^/]+:\d+", address) and not _answers(address):
+        raise UserError(f"cannot join the Ray cluster at {address}: nothing answers there")
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError and its own kinds for the same cause
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
+
+
+def _live_head() -> str | None:
+    """Return the address of a `ray start` on this machine that still answers: a dead head leaves its file behind."""
+    path = address_file()
+    if not path.is_file():
+        return None
+    address = path.read_text().strip()
+    return address if _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _configure(verbose: bool) -> None:
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a future default
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if not verbose else "true")
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.execution_options.preserve_order = True

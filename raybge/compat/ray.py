@@ -1,0 +1,78 @@
+"""Parts of Ray without a stability promise. Nothing of Ray is imported before a function is called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+
+def keep_ports_on_loopback() -> None:
+    """Bind the ports of a Ray that this process starts to the loopback interface.
+
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 has this effect only if it is set before Ray is imported; a program that uses
+    raybge as a library may have imported Ray earlier.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def torch_backend() -> Any:
+    """Return the base class of Ray Train's torch backend.
+
+    `TorchConfig.backend_cls` is public, its value is not; a backend that prepares the workers' network before the
+    process group starts has to extend it.
+    """
+    from ray.train.torch.config import _TorchBackend
+
+    return _TorchBackend
+
+
+def torch_trainer_without_helpers() -> type[TorchTrainer]:
+    """Return Ray Train's TorchTrainer without its two helper actors of 200 MB each.
+
+    One removes the placement group of a dead run, but asks the dashboard for it, which a local Ray does not have. The
+    other distributes data sets that are passed to the trainer; raybge's workers read their rows themselves. No option
+    switches them off.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class DataContextCallback(DatasetsCallback):
+        """Passes the driver's DataContext to the workers, and no data sets."""
+
+        def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
+            return {}
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
+            callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, replaced)]
+            return [*callbacks, DataContextCallback(self.train_run_context, self.datasets)]
+
+    return Trainer
+
+
+def is_autoscaling() -> bool:
+    """Return True if the connected cluster starts machines on request (`ray up`, KubeRay).
+
+    Ray has no public function for it.
+    """
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2())
+
+
+def machines_are_starting() -> bool:
+    """Return True if the autoscaler has requested a machine that has not joined yet.
+
+    Only the autoscaler's own SDK reports it.
+    """
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return bool(status.pending_nodes or status.pending_launches)

@@ -1,0 +1,22 @@
+"""Parts of transformers without a stability promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def attention_implementation(model: Any) -> str | None:
+    """Return the name of the attention that a transformers model uses ("sdpa", "eager", ...).
+
+    `set_attn_implementation` is public, reading the current value is not.
+    """
+    name: str | None = model.config._attn_implementation
+    return name
+
+
+def learning_rate(trainer: Any) -> float:
+    """Return the learning rate of a Trainer's next step.
+
+    Depends on the scheduler and on DeepSpeed; the Trainer logs the value of this private method.
+    """
+    return float(trainer._get_learning_rate())
