@@ -13,12 +13,12 @@ import threading
 import traceback
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.cluster.placement_groups import release_placement_group
-from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint, load_checkpoint
+from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint
 from raybge.training.health.heartbeat import WorkerStallError
 from raybge.training.signals import SignalHandler
 from raybge.util.errors import UserError, causes
@@ -65,6 +65,12 @@ class TrainingController:
     elastic: ElasticPolicy | None = None
     reported_evaluations: int = 0  # evaluations passed to `on_evaluation`
     printed_messages: int = 0  # messages of the workers shown on the console
+    resume_from: str | None = field(init=False)  # checkpoint that the next attempt continues from
+    reading_cpus: float = field(init=False)  # CPUs of each worker's reading in the next attempt
+
+    def __post_init__(self) -> None:
+        """Begin as the configuration says."""
+        self.resume_from, self.reading_cpus = self.config.resume_from, self.config.reading_cpus
 
     def run(self, console: Console) -> dict[str, float]:
         """Run until training has finished, with restarts.
@@ -110,12 +116,12 @@ class TrainingController:
         """Resume from the latest checkpoint, with `workers` workers if the cluster changed."""
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
         if checkpoint := latest_checkpoint(self.storage):
-            self.config = replace(self.config, resume_from=checkpoint.path)
-        path = self.config.resume_from
+            self.resume_from = checkpoint.path
+        path = self.resume_from
         start = f"continues from {checkpoint_name(path)}" if path else "starts again from the beginning"
         if self.elastic and workers is not None:
             previous = self.plan.workers
-            self.config, self.plan = self.elastic.resize(self.config, self.plan, workers)
+            self.plan, self.reading_cpus = self.elastic.resize(self.plan, workers)
             size = replace(self.plan, range=None).describe("worker")
             message = f"the cluster changed: {start} with {size}, {previous} before"
         else:
@@ -154,14 +160,10 @@ class TrainingController:
         return error
 
     def _prepare_attempt(self) -> None:
-        """Reset what the previous attempt left."""
+        """Make the attempt's configuration and reset what the previous attempt left."""
         if self.elastic:
             self.elastic.start_attempt()
-        if self.config.row_log:
-            path = self.config.resume_from
-            first_update = load_checkpoint(path, "--storage_path").step if path else 0
-            row_log = self.config.row_log.begin(first_update, self.plan.workers)
-            self.config = replace(self.config, row_log=row_log)
+        self.config = self.config.for_attempt(self.plan.workers, self.reading_cpus, self.resume_from)
         release_placement_group(self.config.output_dir)  # an attempt that was killed did not release its own
         self.config.run_state.clear_workers()
 

@@ -22,7 +22,6 @@ from raybge.training.checkpoint.manifest import latest_checkpoint
 if TYPE_CHECKING:
     from raybge.cluster.resources import Plan
     from raybge.training.health.run_state import RunState
-    from raybge.training.worker_config import WorkerConfig
 
 CHECK_SECONDS = 2.0
 # Ray reports a lost node as alive until its health checks have failed.
@@ -129,13 +128,10 @@ class ElasticPolicy:
             time.sleep(CHECK_SECONDS)
         return workers
 
-    def resize(self, config: WorkerConfig, plan: Plan, workers: int) -> tuple[WorkerConfig, Plan]:
-        """Return config and plan for another number of workers: new shares of the same global batch and of reading."""
+    def resize(self, plan: Plan, workers: int) -> tuple[Plan, float]:
+        """Return the plan with another number of workers, and the CPUs of each one's reading."""
         plan = replace(plan, workers=workers)
-        batch_size = -(-config.order.global_batch // workers)
-        training = {**config.training, "per_device_train_batch_size": batch_size}
-        cpus = reading_cpus(current_cluster(), plan, self.runs)
-        return replace(config, training=training, reading_cpus=cpus), plan
+        return plan, reading_cpus(current_cluster(), plan, self.runs)
 
     def _max_workers(self, plan: Plan) -> int:
         """Return how many workers of the plan fit into this run's share of the cluster, at most MAX."""

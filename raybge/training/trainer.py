@@ -29,7 +29,7 @@ from raybge.training.checkpoint.manifest import (
 )
 from raybge.training.checkpoint.safe_load import safe_loading
 from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
-from raybge.training.row_records import Lines
+from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
 from raybge.training.sharding import unsharded
 from raybge.training.step_metrics import StepRecorder
@@ -64,7 +64,7 @@ class TrainerContext:
     validation: RetrievalValidator | None = None
     on_checkpoint: Callable[[str], None] | None = None
     initial_metrics: Mapping[str, float] | None = None
-    row_writer: Lines | None = None
+    row_writer: RowWriter | None = None
     nonfinite_guard: NonFiniteGuard | None = None
     storage: str | None = None
     attempt: str | None = None

@@ -132,7 +132,7 @@ def build_trainer(
             validation=validation,
             on_checkpoint=_report_to_ray,
             initial_metrics=config.initial_metrics,
-            row_writer=config.row_log.lines(rank) if config.row_log else None,
+            row_writer=config.row_log.writer(rank) if config.row_log else None,
             nonfinite_guard=nonfinite_guard,
             storage=config.storage,
             attempt=attempt,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.data.token_cache import TokenCache
-from raybge.training.checkpoint.manifest import RunIdentity
+from raybge.training.checkpoint.manifest import RunIdentity, load_checkpoint
 from raybge.training.row_records import RowLog
 from raybge.training.trainer_arguments import training_arguments
 from raybge.util.digest import fingerprint
@@ -114,6 +114,25 @@ class WorkerConfig:
     max_bad_steps: int = 0
     storage: str | None = None
     stall_timeout: float = 0.0
+
+    def for_attempt(self, workers: int, reading_cpus: float, resume_from: str | None) -> WorkerConfig:
+        """Make the configuration of an attempt: shares of the same global batch, and a row record of its own.
+
+        Args:
+            workers: workers of the attempt.
+            reading_cpus: CPUs of each worker's reading.
+            resume_from: complete checkpoint to continue from; None: from the beginning.
+
+        Returns:
+            The configuration, equal for all workers.
+        """
+        row_log = self.row_log
+        if row_log:
+            first_update = load_checkpoint(resume_from, "--storage_path").step if resume_from else 0
+            row_log = row_log.begin(first_update, workers)
+        share = -(-self.order.global_batch // workers)
+        training = {**self.training, "per_device_train_batch_size": share}
+        return replace(self, training=training, reading_cpus=reading_cpus, resume_from=resume_from, row_log=row_log)
 
     @classmethod
     def of(cls, planned: PlannedRun, markers: Sequence[Path], run_state: RunState) -> WorkerConfig:
