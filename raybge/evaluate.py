@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge.cli import run as cli
+from raybge.cli.run import call_command, run_command
 from raybge.cli.options import EvaluateOptions
 from raybge.evaluation.run import evaluate
 
@@ -23,11 +23,11 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
 
     Raises UserError, before any model loads, for flags, files or rows that cannot be used.
     """
-    return cli.call(EvaluateOptions, evaluate, "evaluate", flags)
+    return call_command(EvaluateOptions, evaluate, "evaluate", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(EvaluateOptions, evaluate, "evaluate", argv)
+    return run_command(EvaluateOptions, evaluate, "evaluate", argv)
 
 
 if __name__ == "__main__":

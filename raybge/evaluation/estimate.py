@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from raybge.cluster.remote_calls import unwrapped
+from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
 from raybge.data.jsonl import Row, scan
 from raybge.data.survey import Survey
-from raybge.search.deduplication import Kept
-from raybge.search.pipeline import Embedder, Passages, Queries
-from raybge.search.shards import Kind, empty_index
-from raybge.search.vectors import Texts, device_of
+from raybge.search.embedder import Embedder, TextEncoder, device_of
+from raybge.search.faiss_index import IndexKind, empty_index
+from raybge.search.search_data import Passages, SearchData
 
 PROBED = 10_000  # texts from which on it is worth loading the model once more
 BLOCKS = 8  # that the sample comes from, evenly over the files
@@ -23,7 +22,7 @@ SEARCHED = 20_000, 64  # vectors and queries of the trial search
 
 
 def estimate(
-    passages: Passages, kept: Kept, queries: Queries, embedder: Embedder, plan: Plan, kind: Kind, loaded: bool, k: int
+    data: SearchData, embedder: Embedder, plan: Plan, kind: IndexKind, loaded: bool, k: int
 ) -> str | None:
     """The plan line on time and room; None for so few texts that they are done before it would be known.
 
@@ -32,12 +31,12 @@ def estimate(
     """
     import ray
 
-    count, rows = kept.passages, queries.survey.total_rows
+    passages, count, rows = data.passages, data.unique.passages, data.queries.survey.total_rows
     texts = rows + (0 if loaded else count)
     if texts < PROBED:
         return None
     probe = ray.remote(_probe).options(num_cpus=plan.cpus, num_gpus=plan.gpus)
-    with unwrapped():
+    with unwrap_user_errors():
         rate, pairs = ray.get(probe.remote(passages, embedder, plan, kind, k))
     encoding, room = texts / (rate * plan.workers), count * embedder.dim * 4 / 1e9
     said = f"encoding {texts:,} texts {spoken(encoding)} ({rate:,.0f} a second on one of {plan.workers:,} workers)"
@@ -59,10 +58,10 @@ def spoken(seconds: float) -> str:
     return f"{seconds:,.0f} s"
 
 
-def _probe(passages: Passages, embedder: Embedder, plan: Plan, kind: Kind, k: int) -> tuple[float, float | None]:
+def _probe(passages: Passages, embedder: Embedder, plan: Plan, kind: IndexKind, k: int) -> tuple[float, float | None]:
     """Texts encoded in a second; pairs of query and passage scored in one, where the search is exact."""
     device = device_of(plan)
-    texts, encode = sample(passages, SAMPLE[device]), Texts(embedder, device)
+    texts, encode = sample(passages, SAMPLE[device]), TextEncoder(embedder, device)
     encode(texts[: len(texts) // 8], "passage")  # loading and warming up are not counted
     start = time.perf_counter()
     e_ND = encode(texts, "passage")
@@ -70,7 +69,7 @@ def _probe(passages: Passages, embedder: Embedder, plan: Plan, kind: Kind, k: in
     return rate, _pairs_a_second(e_ND, kind, k, plan.cpus) if kind.exact else None
 
 
-def _pairs_a_second(e_ND: np.ndarray, kind: Kind, k: int, threads: int) -> float:
+def _pairs_a_second(e_ND: np.ndarray, kind: IndexKind, k: int, threads: int) -> float:
     import faiss
 
     faiss.omp_set_num_threads(threads)

@@ -17,10 +17,10 @@ from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
 from raybge.data.groups import Group, parse_judged
 from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
-from raybge.search.index import Found, Index, Lookup, search
+from raybge.search.index import PassageLookup, SearchHits, ShardedIndex, search
 
 if TYPE_CHECKING:
-    from raybge.search.store import Piece
+    from raybge.search.store import EncodedBlock
 
 
 def relevant(group: Group) -> Sequence[str]:
@@ -36,7 +36,7 @@ class Measured:
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def search_and_measure(arguments: EvaluateOptions, index: Index, pieces: list[Piece], console: Console) -> Measured:
+def search_and_measure(arguments: EvaluateOptions, index: ShardedIndex, pieces: list[EncodedBlock], console: Console) -> Measured:
     """Search for all queries, and write what was found where a run is asked for."""
     from raybge.util import atomic_write as output
 
@@ -46,8 +46,8 @@ def search_and_measure(arguments: EvaluateOptions, index: Index, pieces: list[Pi
     extra = cutoffs, index.lookup() if arguments.run_file else None
     with ExitStack() as stack:
         bar = stack.enter_context(console.bar("search", rows, "queries"))
-        run = arguments.run_file and stack.enter_context(output.written_aside(arguments.run_file, "--run_file"))
-        for done in search(index, pieces, arguments.k, arguments.search_batch_size, judged, *extra):
+        run = arguments.run_file and stack.enter_context(output.open_atomic(arguments.run_file, "--run_file"))
+        for done in search(index, pieces, arguments.k, judged, *extra):
             if run:
                 run.write(done.run)
             blocks.append(replace(done, run=b""))
@@ -73,7 +73,7 @@ class Judged:
     run: bytes
 
 
-def judged(found: Found, cutoffs: Sequence[int], lookup: Lookup | None) -> Judged:
+def judged(found: SearchHits, cutoffs: Sequence[int], lookup: PassageLookup | None) -> Judged:
     """Measure the queries of one encoded block; with `lookup`, also write what was found."""
     raws = [json.loads(text) for text in found.table["text"].to_pylist()]
     grades = [grades_of(parse_judged(raw)) for raw in raws]
@@ -105,7 +105,7 @@ def grades_of(group: Group) -> dict[str, int]:
     return found
 
 
-def _run_lines(found: Found, raws: Sequence[dict[str, Any]], lookup: Lookup) -> bytes:
+def _run_lines(found: SearchHits, raws: Sequence[dict[str, Any]], lookup: PassageLookup) -> bytes:
     """Query, Q0, document, rank from 1, score, tag: as trec_eval reads it. What has no id goes by its place."""
     names = lookup.names(found.ids_QK[found.ids_QK >= 0])
     places = zip(found.table["file"].to_pylist(), found.table["offset"].to_pylist(), strict=True)

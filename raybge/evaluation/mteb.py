@@ -17,11 +17,14 @@ import numpy as np
 
 from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
-from raybge.cluster.remote_calls import in_order
+from raybge.cluster.remote_calls import results_in_order
 from raybge.cluster.resources import Plan, plan_workers
-from raybge.search.pipeline import Embedder
-from raybge.search.session import describe_model, embedder_of, opened, work_folder
-from raybge.search.vectors import Texts, device_of
+from raybge.cluster.spec import ScaleSpec
+from raybge.model.spec import EncoderSpec
+from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
+from raybge.search.inputs import InputSpec, open_inputs
+from raybge.search.plan_lines import describe_model
+from raybge.search.store import work_folder
 from raybge.util import atomic_write as output
 from raybge.util.errors import UserError
 
@@ -37,15 +40,19 @@ def evaluate_tasks(arguments: EvaluateOptions, options: dict[str, Any], console:
     With a `--storage_path` tasks that were measured before, by the same model, are not measured again.
     """
     tasks = find(arguments.mteb_tasks or [])
-    with work_folder(arguments.storage_path, "mteb") as work, opened(arguments, [], work, console) as (cluster, _):
+    inputs = InputSpec(
+        [], written={"--metrics_file": arguments.metrics_file}, models={"--model_name_or_path": arguments.model_name_or_path}
+    )
+    scale = ScaleSpec.from_options(arguments)
+    with work_folder(arguments.storage_path, "mteb") as work, open_inputs(inputs, scale, work, console) as (cluster, _):
         wanted = arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker
         plan = plan_workers(cluster, *wanted, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        console.info(describe_model(options))
+        console.info(describe_model(EncoderSpec(**options)))
         console.info(f"tasks: {', '.join(task.metadata.name for task in tasks)}")
         if arguments.dry_run:
             return {}
-        embedder = embedder_of(options, plan)
+        embedder = make_embedder(EncoderSpec(**options), plan)
         name = f"raybge/{os.path.basename(options['model_name_or_path'].rstrip('/'))}"
         model = MtebEncoder(Actors(embedder, plan), name, embedder.identity)
         with console.bar("measure", len(tasks), "tasks") as bar:
@@ -59,7 +66,7 @@ def evaluate_tasks(arguments: EvaluateOptions, options: dict[str, Any], console:
     found = {f"{name}/{score}": float(value) for name, score, value in scores}
     if path := arguments.metrics_file:
         whole = {**found, "tasks": [result.model_dump(mode="json") for result in results]}
-        with output.written_aside(path, "--metrics_file") as out:
+        with output.open_atomic(path, "--metrics_file") as out:
             out.write((json.dumps(whole, indent=2) + "\n").encode())
         _write_page(arguments, path, tasks, results)
         console.info(f"written: {path}")
@@ -67,15 +74,15 @@ def evaluate_tasks(arguments: EvaluateOptions, options: dict[str, Any], console:
 
 
 def _write_page(arguments: EvaluateOptions, path: str, tasks: Sequence[Any], results: Sequence[Any]) -> None:
-    from raybge.cli.parser import given
+    from raybge.cli.parser import changed_values
     from raybge.evaluation import mteb_page as report
-    from raybge.report.page import written
-    from raybge.report.run_details import Run, library_versions
-    from raybge.util.filesystem import extended
+    from raybge.report.page import write_or_log
+    from raybge.report.run_details import RunDetails, library_versions
+    from raybge.util.filesystem import append_to_path
 
-    def about() -> report.Measurement:
+    def about() -> report.MtebReport:
         shown = [
-            report.Task(
+            report.MtebTask(
                 name=task.metadata.name,
                 kind=task.metadata.type,
                 main=task.metadata.main_score,
@@ -85,11 +92,11 @@ def _write_page(arguments: EvaluateOptions, path: str, tasks: Sequence[Any], res
             )
             for task, result in zip(tasks, results, strict=True)
         ]
-        return report.Measurement(
-            Run("evaluate", given(arguments), arguments.model_name_or_path, versions=library_versions()), shown
+        return report.MtebReport(
+            RunDetails("evaluate", changed_values(arguments), arguments.model_name_or_path, versions=library_versions()), shown
         )
 
-    written(report.write, extended(path, ".report.html"), about)
+    write_or_log(report.write, append_to_path(path, ".report.html"), about)
 
 
 def find(names: Sequence[str]) -> list[Any]:
@@ -182,13 +189,13 @@ class Actors:
     def _encode(self, kind: str | None, texts: Sequence[str]) -> np.ndarray:
         blocks = [list(texts[start : start + BLOCK]) for start in range(0, len(texts), BLOCK)]
         calls = [(self._actors[i % len(self._actors)].encode.remote, kind, block) for i, block in enumerate(blocks)]
-        found = [*in_order(calls, 2 * len(self._actors))]
+        found = [*results_in_order(calls, 2 * len(self._actors))]
         return np.concatenate(found) if found else np.zeros((0, self.dim), np.float32)
 
 
 class _Actor:
     def __init__(self, embedder: Embedder, device: str) -> None:
-        self._texts = Texts(embedder, device)
+        self._texts = TextEncoder(embedder, device)
 
     def encode(self, kind: str | None, texts: list[str]) -> np.ndarray:
         return self._texts(texts, kind)

@@ -1,29 +1,27 @@
-"""What a person looks at after tasks of MTEB: their main scores, and all that was measured of each."""
+"""Report page of MTEB tasks, next to the metrics file: their main scores, and all scores of each task."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from raybge.evaluation.metric_changes import number
-from raybge.report.page import cell, duration, page, section, table
-from raybge.report.run_details import Run, heading, what_was_run
-from raybge.util.atomic_write import written_aside
+from raybge.report.page import render, write_page
+from raybge.report.run_details import RunDetails
+from raybge.report.text import format_duration, format_metric
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task that was measured.
+class MtebTask:
+    """Scores of one task.
 
     Args:
-        name: mteb's.
-        kind: "Retrieval", "STS".
-        main: what its main score is called, "ndcg_at_10".
-        score: the main score, the mean of its splits and subsets.
-        parts: split, subset and all scores of each; what is no number is passed over.
-        seconds: that it took.
+        name: Name of the task.
+        kind: Type of the task, such as "Retrieval" or "STS".
+        main: Name of its main score, such as "ndcg_at_10".
+        score: The main score, the mean over splits and subsets.
+        parts: Split, subset and all scores of each; scores that are not numbers are omitted from the page.
+        seconds: Duration of its evaluation.
     """
 
     name: str
@@ -35,54 +33,55 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """All that the report says."""
+class MtebReport:
+    """Content of the page: the run's details and the tasks."""
 
-    run: Run
-    tasks: Sequence[Task]
-
-
-def write(path: str, report: Measurement) -> None:
-    """Write the report; a path or URI."""
-    text = html(report).encode()
-    with written_aside(path, "--metrics_file") as out:
-        out.write(text)
+    run: RunDetails
+    tasks: Sequence[MtebTask]
 
 
-def html(report: Measurement) -> str:
-    """The report as a document."""
+def write(path: str, report: MtebReport) -> None:
+    """Write the page to a path or URI."""
+    write_page(path, html(report), "--metrics_file")
+
+
+def html(report: MtebReport) -> str:
+    """Render the page."""
     tasks = report.tasks
+    title = f"{len(tasks)} MTEB tasks"
     if len(tasks) == 1:
-        title = f"{tasks[0].name}: {tasks[0].main} {number(tasks[0].score)}"
-    else:
-        title = f"{len(tasks)} tasks of MTEB"
-    kinds = {
-        kind: [task.score for task in tasks if task.kind == kind] for kind in dict.fromkeys(task.kind for task in tasks)
-    }
-    means = [(f"mean of {kind}", number(statistics.mean(found))) for kind, found in kinds.items() if len(found) > 1]
-    said = [f"{duration(sum(task.seconds for task in tasks))} in all"]
-    return page(
+        title = f"{tasks[0].name}: {tasks[0].main} {format_metric(tasks[0].score)}"
+    return render(
+        "evaluation/mteb_page.html.jinja",
         title,
-        heading(report.run, title, said, means),
-        section("Tasks", "The main score of each, as MTEB's own table has it.", _mains(tasks)),
-        section("All scores", "By split and subset.", *(part for task in tasks for part in _parts(task))),
-        what_was_run(report.run),
+        report=report,
+        summary=[f"total time {format_duration(sum(task.seconds for task in tasks))}"],
+        figures=_means(tasks),
+        main_rows=[
+            [task.name, task.kind, task.main, format_metric(task.score), format_duration(task.seconds)]
+            for task in tasks
+        ],
+        parts=[part for task in tasks for part in _score_tables(task)],
     )
 
 
-def _mains(tasks: Sequence[Task]) -> str:
-    rows = [
-        f"<tr>{cell(task.name)}{cell(task.kind)}{cell(task.main)}{cell(number(task.score), 'number')}"
-        f"{cell(duration(task.seconds), 'number')}</tr>"
-        for task in tasks
+def _means(tasks: Sequence[MtebTask]) -> list[tuple[str, str]]:
+    """Return the mean main score of each kind that has several tasks."""
+    scores: dict[str, list[float]] = {}
+    for task in tasks:
+        scores.setdefault(task.kind, []).append(task.score)
+    return [
+        (f"mean of {kind}", format_metric(statistics.mean(values)))
+        for kind, values in scores.items()
+        if len(values) > 1
     ]
-    return table(["task", "kind", "main score", "value", "time"], rows, {"value", "time"})
 
 
-def _parts(task: Task) -> Iterator[str]:
-    """For each split and subset what it is called and a table of its scores."""
+def _score_tables(task: MtebTask) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return heading and rows (score, value) of each split and subset."""
+    tables = []
     for split, subset, scores in task.parts:
-        name = f"{task.name}, {split}" + (f", {subset}" if subset != "default" else "")
-        plain = {k: v for k, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        rows = [f"<tr>{cell(score)}{cell(number(value), 'number')}</tr>" for score, value in plain.items()]
-        yield f"<h3>{escape(name)}</h3>" + table(["score", "value"], rows, {"value"})
+        heading = f"{task.name}, {split}" + (f", {subset}" if subset != "default" else "")
+        numbers = {k: v for k, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        tables.append((heading, [(name, format_metric(value)) for name, value in numbers.items()]))
+    return tables

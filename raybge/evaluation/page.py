@@ -1,4 +1,4 @@
-"""What a person looks at after an evaluation: `report.html`."""
+"""Report page of an evaluation, next to the metrics file."""
 
 from __future__ import annotations
 
@@ -6,94 +6,92 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
-from raybge.evaluation.metric_changes import Change, changes_table, number
-from raybge.report.page import cell, duration, page, section, table
-from raybge.report.run_details import Run, heading, what_was_run
+from markupsafe import Markup
+
+from raybge.evaluation.metric_changes import MetricChange
+from raybge.report.page import render, write_page
+from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, binned, histogram
-from raybge.util.atomic_write import written_aside
+from raybge.report.text import format_duration, format_metric
 
-MAIN = ("nDCG@10", "MRR@10")  # what a title and the first charts are about, the first of them that is there
+MAIN = ("nDCG@10", "MRR@10")  # metrics of the title and the first charts, in order of preference
 CHARTS = 6
-WIDTH = 0.05  # of a bar
+BAR_WIDTH = 0.05
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """All that the report says.
+class EvaluationReport:
+    """Content of the page.
 
     Args:
-        metrics: means by name, "nDCG@10"; what has no "@" in its name is no metric and stands with the counts.
-        per_query: each query's value by metric, as far as they were kept.
-        comparison: metrics of another model, `before`, and of this one, `after`.
-        compared_with: what the other model is called.
-        seconds: of each stage.
+        run: The run's details.
+        metrics: Means by name, such as "nDCG@10"; entries without "@" are counts.
+        per_query: Each query's value by metric, as far as available.
+        comparison: Metrics of another model (`before`) and of this one (`after`).
+        compared_with: Name of the other model.
+        seconds: Duration of each stage.
     """
 
-    run: Run
+    run: RunDetails
     metrics: Mapping[str, float]
     per_query: Mapping[str, Iterable[float]] = field(default_factory=dict)
-    comparison: Sequence[Change] = ()
+    comparison: Sequence[MetricChange] = ()
     compared_with: str = "before"
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def write(path: str, report: Evaluation) -> None:
-    """Write the report; a path or URI."""
-    text = html(report).encode()
-    with written_aside(path, "--metrics_file") as out:
-        out.write(text)
+def write(path: str, report: EvaluationReport) -> None:
+    """Write the page to a path or URI."""
+    write_page(path, html(report), "--metrics_file")
 
 
-def html(report: Evaluation) -> str:
-    """The report as a document."""
-    measured = {name: value for name, value in report.metrics.items() if "@" in name}
-    counts = [(name, f"{value:,}") for name, value in report.metrics.items() if name not in measured]
-    main = next((name for name in (*MAIN, *measured) if name in measured), None)
-    title = f"{main} {number(measured[main])}" if main else "An evaluation without a metric"
-    said = [f"{duration(sum(report.seconds.values()))} in all"] if report.seconds else []
-    return page(
-        title,
-        heading(report.run, title, said, counts),
-        section("Metrics", "Means over all queries.", _table(measured)),
-        section(
-            "Compared",
-            f"With {report.compared_with}, the same queries. The interval is that of the difference.",
-            changes_table(report.comparison, report.compared_with, "this"),
-        ),
-        section("Query by query", "How many queries come to which value, in percent.", _charts(report.per_query)),
-        what_was_run(report.run),
+def html(report: EvaluationReport) -> str:
+    """Render the page."""
+    metrics = {name: value for name, value in report.metrics.items() if "@" in name}
+    counts = [(name, f"{value:,}") for name, value in report.metrics.items() if name not in metrics]
+    main = next((name for name in (*MAIN, *metrics) if name in metrics), None)
+    ranks, rows = _metric_rows(metrics)
+    return render(
+        "evaluation/page.html.jinja",
+        f"{main} {format_metric(metrics[main])}" if main else "Evaluation without a metric",
+        report=report,
+        summary=[f"total time {format_duration(sum(report.seconds.values()))}"] if report.seconds else [],
+        figures=counts,
+        ranks=ranks,
+        metric_rows=rows,
+        query_charts=_query_charts(report.per_query),
     )
 
 
-def _table(measured: Mapping[str, float]) -> str:
-    """A row for each kind of metric, a column for each number of ranks."""
-    split = {name: name.split("@", 1) for name in measured}
-    kinds = dict.fromkeys(kind for kind, _ in split.values())
-    ranks = sorted(dict.fromkeys(rank for _, rank in split.values()), key=lambda rank: (len(rank), rank))
-    heads = ["metric", *(f"@{rank}" for rank in ranks)]
-    rows = []
-    for kind in kinds:
-        cells = [number(measured.get(f"{kind}@{rank}")) for rank in ranks]
-        rows.append(f"<tr>{cell(kind)}{''.join(cell(text, 'number') for text in cells)}</tr>")
-    return table(heads, rows, set(heads[1:])) if rows else ""
+def _metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Return the table's columns, such as "@10", and a row for each kind of metric."""
+    parts = [name.split("@", 1) for name in metrics]
+    ranks = sorted({rank for _, rank in parts}, key=lambda rank: (len(rank), rank))
+    rows = [
+        [kind, *(format_metric(metrics.get(f"{kind}@{rank}")) for rank in ranks)]
+        for kind in dict.fromkeys(kind for kind, _ in parts)
+    ]
+    return [f"@{rank}" for rank in ranks], rows
 
 
-def _charts(per_query: Mapping[str, Iterable[float]]) -> str:
+def _query_charts(per_query: Mapping[str, Iterable[float]]) -> list[tuple[str, Markup, str]]:
+    """Return name, histogram and note of the main metrics' values per query."""
     names = [*(name for name in MAIN if name in per_query), *(name for name in per_query if name not in MAIN)]
-    drawn = [_chart(name, [float(value) for value in per_query[name]]) for name in names[:CHARTS]]
-    return f'<div class="small-charts">{"".join(drawn)}</div>' if any(drawn) else ""
+    charts = []
+    for name in names[:CHARTS]:
+        values = [float(value) for value in per_query[name]]
+        if any(map(math.isfinite, values)):
+            charts.append((name, *_query_chart(name, values)))
+    return charts
 
 
-def _chart(name: str, values: Sequence[float]) -> str:
-    good = [value for value in values if math.isfinite(value)]
-    if not good:
-        return ""
-    # 1.0 is in the last bar, and not in one by itself behind it
-    counts = binned((min(value, 1 - WIDTH / 2) if value <= 1 else value for value in good), WIDTH)
-    none, all_ = (sum(value == end for value in good) / len(good) for end in (0, 1))
-    missing = f"; {len(values) - len(good):,} without a number" if len(good) < len(values) else ""
-    note = f"median {number(statistics.median(good))}; {none:.1%} at 0, {all_:.1%} at 1{missing}"
-    bars = histogram([Bars("queries", counts, "r6")], WIDTH, name, small=True)
-    return f'<div><h3>{escape(name)}</h3>{bars}<p class="note">{note}</p></div>'
+def _query_chart(name: str, values: Sequence[float]) -> tuple[Markup, str]:
+    finite = [value for value in values if math.isfinite(value)]
+    # 1.0 belongs to the last bar instead of one of its own after it.
+    counts = binned((min(value, 1 - BAR_WIDTH / 2) if value <= 1 else value for value in finite), BAR_WIDTH)
+    zeros, ones = (sum(value == end for value in finite) / len(finite) for end in (0, 1))
+    note = f"median {format_metric(statistics.median(finite))}; {zeros:.1%} at 0, {ones:.1%} at 1"
+    if len(finite) < len(values):
+        note += f"; {len(values) - len(finite):,} not finite"
+    return histogram([Bars("queries", counts, "r6")], BAR_WIDTH, name, small=True), note

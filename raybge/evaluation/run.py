@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from raybge.cluster.resources import Cluster
     from raybge.data.survey import Survey
     from raybge.evaluation.judgements import Measured
-    from raybge.search.deduplication import Kept
-    from raybge.search.pipeline import Passages, Queries
-    from raybge.search.session import Source, Stages
+    from raybge.search.inputs import InputFiles
+    from raybge.search.search_data import SearchData
+    from raybge.search.stage_clock import StageClock
     from raybge.search.store import Store
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
@@ -55,13 +55,20 @@ def evaluate(arguments: EvaluateOptions, console: Console) -> dict[str, Any]:
 @contextmanager
 def judged_data(arguments: EvaluateOptions, console: Console) -> Iterator[tuple[Data, Cluster]]:
     """Check the flags and read corpus and queries: what models can be `measured` on while the block runs."""
-    from raybge.search.session import opened, work_folder
-    from raybge.search.store import Store
+    from raybge.cluster.spec import ScaleSpec
+    from raybge.search.inputs import InputSpec, open_inputs
+    from raybge.search.store import Store, work_folder
 
     _check(arguments)
     with work_folder(arguments.storage_path, "evaluate") as work:
         sources = _sources(arguments, work, console)
-        with opened(arguments, sources, work, console) as (cluster, surveys):
+        inputs = InputSpec(
+            sources,
+            arguments.on_bad_rows,
+            written={"--metrics_file": arguments.metrics_file, "--run_file": arguments.run_file},
+            models={"--model_name_or_path": arguments.model_name_or_path},
+        )
+        with open_inputs(inputs, ScaleSpec.from_options(arguments), work, console) as (cluster, surveys):
             yield Data.of(arguments, surveys, Store(work)), cluster
 
 
@@ -69,11 +76,9 @@ def judged_data(arguments: EvaluateOptions, console: Console) -> Iterator[tuple[
 class Data:
     """Corpus and queries, the same for all models that are compared."""
 
-    corpus: Passages
-    queries: Queries
-    kept: Kept
+    search: SearchData
     store: Store
-    stages: Stages
+    stages: StageClock
 
     @classmethod
     def of(cls, arguments: EvaluateOptions, surveys: Sequence[Survey], store: Store) -> Data:
@@ -81,21 +86,21 @@ class Data:
         from raybge.data.groups import id_key, parse_document, parse_judged, parse_passage, text_key
         from raybge.evaluation.judgements import relevant
         from raybge.search.deduplication import deduplicate
-        from raybge.search.pipeline import Passages, Queries, passage_itself
-        from raybge.search.session import Stages
+        from raybge.search.search_data import Passages, Queries, SearchData, single_passage
+        from raybge.search.stage_clock import StageClock
 
         parse, key = (parse_document, id_key) if arguments.qrels else (parse_passage, text_key)
-        corpus = Passages(surveys[0], parse, passage_itself, key)
+        corpus = Passages(surveys[0], parse, single_passage, key)
         queries = Queries(surveys[1], parse_judged, relevant, key)
-        stages = Stages()
+        stages = StageClock()
         with stages("deduplicate"):
             kept = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, key)
-        stages.count("deduplicate", int(kept.found_B.sum()), "passages")
-        return cls(corpus, queries, kept, store, stages)
+        stages.count("deduplicate", int(kept.total_B.sum()), "passages")
+        return cls(SearchData(corpus, kept, queries), store, stages)
 
     @property
     def counts(self) -> dict[str, int]:
-        return {"queries": self.queries.survey.total_rows, "corpus": self.kept.passages}
+        return {"queries": self.search.queries.survey.total_rows, "corpus": self.search.unique.passages}
 
 
 def measured(arguments: EvaluateOptions, data: Data, cluster: Cluster, console: Console) -> Measured:
@@ -103,56 +108,50 @@ def measured(arguments: EvaluateOptions, data: Data, cluster: Cluster, console: 
     from raybge.cluster.resources import plan_workers
     from raybge.evaluation.estimate import estimate
     from raybge.evaluation.judgements import Measured, search_and_measure
-    from raybge.search.index import hold, say_recall
+    from raybge.search.index import build_index, report_recall
     from raybge.search.pipeline import encode
     from raybge.search.saved_vectors import load, save
-    from raybge.search.session import (
-        check_search,
-        describe_data,
-        describe_memory,
-        describe_model,
-        embedder_of,
-        shards_held,
-    )
-    from raybge.search.shards import Kind
+    from raybge.model.spec import EncoderSpec
+    from raybge.search.embedder import make_embedder
+    from raybge.search.memory import SearchMemory
+    from raybge.search.plan_lines import describe_data, describe_model
+    from raybge.search.spec import IndexSpec
 
     options = _encoder_options(arguments)
-    kind, stages = Kind(arguments.index_factory, arguments.use_gpu_for_searching), data.stages
-    check_search(arguments.use_gpu_for_searching, cluster, arguments.k, "k")
+    index_spec, stages = IndexSpec.from_options(arguments), data.stages
+    index_spec.check_candidates(cluster, arguments.k, "k")
     plan = plan_workers(cluster, arguments.num_workers, arguments.use_gpu, arguments.cpus_per_worker, cores_a_worker=1)
-    embedder = embedder_of(options, plan)
-    size, dim = min(arguments.shard_size, data.kept.passages), embedder.dim
-    held = shards_held(cluster, plan, kind, size, dim, arguments.shards_per_actor)
+    embedder = make_embedder(EncoderSpec(**options), plan)
+    memory = SearchMemory.plan(index_spec, cluster, plan, data.search.unique.passages, embedder.dim)
     console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-    console.info(describe_model(options))
-    console.info(describe_data(data.queries, data.corpus, data.kept, arguments.shard_size))
-    console.info(describe_memory(data.kept, data.queries, size, held, plan.workers, dim, arguments.k))
-    if arguments.k > data.kept.passages:
-        console.info(f"--k {arguments.k:,}: the corpus has {data.kept.passages:,} passages, and all of them are ranked")
-    sizes = data.corpus, data.kept, data.queries
-    if cost := estimate(*sizes, embedder, plan, kind, arguments.load_embedding, arguments.k):
+    console.info(describe_model(EncoderSpec(**options)))
+    console.info(describe_data(data.search, arguments.shard_size))
+    console.info(memory.describe(data.search, arguments.k))
+    if arguments.k > data.search.unique.passages:
+        console.info(f"--k {arguments.k:,}: the corpus has {data.search.unique.passages:,} passages, and all of them are ranked")
+    if cost := estimate(data.search, embedder, plan, index_spec.kind, arguments.load_embedding, arguments.k):
         console.info(cost)
     if arguments.dry_run:
         return Measured({})
     made_by = _passage_identity(options)
     loaded = load(arguments.save_path) if arguments.load_embedding else None
     if loaded:
-        loaded.check(made_by, data.kept.passages)
+        loaded.check(made_by, data.search.unique.passages)
     with stages("encode"):
-        passages, rows = encode(data.corpus, data.kept, data.queries, embedder, data.store, plan, console, loaded)
+        passages, rows = encode(data.search, embedder, data.store, plan, console, loaded)
     if loaded:
         loaded.check_texts(passages)
     if arguments.save_embedding:
         save(os.path.abspath(arguments.save_path), made_by, passages, data.store)
         console.info(f"written: {arguments.save_path}")
-    stages.count("encode", data.kept.passages + data.queries.survey.total_rows, "texts")
+    stages.count("encode", data.search.texts, "texts")
     with stages("index"):
-        index = hold(passages, data.store, arguments.shard_size, plan, kind, held)
+        index = build_index(passages, data.store, index_spec, plan, memory.resident_shards)
     with index, stages("search"):
         found = search_and_measure(arguments, index, rows, console)
-        say_recall(index, rows, arguments.k, arguments.search_batch_size, console)
+        report_recall(index, rows, arguments.k, console)
     stages.count("search", data.queries.survey.total_rows, "queries")
-    stages.say(console)
+    stages.report(console)
     return replace(found, result={**found.result, **data.counts})
 
 
@@ -162,13 +161,13 @@ def measured(arguments: EvaluateOptions, data: Data, cluster: Cluster, console: 
 def _check(arguments: EvaluateOptions) -> None:
     from raybge.model.folder import check_model_folder, vector_width
     from raybge.search.saved_vectors import load
-    from raybge.search.session import check_numbers
-    from raybge.search.shards import check_factory, check_gpu_search
+    from raybge.search.spec import check_at_least_one
+    from raybge.search.faiss_index import check_factory, check_gpu_search
     from raybge.util import atomic_write as output
 
     if arguments.use_gpu_for_searching:
         check_gpu_search()
-    check_numbers(
+    check_at_least_one(
         arguments,
         "k",
         "search_batch_size",
@@ -236,32 +235,32 @@ def _first(folder: str, *names: str) -> str:
     return next((path for name in names if os.path.exists(path := os.path.join(folder, name))), f"{folder}/{names[0]}")
 
 
-def _sources(arguments: EvaluateOptions, work: str, console: Console) -> list[Source]:
+def _sources(arguments: EvaluateOptions, work: str, console: Console) -> list[InputFiles]:
     from raybge.data.groups import parse_document, parse_judged, parse_passage
     from raybge.data.source_files import list_files
-    from raybge.search.session import Source, check_apart
+    from raybge.search.inputs import InputFiles, check_not_an_input
 
     parse = parse_document if arguments.qrels else parse_passage
-    corpus = Source(list_files(arguments.corpus_data or [], "--corpus_data"), "--corpus_data", parse)
-    queries = Source(list_files(arguments.query_data or [], "--query_data"), "--query_data", parse_judged)
+    corpus = InputFiles(list_files(arguments.corpus_data or [], "--corpus_data"), "--corpus_data", parse)
+    queries = InputFiles(list_files(arguments.query_data or [], "--query_data"), "--query_data", parse_judged)
     for name in ("metrics_file", "run_file"):
         if path := getattr(arguments, name):
-            check_apart(path, f"--{name}", [corpus, queries])
+            check_not_an_input(path, f"--{name}", [corpus, queries])
     return [corpus, _judged_queries(arguments, queries, work, console) if arguments.qrels else queries]
 
 
-def _judged_queries(arguments: EvaluateOptions, queries: Source, work: str, console: Console) -> Source:
+def _judged_queries(arguments: EvaluateOptions, queries: InputFiles, work: str, console: Console) -> InputFiles:
     """The queries joined with their judgements, in a file of the work folder."""
     from raybge.data.groups import parse_judged
     from raybge.data.qrels import join, parse_query, read_qrels
     from raybge.data.source_files import list_files
-    from raybge.search.session import Source, surveyed
-    from raybge.util.filesystem import extended
+    from raybge.search.inputs import InputFiles, survey_input
+    from raybge.util.filesystem import append_to_path
 
     assert arguments.qrels
     grades = read_qrels(arguments.qrels, "--qrels")
-    found = surveyed(replace(queries, parse=parse_query), work, arguments.on_bad_rows, console)
-    path = extended(work, "/judged.jsonl")
+    found = survey_input(replace(queries, parse=parse_query), work, arguments.on_bad_rows, console)
+    path = append_to_path(work, "/judged.jsonl")
     joined = join(found, grades, path)
     if joined.unjudged:
         console.info(f"--query_data: {joined.unjudged:,} queries without a relevant document are left out")
@@ -271,7 +270,7 @@ def _judged_queries(arguments: EvaluateOptions, queries: Source, work: str, cons
         if arguments.on_bad_rows == "stop":
             raise UserError(f"{says}; --on_bad_rows skip leaves them out")
         console.info(f"{says}: left out")
-    return Source(list_files(path, "--query_data"), "--query_data", parse_judged)
+    return InputFiles(list_files(path, "--query_data"), "--query_data", parse_judged)
 
 
 def _encoder_options(arguments: EvaluateOptions) -> dict[str, Any]:
@@ -296,7 +295,7 @@ def _encoder_options(arguments: EvaluateOptions) -> dict[str, Any]:
 def _passage_identity(options: dict[str, Any]) -> str:
     """Changes with whatever makes a passage's vector."""
     from raybge.search.model_identity import model_identity
-    from raybge.search.store import digest
+    from raybge.util.digest import digest
 
     shaping = ("normalize_embeddings", "use_fp16", "pooling_method", "passage_max_length")
     model = model_identity(options["model_name_or_path"], options["cache_dir"])
@@ -318,7 +317,7 @@ def _report(arguments: EvaluateOptions, data: Data, found: Sequence[Measured], c
     if arguments.compare:
         result["compare"] = _compared(arguments.compare, found, console)
     if arguments.metrics_file:
-        with output.written_aside(arguments.metrics_file, "--metrics_file") as out:
+        with output.open_atomic(arguments.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(result, indent=2) + "\n").encode())
         _write_page(arguments, data, found)
     for path in filter(None, (arguments.metrics_file, arguments.run_file)):
@@ -350,25 +349,25 @@ def _compared(models: Sequence[str], found: Sequence[Measured], console: Console
 
 def _write_page(arguments: EvaluateOptions, data: Data, found: Sequence[Measured]) -> None:
     """Beside the metrics: what a person looks at; a further model's values beside this one's."""
-    from raybge.cli.parser import given
+    from raybge.cli.parser import changed_values
     from raybge.evaluation import page as report
-    from raybge.evaluation.metric_changes import change
-    from raybge.report.page import written
-    from raybge.report.run_details import Run, library_versions
-    from raybge.util.filesystem import extended
+    from raybge.evaluation.metric_changes import MetricChange
+    from raybge.report.page import write_or_log
+    from raybge.report.run_details import RunDetails, library_versions
+    from raybge.util.filesystem import append_to_path
 
-    def about() -> report.Evaluation:
+    def about() -> report.EvaluationReport:
         first = found[0]
-        files = [each for survey in (data.corpus.survey, data.queries.survey) for each in survey.rows_by_file().items()]
+        files = [each for survey in (data.search.passages.survey, data.search.queries.survey) for each in survey.rows_by_file().items()]
         other = found[1].values if len(found) > 1 else {}
-        return report.Evaluation(
-            run=Run("evaluate", given(arguments), arguments.model_name_or_path, files, versions=library_versions()),
+        return report.EvaluationReport(
+            run=RunDetails("evaluate", changed_values(arguments), arguments.model_name_or_path, files, versions=library_versions()),
             metrics={name: value for name, value in first.result.items() if name != "compare"},
             per_query=first.values,
-            comparison=[change(name, other[name], first.values[name]) for name in MAIN if name in other],
+            comparison=[MetricChange.from_queries(name, other[name], first.values[name]) for name in MAIN if name in other],
             compared_with=(arguments.compare or ["before"])[0],
             seconds=data.stages.seconds,
         )
 
     assert arguments.metrics_file
-    written(report.write, extended(arguments.metrics_file, ".report.html"), about)
+    write_or_log(report.write, append_to_path(arguments.metrics_file, ".report.html"), about)

@@ -1,34 +1,35 @@
-"""What a person looks at after mining: the report beside the output."""
+"""Report page of mining, next to the output file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 
-from raybge.mining.statistics import BIN, Suspect, Tally
-from raybge.report.charts import short
-from raybge.report.page import cell, cut, duration, page, section, table
-from raybge.report.run_details import Run, heading, what_was_run
+from markupsafe import Markup
+
+from raybge.mining.statistics import BIN, MiningStatistics
+from raybge.report.page import render, write_page
+from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, histogram, legend
-from raybge.util.atomic_write import written_aside
+from raybge.report.text import format_duration, plural
 
 
 @dataclass(frozen=True)
-class Mining:
-    """All that the report says.
+class MiningReport:
+    """Content of the page.
 
     Args:
-        tally: what was counted of the rows; None where no negatives were chosen (--score_only).
-        number: negatives that were asked for.
-        summary: rows, passages, duplicates and bad_rows, as far as they are known.
-        seconds: of each stage.
-        sampling: how negatives were chosen.
+        run: The run's details.
+        statistics: Statistics of the rows; None if no negatives were chosen (--score_only).
+        number: Requested negatives per row.
+        summary: `rows`, `passages`, `duplicates` and `bad_rows`, as far as known.
+        seconds: Duration of each stage.
+        sampling: Description of how negatives were chosen.
         scored_by: "the cross-encoder" or "the model".
     """
 
-    run: Run
-    tally: Tally | None
+    run: RunDetails
+    statistics: MiningStatistics | None
     number: int = 0
     summary: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -36,121 +37,78 @@ class Mining:
     scored_by: str = "the model"
 
 
-def write(path: str, mining: Mining) -> None:
-    """Write the report; a path or URI."""
-    text = html(mining).encode()
-    with written_aside(path, "--output_file") as out:
-        out.write(text)
+def write(path: str, report: MiningReport) -> None:
+    """Write the page to a path or URI."""
+    write_page(path, html(report), "--output_file")
 
 
-def html(mining: Mining) -> str:
-    """The report as a document."""
-    title = _title(mining)
-    said = [f"{duration(sum(mining.seconds.values()))} in all"] if mining.seconds else []
-    said += [mining.sampling] if mining.sampling else []
-    top = heading(mining.run, title, said, _figures(mining))
-    times = section("Time", "", _times(mining.seconds))
-    tally = mining.tally
-    if tally is None:
-        return page(title, top, times, what_was_run(mining.run))
-    return page(
-        title,
-        top,
-        section("Scores", _scores_note(mining, tally), _scores(tally)),
-        section("Ranks", _ranks_note(tally), histogram([Bars("negatives", tally.ranks, "r6")], 1, "rank")),
-        section("Rows with fewer negatives", _counts_note(mining, tally), _counts(mining, tally)),
-        section("Likeliest false negatives", _suspects_note(mining, tally), *map(_suspect, tally.suspects)),
-        times,
-        what_was_run(mining.run),
+def html(report: MiningReport) -> str:
+    """Render the page."""
+    summary = [f"total time {format_duration(sum(report.seconds.values()))}"] if report.seconds else []
+    summary += [report.sampling] if report.sampling else []
+    statistics = report.statistics
+    return render(
+        "mining/page.html.jinja",
+        _title(report),
+        report=report,
+        statistics=statistics,
+        summary=summary,
+        figures=_figures(report),
+        scores_note=_scores_note(report, statistics) if statistics else "",
+        scores_chart=_scores_chart(statistics) if statistics else "",
+        unranked=_chosen(statistics) - statistics.ranks.total() if statistics else 0,
+        ranks_chart=histogram([Bars("negatives", statistics.ranks, "r6")], 1, "rank") if statistics else "",
+        incomplete=_incomplete_rows(report, statistics) if statistics else [],
     )
 
 
-def _title(mining: Mining) -> str:
-    rows = mining.tally.rows if mining.tally else mining.summary.get("rows", 0)
-    if mining.tally is None:
-        return f"{rows:,} rows with scores"
-    return f"{rows:,} row{'s' * (rows != 1)} with {mining.number} negative{'s' * (mining.number != 1)}"
+def _title(report: MiningReport) -> str:
+    if report.statistics is None:
+        return f"{report.summary.get('rows', 0):,} rows with scores"
+    return f"{plural(report.statistics.rows, 'row')} with {plural(report.number, 'negative')}"
 
 
-def _figures(mining: Mining) -> list[tuple[str, str]]:
-    names = {"passages": "passages", "duplicates": "duplicates dropped", "bad_rows": "bad rows left out"}
-    found = [(said, f"{mining.summary[name]:,}") for name, said in names.items() if name in mining.summary]
-    tally = mining.tally
-    if tally:
-        found += [("rows filled up at random", f"{tally.filled:,}"), ("rows with fewer", f"{tally.short:,}")]
-    if tally and tally.compared:
-        found.append(("negatives above their positive", f"{tally.above:,} ({_share(tally.above, tally.compared)})"))
-    return found
+def _figures(report: MiningReport) -> list[tuple[str, str]]:
+    names = {"passages": "passages", "duplicates": "duplicates dropped", "bad_rows": "bad rows skipped"}
+    figures = [(text, f"{report.summary[name]:,}") for name, text in names.items() if name in report.summary]
+    statistics = report.statistics
+    if statistics:
+        figures.append(("rows completed with random passages", f"{statistics.rows_filled:,}"))
+        figures.append(("rows with fewer negatives", f"{statistics.rows_with_fewer:,}"))
+    if statistics and statistics.compared:
+        share = _share(statistics.above, statistics.compared)
+        figures.append(("negatives above their positive", f"{statistics.above:,} ({share})"))
+    return figures
 
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%"
 
 
-def _times(seconds: Mapping[str, float]) -> str:
-    rows = [f"<tr>{cell(name)}{cell(duration(value), 'number')}</tr>" for name, value in seconds.items()]
-    return table(["stage", "time"], rows, {"time"}) if rows else ""
+def _chosen(statistics: MiningStatistics) -> int:
+    """Return the number of chosen negatives in all rows."""
+    return sum(number * rows for number, rows in statistics.counts.items())
 
 
-# --- scores and ranks -------------------------------------------------------------------------------------------------
+def _scores_note(report: MiningReport, statistics: MiningStatistics) -> str:
+    positives, negatives = sum(statistics.positives.values()), sum(statistics.negatives.values())
+    note = f"By {report.scored_by}: {positives:,} positives and {negatives:,} chosen negatives, as shares of each kind."
+    if not positives:
+        note += " The pool contains none of the positives: --keep_scores scores them too."
+    unscored = _chosen(statistics) - negatives
+    return note + (f" {unscored:,} random negatives were not scored." if unscored > 0 else "")
 
 
-def _scores_note(mining: Mining, tally: Tally) -> str:
-    known, negatives = sum(tally.positives.values()), sum(tally.negatives.values())
-    note = f"By {mining.scored_by}: {known:,} positives and {negatives:,} chosen negatives, each kind's shares."
-    if not known:
-        note += " The pool has none of the positives: --keep_scores scores them too."
-    chosen = sum(number * rows for number, rows in tally.counts.items())
-    return note + (f" {chosen - negatives:,} negatives, random ones, were not scored." if chosen > negatives else "")
+def _scores_chart(statistics: MiningStatistics) -> Markup:
+    groups = [Bars("negatives", statistics.negatives, "r6"), Bars("positives", statistics.positives, "best")]
+    chart = histogram(groups, BIN, "score")
+    return legend((each.class_, each.name) for each in reversed(groups) if each.total) + chart if chart else chart
 
 
-def _scores(tally: Tally) -> str:
-    groups = [Bars("negatives", tally.negatives, "r6"), Bars("positives", tally.positives, "best")]
-    drawn = histogram(groups, BIN, "score")
-    return legend((each.class_, each.name) for each in reversed(groups) if each.total) + drawn if drawn else ""
-
-
-def _ranks_note(tally: Tally) -> str:
-    random = sum(number * rows for number, rows in tally.counts.items()) - tally.ranks.total()
-    note = "The places of the chosen negatives among all passages for their query; 0 is the nearest."
-    return note + (f" {random:,} more are random passages." if random else "")
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
-def _counts_note(mining: Mining, tally: Tally) -> str:
-    return (
-        f"{tally.short:,} of {tally.rows:,} rows have fewer than the {mining.number} that were asked for; "
-        f"{tally.filled:,} were filled up with random passages."
-    )
-
-
-def _counts(mining: Mining, tally: Tally) -> str:
-    if not tally.short:
-        return "<p>Every row has as many as were asked for.</p>" if tally.rows else ""
-    few = [(number, rows) for number, rows in sorted(tally.counts.items()) if number < mining.number]
-    body = [
-        f"<tr>{cell(str(number), 'number')}{cell(f'{rows:,}', 'number')}{cell(_share(rows, tally.rows), 'number')}</tr>"
-        for number, rows in few
+def _incomplete_rows(report: MiningReport, statistics: MiningStatistics) -> list[tuple[str, str, str]]:
+    """Return, for each number of negatives below the requested one: number, rows and their share."""
+    return [
+        (str(number), f"{rows:,}", _share(rows, statistics.rows))
+        for number, rows in sorted(statistics.counts.items())
+        if number < report.number
     ]
-    return table(["negatives", "rows", "share"], body, {"negatives", "rows", "share"})
-
-
-def _suspects_note(mining: Mining, tally: Tally) -> str:
-    return (
-        f"Negatives that score highest beside their row's best positive, by {mining.scored_by}, one of a row: "
-        f"look whether they answer the query after all. {tally.above:,} of {tally.compared:,} negatives score above "
-        "their positive; --relative_margin or --absolute_margin keeps such ones away."
-    )
-
-
-def _suspect(suspect: Suspect) -> str:
-    scores = f"{short(suspect.negative_score)} beside {short(suspect.positive_score)}"
-    texts = (("positive", suspect.positive), ("negative", suspect.negative))
-    sides = "".join(f"<div><h4>{name}</h4><p>{escape(cut(text))}</p></div>" for name, text in texts)
-    return (
-        f'<article class="query"><h3>{escape(cut(suspect.query))}</h3>'
-        f'<p class="note"><span class="gain">{suspect.gap:+.4f}</span> · {scores}</p>'
-        f'<div class="sides">{sides}</div></article>'
-    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from raybge.util.redaction import SECRET, public
+from raybge.util.redaction import SECRET_FLAG, redact
 
 _PRETRAINED = (
     "An encoder whose vector of a text holds what its words were, made with raybge.pretrain "
@@ -29,7 +29,7 @@ _NAMES = re.compile(r"(model_names?_or_paths?|base_model|config_name|tokenizer_n
 
 
 @dataclass(frozen=True)
-class Card:
+class TrainingCard:
     """What a reader of a model wants to know.
 
     Args:
@@ -158,7 +158,7 @@ def flags_table(flags: Mapping[str, Any]) -> str:
     rows = [
         [f"`{name}`", _shown(name, value)]
         for name, value in sorted(flags.items())
-        if not SECRET.search(name) and value is not None
+        if not SECRET_FLAG.search(name) and value is not None
     ]
     return "## Flags\n\n" + table(["flag", "value"], rows) if rows else ""
 
@@ -179,7 +179,7 @@ def base_name(path: str) -> str:
     """The last part of a path or URI; a name on the hub as it is."""
     if on_hub(path):
         return path
-    path = public(path)
+    path = redact(path)
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
@@ -211,12 +211,12 @@ def _shown(name: str, value: Any) -> str:
 
 def _without_paths(name: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_paths(key, each) for key, each in value.items() if not SECRET.search(str(key))}
+        return {key: _without_paths(key, each) for key, each in value.items() if not SECRET_FLAG.search(str(key))}
     if isinstance(value, list | tuple):
         return [_without_paths(name, each) for each in value]
     if isinstance(value, Path):
         value = str(value)
-    value = public(value) if isinstance(value, str) else value
+    value = redact(value) if isinstance(value, str) else value
     if not isinstance(value, str) or _TEXTS.search(name):
         return value
     return base_name(value) if _NAMES.search(name) else re.split(r"[/\\]", value.rstrip("/\\"))[-1]

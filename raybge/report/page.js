@@ -1,4 +1,4 @@
-// Without this script the page is whole; with it, commands have a button and a trial under the pointer stands out.
+// The page is complete without this script, which adds a copy button to commands and highlights a trial under the pointer.
 for (const block of document.querySelectorAll("pre.command")) {
   const button = document.createElement("button");
   button.type = "button";

@@ -1,4 +1,8 @@
-"""What a person looks at after a training run: `report.html` beside the model."""
+"""Report page of a training run: `report.html` next to the model.
+
+Worker 0 writes it at the end of the run: a run's measurements never leave the process that made them, except for the
+texts of the example passages (`RetrievalValidator.examples`).
+"""
 
 from __future__ import annotations
 
@@ -6,159 +10,228 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from raybge.evaluation.metric_changes import Change, changes_table, number
-from raybge.evaluation.query_examples import METRIC, Hit, Shown
-from raybge.report.charts import short
-from raybge.report.page import cut, duration, page, section
-from raybge.report.run_details import Run, heading, what_was_run
+from markupsafe import Markup
+
+from raybge.evaluation.metric_changes import MetricChange
+from raybge.evaluation.query_examples import METRIC, QueryExample
+from raybge.report.page import render, write_or_log, write_page
+from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
-from raybge.training.step_metrics import BatchScores, Span
-from raybge.util.atomic_write import written_aside
+from raybge.report.text import format_duration, format_metric, format_value, plural
+from raybge.training.measurements import BatchScores, UpdateSpan
+
+if TYPE_CHECKING:
+    from raybge.training.trainer import StreamTrainer
+    from raybge.training.worker_config import WorkerConfig
+
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
-class Training:
-    """All that the report says.
+class TrainingReport:
+    """Content of the page.
 
     Args:
-        spans: the updates.
-        evaluations: step and metrics of each evaluation.
-        changes: metrics before training and after it.
-        scores: those of the first and the last step.
-        shown: held-out queries, in the order in which they are to be seen.
-        rows: what was trained on.
-        workers: how many trained.
-        start: updates that were done when this run continued from a checkpoint.
-        metrics: the Trainer's, such as train_runtime.
+        run: The run's details.
+        spans: The updates.
+        evaluations: Step and metrics of each evaluation.
+        changes: Metrics before and after training.
+        scores: Scores of the first and of the last step.
+        examples: Held-out queries, in the order in which the page shows them.
+        rows: Name of the training rows, such as "groups".
+        workers: Number of workers.
+        start: Updates that were complete when this run resumed from a checkpoint.
+        metrics: The Trainer's metrics, such as `train_runtime`.
     """
 
-    run: Run
-    spans: Sequence[Span] = ()
+    run: RunDetails
+    spans: Sequence[UpdateSpan] = ()
     evaluations: Sequence[tuple[int, Mapping[str, float]]] = ()
-    changes: Sequence[Change] = ()
+    changes: Sequence[MetricChange] = ()
     scores: Sequence[BatchScores] = ()
-    shown: Sequence[Shown] = ()
+    examples: Sequence[QueryExample] = ()
     rows: str = "groups"
     workers: int = 1
     start: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def write(path: str, training: Training) -> None:
-    """Write the report; a path or URI."""
-    text = html(training).encode()
-    with written_aside(path, "--output_dir") as out:
-        out.write(text)
+# --- collect ----------------------------------------------------------------------------------------------------------
 
 
-def html(training: Training) -> str:
-    """The report as a document."""
-    title = _title(training)
-    return page(
-        title,
-        heading(training.run, title, _said(training), _figures(training)),
-        section("Metrics", _metrics_note(training), changes_table(training.changes), _evaluations(training)),
-        section("Loss", _loss_note(training), curve([(s.middle, s.loss) for s in training.spans], "loss", trend=True)),
-        section("The run", _run_note(training), _run_charts(training.spans)),
-        section("Scores", _scores_note(training), _scores(training.scores)),
-        section("Held-out queries", _queries_note(training.shown), *map(_query, training.shown)),
-        what_was_run(training.run),
+def write_report(
+    folder: Path,
+    config: WorkerConfig,
+    trainer: StreamTrainer,
+    metrics: Mapping[str, Any],
+    examples: Sequence[QueryExample],
+) -> None:
+    """Write REPORT into `folder`; an error is logged and ends there."""
+    write_or_log(write, str(folder / REPORT), partial(collect_report, config, trainer, metrics, examples))
+
+
+def collect_report(
+    config: WorkerConfig, trainer: StreamTrainer, metrics: Mapping[str, Any], examples: Sequence[QueryExample]
+) -> TrainingReport:
+    """Collect the page's content from a trainer at the end of its run.
+
+    Args:
+        config: The worker's configuration.
+        trainer: The trainer.
+        metrics: The Trainer's metrics, and those of the last evaluation as "eval_nDCG@10".
+        examples: Held-out queries to show.
+
+    Returns:
+        The content.
+    """
+    trainer.step_metrics.resolve()
+    spans = trainer.step_metrics.spans
+    logged = [(int(entry["step"]), _retrieval_metrics(entry)) for entry in trainer.state.log_history]
+    evaluations = [(step, values) for step, values in logged if values]
+    return TrainingReport(
+        run=_run_details(config, trainer),
+        spans=spans,
+        evaluations=evaluations,
+        changes=_metric_changes(trainer, evaluations, _retrieval_metrics(metrics)),
+        scores=trainer.score_sampler.samples,
+        examples=examples,
+        rows=config.task.spec.row_noun,
+        workers=trainer.stream.world,
+        start=spans[0].first - 1 if spans else 0,
+        metrics=metrics,
     )
 
 
-# --- heading ----------------------------------------------------------------------------------------------------------
+def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
+    card, order = config.card, config.order
+    facts = {
+        "rows per epoch": f"{order.total:,}",
+        f"{config.task.spec.row_noun} per step": f"{order.global_batch:,}",
+        "steps per epoch": f"{order.steps:,}",
+        "device": str(trainer.args.device),
+    }
+    if config.validation:
+        corpus = config.validation.corpus
+        facts["held-out queries"] = f"{config.validation.queries.total_rows:,}"
+        facts["evaluation corpus"] = f"{corpus.total_rows:,} passages" if corpus else "passages of these queries"
+    return RunDetails(
+        config.task.spec.command,
+        card["flags"],
+        card["base_model"] or "from scratch",
+        card["data"],
+        facts,
+        card["versions"],
+    )
 
 
-def _title(training: Training) -> str:
-    main = next((c for c in training.changes if c.metric == METRIC), next(iter(training.changes), None))
+def _retrieval_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the retrieval metrics of an entry of the Trainer's log, without their prefix."""
+    return {n.removeprefix("eval_"): v for n, v in entry.items() if n.startswith("eval_") and "@" in n}
+
+
+def _metric_changes(
+    trainer: StreamTrainer, evaluations: Sequence[tuple[int, Mapping[str, float]]], after: Mapping[str, float]
+) -> list[MetricChange]:
+    """Compare query by query if this run made both evaluations; otherwise compare the means that were logged."""
+    last = trainer.validation.last_result if trainer.validation else None
+    if trainer.first_result and last:
+        first = trainer.first_result
+        return [MetricChange.from_queries(name, first.values[name], last.values[name]) for name in last.values]
+    before = next((values for step, values in evaluations if not step), {})
+    return [MetricChange(name, before.get(name), value) for name, value in after.items()]
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def write(path: str, report: TrainingReport) -> None:
+    """Write the page to a path or URI."""
+    write_page(path, html(report), "--output_dir")
+
+
+def html(report: TrainingReport) -> str:
+    """Render the page."""
+    return render(
+        "training/page.html.jinja",
+        _title(report),
+        report=report,
+        summary=_summary(report),
+        figures=_figures(report),
+        queries=next((change.queries for change in report.changes if change.queries), None),
+        evaluation_charts=_evaluation_charts(report),
+        loss_note=_loss_note(report),
+        loss_chart=curve([(span.middle, span.loss) for span in report.spans], "loss", trend=True),
+        run_charts=_run_charts(report.spans),
+        score_legend=_score_legend(report.scores),
+        score_charts=_score_charts(report.scores),
+        metric=METRIC,
+    )
+
+
+def _title(report: TrainingReport) -> str:
+    main = next((c for c in report.changes if c.metric == METRIC), next(iter(report.changes), None))
     if main and main.after is not None:
-        gone = f"{number(main.before)} → " if main.before is not None else ""
-        return f"{main.metric} {gone}{number(main.after)}"
-    losses = [span.loss for span in training.spans if math.isfinite(span.loss)]
+        before = f"{format_metric(main.before)} → " if main.before is not None else ""
+        return f"{main.metric} {before}{format_metric(main.after)}"
+    losses = [span.loss for span in report.spans if math.isfinite(span.loss)]
     if not losses:
-        return "A training run without a loss"
+        return "Training run without a loss"
     part = max(1, len(losses) // 20)
-    return f"Loss {number(statistics.fmean(losses[:part]))} → {number(statistics.fmean(losses[-part:]))}"
+    return f"Loss {format_metric(statistics.fmean(losses[:part]))} → {format_metric(statistics.fmean(losses[-part:]))}"
 
 
-def _said(training: Training) -> list[str]:
-    updates = sum(span.updates for span in training.spans)
-    said = [f"{updates:,} step{'s' * (updates != 1)}"]
-    if (seconds := training.metrics.get("train_runtime")) is not None:
-        said.append(f"{duration(seconds)} of training")
-    said.append(f"{training.workers:,} worker{'s' * (training.workers != 1)}")
-    if training.start:
-        said.append(f"continued after {training.start:,} steps: curves begin there")
-    return said
+def _summary(report: TrainingReport) -> list[str]:
+    summary = [plural(sum(span.updates for span in report.spans), "step")]
+    if (seconds := report.metrics.get("train_runtime")) is not None:
+        summary.append(f"{format_duration(seconds)} of training")
+    summary.append(plural(report.workers, "worker"))
+    if report.start:
+        summary.append(f"resumed after {report.start:,} steps: curves start there")
+    return summary
 
 
-def _figures(training: Training) -> list[tuple[str, str]]:
-    metrics = training.metrics
-    found = []
+def _figures(report: TrainingReport) -> list[tuple[str, str]]:
+    metrics = report.metrics
+    figures = []
     if "train_samples_per_second" in metrics:
-        found.append((f"{training.rows} a second", short(float(metrics["train_samples_per_second"]))))
-    if times := [span.seconds / span.updates for span in training.spans]:
-        found.append(("a step, median", duration(statistics.median(times))))
+        figures.append((f"{report.rows} per second", format_value(float(metrics["train_samples_per_second"]))))
+    if times := [span.seconds / span.updates for span in report.spans]:
+        figures.append(("median step time", format_duration(statistics.median(times))))
     if "train_loss" in metrics:
-        found.append(("mean loss", number(metrics["train_loss"])))
+        figures.append(("mean loss", format_metric(metrics["train_loss"])))
     if "epoch" in metrics:
-        found.append(("epochs", short(float(metrics["epoch"]))))
-    return found
+        figures.append(("epochs", format_value(float(metrics["epoch"]))))
+    return figures
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
+def _evaluation_charts(report: TrainingReport) -> list[Markup]:
+    """Draw the metrics over the steps, if there are more evaluations than the first and the last."""
+    if len(report.evaluations) < 3:
+        return []
+    names = dict.fromkeys(name for _, metrics in report.evaluations for name in metrics)
+    return [small_curve([(s, m[name]) for s, m in report.evaluations if name in m], name) for name in names]
 
 
-def _metrics_note(training: Training) -> str:
-    if not training.changes:
-        return ""
-    queries = next((c.queries for c in training.changes if c.queries), None)
-    if queries:
-        return (
-            f"Of the {queries:,} held-out queries of --eval_data. The interval of the difference: 95% of 1,000 times "
-            "the same number of queries drawn anew from these (paired bootstrap)."
-        )
-    return "Of the held-out queries of --eval_data. " + (
-        "What the model measured before training was not kept query by query: there is no interval."
-    )
-
-
-def _evaluations(training: Training) -> str:
-    """The metrics over the steps, where there is more to see than before and after."""
-    if len(training.evaluations) < 3:
-        return ""
-    names = dict.fromkeys(name for _, metrics in training.evaluations for name in metrics)
-    drawn = [small_curve([(s, m[name]) for s, m in training.evaluations if name in m], name) for name in names]
-    return f'<div class="small-charts">{"".join(drawn)}</div>'
-
-
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
-def _loss_note(training: Training) -> str:
-    missing = sum(not math.isfinite(span.loss) for span in training.spans if span.queries)
-    own = "queries" if training.rows == "groups" else training.rows
-    note = f"Mean loss of a worker's own {own} at each step."
-    if len(training.spans) > 20:
+def _loss_note(report: TrainingReport) -> str:
+    missing = sum(not math.isfinite(span.loss) for span in report.spans if span.queries)
+    own = "queries" if report.rows == "groups" else report.rows
+    note = f"Mean loss of one worker's {own} at each step."
+    if len(report.spans) > 20:
         note += " Pale: the values; dark: their moving mean."
-    return note + (f" {missing:,} have no loss that is a number." if missing else "")
+    return note + (f" The loss of {plural(missing, 'update')} is not finite." if missing else "")
 
 
-def _run_note(training: Training) -> str:
-    note = "Without the time of evaluations and checkpoints; the first step also waits for the first rows."
-    return note + (f" Tokens are those of one of {training.workers} workers." if training.workers > 1 else "")
-
-
-def _run_charts(spans: Sequence[Span]) -> str:
+def _run_charts(spans: Sequence[UpdateSpan]) -> list[Markup]:
     timed = [span for span in spans if span.seconds > 0]
-    drawn = [
+    return [
         small_curve([(s.middle, s.rate) for s in spans], "learning rate"),
-        small_curve([(s.middle, s.seconds / s.updates) for s in timed], "seconds a step", steady=True),
-        small_curve([(s.middle, s.tokens / s.seconds) for s in timed], "tokens a second", steady=True),
+        small_curve([(s.middle, s.seconds / s.updates) for s in timed], "seconds per step", steady=True),
+        small_curve([(s.middle, s.tokens / s.seconds) for s in timed], "tokens per second", steady=True),
     ]
-    return f'<div class="small-charts">{"".join(drawn)}</div>' if any(drawn) else ""
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -170,68 +243,34 @@ _KINDS: Sequence[tuple[str, str, Callable[[BatchScores], Sequence[float]]]] = (
 )
 
 
-def _scores_note(training: Training) -> str:
-    return (
-        "Inner products of queries and passages in one worker's share of the first and of the last step of this run, "
-        "as training saw them (with dropout, where the model has it): at most 2,000 of each kind, each kind's shares "
-        "by themselves. Copies of a positive are left out."
-    )
+def _score_legend(scores: Sequence[BatchScores]) -> Markup:
+    """Build the legend of the kinds of which there are finite scores."""
+    kinds = [(class_, name) for name, class_, values_of in _KINDS if any(_finite(values_of(each)) for each in scores)]
+    return legend(reversed(kinds))
 
 
-def _scores(scores: Sequence[BatchScores]) -> str:
-    values = [value for each in scores for _, _, of in _KINDS for value in of(each)]
-    width = bin_width(values)
-    groups = [[Bars(name, binned(of(each), width), class_) for name, class_, of in _KINDS] for each in scores]
-    every = [bars for each in groups for bars in each]
-    drawn = [
-        f"<div><h3>Step {each.step:,}</h3>{histogram(bars, width, 'score', small=True, like=every)}{_means(each)}</div>"
+def _score_charts(scores: Sequence[BatchScores]) -> list[tuple[int, Markup, str]]:
+    """Return number, histogram and means of each step that has finite scores."""
+    width = bin_width(value for each in scores for _, _, values_of in _KINDS for value in values_of(each))
+    groups = [
+        [Bars(name, binned(values_of(each), width), class_) for name, class_, values_of in _KINDS] for each in scores
+    ]
+    all_bars = [bars for each in groups for bars in each]
+    return [
+        (each.step, histogram(bars, width, "score", small=True, like=all_bars), _score_means(each))
         for each, bars in zip(scores, groups, strict=True)
         if any(b.total for b in bars)
     ]
-    if not drawn:
-        return ""
-    there = [(bars.class_, bars.name) for bars in groups[-1] if any(b.total for b in every if b.name == bars.name)]
-    return legend(reversed(there)) + f'<div class="small-charts">{"".join(drawn)}</div>'
 
 
-def _means(scores: BatchScores) -> str:
-    said = []
-    for name, _, of in reversed(_KINDS):
-        if good := [value for value in of(scores) if math.isfinite(value)]:
-            said.append(f"{name} {number(statistics.fmean(good))}")
-    return f'<p class="note">Means: {escape(", ".join(said))}</p>' if said else ""
+def _score_means(scores: BatchScores) -> str:
+    means = [
+        f"{name} {format_metric(statistics.fmean(finite))}"
+        for name, _, values_of in reversed(_KINDS)
+        if (finite := _finite(values_of(scores)))
+    ]
+    return ", ".join(means)
 
 
-# --- queries ----------------------------------------------------------------------------------------------------------
-
-
-def _queries_note(shown: Sequence[Shown]) -> str:
-    return (
-        f"{len(shown)} of them, the largest gains and losses of {METRIC} first: the passages that each found before "
-        "training and after it. ✓ is an answer."
-    )
-
-
-def _query(shown: Shown) -> str:
-    gap = shown.after - shown.before
-    said = f"{METRIC} {number(shown.before)} → {number(shown.after)}"
-    ranks = f"answer at rank {_rank(shown.rank_before)} → {_rank(shown.rank_after)}"
-    kind = "gain" if gap > 0 else "loss" if gap < 0 else "same"
-    return (
-        f'<article class="query"><h3>{escape(cut(shown.query))}</h3>'
-        f'<p class="note"><span class="{kind}">{gap:+.4f}</span> · {escape(said)} · {escape(ranks)}</p>'
-        f'<p class="answer"><b>answer:</b> {escape(cut(shown.answer))}</p>'
-        f'<div class="sides">{_hits("before", shown.hits_before)}{_hits("after", shown.hits_after)}</div></article>'
-    )
-
-
-def _rank(rank: int | None) -> str:
-    return "beyond 10" if rank is None else str(rank)
-
-
-def _hits(when: str, hits: Sequence[Hit]) -> str:
-    items = "".join(
-        f"<li{' class=right' if hit.right else ''}>{'✓ ' if hit.right else ''}{escape(cut(hit.text))}</li>"
-        for hit in hits
-    )
-    return f"<div><h4>{when}</h4><ol>{items}</ol></div>"
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]

@@ -12,7 +12,7 @@ from tiny import make_tiny
 
 from raybge import evaluate_retrieval
 from raybge.cli.options import EvaluateOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.evaluate import main
 from raybge.evaluation import estimate
 from raybge.evaluation.run import INSTRUCTION, _encoder_options
@@ -272,7 +272,7 @@ def test_times_to_plan_with(seconds, said):
 
 def test_lengths_and_instruction_come_from_flag_then_folder_then_recipe(tiny_model, tmp_path):
     def options(model, **more):
-        return _encoder_options(build(EvaluateOptions, dict(encoder=model, corpus_data="c", query_data="q", **more)))
+        return _encoder_options(build_options(EvaluateOptions, dict(encoder=model, corpus_data="c", query_data="q", **more)))
 
     lengths = ("query_max_length", "passage_max_length")
     assert [options(tiny_model)[name] for name in lengths] == [16, 16]

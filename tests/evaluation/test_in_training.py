@@ -14,12 +14,13 @@ import torch.multiprocessing as mp
 
 from raybge import evaluate_retrieval
 from raybge.cli.options import TrainOptions
-from raybge.cli.parser import build
-from raybge.data.token_cache import TokenFiles
+from raybge.cli.parser import build_options
+from raybge.data.token_cache import TokenCache
 from raybge.evaluation import eval_data as validation_data
 from raybge.evaluation import in_training as validation
-from raybge.evaluation.eval_data import ValidationConfig, prepare
-from raybge.evaluation.in_training import Validation
+from raybge.evaluation.spec import ValidationSpec
+from raybge.evaluation.validation_data import ValidationData, prepare
+from raybge.evaluation.in_training import RetrievalValidator
 from raybge.model.encoder import Encoder
 from raybge.util.errors import UserError
 
@@ -57,11 +58,11 @@ def small_blocks(monkeypatch):
 
 def arguments(tiny_model, **flags):
     given = dict(model_name_or_path=tiny_model, train_data="none.jsonl", output_dir="none", query_max_len=QUERY_LEN)
-    return build(TrainOptions, {**given, "passage_max_len": PASSAGE_LEN, **flags})
+    return build_options(TrainOptions, {**given, "passage_max_len": PASSAGE_LEN, **flags})
 
 
-def config_of(tiny_model, storage, **flags) -> ValidationConfig:
-    config = prepare(arguments(tiny_model, **flags), storage)
+def config_of(tiny_model, storage, **flags) -> ValidationData:
+    config = prepare(ValidationSpec.from_options(arguments(tiny_model, **flags)), storage)
     assert config is not None
     return config
 
@@ -96,11 +97,11 @@ def test_equals_a_plain_search(data, tiny_model, tmp_path, small_blocks, monkeyp
     encoder = Encoder(tiny_model, **INSTRUCTIONS, devices="cpu")
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
     assert len(config.queries.blocks) > 5
-    found = Validation(config, 0, 1).measure(encoder)
+    found = RetrievalValidator(config, 0, 1).measure(encoder)
     assert found == pytest.approx(expected(encoder, texts if with_corpus else pool_of(rows), rows), abs=1e-9)
     assert 0.1 < found["MRR@10"] < 0.9
     plain = Encoder(tiny_model, devices="cpu")
-    assert Validation(config, 0, 1).measure(plain) != found  # the instructions act
+    assert RetrievalValidator(config, 0, 1).measure(plain) != found  # the instructions act
 
 
 @pytest.mark.parametrize("with_corpus", [True, False], ids=["corpus", "own pool"])
@@ -108,11 +109,11 @@ def test_runs_that_share_their_tokens_tokenise_once(data, tiny_model, tmp_path, 
     corpus, dev, _, _ = data
     encoder = Encoder(tiny_model, **INSTRUCTIONS, devices="cpu")
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
-    expected = Validation(config, 0, 1).measure(encoder)
-    kept = TokenFiles(str(tmp_path / "kept"))
-    assert Validation(config, 0, 1, kept).measure(encoder) == expected
+    expected = RetrievalValidator(config, 0, 1).measure(encoder)
+    kept = TokenCache(str(tmp_path / "kept"))
+    assert RetrievalValidator(config, 0, 1, kept).measure(encoder) == expected
     monkeypatch.setattr(Encoder, "tokenize", lambda *_: pytest.fail("tokenised again"))
-    assert Validation(config, 0, 1, kept).measure(encoder) == expected
+    assert RetrievalValidator(config, 0, 1, kept).measure(encoder) == expected
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_equals_raybge_evaluate(ray_of_four, data, tiny_model, tmp_path, with_co
     lengths = dict(query_max_len=QUERY_LEN, passage_max_len=PASSAGE_LEN)
     theirs = evaluate_retrieval(encoder=tiny_model, corpus_data=pool, query_data=dev, num_workers=1, **lengths)
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
-    ours = Validation(config, 0, 1).measure(Encoder(tiny_model, devices="cpu"))
+    ours = RetrievalValidator(config, 0, 1).measure(Encoder(tiny_model, devices="cpu"))
     assert ours == pytest.approx({name: theirs[name] for name in ours}, abs=5e-5)
 
 
@@ -144,12 +145,12 @@ def measured(config, model, rank, world):
     encoder = Encoder(model, devices="cpu")
     calls = []
     encoder.model.register_forward_hook(lambda *given: calls.append(1))
-    watched = Validation(config, rank, world)
+    watched = RetrievalValidator(config, rank, world)
     found = [watched.measure(encoder), watched.measure(encoder)]
-    number, first = len(calls), watched.last
+    number, first = len(calls), watched.last_result
     change(encoder)
     watched.measure(encoder)
-    shown = watched.shown(first, watched.last)
+    shown = watched.examples(first, watched.last_result)
     return found, [ids.tolist() for ids in watched._task.answers], number, shown
 
 
@@ -179,7 +180,7 @@ def test_any_number_of_workers_gives_the_same_numbers(data, tiny_model, tmp_path
     many = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
     monkeypatch.setattr(validation_data, "BLOCK_BYTES", 4096)
     few = config_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
-    few = ValidationConfig(few.queries, many.corpus, QUERY_LEN, PASSAGE_LEN)
+    few = ValidationData(few.queries, many.corpus, QUERY_LEN, PASSAGE_LEN)
     assert len(many.corpus.blocks) > 5 < len(many.queries.blocks) and len(few.queries.blocks) == 2
     mp.spawn(one_worker, (world, str(tmp_path), (many, few), tiny_model), nprocs=world)
     found = [torch.load(tmp_path / f"found{rank}", weights_only=False) for rank in range(world)]
@@ -201,17 +202,17 @@ def test_what_is_shown_is_what_a_search_finds(
     corpus, dev, texts, rows = data
     config = config_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
     pool = texts if with_corpus else pool_of(rows)
-    encoder, watched = Encoder(tiny_model, devices="cpu"), Validation(config, 0, 1)
+    encoder, watched = Encoder(tiny_model, devices="cpu"), RetrievalValidator(config, 0, 1)
     found = []
     for _ in range(2):
         means = watched.measure(encoder)
-        assert means == {name: values.mean() for name, values in watched.last.values.items()}
+        assert means == {name: values.mean() for name, values in watched.last_result.values.items()}
         asked = [encoder.query_text(row["query"], row.get("prompt")) for row in rows]
         q_QD, p_PD = encoder.encode(asked, max_length=QUERY_LEN), encoder.encode_corpus(pool, max_length=PASSAGE_LEN)
-        found.append((watched.last, np.argsort(-(q_QD @ p_PD.T), axis=1, kind="stable")))
+        found.append((watched.last_result, np.argsort(-(q_QD @ p_PD.T), axis=1, kind="stable")))
         change(encoder)
     (first, before), (last, after) = found
-    shown = watched.shown(first, last)
+    shown = watched.examples(first, last)
     gaps = [each.after - each.before for each in shown]
     every = last.values["nDCG@10"] - first.values["nDCG@10"]
     assert [abs(gap) for gap in gaps] == sorted((abs(gap) for gap in gaps), reverse=True)
@@ -229,11 +230,11 @@ def test_what_is_shown_is_what_a_search_finds(
             assert [(hit.text, hit.right) for hit in hits] == [(pool[j], pool[j] in right) for j in ranking[:3]]
             ranks = [k + 1 for k, j in enumerate(ranking[:10]) if pool[j] in right]
             assert rank == (ranks[0] if ranks else None)
-    monkeypatch.setattr(ValidationConfig, "passages", lambda *_: 1 / 0)
-    without = watched.shown(first, last)  # and the run goes on
+    monkeypatch.setattr(ValidationData, "passages", lambda *_: 1 / 0)
+    without = watched.examples(first, last)  # and the run goes on
     assert [each.query for each in without] == [each.query for each in shown] and without[0].hits_after[0].text == ""
-    monkeypatch.setattr(ValidationConfig, "groups", lambda *_: 1 / 0)
-    assert watched.shown(first, last) == [] and "ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.setattr(ValidationData, "groups", lambda *_: 1 / 0)
+    assert watched.examples(first, last) == [] and "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_ties_go_by_passage_id():
@@ -259,7 +260,7 @@ def test_training_goes_on_as_if_nothing_had_been_measured(data, tiny_model, tmp_
     def step(with_measure):
         torch.manual_seed(5)
         before = encoder.model.embed([[5, 6, 7]] * 4, 64)
-        found = Validation(config, 0, 1).measure(encoder) if with_measure else None
+        found = RetrievalValidator(config, 0, 1).measure(encoder) if with_measure else None
         return before, encoder.model.embed([[5, 6, 7]] * 4, 64), found
 
     (first, plain, _), (_, after, found), (_, _, again) = step(False), step(True), step(True)
@@ -276,7 +277,7 @@ def test_tokens_are_held_within_bounds(data, tiny_model, tmp_path, small_blocks,
     for room in (0, 2000, 1 << 20):
         monkeypatch.setattr(validation, "HELD_BYTES", room)
         encoder = Encoder(tiny_model, devices="cpu")
-        watched = Validation(config, 0, 1)
+        watched = RetrievalValidator(config, 0, 1)
         first = watched.measure(encoder)
         with mock.patch.object(encoder, "tokenize", wraps=encoder.tokenize) as tokenize:
             assert watched.measure(encoder) == first
@@ -293,13 +294,13 @@ def test_vectors_that_are_no_numbers_are_said(data, tiny_model, tmp_path):
     with torch.no_grad():
         encoder.model.backbone.embeddings.word_embeddings.weight[7] = torch.nan
     with pytest.raises(UserError, match="vectors with inf or nan"):
-        Validation(config, 0, 1).measure(encoder)
+        RetrievalValidator(config, 0, 1).measure(encoder)
 
 
 def test_nothing_without_eval_data(tiny_model, tmp_path):
-    assert prepare(arguments(tiny_model), tmp_path) is None
+    assert prepare(ValidationSpec.from_options(arguments(tiny_model)), tmp_path) is None
     with pytest.raises(UserError, match="give --eval_data too"):
-        prepare(arguments(tiny_model, eval_corpus="corpus.jsonl"), tmp_path)
+        ValidationSpec.from_options(arguments(tiny_model, eval_corpus="corpus.jsonl"))
 
 
 def test_bad_input_is_named(data, tiny_model, tmp_path):
@@ -307,14 +308,14 @@ def test_bad_input_is_named(data, tiny_model, tmp_path):
 
     def said(**flags):
         with pytest.raises(UserError) as error:
-            prepare(arguments(tiny_model, **flags), tmp_path)
+            prepare(ValidationSpec.from_options(arguments(tiny_model, **flags)), tmp_path)
         return str(error.value)
 
     assert said(eval_data=str(tmp_path / "none.jsonl")) == f"--eval_data: {tmp_path}/none.jsonl is not there"
     assert "--eval_corpus" in said(eval_data=dev, eval_corpus=str(tmp_path / "none.jsonl"))
     bad = write(tmp_path / "bad.jsonl", [{"query": "q", "pos": "p"}, {"query": "q", "pos": "p", "neg": [3]}])
     assert 'bad.jsonl:2: "neg" must be' in said(eval_data=bad)
-    assert prepare(arguments(tiny_model, eval_data=bad, eval_corpus=corpus), tmp_path)  # `neg` is of no use then
+    assert prepare(ValidationSpec.from_options(arguments(tiny_model, eval_data=bad, eval_corpus=corpus)), tmp_path)  # `neg` is of no use then
     assert 'bad.jsonl:1: "text" must be' in said(eval_data=dev, eval_corpus=bad)
     config = config_of(tiny_model, tmp_path, eval_data=bad, on_bad_rows="skip")
     assert config.queries.total_rows == 1
@@ -330,7 +331,7 @@ def test_files_of_every_kind(data, tiny_model, tmp_path):
     packed.write_bytes(gzip.compress(Path(dev).read_bytes()))
     encoder = Encoder(tiny_model, devices="cpu")
     found = [
-        Validation(config_of(tiny_model, tmp_path, eval_data=str(path), eval_corpus=corpus), 0, 1).measure(encoder)
+        RetrievalValidator(config_of(tiny_model, tmp_path, eval_data=str(path), eval_corpus=corpus), 0, 1).measure(encoder)
         for path in (dev, packed)
     ]
     assert found[0] == found[1]
@@ -343,4 +344,4 @@ def test_a_file_that_changed_is_named(data, tiny_model, tmp_path):
     config = config_of(tiny_model, tmp_path, eval_data=copy)
     write(tmp_path / "copy.jsonl", rows[:-1])
     with pytest.raises(UserError, match=r"copy\.jsonl changed while it was in use"):
-        Validation(config, 0, 1).measure(Encoder(tiny_model, devices="cpu"))
+        RetrievalValidator(config, 0, 1).measure(Encoder(tiny_model, devices="cpu"))

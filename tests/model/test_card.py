@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from raybge.merging.mixture_card import MergeCard
-from raybge.model.card import MAX_ROWS, Card, base_name
+from raybge.merging.mixture_card import MixtureCard
+from raybge.model.card import MAX_ROWS, TrainingCard, base_name
 
 HISTORY = [
     {"step": step, "epoch": step / 50, "loss": 2.5 - step / 100, "learning_rate": 1e-5, "grad_norm": 1.0}
@@ -19,7 +19,7 @@ EVALUATIONS = [
     for step in (50, 100)
 ]
 SUMMARY = [{"step": 100, "epoch": 2.0, "train_loss": 1.9, "train_runtime": 33.3}]
-CARD = Card(
+CARD = TrainingCard(
     base_model="BAAI/bge-small-en-v1.5",
     data=[("/home/someone/data/med.jsonl", 12_345), ("s3://bucket/more/web.jsonl", 55)],
     flags={
@@ -89,7 +89,7 @@ def test_the_curve_is_thinned_but_whole():
 
 def test_no_secret_and_no_machines_path():
     text = CARD.text()
-    for word in ("SECRET", "someone", "/home", "bucket", "token`", "api_key"):
+    for word in ("SECRET_FLAG", "someone", "/home", "bucket", "token`", "api_key"):
         assert word not in text
 
 
@@ -103,7 +103,7 @@ def test_a_local_base_model_is_no_hub_name():
 
 
 def test_what_was_not_measured_is_not_there():
-    bare = Card("/m/base", [], {}, [], None, None, {})
+    bare = TrainingCard("/m/base", [], {}, [], None, None, {})
     text = bare.text()
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["How to use it"]
     half = replace(CARD, before=None)
@@ -146,7 +146,7 @@ def test_the_snippets_run(tmp_path, tiny):
 
 # --- of a mixture -----------------------------------------------------------------------------------------------------
 
-MIXED = MergeCard(
+MIXED = MixtureCard(
     "encoder",
     [("/home/someone/runs/mine", 0.25), ("BAAI/bge-small-en-v1.5", 0.75)],
     flags={"model_names_or_paths": ["/home/someone/runs/mine", "BAAI/bge-small-en-v1.5"], "output_path": "/home/x/out"},

@@ -1,9 +1,9 @@
-"""A search as its report sees it, and what tests ask of its drawings."""
+"""Shared by tests of tuning: the content of a page, and access to the elements of its charts."""
 
-from raybge.tuning.page import Search
+from raybge.tuning.page import TuningReport
 from raybge.tuning.records import Trial
 from raybge.tuning.search_space import Domain
-from raybge.tuning.trial_charts import View
+from raybge.tuning.trial_charts import TrialView
 
 METRIC = "nDCG@10"
 SPACE = {
@@ -21,7 +21,7 @@ def trial(number, score=None, status="finished", begin=0.4, **flags):
 
 def search(trials, space=SPACE, mode="max", **more):
     command = ["python", "-m", "raybge.tune", "--metric", METRIC]
-    return Search(command, METRIC, mode, space, trials, ["python", "-m", "raybge.train", "--seed", "1"], **more)
+    return TuningReport(command, METRIC, mode, space, trials, ["python", "-m", "raybge.train", "--seed", "1"], **more)
 
 
 SIX = [
@@ -43,4 +43,4 @@ def numbers_of(drawing, *names):
 
 
 def view(trials, mode="max", space=SPACE):
-    return View(trials, METRIC, mode, space)
+    return TrialView(trials, METRIC, mode, space)
