@@ -1,13 +1,13 @@
-"""Write the vectors of rows of text, on all of a cluster's devices, in the input's order.
+r"""Encode rows of text as vectors, on all devices of a cluster, in the order of the input.
 
     python -m raybge.encode --model_name_or_path runs/mine --input_file corpus.jsonl --output_file corpus.parquet
-    python -m raybge.encode --model_name_or_path runs/mine --input_file dev.jsonl --output_file dev.npy \\
+    python -m raybge.encode --model_name_or_path runs/mine --input_file dev.jsonl --output_file dev.npy \
         --text_field query --kind query
     python -m raybge.encode --help
 
 From Python: `raybge.encode_dataset(model_name_or_path=..., input_file=..., output_file=...)`, or with a Ray Dataset.
 
-What is encoded is kept beside the output, or under `--storage_path`: a run that was killed goes on where it was.
+Encoded blocks are kept next to the output, or under `--storage_path`: an interrupted run continues from them.
 """
 
 from __future__ import annotations
@@ -15,38 +15,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raybge.cli import run as cli
+from raybge.cli.console import Console
 from raybge.cli.options import EncodeOptions
-from raybge.encoding.run import OF_FILES, _encoded_dataset, encode
-from raybge.util.errors import UserError
+from raybge.cli.run import call_command, run_command
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 
 def encode_dataset(dataset: Dataset | None = None, **flags: Any) -> Any:
-    """Encode rows of text; the arguments are the command's flags.
+    """Encode rows of text.
 
     Args:
-        dataset: a Ray Dataset instead of `input_file` and `output_file`.
+        dataset: a Ray Dataset, in place of `input_file` and `output_file`.
+        **flags: the command's flags, by name.
 
     Returns:
-        The summary. With `dataset`: that Dataset with a column `embedding`, fixed-size lists, computed when it is read.
+        The summary. With `dataset`: the Dataset with a column `embedding` of fixed-size lists, computed on reading.
 
-    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    Raises:
+        UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
     if dataset is None:
-        return cli.call(EncodeOptions, encode, "encode", flags)
-    from raybge.cli.parser import build
+        return call_command(EncodeOptions, _encode, "encode", flags)
+    from raybge.encoding.ray_dataset import encode_ray_dataset
 
-    for name in OF_FILES:
-        if name in flags:
-            raise UserError(f"{name}: a Dataset is encoded as it is; leave it out")
-    return _encoded_dataset(dataset, build(EncodeOptions, {**flags, "input_file": "", "output_file": ""}))
+    return encode_ray_dataset(dataset, flags)
+
+
+def _encode(options: EncodeOptions, console: Console) -> dict[str, Any]:
+    from raybge.encoding.run import encode  # imported here, so that --help is fast
+
+    return encode(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(EncodeOptions, encode, "encode", argv)
+    """Run the command line; return the exit code."""
+    return run_command(EncodeOptions, _encode, "encode", argv)
 
 
 if __name__ == "__main__":

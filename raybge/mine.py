@@ -1,14 +1,14 @@
-"""Mine hard negatives: passages that the model ranks high for a query and that are not its answers.
+r"""Mine hard negatives: passages that the model ranks high for a query although they do not answer it.
 
-    python -m raybge.mine --model_name_or_path BAAI/bge-small-en-v1.5 --input_file groups.jsonl \\
+    python -m raybge.mine --model_name_or_path BAAI/bge-small-en-v1.5 --input_file groups.jsonl \
         --output_file groups_mined.jsonl --range_for_sampling 2-200 --negative_number 15
-    python -m raybge.mine --score_only --cross_encoder BAAI/bge-reranker-base --input_file groups.jsonl \\
+    python -m raybge.mine --score_only --cross_encoder BAAI/bge-reranker-base --input_file groups.jsonl \
         --output_file groups_scored.jsonl
     python -m raybge.mine --help
 
 From Python: `raybge.mine_hard_negatives(model_name_or_path=..., input_file=..., output_file=...)`.
 
-What is done is kept beside the output, or under `--storage_path`: a run that was killed goes on where it was.
+Finished work is kept next to the output, or under `--storage_path`: an interrupted run continues from it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge.cli import run as cli
+from raybge.cli.console import Console
 from raybge.cli.options import MineOptions
-from raybge.mining.run import mine
+from raybge.cli.run import call_command, run_command
 
 
 def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
-    """Mine hard negatives; the arguments are the command's flags. Returns the summary.
+    """Mine hard negatives.
 
-    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    Args:
+        **flags: the command's flags, by name.
+
+    Returns:
+        The summary: counts, seconds of each stage, output file.
+
+    Raises:
+        UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
-    return cli.call(MineOptions, mine, "mine", flags)
+    return call_command(MineOptions, _mine, "mine", flags)
+
+
+def _mine(options: MineOptions, console: Console) -> dict[str, Any]:
+    from raybge.mining.run import mine  # imported here, so that --help is fast
+
+    return mine(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(MineOptions, mine, "mine", argv)
+    """Run the command line; return the exit code."""
+    return run_command(MineOptions, _mine, "mine", argv)
 
 
 if __name__ == "__main__":

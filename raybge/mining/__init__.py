@@ -1,0 +1,1 @@
+"""Mining of hard negatives."""

@@ -1,6 +1,6 @@
-"""A cross-encoder's scores on Ray: of what is mined, or of groups that have their negatives already.
+"""Cross-encoder scores on Ray: of mined candidates, or of groups that have their negatives already.
 
-Scores are kept in the store by block, so that a run that was killed does not compute them again.
+Scores are kept in the store by block, so that an interrupted run does not compute them again.
 """
 
 from __future__ import annotations
@@ -14,89 +14,129 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybge.cluster.remote_calls import unwrapped
+from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group
 from raybge.data.ray_datasets import to_dataset
 from raybge.data.survey import Survey
-from raybge.search.store import Store, digest
+from raybge.model.spec import RerankerSpec
+from raybge.search.embedder import device_of
+from raybge.search.model_identity import model_identity
+from raybge.search.store import Store
+from raybge.util.digest import digest
 
-DECIMALS = 6  # of a written score: the last digits of float32 depend on what else is in a batch
+DECIMALS = 6  # of a written score: the last digits of float32 depend on the other pairs of a batch
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """Scores pairs of texts; its model is loaded where it is first needed.
+class CrossEncoderScorer:
+    """Scores pairs of texts; the model is loaded where it is first needed.
 
     Args:
-        options: of a Reranker, with `model_name_or_path` first of all.
-        identity: changes when the scores would.
-        threads, gpu: what it may use.
+        model: the cross-encoder.
+        identity: digest of everything that the scores depend on.
+        store: keeps the scores.
+        threads: threads of the process.
+        device: torch device.
+        normalize: apply the sigmoid.
     """
 
-    options: tuple[tuple[str, Any], ...]
+    model: RerankerSpec
     identity: str
     store: Store
     threads: int
-    gpu: bool
+    device: str
     normalize: bool = False
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(N,) float32 for N pairs (query, passage)."""
-        name = digest("teacher", self.identity, self.normalize, list(pairs))
+        """Return the scores of N pairs (query, passage), (N,) float32."""
+        name = digest("cross-encoder", self.identity, self.normalize, list(pairs))
         if not self.store.has(name):
-            score_N = _reranker(self.options, self.threads, self.gpu).compute_score(pairs, normalize=self.normalize)
+            model = _load_model(self.model, self.threads, self.device)
+            score_N = model.compute_score(pairs, normalize=self.normalize)
             self.store.write_arrays(name, score_N=np.asarray(score_N, np.float32))
         return self.store.arrays(name)["score_N"]
 
 
+def make_scorer(model: RerankerSpec, normalize: bool, store: Store, plan: Plan) -> CrossEncoderScorer:
+    """Return the scorer of a cross-encoder; its identity includes the device type, since a GPU computes other scores.
+
+    Args:
+        model: the cross-encoder.
+        normalize: apply the sigmoid.
+        store: keeps the scores.
+        plan: workers and their resources.
+
+    Returns:
+        The scorer.
+    """
+    identity = digest(model_identity(model.model_name_or_path, model.cache_dir), model.keywords(), plan.gpus)
+    return CrossEncoderScorer(model, identity, store, plan.cpus, device_of(plan), normalize)
+
+
 @cache
-def _reranker(options: tuple[tuple[str, Any], ...], threads: int, gpu: bool) -> Any:
-    """One a process."""
+def _load_model(model: RerankerSpec, threads: int, device: str) -> Any:
+    """Load the model once per process."""
     import torch
 
-    from raybge.model.reranker import Reranker
-
     torch.set_num_threads(threads)
-    return Reranker(**dict(options), devices="cuda:0" if gpu else "cpu")
+    return model.load(devices=device)
 
 
-def written(scores: Sequence[float] | np.ndarray) -> list[float]:
-    """Scores as they are written."""
+def rounded_scores(scores: Sequence[float] | np.ndarray) -> list[float]:
+    """Return scores as they are written, with `DECIMALS` digits."""
     return [round(float(score), DECIMALS) for score in scores]
 
 
-def rescore(survey: Survey, teacher: Teacher, plan: Plan) -> Iterator[tuple[bytes, int]]:
-    """The rows of the survey with the teacher's `pos_scores` and `neg_scores`: lines and rows, block by block."""
+def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Iterator[tuple[bytes, int]]:
+    """Score the positives and negatives of all rows.
+
+    Args:
+        survey: blocks of groups.
+        scorer: the cross-encoder.
+        plan: workers and their resources.
+
+    Yields:
+        JSON lines with `pos_scores` and `neg_scores`, and their number, for each block in order.
+    """
     import ray
 
     scored = to_dataset(survey, parse_group).map_batches(
-        _Rescore,
-        fn_constructor_args=(teacher,),
+        ScoringActor,
+        fn_constructor_args=(scorer,),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(survey.blocks))),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
     )
-    with unwrapped():
+    with unwrap_user_errors():
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for done in table.to_pylist():
-                yield done["lines"], done["rows"]
+            for result in table.to_pylist():
+                yield result["lines"], result["rows"]
 
 
-class _Rescore:
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+class ScoringActor:
+    """Ray Data actor: adds the cross-encoder's scores to a block of rows."""
+
+    def __init__(self, scorer: CrossEncoderScorer) -> None:
+        """Remember the scorer.
+
+        Args:
+            scorer: the cross-encoder.
+        """
+        self._scorer = scorer
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Score one block."""
         rows = [json.loads(text) for text in table["json"].to_pylist()]
         groups = [parse_group(row) for row in rows]
-        score_N = self._teacher.scores([(group.query, text) for group in groups for text in (*group.pos, *group.neg)])
-        at, lines = 0, []
+        score_N = self._scorer.scores([(group.query, text) for group in groups for text in (*group.pos, *group.neg)])
+        start, lines = 0, []
         for row, group in zip(rows, groups, strict=True):
-            middle, end = at + len(group.pos), at + len(group.pos) + len(group.neg)
-            row["pos_scores"], row["neg_scores"] = written(score_N[at:middle]), written(score_N[middle:end])
-            at = end
+            middle, end = start + len(group.pos), start + len(group.pos) + len(group.neg)
+            row["pos_scores"] = rounded_scores(score_N[start:middle])
+            row["neg_scores"] = rounded_scores(score_N[middle:end])
+            start = end
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         return pa.table({"lines": [("".join(lines)).encode()], "rows": [len(rows)]})

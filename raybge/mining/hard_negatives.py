@@ -1,4 +1,4 @@
-"""The negatives of one block of rows, from what a search found for it, and what is counted of them.
+"""Negatives of one block of rows, from the search hits of the block, and their statistics.
 
 Letters in array names: Q rows, K ranks, C candidates of a row, P positives of a row, N passages or pairs of all rows.
 """
@@ -7,155 +7,196 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from raybge.data.groups import Group, parse_group
-from raybge.mining.cross_encoder import Teacher, written
-from raybge.mining.sampling import Drawn, Row, Sampling, sample
-from raybge.mining.statistics import EXAMPLES, Tally, bins
-from raybge.search.index import Found, Lookup
-from raybge.search.shards import keys_of, vectors_of
+from raybge.mining.cross_encoder import CrossEncoderScorer, rounded_scores
+from raybge.mining.sampling import RowCandidates, SampledNegatives, SamplingSpec, sample
+from raybge.mining.statistics import EXAMPLES, MiningStatistics, bin_numbers
+from raybge.search.columns import keys_of, vectors_of
+from raybge.search.index import PassageLookup, SearchHits
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Output lines of one block, and what was counted."""
+class MinedBlock:
+    """Output lines of one block, and their statistics."""
 
     lines: bytes
-    tally: Tally
+    statistics: MiningStatistics
 
 
-def not_negatives(group: Group) -> Sequence[str]:
-    """The texts that are never a row's negatives, the positives first."""
+def excluded_texts(group: Group) -> Sequence[str]:
+    """Return the texts that are never negatives of a row, the positives first."""
     return (*group.pos, group.query)
 
 
-def sampled(found: Found, lookup: Lookup, sampling: Sampling, teacher: Teacher | None, keep_scores: bool) -> Sampled:
-    """Choose the negatives of each row of a block. A row's seed is its own place in the input.
+def mine_block(
+    hits: SearchHits,
+    lookup: PassageLookup,
+    sampling: SamplingSpec,
+    scorer: CrossEncoderScorer | None,
+    keep_scores: bool,
+) -> MinedBlock:
+    """Choose the negatives of each row of a block. A row's random seed is its position in the input.
 
-    With a teacher its scores decide, and are written; else the embedding model's.
+    Args:
+        hits: search result of the block.
+        lookup: texts and scores of passages.
+        sampling: rules and choice.
+        scorer: cross-encoder whose scores replace the embedding model's and are written.
+        keep_scores: write the embedding model's scores.
+
+    Returns:
+        The rows with their negatives.
     """
-    raws = [json.loads(text) for text in found.table["text"].to_pylist()]
+    raws = [json.loads(text) for text in hits.table["text"].to_pylist()]
     groups = [parse_group(raw) for raw in raws]
-    scores = _Scores(found, groups, lookup, teacher)
+    scores = _BlockScores(hits, groups, lookup, scorer)
     positives = scores.of_positives()
-    rows = [row.free() for row in _rows(found, sampling, positives)]
-    if teacher and (sampling.by_score or sampling.strategy == "top"):
-        rows = scores.judged(rows)
-    drawn = sample(rows, sampling, lookup.passages, scores.of_passages)
-    counts = [len(each.ids) for each in drawn]
-    ids_N = np.concatenate([each.ids for each in drawn])
+    rows = [row.without_excluded() for row in _row_candidates(hits, sampling, positives)]
+    if scorer and (sampling.by_score or sampling.strategy == "top"):
+        rows = scores.rescored(rows)
+    sampled = sample(rows, sampling, lookup.passages, scores.of_passages)
+    counts = [len(each.ids) for each in sampled]
+    ids_N = np.concatenate([each.ids for each in sampled])
     texts = lookup.texts(ids_N)
-    score_N = _written_scores(rows, drawn, scores, teacher, keep_scores)
-    tally = Tally(rows=len(raws))
+    negatives = _split(_negative_scores(rows, sampled, scores, scorer, keep_scores), counts)
     lines = []
-    for raw, ids, score, positive in zip(raws, _split(ids_N, counts), _split(score_N, counts), positives, strict=True):
+    for raw, ids, score, positive in zip(raws, _split(ids_N, counts), negatives, positives, strict=True):
         raw["neg"] = [texts[i] for i in ids.tolist()]
-        raw.pop("neg_scores", None)  # of other negatives
-        if keep_scores or teacher:
-            raw["pos_scores"], raw["neg_scores"] = written(positive), written(score)
+        raw.pop("neg_scores", None)  # scores of the input's negatives
+        if keep_scores or scorer:
+            raw["pos_scores"], raw["neg_scores"] = rounded_scores(positive), rounded_scores(score)
         lines.append(json.dumps(raw, ensure_ascii=False) + "\n")
-        tally.positives.update(bins(positive))
-        tally.negatives.update(bins(score))
-    tally.counts.update(counts)
-    for each, ids_K in zip(drawn, found.ids_QK, strict=True):
-        tally.ranks.update(np.nonzero(ids_K == each.ids[: len(each.ids) - each.fills, None])[1].tolist())
-    about = [(group.query, group.pos) for group in groups]
-    tally.compare(about, positives, _split(score_N, counts), [each.ids for each in drawn], texts)
-    tally.filled = sum(each.fills > 0 for each in drawn)
-    tally.short = sum(len(each.ids) < sampling.number for each in drawn)
-    tally.examples = [
+    statistics = _block_statistics(hits, groups, sampled, positives, negatives, sampling)
+    statistics.compare(
+        [(group.query, group.pos) for group in groups], positives, negatives, [each.ids for each in sampled], texts
+    )
+    statistics.examples = [
         {"query": group.query, "pos": group.pos[0], "neg": [texts[i] for i in each.ids[:1].tolist()]}
-        for group, each in zip(groups[:EXAMPLES], drawn[:EXAMPLES], strict=True)
+        for group, each in zip(groups[:EXAMPLES], sampled[:EXAMPLES], strict=True)
     ]
-    return Sampled("".join(lines).encode(), tally)
+    return MinedBlock("".join(lines).encode(), statistics)
 
 
-def _written_scores(
-    rows: Sequence[Row], drawn: Sequence[Drawn], scores: _Scores, teacher: Teacher | None, keep_scores: bool
+def _block_statistics(
+    hits: SearchHits,
+    groups: Sequence[Group],
+    sampled: Sequence[SampledNegatives],
+    positives: Sequence[np.ndarray],
+    negatives: Sequence[np.ndarray],
+    sampling: SamplingSpec,
+) -> MiningStatistics:
+    """Return counts, ranks and histograms of a block."""
+    statistics = MiningStatistics(rows=len(groups))
+    for positive_P, negative_N in zip(positives, negatives, strict=True):
+        statistics.positives.update(bin_numbers(positive_P))
+        statistics.negatives.update(bin_numbers(negative_N))
+    statistics.counts.update(len(each.ids) for each in sampled)
+    for each, ids_K in zip(sampled, hits.ids_QK, strict=True):
+        statistics.ranks.update(np.nonzero(ids_K == each.ids[: len(each.ids) - each.fills, None])[1].tolist())
+    statistics.rows_filled = sum(each.fills > 0 for each in sampled)
+    statistics.rows_with_fewer = sum(len(each.ids) < sampling.number for each in sampled)
+    return statistics
+
+
+def _negative_scores(
+    rows: Sequence[RowCandidates],
+    sampled: Sequence[SampledNegatives],
+    scores: _BlockScores,
+    scorer: CrossEncoderScorer | None,
+    keep_scores: bool,
 ) -> np.ndarray:
-    """The scores of the drawn passages, one row after the other; nan of random ones where nobody asks for them."""
-    score_N = np.concatenate([_score_of(row, each.ids) for row, each in zip(rows, drawn, strict=True)])
-    open_N = np.isnan(score_N) if not teacher else np.ones(len(score_N), bool)
-    if (keep_scores or teacher) and open_N.any():
-        row_N = np.repeat(np.arange(len(rows)), [len(each.ids) for each in drawn])
-        ids_N = np.concatenate([each.ids for each in drawn])
-        score_N[open_N] = scores.of_passages(row_N[open_N], ids_N[open_N])
+    """Return the scores of all sampled negatives, (N,); nan for random passages whose score is not written."""
+    score_N = np.concatenate([_candidate_scores(row, each.ids) for row, each in zip(rows, sampled, strict=True)])
+    unknown_N = np.isnan(score_N) if not scorer else np.ones(len(score_N), bool)
+    if (keep_scores or scorer) and unknown_N.any():
+        row_N = np.repeat(np.arange(len(rows)), [len(each.ids) for each in sampled])
+        ids_N = np.concatenate([each.ids for each in sampled])
+        score_N[unknown_N] = scores.of_passages(row_N[unknown_N], ids_N[unknown_N])
     return score_N
 
 
-def _score_of(row: Row, ids: np.ndarray) -> np.ndarray:
-    """The scores of some of a row's candidates; nan for other passages."""
-    known = dict(zip(row.ids_C.tolist(), row.score_C.tolist(), strict=True))
-    return np.array([known.get(i, np.nan) for i in ids.tolist()], np.float32)
+def _candidate_scores(row: RowCandidates, ids: np.ndarray) -> np.ndarray:
+    """Return the scores of passages that are candidates of a row; nan for others."""
+    by_id = dict(zip(row.ids_C.tolist(), row.score_C.tolist(), strict=True))
+    return np.array([by_id.get(i, np.nan) for i in ids.tolist()], np.float32)
 
 
-def _rows(found: Found, sampling: Sampling, positives: Sequence[np.ndarray]) -> Iterator[Row]:
-    _, counts = keys_of(found.table)
-    known = found.known
+def _row_candidates(
+    hits: SearchHits, sampling: SamplingSpec, positives: Sequence[np.ndarray]
+) -> Iterator[RowCandidates]:
+    _, counts = keys_of(hits.table)
+    known = hits.known
     edges = np.searchsorted(known.key_M, np.concatenate([[0], np.cumsum(counts)]))
-    places = zip(found.table["file"].to_pylist(), found.table["offset"].to_pylist(), strict=True)
+    places = zip(hits.table["file"].to_pylist(), hits.table["offset"].to_pylist(), strict=True)
     for row, (place, positive_P) in enumerate(zip(places, positives, strict=True)):
-        # the range is cut out of the full ranking first, what must not be in it is dropped afterwards
+        # the range is cut out of the full ranking first; excluded passages are dropped afterwards
         cut = slice(sampling.lo, sampling.hi)
-        banned_B = known.id_M[edges[row] : edges[row + 1]]
+        excluded_B = known.id_M[edges[row] : edges[row + 1]]
         rng = np.random.default_rng([sampling.seed, *place])
-        yield Row(found.ids_QK[row, cut], found.scores_QK[row, cut], banned_B, positive_P, rng)
+        yield RowCandidates(hits.ids_QK[row, cut], hits.scores_QK[row, cut], excluded_B, positive_P, rng)
 
 
-class _Scores:
-    """Scores of a block's rows with passages: the embedding model's, or the teacher's."""
+class _BlockScores:
+    """Scores of a block's rows with passages: the embedding model's, or the cross-encoder's."""
 
-    def __init__(self, found: Found, groups: Sequence[Group], lookup: Lookup, teacher: Teacher | None) -> None:
-        self._found, self._groups, self._lookup, self._teacher = found, groups, lookup, teacher
+    def __init__(
+        self,
+        hits: SearchHits,
+        groups: Sequence[Group],
+        lookup: PassageLookup,
+        scorer: CrossEncoderScorer | None,
+    ) -> None:
+        self._hits, self._groups, self._lookup, self._scorer = hits, groups, lookup, scorer
 
     def of_positives(self) -> list[np.ndarray]:
-        """positive_P of each row; the embedding model's are nan where the pool lacks the passage."""
+        """Return positive_P of each row; the embedding model's is nan if the pool lacks the passage."""
         counts = [len(group.pos) for group in self._groups]
-        if self._teacher:
+        if self._scorer:
             pairs = [(group.query, text) for group in self._groups for text in group.pos]
-            return _split(self._teacher.scores(pairs), counts)
-        if "pos_scores" in self._found.table.column_names:
-            return _split(np.array(self._found.table["pos_scores"].combine_chunks().flatten()), counts)
-        _, keys = keys_of(self._found.table)
-        first_Q = np.cumsum(keys) - keys  # of each row's keys its positives' come first
+            return _split(self._scorer.scores(pairs), counts)
+        if "pos_scores" in self._hits.table.column_names:
+            return _split(np.array(self._hits.table["pos_scores"].combine_chunks().flatten()), counts)
+        _, keys = keys_of(self._hits.table)
+        first_Q = np.cumsum(keys) - keys  # the keys of a row begin with its positives'
         places = [np.arange(first, first + count) for first, count in zip(first_Q, counts, strict=True)]
         texts = [text for group in self._groups for text in group.pos]
         return _split(self._known_scores(np.concatenate(places), texts), counts)
 
-    def _known_scores(self, place_N: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """The scores of known passages by the places of their keys; nan where the pool has none of a key."""
-        known = self._found.known
-        start_N, stop_N = (np.searchsorted(known.key_M, place_N, side=side) for side in ("left", "right"))
-        score_N = np.full(len(place_N), np.nan, np.float32)
+    def _known_scores(self, key_N: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Return the scores of known passages by key position; nan if the pool has no passage of the key."""
+        known = self._hits.known
+        start_N = np.searchsorted(known.key_M, key_N, side="left")
+        stop_N = np.searchsorted(known.key_M, key_N, side="right")
+        score_N = np.full(len(key_N), np.nan, np.float32)
         score_N[start_N < stop_N] = known.score_M[start_N[start_N < stop_N]]
-        # a key stands for all spellings: where there are several, the passage itself counts
+        # a key stands for all spellings of a text: of several, the exact one is preferred
         several = np.flatnonzero(stop_N - start_N > 1).tolist()
-        spelled = [np.arange(start_N[n], stop_N[n]) for n in several]
-        found = self._lookup.texts(known.id_M[np.concatenate(spelled)]) if several else {}
-        for n, places in zip(several, spelled, strict=True):
-            same = [at for at in places if found[int(known.id_M[at])] == texts[n]]
+        matches = [np.arange(start_N[n], stop_N[n]) for n in several]
+        spellings: Any = self._lookup.texts(known.id_M[np.concatenate(matches)]) if several else {}
+        for n, places in zip(several, matches, strict=True):
+            same = [at for at in places if spellings[int(known.id_M[at])] == texts[n]]
             score_N[n] = known.score_M[same[0]] if same else known.score_M[places].max()
         return score_N
 
     def of_passages(self, row_N: np.ndarray, ids_N: np.ndarray) -> np.ndarray:
-        if self._teacher:
+        """Return the score of each passage for its row, (N,) float32."""
+        if self._scorer:
             texts = self._lookup.texts(ids_N)
             pairs = [(self._groups[r].query, texts[i]) for r, i in zip(row_N.tolist(), ids_N.tolist(), strict=True)]
-            return self._teacher.scores(pairs)
-        return self._lookup.scores(vectors_of(self._found.table)[row_N], ids_N)
+            return self._scorer.scores(pairs)
+        return self._lookup.scores(vectors_of(self._hits.table)[row_N], ids_N)
 
-    def judged(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows with the teacher's scores of their candidates."""
+    def rescored(self, rows: Sequence[RowCandidates]) -> list[RowCandidates]:
+        """Return the rows with the cross-encoder's scores of their candidates."""
         counts = [len(row.ids_C) for row in rows]
         row_N = np.repeat(np.arange(len(rows)), counts)
         score_N = self.of_passages(row_N, np.concatenate([row.ids_C for row in rows]))
-        return [
-            Row(row.ids_C, score_C, row.banned_B, row.positive_P, row.rng)
-            for row, score_C in zip(rows, _split(score_N, counts), strict=True)
-        ]
+        return [replace(row, score_C=score_C) for row, score_C in zip(rows, _split(score_N, counts), strict=True)]
 
 
 def _split(values_N: np.ndarray, counts: Sequence[int] | np.ndarray) -> list[np.ndarray]:

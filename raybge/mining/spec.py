@@ -1,34 +1,104 @@
-"""What the flags of `raybge.mine` come to: checked before any file is read, then made into what does the work."""
+"""MiningSpec: the options of `raybge.mine`, checked and resolved before any row is read."""
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from raybge.cli.options import MineOptions
-from raybge.cluster.resources import Plan
+from raybge.cli.parser import changed_values
+from raybge.cluster.spec import ScaleSpec
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
-from raybge.mining.cross_encoder import Teacher
-from raybge.mining.sampling import Sampling
+from raybge.mining.sampling import SamplingSpec
 from raybge.model.folder import check_model_folder, check_reranker, vector_width
-from raybge.search.model_identity import model_identity
-from raybge.search.session import Source, check_apart, check_numbers
-from raybge.search.shards import Kind, check_factory, check_gpu_search
-from raybge.search.store import Store, digest
+from raybge.model.spec import EncoderSpec, RerankerSpec
+from raybge.search.faiss_index import check_factory
+from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
+from raybge.search.spec import IndexSpec, OutputSpec, check_at_least_one
 from raybge.util.errors import UserError
+from raybge.util.redaction import redact_settings
 
 
-def check(arguments: MineOptions, embedded: bool) -> Sampling:
-    """UserError for flags that cannot be; how to sample. No model of vectors is asked for where they are `embedded`."""
-    check_numbers(
-        arguments,
+@dataclass(frozen=True)
+class MiningSpec:
+    """A mining run.
+
+    Args:
+        model: embedding model; None if the caller supplies an embedder or with `score_only`.
+        cross_encoder: cross-encoder whose scores replace the embedding model's; None for none.
+        normalize_scores: apply the sigmoid to the cross-encoder's output.
+        score_only: score the rows with the cross-encoder, mine nothing.
+        inputs: groups and, with `corpus_data`, passages.
+        index: index of the pool.
+        sampling: choice of negatives.
+        keep_scores: write `pos_scores` and `neg_scores`.
+        output: output file.
+        scale: workers and cluster.
+        options: all options without secrets, for the metadata.
+        flags: options that differ from their defaults, for the report.
+    """
+
+    model: EncoderSpec | None
+    cross_encoder: RerankerSpec | None
+    normalize_scores: bool
+    score_only: bool
+    inputs: InputSpec
+    index: IndexSpec
+    sampling: SamplingSpec
+    keep_scores: bool
+    output: OutputSpec
+    scale: ScaleSpec
+    options: Mapping[str, Any]
+    flags: Mapping[str, Any]
+
+    @classmethod
+    def from_options(cls, options: MineOptions, has_embedder: bool = False) -> MiningSpec:
+        """Check and resolve the options.
+
+        Args:
+            options: the command's options.
+            has_embedder: the caller supplies an embedder; no model is required.
+
+        Returns:
+            The spec.
+
+        Raises:
+            UserError: an invalid flag, or a missing file.
+        """
+        check_options(options, has_embedder)
+        return cls(
+            model=None if has_embedder or options.score_only else EncoderSpec.from_options(options),
+            cross_encoder=RerankerSpec.from_options(options) if options.cross_encoder else None,
+            normalize_scores=options.normalize_scores,
+            score_only=options.score_only,
+            inputs=_input_spec(options),
+            index=IndexSpec.from_options(options),
+            sampling=_sampling_spec(options),
+            keep_scores=options.keep_scores,
+            output=OutputSpec.from_options(options),
+            scale=ScaleSpec.from_options(options),
+            options=redact_settings(asdict(options)),
+            flags=changed_values(options),
+        )
+
+
+def check_options(options: MineOptions, has_embedder: bool = False) -> None:
+    """Check the options without reading the input.
+
+    Args:
+        options: the command's options.
+        has_embedder: the caller supplies an embedder; no model is required.
+
+    Raises:
+        UserError: an invalid flag or model.
+    """
+    check_at_least_one(
+        options,
         "negative_number",
-        "search_batch_size",
-        "shard_size",
-        "shards_per_actor",
         "batch_size",
         "query_max_len",
         "passage_max_len",
@@ -36,38 +106,34 @@ def check(arguments: MineOptions, embedded: bool) -> Sampling:
         "reranker_max_length",
         "reranker_query_max_length",
     )
-    if arguments.seed < 0:
-        raise UserError(f"--seed must be at least 0, found {arguments.seed}")
-    Instructions(
-        query_format=arguments.query_instruction_format,
-        passage_format=arguments.passage_instruction_format,
-    )
-    if arguments.output_file.endswith(".parquet"):
-        raise UserError(f"--output_file {arguments.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
-    if arguments.use_gpu_for_searching:
-        check_gpu_search()
-    _check_teacher(arguments)
-    lo, hi = _range(arguments.range_for_sampling)
-    if not arguments.score_only and not embedded:
-        if not arguments.model_name_or_path:
+    if options.seed < 0:
+        raise UserError(f"--seed must be at least 0, found {options.seed}")
+    Instructions(query_format=options.query_instruction_format, passage_format=options.passage_instruction_format)
+    if options.output_file.endswith(".parquet"):
+        raise UserError(f"--output_file {options.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
+    IndexSpec.from_options(options)
+    _check_cross_encoder(options)
+    parse_rank_range(options.range_for_sampling)
+    if not options.score_only and not has_embedder:
+        if not options.model_name_or_path:
             raise UserError("missing: --model_name_or_path")
-        check_model_folder(arguments.model_name_or_path, "--model_name_or_path")
-        check_factory(arguments.index_factory, vector_width(arguments.model_name_or_path, arguments.cache_dir))
-    _check_scores(arguments)
-    return Sampling(
-        lo,
-        hi,
-        arguments.negative_number,
-        arguments.seed,
-        arguments.sampling_strategy,
-        arguments.absolute_margin,
-        arguments.relative_margin,
-        arguments.max_score,
-        arguments.min_score,
-    )
+        check_model_folder(options.model_name_or_path, "--model_name_or_path")
+        check_factory(options.index_factory, vector_width(options.model_name_or_path, options.cache_dir))
+    _check_scores(options)
 
 
-def _range(text: str) -> tuple[int, int]:
+def parse_rank_range(text: str) -> tuple[int, int]:
+    """Parse `--range_for_sampling`.
+
+    Args:
+        text: the flag's value.
+
+    Returns:
+        (lo, hi): 0-based ranks lo to hi - 1.
+
+    Raises:
+        UserError: not two ranks lo-hi with lo below hi.
+    """
     match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text.strip())
     if not match or int(match[1]) >= int(match[2]):
         raise UserError(
@@ -77,74 +143,47 @@ def _range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check_scores(arguments: MineOptions) -> None:
+def _check_scores(options: MineOptions) -> None:
     for name in ("absolute_margin", "relative_margin"):
-        if (value := getattr(arguments, name)) is not None and not 0 <= value < float("inf"):
+        if (value := getattr(options, name)) is not None and not 0 <= value < float("inf"):
             raise UserError(f"--{name} must be at least 0, found {value:g}")
-    low, high = arguments.min_score, arguments.max_score
+    low, high = options.min_score, options.max_score
     if low is not None and high is not None and low > high:
-        raise UserError(f"--min_score {low:g} is above --max_score {high:g}: no passage is left")
+        raise UserError(f"--min_score {low:g} is above --max_score {high:g}: no passage can satisfy both")
 
 
-def _check_teacher(arguments: MineOptions) -> None:
-    mining = ("corpus_data", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
-    for name in mining if arguments.score_only else ():
-        if getattr(arguments, name) not in (None, False):
-            raise UserError(f"--{name}: with --score_only nothing is mined; leave one of the two out")
-    if arguments.cross_encoder:
-        check_reranker(arguments.cross_encoder, "--cross_encoder", arguments.cache_dir, arguments.trust_remote_code)
+def _check_cross_encoder(options: MineOptions) -> None:
+    mining_only = ("corpus_data", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
+    for name in mining_only if options.score_only else ():
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--{name}: --score_only mines nothing; omit one of the two")
+    if options.cross_encoder:
+        check_reranker(options.cross_encoder, "--cross_encoder", options.cache_dir, options.trust_remote_code)
         return
-    needing = ("score_only", "normalize_scores", "reranker_max_length", "reranker_query_max_length")
-    for name in needing:
-        if getattr(arguments, name):
-            raise UserError(f"--{name}: it needs --cross_encoder")
+    for name in ("score_only", "normalize_scores", "reranker_max_length", "reranker_query_max_length"):
+        if getattr(options, name):
+            raise UserError(f"--{name} requires --cross_encoder")
 
 
-def sources_of(arguments: MineOptions) -> list[Source]:
-    sources = [Source(list_files(arguments.input_file, "--input_file"), "--input_file", parse_group)]
-    if arguments.corpus_data and not arguments.score_only:
-        flag = "--corpus_data"
-        sources.append(Source(list_files(arguments.corpus_data, flag), flag, parse_passage))
-    check_apart(arguments.output_file, "--output_file", sources)
-    return sources
+def _input_spec(options: MineOptions) -> InputSpec:
+    inputs = [InputFiles(list_files(options.input_file, "--input_file"), "--input_file", parse_group)]
+    if options.corpus_data and not options.score_only:
+        inputs.append(InputFiles(list_files(options.corpus_data, "--corpus_data"), "--corpus_data", parse_passage))
+    check_not_an_input(options.output_file, "--output_file", inputs)
+    models = {"--model_name_or_path": options.model_name_or_path, "--cross_encoder": options.cross_encoder}
+    return InputSpec(inputs, options.on_bad_rows, {"--output_file": options.output_file}, models)
 
 
-def encoder_options(arguments: MineOptions) -> dict[str, Any]:
-    name = arguments.model_name_or_path or ""
-    return {
-        "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
-        "normalize_embeddings": arguments.normalize_embeddings,
-        "use_fp16": arguments.use_fp16,
-        "query_instruction_for_retrieval": arguments.query_instruction_for_retrieval,
-        "query_instruction_format": arguments.query_instruction_format,
-        "passage_instruction_for_retrieval": arguments.passage_instruction_for_retrieval,
-        "passage_instruction_format": arguments.passage_instruction_format,
-        "pooling_method": arguments.pooling_method,
-        "trust_remote_code": arguments.trust_remote_code,
-        "cache_dir": arguments.cache_dir,
-        "batch_size": arguments.batch_size,
-        "query_max_length": arguments.query_max_len,
-        "passage_max_length": arguments.passage_max_len,
-    }
-
-
-def teacher_of(arguments: MineOptions, store: Store, plan: Plan) -> Teacher | None:
-    name = arguments.cross_encoder
-    if not name:
-        return None
-    options = {
-        "model_name_or_path": os.path.abspath(name) if os.path.exists(name) else name,
-        "use_fp16": arguments.use_fp16,
-        "trust_remote_code": arguments.trust_remote_code,
-        "cache_dir": arguments.cache_dir,
-        "batch_size": arguments.reranker_batch_size,
-        "max_length": arguments.reranker_max_length,
-        "query_max_length": arguments.reranker_query_max_length,
-    }
-    identity = digest(model_identity(name, arguments.cache_dir), options, plan.gpus)
-    gpu = plan.gpus > 0
-    return Teacher(tuple(options.items()), identity, store, plan.cpus, gpu, arguments.normalize_scores)
-
-
-def kind_of(arguments: MineOptions) -> Kind:
-    return Kind(arguments.index_factory, arguments.use_gpu_for_searching)
+def _sampling_spec(options: MineOptions) -> SamplingSpec:
+    lo, hi = parse_rank_range(options.range_for_sampling)
+    return SamplingSpec(
+        lo,
+        hi,
+        options.negative_number,
+        options.seed,
+        options.sampling_strategy,
+        options.absolute_margin,
+        options.relative_margin,
+        options.max_score,
+        options.min_score,
+    )

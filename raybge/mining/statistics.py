@@ -1,4 +1,4 @@
-"""What is counted of the negatives that were chosen, row by row, and the few rows of which texts are kept."""
+"""Statistics of the chosen negatives: counts of all rows, and the texts of a few."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-BIN = 0.05  # width of a bar of the histograms
+BIN = 0.05  # width of a histogram bin
 EXAMPLES = 3
-SUSPECTS = 20
-TEXT = 1000  # characters of a text that are kept
+MAX_FALSE_NEGATIVES = 20
+MAX_TEXT = 1000  # characters of a text that are kept
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A row's negative that scores highest beside its positive, the best one where it has several."""
+class LikelyFalseNegative:
+    """A row's highest-scoring negative next to its highest-scoring positive."""
 
     query: str
     positive: str
@@ -27,21 +27,31 @@ class Suspect:
 
     @property
     def gap(self) -> float:
+        """Score of the negative minus that of the positive."""
         return self.negative_score - self.positive_score
 
 
 @dataclass
-class Tally:
-    """What is counted of rows, and the first few of them.
+class MiningStatistics:
+    """Counts of rows and their negatives.
 
-    `counts`: rows by how many negatives they have. `ranks`: chosen negatives by their place in the full ranking, from
-    0; random ones have none. `above` of `compared` negatives score above the best of their row's positives, where both
-    scores are known. `suspects`: the rows whose negatives do so most.
+    Args:
+        rows: number of rows.
+        rows_filled: rows with random passages among their negatives.
+        rows_with_fewer: rows with fewer negatives than requested.
+        positives: histogram of the positives' scores, by bin number.
+        negatives: histogram of the negatives' scores, by bin number.
+        examples: query, positive and negative of the first rows.
+        counts: rows by their number of negatives.
+        ranks: negatives by their 0-based rank in the full ranking; random ones have none.
+        compared: negatives whose score and positive's score are known.
+        above: those of them that score above the best of their row's positives.
+        false_negatives: rows whose negative exceeds the positive most.
     """
 
     rows: int = 0
-    filled: int = 0
-    short: int = 0
+    rows_filled: int = 0
+    rows_with_fewer: int = 0
     positives: Counter[int] = field(default_factory=Counter)
     negatives: Counter[int] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -49,13 +59,13 @@ class Tally:
     ranks: Counter[int] = field(default_factory=Counter)
     compared: int = 0
     above: int = 0
-    suspects: list[Suspect] = field(default_factory=list)
+    false_negatives: list[LikelyFalseNegative] = field(default_factory=list)
 
-    def add(self, other: Tally) -> None:
-        """Count another's rows too, which come behind these."""
+    def add(self, other: MiningStatistics) -> None:
+        """Add the statistics of later rows."""
         self.rows += other.rows
-        self.filled += other.filled
-        self.short += other.short
+        self.rows_filled += other.rows_filled
+        self.rows_with_fewer += other.rows_with_fewer
         self.positives += other.positives
         self.negatives += other.negatives
         self.examples = (self.examples + other.examples)[:EXAMPLES]
@@ -63,13 +73,14 @@ class Tally:
         self.ranks += other.ranks
         self.compared += other.compared
         self.above += other.above
-        self.suspects = sorted(self.suspects + other.suspects, key=lambda each: -each.gap)[:SUSPECTS]
+        pairs = self.false_negatives + other.false_negatives
+        self.false_negatives = sorted(pairs, key=lambda each: -each.gap)[:MAX_FALSE_NEGATIVES]
 
     def histograms(self) -> dict[str, Any]:
-        """How many scores lie in [from, from + width), by `from`."""
+        """Return the number of scores in [from, from + width), by `from`."""
 
-        def bars(counted: Counter[int]) -> dict[str, int]:
-            return {f"{number * BIN:.2f}": counted[number] for number in sorted(counted)}
+        def bars(histogram: Counter[int]) -> dict[str, int]:
+            return {f"{number * BIN:.2f}": histogram[number] for number in sorted(histogram)}
 
         return {"width": BIN, "positives": bars(self.positives), "negatives": bars(self.negatives)}
 
@@ -81,35 +92,40 @@ class Tally:
         ids: Sequence[np.ndarray],
         passages: Mapping[int, str],
     ) -> None:
-        """Set `compared`, `above` and `suspects`.
+        """Set `compared`, `above` and `false_negatives`.
 
         Args:
             texts: query and positives of each row.
-            positives, negatives: their scores, nan where they are not known.
-            ids: the negatives' passage ids, whose texts are `passages`.
+            positives: scores of each row's positives, nan if unknown.
+            negatives: scores of each row's negatives, nan if unknown.
+            ids: passage ids of each row's negatives.
+            passages: texts of the passages by id.
         """
-        found = []
+        gaps = []
         for row, (positive_P, negative_N) in enumerate(zip(positives, negatives, strict=True)):
             p, n = _best(positive_P), _best(negative_N)
             if p is None or n is None:
                 continue
             self.compared += int(np.isfinite(negative_N).sum())
             self.above += int((negative_N > positive_P[p]).sum())
-            found.append((float(negative_N[n] - positive_P[p]), row, p, n))
-        for _, row, p, n in sorted(found, key=lambda each: -each[0])[:SUSPECTS]:
+            gaps.append((float(negative_N[n] - positive_P[p]), row, p, n))
+        for _, row, p, n in sorted(gaps, key=lambda each: -each[0])[:MAX_FALSE_NEGATIVES]:
             query, answers = texts[row]
-            near = passages[int(ids[row][n])]
+            negative = passages[int(ids[row][n])]
             scores = float(positives[row][p]), float(negatives[row][n])
-            self.suspects.append(Suspect(query[:TEXT], answers[p][:TEXT], near[:TEXT], *scores))
+            self.false_negatives.append(
+                LikelyFalseNegative(query[:MAX_TEXT], answers[p][:MAX_TEXT], negative[:MAX_TEXT], *scores)
+            )
 
 
-def bins(scores: np.ndarray) -> list[int]:
-    """The bar of each score that is a number."""
-    return np.floor(scores[np.isfinite(scores)] / BIN).astype(int).tolist()
+def bin_numbers(scores: np.ndarray) -> list[int]:
+    """Return the histogram bin of each finite score."""
+    numbers: list[int] = np.floor(scores[np.isfinite(scores)] / BIN).astype(int).tolist()
+    return numbers
 
 
 def _best(score_N: np.ndarray) -> int | None:
-    """The place of the highest score that is a number."""
+    """Return the position of the highest finite score; None if there is none."""
     if not len(score_N):
         return None
     at = int(np.where(np.isfinite(score_N), score_N, -np.inf).argmax())

@@ -1,0 +1,1 @@
+"""Search: encoding of passages and queries, the store, sharded indexes, and top-k search on Ray."""

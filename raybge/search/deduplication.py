@@ -1,7 +1,7 @@
-"""Which texts of the pool come first, and which positives other rows name for the same query: by hashes, on Ray.
+"""Deduplication of the pool, and positives that several rows of one query share: by hashes, shuffled on Ray.
 
-What is found is kept in the store, so that a second start reads it. A process holds 16 bytes for each passage of
-its part of the hashes, and as many again to sort them; the driver a few numbers for each block.
+Results are kept in the store, so that a second start reads them. A process holds 16 bytes per passage of its partition
+of the hashes, and as many again to sort them; the driver holds a few numbers per block.
 
 Letters in array names: P passages, B blocks, Q queries, K keys.
 """
@@ -20,186 +20,227 @@ from raybge.cluster.shuffle import PARTS, exchange, in_groups
 from raybge.data.groups import Group, text_key
 from raybge.data.jsonl import Block, Parse, Row, scan
 from raybge.data.source_files import SourceFile
-from raybge.data.survey import Survey, fingerprint
-from raybge.search.shards import words_of
-from raybge.search.store import Store, digest
+from raybge.data.survey import Survey, file_fingerprint
+from raybge.search.key_table import key_words
+from raybge.search.store import Store
+from raybge.util.digest import digest
 from raybge.util.versions import RAYBGE
 
-LEAST_BLOCKS = 32  # blocks that one task hashes
-PART_BYTES = 1 << 30  # of the input, for each part of the hashes
-MOST_KNOWN = 1000  # positives of one query in the whole file, so that a query repeated without end stays small
+MIN_BLOCKS = 32  # blocks that one task hashes
+PARTITION_BYTES = 1 << 30  # input bytes per partition of the hashes
+MAX_SHARED_POSITIVES = 1000  # positives of one query in the whole file: bounds the memory for a query of endless rows
 
-Texts = Callable[[Any], Sequence[str]]
+Key = Callable[[str], bytes]
+TextsOfRow = Callable[[Any], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Consecutive blocks, and the name under which the store keeps what is found of them."""
+    """Consecutive blocks of a survey, and the name of their results in the store."""
 
     name: str
     blocks: list[tuple[SourceFile, Block]]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Which passages of the pool come first of their text; `found_B` and `kept_B` count all and these, by block."""
-
-    store: Store
-    groups: list[BlockGroup]
-    found_B: np.ndarray
-    kept_B: np.ndarray
-
-    @property
-    def passages(self) -> int:
-        return int(self.kept_B.sum())
-
-    @property
-    def dropped(self) -> int:
-        return int(self.found_B.sum()) - self.passages
-
-    def reader(self, block: int) -> Callable[[], np.ndarray]:
-        """What reads keep_P of one block: true where a passage comes first."""
-        size = len(self.groups[0].blocks)
-        first = block // size * size
-        start = int(self.found_B[first:block].sum())
-        return partial(_keep_of, self.store, self.groups[block // size].name, start, start + int(self.found_B[block]))
-
-
-def _keep_of(store: Store, name: str, start: int, stop: int) -> np.ndarray:
-    return store.arrays(name)["keep_P"][start:stop]
-
-
-def _groups(survey: Survey, *what: object) -> tuple[list[BlockGroup], int]:
-    """The blocks of a survey in groups, and how many parts their hashes come in."""
+def _groups(survey: Survey, *identity: object) -> tuple[list[BlockGroup], int]:
+    """Return the blocks of a survey in groups, and the number of partitions of their hashes."""
     base = digest(
-        RAYBGE, *what, [fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks]
+        RAYBGE, *identity, [file_fingerprint(file) for file in survey.files], [(b.file, b.start) for b in survey.blocks]
     )
     blocks = [(survey.files[block.file], block) for block in survey.blocks]
-    groups = [
-        BlockGroup(digest(base, number), list(part)) for number, part in enumerate(in_groups(blocks, LEAST_BLOCKS))
-    ]
-    return groups, min(PARTS, 1 + sum(file.size for file in survey.files) // PART_BYTES)
+    groups = [BlockGroup(digest(base, number), list(part)) for number, part in enumerate(in_groups(blocks, MIN_BLOCKS))]
+    return groups, min(PARTS, 1 + sum(file.size for file in survey.files) // PARTITION_BYTES)
 
 
-def _name(function: Callable[..., Any]) -> str:
+def _qualified_name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
 # --- passages ---------------------------------------------------------------------------------------------
 
 
-def deduplicate(
-    survey: Survey, parse: Parse, texts: Texts, store: Store, key: Callable[[str], bytes] = text_key
-) -> Kept:
-    """Find the first passage of each key, by default its text's 16-byte content hash. Ray must be connected."""
-    groups, parts = _groups(survey, "kept", _name(parse), _name(texts), _name(key))
+@dataclass(frozen=True)
+class UniquePassages:
+    """First passage of each distinct text of a pool.
+
+    Args:
+        store: holds a flag per passage.
+        groups: the blocks.
+        total_B: passages of each block.
+        unique_B: first occurrences in each block.
+    """
+
+    store: Store
+    groups: list[BlockGroup]
+    total_B: np.ndarray
+    unique_B: np.ndarray
+
+    @property
+    def passages(self) -> int:
+        """Number of distinct passages."""
+        return int(self.unique_B.sum())
+
+    @property
+    def duplicates(self) -> int:
+        """Number of dropped passages."""
+        return int(self.total_B.sum()) - self.passages
+
+    def reader(self, block: int) -> Callable[[], np.ndarray]:
+        """Return a function that reads first_P of one block: true for the first passage of its text."""
+        size = len(self.groups[0].blocks)
+        first = block // size * size
+        start = int(self.total_B[first:block].sum())
+        stop = start + int(self.total_B[block])
+        return partial(_read_first, self.store, self.groups[block // size].name, start, stop)
+
+
+def _read_first(store: Store, name: str, start: int, stop: int) -> np.ndarray:
+    return store.arrays(name)["first_P"][start:stop]
+
+
+def deduplicate(survey: Survey, parse: Parse, texts: TextsOfRow, store: Store, key: Key = text_key) -> UniquePassages:
+    """Find the first passage of each key. Ray must be connected.
+
+    Args:
+        survey: blocks of the pool.
+        parse: parser of a row.
+        texts: returns the passages of a parsed row.
+        store: keeps the result.
+        key: hash of a passage, 16 bytes; the default is that of its text.
+
+    Returns:
+        The first passages.
+    """
+    groups, parts = _groups(survey, "unique", _qualified_name(parse), _qualified_name(texts), _qualified_name(key))
     if all(store.has(group.name) for group in groups):
-        found = [store.arrays(group.name, "found_B", "kept_B") for group in groups]
-        counts = [(each["found_B"], each["kept_B"]) for each in found]
+        arrays = [store.arrays(group.name, "total_B", "unique_B") for group in groups]
+        counts = [(each["total_B"], each["unique_B"]) for each in arrays]
     else:
-        counts = exchange(groups, parts, partial(_split_keys, parse, texts, key), _first_in_part, partial(_keep, store))
-    return Kept(store, groups, *(np.concatenate(each) for each in zip(*counts, strict=True)))
+        split = partial(_split_keys, parse, texts, key)
+        counts = exchange(groups, parts, split, _first_in_partition, partial(_write_first, store))
+    return UniquePassages(store, groups, *(np.concatenate(each) for each in zip(*counts, strict=True)))
 
 
 def _split_keys(
-    parse: Parse, texts: Texts, key: Callable[[str], bytes], group: BlockGroup, parts: int
+    parse: Parse, texts: TextsOfRow, key: Key, group: BlockGroup, parts: int
 ) -> tuple[Any, list[np.ndarray]]:
-    found: list[int] = []
+    """Return (passages of each block, partition of each passage), and the keys of each partition."""
+    totals: list[int] = []
     keys: list[bytes] = []
     for file, block in group.blocks:
         before = len(keys)
         for row, _ in scan(file, block, parse):
             if isinstance(row, Row):
                 keys += [key(text) for text in texts(row.value)]
-        found.append(len(keys) - before)
-    keys_P2 = words_of(keys)
+        totals.append(len(keys) - before)
+    keys_P2 = key_words(keys)
     part_P = keys_P2[:, 0] % parts
-    return (np.array(found, np.int64), part_P), [keys_P2[part_P == part] for part in range(parts)]
+    return (np.array(totals, np.int64), part_P), [keys_P2[part_P == part] for part in range(parts)]
 
 
-def _first_in_part(keys: list[np.ndarray]) -> list[np.ndarray]:
+def _first_in_partition(keys: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(first_of_each(np.concatenate(keys)), np.cumsum([len(each) for each in keys])[:-1])
 
 
 def first_of_each(keys_P2: np.ndarray) -> np.ndarray:
-    """keep_P: true for the first row of each distinct key."""
-    order_P = np.lexsort((keys_P2[:, 1], keys_P2[:, 0]))  # stable: among equals the first comes first
+    """Return first_P: true for the first row of each distinct key."""
+    order_P = np.lexsort((keys_P2[:, 1], keys_P2[:, 0]))  # stable: the first of equal keys stays first
     differs_P = np.ones(len(keys_P2), bool)
     differs_P[1:] = (keys_P2[order_P[1:]] != keys_P2[order_P[:-1]]).any(axis=1)
-    keep_P = np.zeros(len(keys_P2), bool)
-    keep_P[order_P[differs_P]] = True
-    return keep_P
+    first_P = np.zeros(len(keys_P2), bool)
+    first_P[order_P[differs_P]] = True
+    return first_P
 
 
-def _keep(store: Store, group: BlockGroup, own: Any, parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    found_B, part_P = own
-    keep_P = np.zeros(len(part_P), bool)
-    for part, keep in enumerate(parts):
-        keep_P[part_P == part] = keep
-    ends_B = np.cumsum(found_B)
-    kept_B = np.diff(np.concatenate([[0], np.cumsum(keep_P)])[np.concatenate([[0], ends_B])])
-    store.write_arrays(group.name, keep_P=keep_P, found_B=found_B, kept_B=kept_B)
-    return found_B, kept_B
+def _write_first(
+    store: Store, group: BlockGroup, counts: Any, parts: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    total_B, part_P = counts
+    first_P = np.zeros(len(part_P), bool)
+    for part, first in enumerate(parts):
+        first_P[part_P == part] = first
+    ends_B = np.cumsum(total_B)
+    unique_B = np.diff(np.concatenate([[0], np.cumsum(first_P)])[np.concatenate([[0], ends_B])])
+    store.write_arrays(group.name, first_P=first_P, total_B=total_B, unique_B=unique_B)
+    return total_B, unique_B
 
 
 # --- queries ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Keys of the positives that a row's query has in other rows; of `cut` rows only MOST_KNOWN are kept."""
+class SharedPositives:
+    """Keys of the positives that other rows state for the same query.
+
+    Args:
+        store: holds the keys.
+        groups: the blocks.
+        rows_B: rows of each block.
+        truncated_rows: rows of which only MAX_SHARED_POSITIVES keys are kept.
+    """
 
     store: Store
     groups: list[BlockGroup]
     rows_B: np.ndarray
-    cut: int
+    truncated_rows: int
 
     def reader(self, block: int) -> Callable[[], list[np.ndarray]]:
-        """What reads the keys, (K, 2) for each row of one block."""
+        """Return a function that reads the keys, (K, 2) for each row of one block."""
         size = len(self.groups[0].blocks)
         first = block // size * size
         start = int(self.rows_B[first:block].sum())
-        return partial(_keys_of, self.store, self.groups[block // size].name, start, int(self.rows_B[block]))
+        return partial(_read_keys, self.store, self.groups[block // size].name, start, int(self.rows_B[block]))
 
 
-def _keys_of(store: Store, name: str, start: int, rows: int) -> list[np.ndarray]:
-    found = store.arrays(name)
-    edges = np.searchsorted(found["row_K"], np.arange(start, start + rows + 1))
-    return [found["key_K2"][a:b] for a, b in itertools.pairwise(edges)]
+def _read_keys(store: Store, name: str, start: int, rows: int) -> list[np.ndarray]:
+    arrays = store.arrays(name)
+    edges = np.searchsorted(arrays["row_K"], np.arange(start, start + rows + 1))
+    return [arrays["key_K2"][a:b] for a, b in itertools.pairwise(edges)]
 
 
-def positives_elsewhere(survey: Survey, parse: Parse, key: Callable[[str], bytes], store: Store) -> Elsewhere:
-    """For rows that share their query: the positives of all of them. `key` says which texts count as equal."""
-    groups, parts = _groups(survey, "elsewhere", _name(parse), _name(key))
+def find_shared_positives(survey: Survey, parse: Parse, key: Key, store: Store) -> SharedPositives:
+    """Collect, for rows that share their query, the positives of all of them. Ray must be connected.
+
+    Args:
+        survey: blocks of groups.
+        parse: parser of a row, to a Group.
+        key: hash of a text; texts with equal keys count as equal.
+        store: keeps the result.
+
+    Returns:
+        Keys of the positives.
+    """
+    groups, parts = _groups(survey, "shared positives", _qualified_name(parse), _qualified_name(key))
     if all(store.has(group.name) for group in groups):
-        cut = [int(store.arrays(group.name, "cut")["cut"]) for group in groups]
+        truncated = [int(store.arrays(group.name, "truncated")["truncated"]) for group in groups]
     else:
         split = partial(_split_queries, parse, key)
-        cut = exchange(groups, parts, split, _shared_in_part, partial(_keep_shared, store))
-    return Elsewhere(store, groups, survey.rows, sum(cut))
+        truncated = exchange(groups, parts, split, _shared_in_partition, partial(_write_shared, store))
+    return SharedPositives(store, groups, survey.rows, sum(truncated))
 
 
-def _split_queries(parse: Parse, key: Callable[[str], bytes], group: BlockGroup, parts: int) -> tuple[Any, list[Any]]:
+def _split_queries(parse: Parse, key: Key, group: BlockGroup, parts: int) -> tuple[Any, list[Any]]:
+    """Return the partition of each query, and (query keys, numbers of positives, their keys) of each partition."""
     queries: list[bytes] = []
     positives: list[list[bytes]] = []
     for file, block in group.blocks:
         for row, _ in scan(file, block, parse):
             if isinstance(row, Row):
-                found: Group = row.value
-                queries.append(key(found.query))
-                positives.append([key(text) for text in found.pos])
-    query_Q2 = words_of(queries)
+                value: Group = row.value
+                queries.append(key(value.query))
+                positives.append([key(text) for text in value.pos])
+    query_Q2 = key_words(queries)
     part_Q = query_Q2[:, 0] % parts
     values = []
     for part in range(parts):
         rows = np.flatnonzero(part_Q == part)
-        mine = [positives[row] for row in rows]
-        values.append((query_Q2[rows], [len(each) for each in mine], words_of([k for each in mine for k in each])))
+        keys = [positives[row] for row in rows]
+        values.append((query_Q2[rows], [len(each) for each in keys], key_words([k for each in keys for k in each])))
     return part_Q, values
 
 
-def _shared_in_part(values: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each group (row_K, key_K2): rows, numbered within the group's share of this part, and a key for each."""
+def _shared_in_partition(values: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (row_K, key_K2) of each group: rows, numbered within the group's share of this partition, and keys."""
     query_Q2 = np.concatenate([queries for queries, _, _ in values])
     count_Q = np.concatenate([np.array(counts, np.int64) for _, counts, _ in values])
     key_K2 = np.concatenate([keys for _, _, keys in values])
@@ -211,11 +252,11 @@ def _shared_in_part(values: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
     rows: list[np.ndarray] = [np.zeros(0, np.int64)]
     keys: list[np.ndarray] = [np.zeros((0, 2), np.uint64)]
     for run in np.flatnonzero(stops - starts > 1):
-        shared = np.sort(order_Q[starts[run] : stops[run]])
-        known = np.concatenate([key_K2[end_Q[q] - count_Q[q] : end_Q[q]] for q in shared])
-        known = np.unique(known, axis=0)[:MOST_KNOWN]
-        rows.append(np.repeat(shared, len(known)))
-        keys.append(np.tile(known, (len(shared), 1)))
+        same_query = np.sort(order_Q[starts[run] : stops[run]])
+        positives = np.concatenate([key_K2[end_Q[q] - count_Q[q] : end_Q[q]] for q in same_query])
+        positives = np.unique(positives, axis=0)[:MAX_SHARED_POSITIVES]
+        rows.append(np.repeat(same_query, len(positives)))
+        keys.append(np.tile(positives, (len(same_query), 1)))
     row_K, key_K2 = np.concatenate(rows), np.concatenate(keys)
     order_K = np.argsort(row_K, kind="stable")
     row_K, key_K2 = row_K[order_K], key_K2[order_K]
@@ -224,10 +265,10 @@ def _shared_in_part(values: list[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(row_K[a:b] - edge, key_K2[a:b]) for a, b, edge in zip(cuts[:-1], cuts[1:], edges[:-1], strict=True)]
 
 
-def _keep_shared(store: Store, group: BlockGroup, part_Q: np.ndarray, parts: list[Any]) -> int:
+def _write_shared(store: Store, group: BlockGroup, part_Q: np.ndarray, parts: list[Any]) -> int:
     rows = [np.flatnonzero(part_Q == part)[row_K] for part, (row_K, _) in enumerate(parts)]
     row_K, key_K2 = np.concatenate(rows), np.concatenate([keys for _, keys in parts])
     order_K = np.argsort(row_K, kind="stable")
-    cut = int((np.bincount(row_K) >= MOST_KNOWN).sum())
-    store.write_arrays(group.name, row_K=row_K[order_K], key_K2=key_K2[order_K], cut=np.array(cut))
-    return cut
+    truncated = int((np.bincount(row_K) >= MAX_SHARED_POSITIVES).sum())
+    store.write_arrays(group.name, row_K=row_K[order_K], key_K2=key_K2[order_K], truncated=np.array(truncated))
+    return truncated

@@ -1,9 +1,9 @@
-"""The pool as shards on Ray actors, and searching it block by block.
+"""Sharded index on Ray actors, and search of query blocks in it.
 
-Shards and batches of queries are cut by the data alone: scores do not depend on the number of actors. What a block of
-queries finds is kept in the store.
+Shards and batches of queries are cut by the data alone: scores do not depend on the number of actors. The candidates of
+a block of queries are kept in the store.
 
-Letters in array names: Q queries, K candidates, N passages asked for.
+Letters in array names: Q queries, K candidates, N passages.
 """
 
 from __future__ import annotations
@@ -18,285 +18,353 @@ import numpy as np
 import pyarrow as pa
 
 from raybge.cli.console import Console
-from raybge.cluster.remote_calls import in_order, unwrapped
+from raybge.cluster.remote_calls import results_in_order, unwrap_user_errors
 from raybge.cluster.resources import Plan
 from raybge.search import topk
-from raybge.search.shards import Host, Kind, Known, Part
-from raybge.search.store import Piece, Store, digest
+from raybge.search.columns import vectors_of
+from raybge.search.shards import BlockSlice, KnownPassages, ShardSearcher
+from raybge.search.spec import IndexSpec
+from raybge.search.store import EncodedBlock, Store
+from raybge.util.digest import digest
 
-RECALL_QUERIES = 256  # on which an index that is not exact is compared with one that is
+RECALL_QUERIES = 256  # queries on which an approximate index is compared with exact search
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a block of queries finds: candidates by score, then id, and the passages of its known keys."""
+class SearchHits:
+    """Result of a search for one block of queries.
+
+    Args:
+        table: the encoded queries.
+        scores_QK: scores of the candidates, descending.
+        ids_QK: passage ids of the candidates; -1 for none.
+        known: passages that have a known key of the queries.
+    """
 
     table: pa.Table
     scores_QK: np.ndarray
     ids_QK: np.ndarray
-    known: Known
+    known: KnownPassages
 
 
 @dataclass(frozen=True)
-class Index:
-    """The pool in shards, held by Ray actors: shard s by hosts[s % len(hosts)]. `with index:` ends them."""
+class ShardedIndex:
+    """Pool in shards on Ray actors: shard s is on actors[s % len(actors)]. `with index:` ends the actors.
 
-    hosts: Sequence[Any]
+    Args:
+        actors: handles of `ShardSearcher` actors.
+        store: holds the blocks.
+        blocks: encoded passages, in order.
+        spec: index type and sizes.
+        resident_shards: shards that an actor holds in memory at a time.
+    """
+
+    actors: Sequence[Any]
     store: Store
-    pieces: Sequence[Piece]
-    shard_size: int
-    held: int
-    kind: Kind
+    blocks: Sequence[EncodedBlock]
+    spec: IndexSpec
+    resident_shards: int
 
-    def __enter__(self) -> Index:
+    def __enter__(self) -> ShardedIndex:
         return self
 
     def __exit__(self, *error: object) -> None:
         import ray
 
-        for host in self.hosts:
-            ray.kill(host)
+        for actor in self.actors:
+            ray.kill(actor)
         if not self.store.local:
-            _forget_everywhere(self.store)
+            _remove_local_copies(self.store)
 
     @property
     def passages(self) -> int:
-        return sum(piece.rows for piece in self.pieces)
+        """Number of passages."""
+        return sum(block.rows for block in self.blocks)
 
     @property
     def shards(self) -> int:
-        return -(-self.passages // self.shard_size)
+        """Number of shards."""
+        return -(-self.passages // self.spec.shard_size)
 
     @property
     def passes(self) -> int:
-        """How often all queries are searched for: each time in as many shards as are held at a time."""
-        of_a_host = math.ceil(self.shards / len(self.hosts))
-        return math.ceil(of_a_host / self.held)
+        """Number of passes over the queries: each pass searches the shards that are in memory at a time."""
+        return math.ceil(math.ceil(self.shards / len(self.actors)) / self.resident_shards)
 
-    def covered(self) -> list[int]:
-        """How many shards, the first ones, have been searched after each pass."""
-        a_pass = self.held * len(self.hosts)
-        return [min((turn + 1) * a_pass, self.shards) for turn in range(self.passes)]
+    def covered_shards(self) -> list[int]:
+        """Return how many shards, counted from the first, have been searched after each pass."""
+        shards_per_pass = self.resident_shards * len(self.actors)
+        return [min((number + 1) * shards_per_pass, self.shards) for number in range(self.passes)]
 
     @property
     def identity(self) -> str:
-        """Changes when what a search finds would."""
+        """Digest of everything that the candidates depend on besides the queries."""
         import faiss
 
-        kind = [faiss.__version__, self.kind.factory, self.kind.gpu]
-        return digest("found", [piece.name for piece in self.pieces], self.shard_size, kind)
+        kind = [faiss.__version__, self.spec.factory, self.spec.gpu]
+        return digest("candidates", [block.name for block in self.blocks], self.spec.shard_size, kind)
 
-    def lookup(self) -> Lookup:
-        """For texts and scores of passages, from any Ray task or actor."""
-        return Lookup(tuple(self.hosts), self.shard_size, self.passages)
+    def lookup(self) -> PassageLookup:
+        """Return access to texts and scores of single passages, usable in any Ray task or actor."""
+        return PassageLookup(tuple(self.actors), self.spec.shard_size, self.passages)
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """Asks the hosts for single passages."""
+class PassageLookup:
+    """Texts and scores of single passages, fetched from the actors that hold them."""
 
-    hosts: Sequence[Any]
+    actors: Sequence[Any]
     shard_size: int
     passages: int
 
     def texts(self, ids: np.ndarray) -> Mapping[int, str]:
-        """The texts of passages by id."""
+        """Return the texts of passages by id."""
         ids = np.unique(ids)
-        answers = self._ask(ids, lambda host, here: host.texts.remote(ids[here]))
-        return {i: text for here, texts in answers for i, text in zip(ids[here].tolist(), texts, strict=True)}
+        parts = self._fetch(ids, lambda actor, here: actor.texts.remote(ids[here]))
+        return {i: text for here, texts in parts for i, text in zip(ids[here].tolist(), texts, strict=True)}
 
     def names(self, ids: np.ndarray) -> Mapping[int, str]:
-        """What passages go by in their corpus, by id; the id itself where that is their text."""
+        """Return the corpus ids of passages by passage id; the passage id itself for a corpus without ids."""
         ids = np.unique(ids)
-        answers = self._ask(ids, lambda host, here: host.texts.remote(ids[here], "id"))
-        found = {i: name for here, names in answers for i, name in zip(ids[here].tolist(), names, strict=True)}
-        return {i: str(i) if name is None else name for i, name in found.items()}
+        parts = self._fetch(ids, lambda actor, here: actor.texts.remote(ids[here], "id"))
+        names = {i: name for here, names in parts for i, name in zip(ids[here].tolist(), names, strict=True)}
+        return {i: str(i) if name is None else name for i, name in names.items()}
 
     def scores(self, q_ND: np.ndarray, ids_N: np.ndarray) -> np.ndarray:
-        """The inner product of each vector with a passage, (N,)."""
+        """Return the inner product of each vector with a passage, (N,) float32."""
         score_N = np.empty(len(ids_N), np.float32)
-        for here, scores in self._ask(ids_N, lambda host, here: host.scores.remote(q_ND[here], ids_N[here])):
+        for here, scores in self._fetch(ids_N, lambda actor, here: actor.scores.remote(q_ND[here], ids_N[here])):
             score_N[here] = scores
         return score_N
 
-    def _ask(self, ids_N: np.ndarray, call: Callable[[Any, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
-        """What each host that holds any answers, and which of the passages these are."""
+    def _fetch(self, ids_N: np.ndarray, call: Callable[[Any, np.ndarray], Any]) -> list[tuple[np.ndarray, Any]]:
+        """Return (positions in `ids_N`, result) of each actor that holds any of the passages."""
         import ray
 
-        host_N = ids_N // self.shard_size % len(self.hosts)
-        here = [np.flatnonzero(host_N == number) for number in np.unique(host_N)]
-        calls = [call(self.hosts[int(host_N[mine[0]])], mine) for mine in here]
-        return list(zip(here, ray.get(calls), strict=True))
+        actor_N = ids_N // self.shard_size % len(self.actors)
+        positions = [np.flatnonzero(actor_N == number) for number in np.unique(actor_N)]
+        calls = [call(self.actors[int(actor_N[here[0]])], here) for here in positions]
+        return list(zip(positions, ray.get(calls), strict=True))
 
 
-def hold(
-    pieces: Sequence[Piece], store: Store, shard_size: int, plan: Plan, kind: Kind, held: int, finishes: bool = False
-) -> Index:
-    """The encoded passages in shards of `shard_size`, on no more actors than the plan has.
+def build_index(
+    blocks: Sequence[EncodedBlock],
+    store: Store,
+    spec: IndexSpec,
+    plan: Plan,
+    resident_shards: int,
+    process_on_actors: bool = False,
+) -> ShardedIndex:
+    """Distribute the encoded passages over Ray actors, at most `plan.workers`.
 
     Args:
-        held: shards that an actor has in memory at a time.
-        finishes: whether the actors also run what comes after a search (`search`, on_hosts).
+        blocks: encoded passages, in order.
+        store: holds the blocks.
+        spec: index type and sizes.
+        plan: actors and their resources.
+        resident_shards: shards that an actor holds in memory at a time.
+        process_on_actors: the actors also run the processing after a search (`search`, `on_actors`).
+
+    Returns:
+        The index.
     """
-    shards = layout(pieces, shard_size)
-    actors = plan.workers if finishes else min(plan.workers, len(shards))
-    hosts: list[Any] = []
-    index = Index(hosts, store, tuple(pieces), shard_size, held, kind)
+    shards = shard_layout(blocks, spec.shard_size)
+    count = plan.workers if process_on_actors else min(plan.workers, len(shards))
+    gpus = plan.gpus if spec.gpu or process_on_actors else 0
+    actors: list[Any] = []
+    index = ShardedIndex(actors, store, tuple(blocks), spec, resident_shards)
     try:
-        with unwrapped():
-            for number in range(actors):
-                mine = {shard: shards[shard] for shard in range(number, len(shards), actors)}
-                actor = _actor().options(num_cpus=plan.cpus, num_gpus=plan.gpus if kind.gpu or finishes else 0)
-                hosts.append(actor.remote(store, mine, shard_size, held, kind, plan.cpus))
+        with unwrap_user_errors():
+            for number in range(count):
+                own = {shard: shards[shard] for shard in range(number, len(shards), count)}
+                actor = _actor_class().options(num_cpus=plan.cpus, num_gpus=gpus)
+                actors.append(actor.remote(store, own, spec.shard_size, resident_shards, spec.kind, plan.cpus))
     except BaseException:
         index.__exit__()
         raise
     return index
 
 
-def _forget_everywhere(store: Store) -> None:
-    """Delete every machine's copies of what the store holds."""
+def _remove_local_copies(store: Store) -> None:
+    """Delete every node's copies of the store's files."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(lambda: store.forget()).options(num_cpus=0)
+    task = ray.remote(lambda: store.remove_local_copies()).options(num_cpus=0)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     ray.get(
         [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node in nodes]
     )
 
 
-def layout(pieces: Sequence[Piece], shard_size: int) -> list[list[Part]]:
-    """Which rows of which blocks each shard consists of."""
-    shards: list[list[Part]] = [[] for _ in range(-(-sum(piece.rows for piece in pieces) // shard_size))]
+def shard_layout(blocks: Sequence[EncodedBlock], shard_size: int) -> list[list[BlockSlice]]:
+    """Return the block slices of each shard."""
+    shards: list[list[BlockSlice]] = [[] for _ in range(-(-sum(block.rows for block in blocks) // shard_size))]
     start = 0
-    for piece in pieces:
-        for shard in range(start // shard_size, (start + piece.rows - 1) // shard_size + 1):
-            first, last = max(shard * shard_size - start, 0), min((shard + 1) * shard_size - start, piece.rows)
-            shards[shard].append(Part(piece.name, first, last))
-        start += piece.rows
+    for block in blocks:
+        for shard in range(start // shard_size, (start + block.rows - 1) // shard_size + 1):
+            first, last = max(shard * shard_size - start, 0), min((shard + 1) * shard_size - start, block.rows)
+            shards[shard].append(BlockSlice(block.name, first, last))
+        start += block.rows
     return shards
 
 
 @cache
-def _actor() -> Any:
-    """A Host as a Ray actor: what others ask for does not wait for a search, or for a Ray task that asks in turn."""
+def _actor_class() -> Any:
+    """Return `ShardSearcher` as a Ray actor: lookups do not wait for a search, or for a task that looks up in turn."""
     import ray
 
-    class HostActor(Host):
-        texts = ray.method(concurrency_group="lookup")(Host.texts)
-        scores = ray.method(concurrency_group="lookup")(Host.scores)
-        known = ray.method(concurrency_group="lookup")(Host.known)
+    class SearchActor(ShardSearcher):
+        texts = ray.method(concurrency_group="lookup")(ShardSearcher.texts)
+        scores = ray.method(concurrency_group="lookup")(ShardSearcher.scores)
+        known = ray.method(concurrency_group="lookup")(ShardSearcher.known)
 
-        @ray.method(concurrency_group="finish")
-        def finish(self, *given: Any) -> Any:
-            """`_finish` where a model that it needs may stay loaded."""
-            return _finish(*given)
+        process = ray.method(concurrency_group="process")(_process_on_actor)
 
     return ray.remote(
         max_restarts=-1,
         max_task_retries=-1,
-        concurrency_groups={"lookup": 2, "finish": 1},
+        concurrency_groups={"lookup": 2, "process": 1},
         scheduling_strategy="SPREAD",
-    )(HostActor)
+    )(SearchActor)
 
 
 # --- searching --------------------------------------------------------------------------------------------
 
 
-def search(
-    index: Index,
-    pieces: Sequence[Piece],
-    k: int,
-    batch: int,
-    finish: Callable[..., Any],
-    *extra: Any,
-    on_hosts: bool = False,
-) -> Iterator[Any]:
-    """What `finish` makes of each block of queries, in order; it runs as a Ray task, as finish(found, *extra), or
-    `on_hosts`, where a model that it needs stays loaded.
+@dataclass(frozen=True)
+class _SearchStep:
+    """Processing of one block of queries after one pass.
 
-    K = min(k, pool) candidates; `batch` queries are searched at a time; few blocks are under way at once. With several
-    passes nothing comes before the last.
+    Args:
+        store: holds blocks and candidates.
+        block: name of the block of queries.
+        candidates: name of the candidates after this pass.
+        earlier: name of the candidates after the pass before; None for the first pass or if nothing was searched.
+        k: number of candidates.
+        searches: number of search results that are passed; 0 if the candidates are in the store.
+        process: function of the last pass; None otherwise.
+        extra: its further arguments.
+    """
+
+    store: Store
+    block: str
+    candidates: str
+    earlier: str | None
+    k: int
+    searches: int
+    process: Callable[..., Any] | None
+    extra: Sequence[Any]
+
+
+def search(
+    index: ShardedIndex,
+    queries: Sequence[EncodedBlock],
+    k: int,
+    process: Callable[..., Any],
+    *extra: Any,
+    on_actors: bool = False,
+) -> Iterator[Any]:
+    """Search all blocks of queries and process the candidates of each in a Ray task.
+
+    Only a few blocks are in progress at a time. With several passes nothing is processed before the last one.
+
+    Args:
+        index: the index.
+        queries: blocks of queries.
+        k: number of candidates; at most the whole pool is returned.
+        process: called as process(hits: SearchHits, *extra).
+        *extra: its further arguments.
+        on_actors: run `process` on the search actors, where a model that it needs stays loaded.
+
+    Yields:
+        The result of `process` for each block, in order.
     """
     import ray
 
-    k = min(k, index.passages)
-    task = ray.remote(_finish).options(max_retries=-1)
-    # A pass goes on with the shards behind those of the pass before: what is found has the name of all up to there.
-    names = [digest(index.identity, k, batch, covered) for covered in index.covered()]
+    k, batch = min(k, index.passages), index.spec.search_batch_size
+    task = ray.remote(_process).options(max_retries=-1)
+    # A pass continues with the shards after those of the pass before: candidates are named by all shards so far.
+    names = [digest(index.identity, k, batch, covered) for covered in index.covered_shards()]
 
-    def submit(turn: int, number: int, piece: Piece) -> Any:
-        last = turn == index.passes - 1
-        done, name = digest(names[-1], piece.name), digest(names[turn], piece.name)
-        if index.store.has(done):
-            name = done
-        if index.store.has(name):
-            found: list[Any] = []
-        else:
-            found = [host.search.remote(turn, piece.name, k, batch) for host in index.hosts]
-        before = digest(names[turn - 1], piece.name) if turn and found else None
-        known = [host.known.remote(piece.name) for host in index.hosts] if last else []
-        finishing = finish if last else None
-        run = index.hosts[number % len(index.hosts)].finish if on_hosts and last else task
-        return run.remote(index.store, piece.name, name, before, k, finishing, extra, len(found), *found, *known)
+    def submit(pass_number: int, number: int, block: EncodedBlock) -> Any:
+        last = pass_number == index.passes - 1
+        final, name = digest(names[-1], block.name), digest(names[pass_number], block.name)
+        if index.store.has(final):
+            name = final
+        searches: list[Any] = []
+        if not index.store.has(name):
+            searches = [actor.search.remote(pass_number, block.name, k, batch) for actor in index.actors]
+        earlier = digest(names[pass_number - 1], block.name) if pass_number and searches else None
+        known = [actor.known.remote(block.name) for actor in index.actors] if last else []
+        step = _SearchStep(
+            index.store, block.name, name, earlier, k, len(searches), process if last else None, extra if last else ()
+        )
+        run = index.actors[number % len(index.actors)].process if on_actors and last else task
+        return run.remote(step, *searches, *known)
 
-    for turn in range(index.passes):
-        for result in in_order((submit, turn, number, piece) for number, piece in enumerate(pieces)):
-            if turn == index.passes - 1:
+    for pass_number in range(index.passes):
+        calls = ((submit, pass_number, number, block) for number, block in enumerate(queries))
+        for result in results_in_order(calls):
+            if pass_number == index.passes - 1:
                 yield result
 
 
-def _finish(
-    store: Store,
-    block: str,
-    name: str,
-    before: str | None,
-    k: int,
-    finish: Callable[..., Any] | None,
-    extra: Sequence[Any],
-    count: int,
-    *given: Any,
-) -> Any:
-    """Merge and keep what the hosts found, and what earlier passes did; then `finish`."""
-    if count:
-        lists = list(given[:count])
-        if before:
-            earlier = store.arrays(before)
+def _process_on_actor(actor: object, step: _SearchStep, *results: Any) -> Any:
+    """Run `_process` as a method of a search actor."""
+    return _process(step, *results)
+
+
+def _process(step: _SearchStep, *results: Any) -> Any:
+    """Merge the actors' candidates with those of earlier passes, store them, and process them after the last pass."""
+    store = step.store
+    if step.searches:
+        lists = list(results[: step.searches])
+        if step.earlier:
+            earlier = store.arrays(step.earlier)
             lists.append((earlier["scores_QK"], earlier["ids_QK"]))
-        scores_QK, ids_QK = topk.merge(lists, k)
-        store.write_arrays(name, scores_QK=scores_QK, ids_QK=ids_QK)
-    if finish is None:
+        scores_QK, ids_QK = topk.merge(lists, step.k)
+        store.write_arrays(step.candidates, scores_QK=scores_QK, ids_QK=ids_QK)
+    if step.process is None:
         return None
-    if not count:
-        kept = store.arrays(name)
-        scores_QK, ids_QK = kept["scores_QK"], kept["ids_QK"]
-    return finish(Found(store.table(block), scores_QK, ids_QK, Known.of(given[count:])), *extra)
+    if not step.searches:
+        stored = store.arrays(step.candidates)
+        scores_QK, ids_QK = stored["scores_QK"], stored["ids_QK"]
+    known = KnownPassages.concatenate(results[step.searches :])
+    return step.process(SearchHits(store.table(step.block), scores_QK, ids_QK, known), *step.extra)
 
 
-def say_recall(index: Index, pieces: Sequence[Piece], k: int, batch: int, console: Console) -> dict[str, float]:
-    """For an index that is not exact: the share of the K best that it finds, on the first queries, as `recall`."""
-    if index.kind.exact:
+def report_recall(index: ShardedIndex, queries: Sequence[EncodedBlock], k: int, console: Console) -> dict[str, float]:
+    """Measure the recall of an approximate index against exact search on the first queries, and print it.
+
+    Args:
+        index: the index.
+        queries: blocks of queries.
+        k: number of candidates.
+        console: prints the recall.
+
+    Returns:
+        {"recall": share of the exact K best that the index finds}; empty for an exact index.
+    """
+    if index.spec.kind.exact:
         return {}
-    asked, rows = [], 0
-    for piece in pieces:
-        if rows < RECALL_QUERIES:
-            asked.append(piece)
-            rows += piece.rows
+    sample: list[EncodedBlock] = []
+    for block in queries:
+        if sum(each.rows for each in sample) < RECALL_QUERIES:
+            sample.append(block)
     k = min(k, index.passages)
-    hits, wanted = np.sum(list(search(index, asked, k, batch, _compare, index.lookup(), k)), axis=0).tolist()
-    console.info(f"--index_factory {index.kind.factory} finds {hits / wanted:.1%} of the {k:,} nearest passages")
-    return {"recall": round(hits / wanted, 6)}
+    counts = list(search(index, sample, k, _compare_with_exact, index.lookup(), k))
+    hits, total = np.sum(counts, axis=0).tolist()
+    console.info(f"--index_factory {index.spec.factory} finds {hits / total:.1%} of the {k:,} nearest passages")
+    return {"recall": round(hits / total, 6)}
 
 
-def _compare(found: Found, lookup: Lookup, k: int) -> tuple[int, int]:
-    """How many of the exact candidates were found, and how many there are."""
+def _compare_with_exact(hits: SearchHits, lookup: PassageLookup, k: int) -> tuple[int, int]:
+    """Return how many of the exact candidates were found, and their number."""
     import ray
 
-    from raybge.search.shards import vectors_of
-
-    q_QD = vectors_of(found.table)[:RECALL_QUERIES]
-    lists = ray.get([host.search_exactly.remote(q_QD, k) for host in lookup.hosts])
+    q_QD = vectors_of(hits.table)[:RECALL_QUERIES]
+    lists = ray.get([actor.search_exactly.remote(q_QD, k) for actor in lookup.actors])
     _, exact_QK = topk.merge(lists, k)
-    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(exact_QK, found.ids_QK[: len(q_QD)], strict=True))
-    return hits, exact_QK.size
+    common = sum(len(np.intersect1d(a, b)) for a, b in zip(exact_QK, hits.ids_QK[: len(q_QD)], strict=True))
+    return common, exact_QK.size

@@ -1,8 +1,8 @@
-"""A corpus's vectors in one file, for other runs to map: --save_embedding and --load_embedding.
+"""Embeddings of a corpus in one file, memory-mapped by other runs: --save_embedding and --load_embedding.
 
-The file is HEADER bytes of JSON, filled up with spaces, then the vectors as float32, a row a passage, in the order of
-the corpus without its duplicates. The header says which model made them, of which texts, and how many: what does not
-fit is refused.
+The file is HEADER bytes of JSON, padded with spaces, then the vectors as float32, one row per passage, in the order of
+the deduplicated corpus. The header identifies the model and the texts and states their number: a file that does not
+match is refused.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raybge.search.shards import vectors_of
-from raybge.search.store import Piece, Store, digest
-from raybge.util import atomic_write as output
+from raybge.search.columns import vectors_of
+from raybge.search.store import EncodedBlock, Store
+from raybge.util import atomic_write
+from raybge.util.digest import digest
 from raybge.util.errors import UserError
 
 HEADER = 4096
@@ -24,8 +25,16 @@ FORMAT = "raybge embeddings 1"
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """A file of vectors. `model` and `texts` are hashes: of what makes a passage's vector, and of all passages."""
+class SavedEmbeddings:
+    """A file of vectors.
+
+    Args:
+        path: the file.
+        model: digest of everything that a passage's vector depends on.
+        texts: digest of all passages.
+        rows: number of vectors.
+        dim: width of a vector.
+    """
 
     path: str
     model: str
@@ -34,53 +43,91 @@ class Embeddings:
     dim: int
 
     def vectors(self, start: int, count: int) -> np.ndarray:
-        """Some of the vectors, (count, D) float32."""
+        """Return the vectors [start, start + count), (count, D) float32."""
         shape = (self.rows, self.dim)
         return np.array(np.memmap(self.path, np.float32, "r", HEADER, shape)[start : start + count])
 
     def check(self, model: str, rows: int) -> None:
-        """UserError where they are not this model's, or not of so many passages."""
+        """Check model and number of passages.
+
+        Args:
+            model: digest of the current model.
+            rows: number of passages of the current corpus.
+
+        Raises:
+            UserError: they differ from the file's.
+        """
         if self.model != model:
             raise UserError(
-                f"--load_embedding: {self.path} was made by another model, or with other flags (pooling, normalising, "
-                "length, precision)"
+                f"--load_embedding: {self.path} was saved with another model or other flags (pooling, normalisation, "
+                "length, precision); encode the corpus again with --save_embedding"
             )
         if self.rows != rows:
-            raise UserError(f"--load_embedding: {self.path} is of {self.rows:,} passages, --corpus_data has {rows:,}")
+            raise UserError(
+                f"--load_embedding: {self.path} holds {self.rows:,} passages, but --corpus_data has {rows:,}; encode "
+                "the corpus again with --save_embedding"
+            )
 
-    def check_texts(self, pieces: Sequence[Piece]) -> None:
-        """UserError where they are not of these passages."""
-        if self.texts != _texts(pieces):
-            raise UserError(f"--load_embedding: {self.path} was made of other passages than those of --corpus_data")
+    def check_texts(self, blocks: Sequence[EncodedBlock]) -> None:
+        """Check the texts.
+
+        Args:
+            blocks: blocks of the current corpus.
+
+        Raises:
+            UserError: the texts differ from the file's.
+        """
+        if self.texts != _texts_digest(blocks):
+            raise UserError(
+                f"--load_embedding: {self.path} holds the vectors of other passages than those of --corpus_data; "
+                "encode the corpus again with --save_embedding"
+            )
 
 
-def save(path: str, model: str, pieces: Sequence[Piece], store: Store) -> None:
-    """Write the vectors of encoded passages, a block at a time."""
-    rows = sum(piece.rows for piece in pieces)
-    dim = vectors_of(store.table(pieces[0].name)).shape[1]
-    about = {"format": FORMAT, **asdict(Embeddings("", model, _texts(pieces), rows, dim))}
-    with output.written_aside(path, "--save_path") as out:
-        out.write(json.dumps(about).encode().ljust(HEADER - 1) + b"\n")
-        for piece in pieces:
-            out.write(vectors_of(store.table(piece.name)).tobytes())
+def save(path: str, model: str, blocks: Sequence[EncodedBlock], store: Store) -> None:
+    """Write the vectors of encoded passages, one block at a time.
+
+    Args:
+        path: the file.
+        model: digest of the model.
+        blocks: encoded passages, in order.
+        store: holds the blocks.
+    """
+    rows = sum(block.rows for block in blocks)
+    dim = vectors_of(store.table(blocks[0].name)).shape[1]
+    header = {"format": FORMAT, **asdict(SavedEmbeddings("", model, _texts_digest(blocks), rows, dim))}
+    with atomic_write.open_atomic(path, "--save_path") as out:
+        out.write(json.dumps(header).encode().ljust(HEADER - 1) + b"\n")
+        for block in blocks:
+            out.write(vectors_of(store.table(block.name)).tobytes())
 
 
-def load(path: str) -> Embeddings:
-    """The file's header. UserError where it has none, or is not whole."""
+def load(path: str) -> SavedEmbeddings:
+    """Read the header of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The file's description.
+
+    Raises:
+        UserError: the file is missing, has no such header, or is truncated.
+    """
     try:
         with open(path, "rb") as file:
-            about = json.loads(file.read(HEADER))
-            if about.pop("format") != FORMAT:
-                raise ValueError("no such format")
-            found = Embeddings(**{**about, "path": path})
+            header = json.loads(file.read(HEADER))
+            if header.pop("format") != FORMAT:
+                raise ValueError("unknown format")
+            saved = SavedEmbeddings(**{**header, "path": path})
     except OSError as error:
         raise UserError(f"--load_embedding: {path} cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"--load_embedding: {path} is no file of --save_embedding") from None
-    if (size := Path(path).stat().st_size) != HEADER + 4 * found.rows * found.dim:
-        raise UserError(f"--load_embedding: {path} is not whole: it has {size:,} bytes")
-    return found
+        raise UserError(f"--load_embedding: {path} was not written by --save_embedding") from None
+    if (size := Path(path).stat().st_size) != HEADER + 4 * saved.rows * saved.dim:
+        raise UserError(f"--load_embedding: {path} is truncated: it has {size:,} bytes")
+    return saved
 
 
-def _texts(pieces: Sequence[Piece]) -> str:
-    return digest([piece.texts for piece in pieces])
+def _texts_digest(blocks: Sequence[EncodedBlock]) -> str:
+    return digest([block.texts for block in blocks])

@@ -1,0 +1,108 @@
+"""Encoding of a Ray Dataset: a column `embedding`, computed when the Dataset is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raybge.cli.options import EncodeOptions
+from raybge.cli.parser import build_options
+from raybge.data.groups import RowError, parse_field
+from raybge.encoding.spec import EncodingSpec
+from raybge.model.quantization import quantize_embeddings
+from raybge.search.columns import vectors_column
+from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
+from raybge.util.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
+# Flags about files, which a Dataset replaces.
+FILE_FLAGS = ("input_file", "output_file", "keep_fields", "on_bad_rows", "overwrite", "storage_path", "dry_run")
+
+
+def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
+    """Add a column `embedding` to a Dataset.
+
+    Args:
+        dataset: rows with the column `text_field`.
+        flags: flags of `raybge.encode`, by name.
+
+    Returns:
+        The Dataset with the column; it is computed when it is read.
+
+    Raises:
+        UserError: a flag that does not apply to a Dataset, or that cannot be used.
+    """
+    for name in FILE_FLAGS:
+        if name in flags:
+            raise UserError(f"{name} does not apply to a Dataset; omit it")
+    options = build_options(EncodeOptions, {**flags, "input_file": "", "output_file": ""})
+    spec = EncodingSpec.for_dataset(options)
+
+    import ray
+
+    with spec.scale.connect() as cluster:  # the cluster of the Dataset
+        plan = spec.scale.plan(cluster, cores_a_worker=1)
+    assert spec.model is not None
+    return dataset.map_batches(
+        ColumnEncoder,
+        fn_constructor_args=(
+            make_embedder(spec.model, plan),
+            spec.kind,
+            spec.parser.text,
+            spec.precision,
+            spec.ranges_2D,
+            device_of(plan),
+        ),
+        batch_size=BATCH_ROWS,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=plan.workers),
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus,
+    )
+
+
+class ColumnEncoder:
+    """Ray Data actor: adds the column `embedding`."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        kind: str,
+        text_field: str,
+        precision: Any,
+        ranges_2D: np.ndarray | None,
+        device: str = "cpu",
+    ) -> None:
+        """Remember the model; it is loaded at the first batch.
+
+        Args:
+            embedder: the model.
+            kind: "query" or "passage".
+            text_field: column of the texts.
+            precision: precision of the vectors.
+            ranges_2D: quantisation ranges of "int8" and "uint8".
+            device: torch device.
+        """
+        self._encode = TextEncoder(embedder, device)
+        self._kind, self._text, self._precision, self._ranges_2D = kind, text_field, precision, ranges_2D
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Encode one batch."""
+        if self._text not in table.column_names:
+            raise UserError(
+                f"text_field: the Dataset has no column {self._text!r}, only {', '.join(table.column_names)}"
+            )
+        texts = table[self._text].to_pylist()
+        try:
+            for text in texts:
+                parse_field({self._text: text}, self._text)
+        except RowError as error:
+            raise UserError(f'text_field: "{error.field}" {error.expected}') from None
+        vectors_ND = quantize_embeddings(self._encode(texts, self._kind), self._precision, self._ranges_2D)
+        return table.append_column("embedding", vectors_column(vectors_ND))

@@ -1,0 +1,117 @@
+"""Results of a mining run next to its output: metadata, report and console summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raybge.cli.console import Console
+from raybge.data.survey import Survey
+from raybge.mining import page
+from raybge.mining.cross_encoder import CrossEncoderScorer
+from raybge.mining.sampling import SamplingSpec
+from raybge.mining.spec import MiningSpec
+from raybge.mining.statistics import MiningStatistics
+from raybge.report.page import write_or_log
+from raybge.report.run_details import RunDetails, library_versions
+from raybge.search.metadata import metadata_path, write_metadata
+from raybge.util.filesystem import append_to_path
+
+MAX_EXAMPLE = 90  # characters of an example's text on the console
+
+
+def write_mining_metadata(
+    spec: MiningSpec,
+    embedder: str | None,
+    scorer: CrossEncoderScorer | None,
+    summary: Mapping[str, Any],
+    statistics: MiningStatistics,
+) -> None:
+    """Write OUTPUT.meta.json. It is equal for two runs with equal outputs.
+
+    Args:
+        spec: the run.
+        embedder: identity of the embedding model; None with `--score_only`.
+        scorer: the cross-encoder.
+        summary: counts of rows and passages.
+        statistics: statistics of the rows.
+    """
+    write_metadata(
+        spec.output.path,
+        {
+            "options": spec.options,
+            "embedder": embedder,
+            "cross_encoder": scorer and scorer.identity,
+            "counts": summary,
+            "scores": statistics.histograms(),
+            "versions": library_versions(),
+        },
+    )
+
+
+def report_path(output_file: str) -> str:
+    """Return the path of the report, next to the output."""
+    return append_to_path(output_file, ".report.html")
+
+
+def write_report(
+    spec: MiningSpec,
+    surveys: Sequence[Survey],
+    summary: Mapping[str, Any],
+    statistics: MiningStatistics | None = None,
+    sampling: SamplingSpec | None = None,
+) -> None:
+    """Write the report page.
+
+    Args:
+        spec: the run.
+        surveys: surveys of the inputs.
+        summary: counts and the seconds of each stage.
+        statistics: statistics of the rows; None with `--score_only`.
+        sampling: rules by which negatives were chosen.
+    """
+
+    def content() -> page.MiningReport:
+        data = [item for survey in surveys for item in survey.rows_by_file().items()]
+        model = spec.options["model_name_or_path"] or ""
+        return page.MiningReport(
+            run=RunDetails("mine", spec.flags, model, data, versions=library_versions()),
+            statistics=statistics,
+            number=spec.sampling.number,
+            summary={name: value for name, value in summary.items() if isinstance(value, int)},
+            seconds=summary["seconds"],
+            sampling=sampling.describe() if sampling else "",
+            scored_by="the cross-encoder" if spec.cross_encoder else "the model",
+        )
+
+    write_or_log(page.write, report_path(spec.output.path), content)
+
+
+def print_summary(
+    summary: Mapping[str, Any], sampling: SamplingSpec, statistics: MiningStatistics, console: Console
+) -> None:
+    """Print counts, the first rows and the output files.
+
+    Args:
+        summary: result of the command.
+        sampling: rules by which negatives were chosen.
+        statistics: statistics of the rows.
+        console: the console.
+    """
+    console.info(
+        f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
+        f"duplicates dropped); bad rows skipped: {summary['bad_rows']:,}"
+    )
+    reason = "the pool has no more passages"
+    if sampling.by_score:
+        reason = "neither the ranks nor random passages gave enough that satisfy the score limits"
+    console.info(
+        f"rows completed with random passages: {summary['rows_filled']:,}; rows with fewer than {sampling.number} "
+        f"negatives, because {reason}: {summary['rows_with_fewer']:,}"
+    )
+    for example in statistics.examples:
+        for name in ("query", "pos", "neg"):
+            text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
+            console.info(f"  {name:<6} {text if len(text) <= MAX_EXAMPLE else text[: MAX_EXAMPLE - 3] + '...'}")
+    output = summary["output_file"]
+    console.info(f"written: {output}, {metadata_path(output)}, {report_path(output)}")

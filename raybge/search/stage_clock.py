@@ -1,0 +1,38 @@
+"""Clock of a command's stages: duration of each stage and its throughput."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raybge.cli.console import Console
+
+
+class StageClock:
+    """Measures stages by name: `with stages("encode"): ...`, then `stages.count("encode", 100, "texts")`."""
+
+    def __init__(self) -> None:
+        """Start without stages."""
+        self.seconds: dict[str, float] = {}
+        self._amounts: dict[str, tuple[int, str]] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure the block as stage `name`."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+    def count(self, name: str, amount: int, unit: str) -> None:
+        """Record how many items (`unit`) a stage processed."""
+        self._amounts[name] = amount, unit
+
+    def report(self, console: Console) -> None:
+        """Print the table of stages."""
+        rows = []
+        for name, seconds in self.seconds.items():
+            amount, unit = self._amounts.get(name, (0, ""))
+            rate = f"{amount / max(seconds, 1e-3):,.0f}" if unit else ""
+            rows.append((name, f"{amount:,} {unit}" if unit else "", f"{seconds:,.1f}", rate))
+        console.table(("stage", "processed", "seconds", "per second"), rows)
