@@ -1,4 +1,4 @@
-"""`raybge.pretrain` end to end on one Ray: one worker against two, stopped and continued, what opens its result."""
+"""`raybge.pretrain` end to end: one worker compared with two, resuming, and loading the result elsewhere."""
 
 import json
 from dataclasses import replace
@@ -14,12 +14,13 @@ from tiny import WORDS, configure_tokenizer, make_tiny
 
 from raybge import pretrain_retromae
 from raybge.cli.options import PretrainOptions
-from raybge.cli.parser import build, declared
+from raybge.cli.parser import build_options, declared_flags
+from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_passage
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.pretrain import main
-from raybge.training.tasks.pretraining import PreTraining
+from raybge.training.tasks.spec import PretrainSpec
 
 ROWS, UPDATES = 22, 8  # two epochs of four steps
 
@@ -33,8 +34,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict:
-    """Texts of uneven lengths; no dropout, so that runs on different numbers of workers can be compared."""
-    folder = tmp_path_factory.mktemp("given")
+    """Texts of different lengths; no dropout, so that runs on different numbers of workers can be compared."""
+    folder = tmp_path_factory.mktemp("inputs")
     random = np.random.default_rng(1)
     texts = [" ".join(random.choice(WORDS[:-1], random.integers(1, 40))) for _ in range(ROWS)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -44,7 +45,7 @@ def flags(tmp_path_factory) -> dict:
         global_batch_size=6,
         max_seq_length=24,
         learning_rate=0.2,
-        optim="sgd",  # Adam would make steps of the noise in gradients that are zero, such as those of a key's bias
+        optim="sgd",  # Adam turns the noise of zero gradients, such as those of a key's bias, into steps
         num_train_epochs=2,
         logging_steps=1,
         cpus_per_worker=1,
@@ -54,9 +55,9 @@ def flags(tmp_path_factory) -> dict:
 
 
 def masked_model(folder: Path, **more) -> str:
-    made = make_tiny(folder, dropout=0.0, head=True, words=[*WORDS, "[MASK]"], **more)
-    configure_tokenizer(made, mask_token="[MASK]")
-    return made
+    path = make_tiny(folder, dropout=0.0, head=True, words=[*WORDS, "[MASK]"], **more)
+    configure_tokenizer(path, mask_token="[MASK]")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def losses(output: Path) -> list[float]:
     return [e["loss"] for e in json.loads((output / "trainer_state.json").read_text())["log_history"] if "loss" in e]
 
 
-def test_two_workers_train_what_one_does(flags, runs):
+def test_two_workers_train_like_one(flags, runs):
     one, two = (load_file(runs[workers] / "encoder_model" / "model.safetensors") for workers in (1, 2))
     begin = load_file(Path(flags["model_name_or_path"]) / "model.safetensors")
     for name, value in one.items():
@@ -84,15 +85,15 @@ def test_two_workers_train_what_one_does(flags, runs):
     assert np.mean(losses(runs[1])[-2:]) < losses(runs[1])[0]
 
 
-def test_what_was_stopped_goes_on_with_its_decoder(flags, runs, tmp_path, capfd):
-    """Stopped after half of it and continued: head, decoder and optimizer come from the checkpoint."""
-    given = dict(flags, output_dir=str(tmp_path / "out"), num_workers="1")
+def test_a_resumed_run_continues_with_its_decoder(flags, runs, tmp_path, capfd):
+    """Stopped half-way and resumed: head, decoder and optimizer come from the checkpoint."""
+    run_flags = dict(flags, output_dir=str(tmp_path / "out"), num_workers="1")
     schedule = dict(lr_scheduler_type="constant")
-    pretrain_retromae(**{**given, **schedule, "max_steps": 3})
+    pretrain_retromae(**{**run_flags, **schedule, "max_steps": 3})
     (tmp_path / "out" / "train_results.json").unlink()
-    pretrain_retromae(**given, **schedule, resume=True)
+    pretrain_retromae(**run_flags, **schedule, resume=True)
     assert "continues from" in capfd.readouterr().out
-    pretrain_retromae(**{**given, **schedule, "output_dir": str(tmp_path / "whole")})
+    pretrain_retromae(**{**run_flags, **schedule, "output_dir": str(tmp_path / "whole")})
     ours, theirs = (load_file(tmp_path / n / "encoder_model" / "model.safetensors") for n in ("out", "whole"))
     assert all(torch.allclose(value, theirs[name], atol=1e-6) for name, value in ours.items())
     last = tmp_path / "out" / f"checkpoint-{UPDATES}"
@@ -100,7 +101,7 @@ def test_what_was_stopped_goes_on_with_its_decoder(flags, runs, tmp_path, capfd)
     assert not (tmp_path / "out" / "encoder_model" / "pretraining.safetensors").exists()
 
 
-def test_the_encoder_opens_everywhere(runs, flags):
+def test_the_encoder_opens_in_other_libraries(runs, flags):
     import transformers
     from sentence_transformers import SentenceTransformer
 
@@ -118,92 +119,93 @@ def test_the_encoder_opens_everywhere(runs, flags):
     assert "pre-trained for retrieval" in card and "RetroMAE" in card
 
 
-def test_its_report_speaks_of_texts(runs):
+def test_the_report_counts_texts(runs):
     text = (runs[1] / "report.html").read_text()
     assert "texts a second" in text and "groups" not in text
     assert "pretrain_method" in text and "dupmae" in text
 
 
-def test_the_plan_says_what_is_trained(flags, tmp_path, capfd):
-    given = {**flags, "num_workers": "1", "dry_run": True, "output_dir": str(tmp_path / "out")}
-    pretrain_retromae(**given)
-    said = capfd.readouterr().out
-    assert "22 texts an epoch" in said and "4 steps an epoch of 6 texts; DupMAE, 30% of the words hidden" in said
+def test_the_plan_describes_method_and_model(flags, tmp_path, capfd):
+    run_flags = {**flags, "num_workers": "1", "dry_run": True, "output_dir": str(tmp_path / "out")}
+    pretrain_retromae(**run_flags)
+    plan = capfd.readouterr().out
+    assert "22 texts an epoch" in plan and "4 steps an epoch of 6 texts; DupMAE, 30% of the words masked" in plan
     embedding = make_tiny(tmp_path / "embedding", words=[*WORDS, "[MASK]"])
     configure_tokenizer(embedding, mask_token="[MASK]")
-    pretrain_retromae(**{**given, "model_name_or_path": embedding})
-    assert "no language-modelling head: it gets a fresh one, tied to its embeddings" in capfd.readouterr().out
+    pretrain_retromae(**{**run_flags, "model_name_or_path": embedding})
+    assert "no language-modelling head: it gets a new one, tied to its embeddings" in capfd.readouterr().out
 
 
-def argv(given: dict) -> list[str]:
+def argv(flags: dict) -> list[str]:
     words = []
-    for name, value in given.items():
+    for name, value in flags.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return words
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "message"),
     [
         ({"model_name_or_path": None}, "missing: --model_name_or_path, or --config_name and --tokenizer_name"),
         ({"encoder_mlm_probability": 1.5}, "--encoder_mlm_probability must be above 0 and below 1, found 1.5"),
         ({"max_seq_length": 2}, "--max_seq_length must be at least 3"),
         ({"pretrain_method": "retro"}, "--pretrain_method"),
         ({"bow_loss_weight": 0}, "--bow_loss_weight must be above 0"),
-        ({"eval_strategy": "steps"}, "--eval_strategy: a pre-trained encoder is measured once it is fine-tuned"),
+        ({"eval_strategy": "steps"}, "--eval_strategy: a pre-trained encoder is evaluated after fine-tuning"),
         ({"global_batch_size": 0}, "--global_batch_size must be at least 1"),
         ({"encoder_mlm_prob": 0.3}, "encoder_mlm_prob"),
     ],
 )
-def test_wrong_flags_are_named(flags, tmp_path, capfd, changed, says):
-    given = {**flags, "output_dir": str(tmp_path / "out"), **changed}
-    assert main(argv({name: value for name, value in given.items() if value is not None})) == 2
-    assert says in capfd.readouterr().err
+def test_wrong_flags_are_named(flags, tmp_path, capfd, changed, message):
+    run_flags = {**flags, "output_dir": str(tmp_path / "out"), **changed}
+    assert main(argv({name: value for name, value in run_flags.items() if value is not None})) == 2
+    assert message in capfd.readouterr().err
 
 
 def test_a_row_without_text_and_a_tokenizer_without_mask_are_named(flags, tmp_path, capfd):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a lane"}\n{"text": "  "}\n{"texts": "a row"}\n')
-    given = {**flags, "output_dir": str(tmp_path / "out"), "num_workers": 1}
-    assert main(argv({**given, "train_data": [str(path)]})) == 2
-    said = capfd.readouterr().err
-    assert "texts.jsonl:2" in said and "texts.jsonl:3" in said
-    assert main(argv({**given, "model_name_or_path": make_tiny(tmp_path / "plain", head=True)})) == 2
+    run_flags = {**flags, "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    assert main(argv({**run_flags, "train_data": [str(path)]})) == 2
+    message = capfd.readouterr().err
+    assert "texts.jsonl:2" in message and "texts.jsonl:3" in message
+    assert main(argv({**run_flags, "model_name_or_path": make_tiny(tmp_path / "plain", head=True)})) == 2
     assert "has no mask token" in capfd.readouterr().err
 
 
-def test_a_new_head_knows_the_words_from_the_start(flags, tmp_path):
-    """By the first step's loss, encoder's and decoder's together: better than a guess between two words."""
+def test_a_new_head_starts_with_the_frequency_of_words(flags, tmp_path):
+    """The first step's loss, encoder's and decoder's together, is below that of a guess between two words."""
     random = np.random.default_rng(1)
     rows = [{"text": " ".join(random.choice(["lane", "row"], 12, p=[0.98, 0.02]))} for _ in range(200)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {**flags, "train_data": [str(tmp_path / "texts.jsonl")], "num_workers": "1", "max_steps": 1}
-    folder = given.pop("model_name_or_path")
-    given |= {"pretrain_method": "retromae", "save_strategy": "no", "config_name": folder, "tokenizer_name": folder}
-    pretrain_retromae(**given, output_dir=str(tmp_path / "out"))
+    run_flags = {**flags, "train_data": [str(tmp_path / "texts.jsonl")], "num_workers": "1", "max_steps": 1}
+    folder = run_flags.pop("model_name_or_path")
+    run_flags |= {"pretrain_method": "retromae", "save_strategy": "no", "config_name": folder, "tokenizer_name": folder}
+    pretrain_retromae(**run_flags, output_dir=str(tmp_path / "out"))
     assert losses(tmp_path / "out")[0] < 2 * np.log(2)
 
 
-def test_only_a_head_that_is_new_has_its_words_from_the_texts(flags, tmp_path):
-    """It is new where all is, and where the model came without one."""
+def test_only_a_new_head_counts_words_of_the_texts(flags, tmp_path):
+    """The head is new if the model is, or if the model has none."""
     (tmp_path / "texts.jsonl").write_text('{"text": "lane lane row"}\n' * 20)
     rows = survey(list_files(str(tmp_path / "texts.jsonl"), "--train_data"), 100, parse_passage)
-    kept = flags["model_name_or_path"]
+    with_head = flags["model_name_or_path"]
     bare = make_tiny(tmp_path / "bare", words=[*WORDS, "[MASK]"])
     configure_tokenizer(bare, mask_token="[MASK]")
-    given = [
-        {"model_name_or_path": kept},
+    models = [
+        {"model_name_or_path": with_head},
         {"model_name_or_path": bare},
-        {"config_name": kept, "tokenizer_name": kept},
+        {"config_name": with_head, "tokenizer_name": with_head},
     ]
     biases = []
-    for names in given:
-        arguments = build(PretrainOptions, {**names, "train_data": ["d"], "output_dir": "o"})
-        learner = PreTraining.of(arguments, rows).learner(SimpleNamespace(device="cpu"))
-        biases.append(learner.model.head.get_output_embeddings().bias.detach())
-    own = load_file(Path(kept) / "model.safetensors")["cls.predictions.bias"]
+    for names in models:
+        options = build_options(PretrainOptions, {**names, "train_data": ["d"], "output_dir": "o"})
+        task = PretrainSpec.from_options(options).task(rows, build_data_sets(rows, 100))
+        components = task.build(SimpleNamespace(device="cpu"))
+        biases.append(components.model.head.get_output_embeddings().bias.detach())
+    own = load_file(Path(with_head) / "model.safetensors")["cls.predictions.bias"]
     assert torch.equal(biases[0], own)
-    tokenizer = learner.encoder.tokenizer
+    tokenizer = components.encoder.tokenizer
     lane, row, other = (tokenizer.convert_tokens_to_ids(word) for word in ("lane", "row", "block"))
     for bias in biases[1:]:
         share = bias.exp().numpy()
@@ -215,12 +217,10 @@ OWN = ("max_seq_length", "encoder_mlm_probability", "decoder_mlm_probability", "
 
 
 @pytest.mark.parametrize("name", [*OWN, "config_name", "tokenizer_name", "cache_dir", "token", "trust_remote_code"])
-def test_every_flag_of_its_own_changes_what_a_worker_is_told(tmp_path, name):
-    (tmp_path / "texts.jsonl").write_text('{"text": "a lane"}\n')
-    rows = survey(list_files(str(tmp_path / "texts.jsonl"), "--train_data"), 100, parse_passage)
+def test_every_flag_of_its_own_changes_the_spec(name):
     other = {"pretrain_method": "dupmae", "max_seq_length": 7, "trust_remote_code": True}
-    plain = build(PretrainOptions, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
-    kind = declared(PretrainOptions)[name].kind
+    plain = build_options(PretrainOptions, {"model_name_or_path": "m", "train_data": ["d"], "output_dir": "o"})
+    kind = declared_flags(PretrainOptions)[name].kind
     changed = replace(plain, **{name: other.get(name, 0.25 if kind == "float" else "other")})
-    told, again, other = (repr(PreTraining.of(arguments, rows)) for arguments in (plain, replace(plain), changed))
-    assert told == again and told != other
+    specs = [PretrainSpec.from_options(options) for options in (plain, replace(plain), changed)]
+    assert specs[0] == specs[1] != specs[2]

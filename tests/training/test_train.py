@@ -1,4 +1,4 @@
-"""Training on real Ray Train workers: the order, the objective, the result, and what stops it."""
+"""Training on real Ray Train workers: order, objective, result, and errors."""
 
 import gzip
 import json
@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import ray
 from tiny import make_tiny
 
 from raybge.data.collate import GroupTokenizer
-from raybge.data.datasets import arrange
+from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.prompts import Instructions
@@ -23,10 +22,8 @@ from raybge.data.source_files import list_files
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
 from raybge.data.tokenize import TextTokenizer
-from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
 from raybge.train import finetune, main
-from raybge.training.tasks.finetuning import FineTuning
 
 WORDS = [
     "what",
@@ -71,12 +68,12 @@ def group(i: int) -> dict:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder with a plain and a packed file, 50 groups in all."""
+    """A folder with a plain and a compressed file, 50 groups in all."""
     folder = tmp_path_factory.mktemp("data")
     lines = [json.dumps(group(i)) + "\n" for i in range(ROWS)]
     (folder / "a.jsonl").write_text("".join(lines[:30]))
-    with gzip.open(folder / "b.jsonl.gz", "wt") as packed:
-        packed.writelines(lines[30:])
+    with gzip.open(folder / "b.jsonl.gz", "wt") as compressed:
+        compressed.writelines(lines[30:])
     return folder
 
 
@@ -98,15 +95,15 @@ def cluster():
 
 
 def read_shares(config: dict) -> None:
-    """A Train worker that reads its steps as training does, as one of as many workers as are asked for, in turn."""
+    """Read the steps of this Train worker as training does, for each reading with its number of workers."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
     for name, parts, world, start in config["readings"]:
         if rank < world:
             stream = StepStream(*parts, rank, world, 1, start_step=start)
-            seen = [item["batch"].rows for item in stream]
-            (config["folder"] / f"{name}-{rank}.json").write_text(json.dumps(seen))
+            rows = [item["batch"].rows for item in stream]
+            (config["folder"] / f"{name}-{rank}.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture(scope="module")
@@ -115,30 +112,30 @@ def parts(data, tiny, tmp_path_factory):
     from transformers import AutoTokenizer
 
     files = transcode(list_files(str(data), "--train_data"), str(tmp_path_factory.mktemp("plain")))
-    found = survey(files, 256, parse_group)
-    assert len(found.blocks) > 10
+    rows = survey(files, 256, parse_group)
+    assert len(rows.blocks) > 10
     texts = TextTokenizer(AutoTokenizer.from_pretrained(tiny), Instructions(), 8, 12)
     tokenizer = GroupTokenizer(texts, 3, seed=1)
-    return found, Order(found.rows, BATCH, seed=1), tokenizer
+    return rows, Order(rows.rows, BATCH, seed=1), tokenizer
 
 
 @pytest.fixture(scope="module")
-def apart(parts):
+def separate(parts):
     """The same in steps of one data set each: 30 and 20 rows."""
-    found, _, tokenizer = parts
-    order = Order(found.rows, BATCH, 1, False, arrange(found, 10**8, together=True).mixture)
-    return found, order, tokenizer
+    rows, _, tokenizer = parts
+    order = Order(rows.rows, BATCH, 1, False, build_data_sets(rows, 10**8, together=True).mixture)
+    return rows, order, tokenizer
 
 
 @pytest.fixture(scope="module")
-def global_batches(parts, apart, tmp_path_factory) -> dict[str, list[list[tuple[int, int]]]]:
+def global_batches(parts, separate, tmp_path_factory) -> dict[str, list[list[tuple[int, int]]]]:
     """The rows of each step, by reading: 1 to 4 workers, and from the middle."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     readings = [(f"{world}", parts, world, 0) for world in (1, 2, 3, 4)]
     readings += [("middle", parts, 3, 5)]
-    readings += [("apart 1", apart, 1, 0), ("apart 3", apart, 3, 0), ("apart middle", apart, 3, 4)]
+    readings += [("separate 1", separate, 1, 0), ("separate 3", separate, 3, 0), ("separate middle", separate, 3, 4)]
     folder = tmp_path_factory.mktemp("read")
     DataParallelTrainer(
         read_shares,
@@ -146,29 +143,29 @@ def global_batches(parts, apart, tmp_path_factory) -> dict[str, list[list[tuple[
         scaling_config=ScalingConfig(num_workers=4, resources_per_worker={"CPU": 0.5}),
         run_config=RunConfig(storage_path=str(folder / "ray"), name="read"),
     ).fit()
-    found = {}
+    steps = {}
     for name, _, world, _ in readings:
         shares = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(world)]
-        found[name] = [[tuple(row) for share in step for row in share] for step in zip(*shares, strict=True)]
-    return found
+        steps[name] = [[tuple(row) for share in step for row in share] for step in zip(*shares, strict=True)]
+    return steps
 
 
-def test_batches_of_one_data_set_are_the_same_for_any_number_of_workers(apart, global_batches):
-    """`--same_dataset_within_batch`: 30 and 20 rows in steps of 6, all of a step of one file."""
-    _, order, _ = apart
-    alone = global_batches["apart 1"]
+def test_batches_of_one_data_set_are_the_same_for_any_number_of_workers(separate, global_batches):
+    """`--same_dataset_within_batch`: 30 and 20 rows in steps of 6, all rows of a step from one file."""
+    _, order, _ = separate
+    alone = global_batches["separate 1"]
     assert [len(step) for step in alone] == [order.size(0, step) for step in range(9)]
     assert sorted(len(step) for step in alone) == [2] + [6] * 8
     assert all(len({file for file, _ in step}) == 1 for step in alone)
     assert len({row for step in alone for row in step}) == ROWS
-    assert global_batches["apart 3"] == alone
-    assert global_batches["apart middle"] == alone[4:]
+    assert global_batches["separate 3"] == alone
+    assert global_batches["separate middle"] == alone[4:]
 
 
 def test_global_batches_are_the_same_for_any_number_of_workers(global_batches):
     alone = global_batches["1"]
-    seen = [row for step in alone for row in step]
-    assert len(seen) == len(set(seen)) == ROWS
+    rows = [row for step in alone for row in step]
+    assert len(rows) == len(set(rows)) == ROWS
     assert [len(step) for step in alone] == [6] * 8 + [2]
     assert global_batches["2"] == global_batches["3"] == global_batches["4"] == alone
     assert global_batches["middle"] == alone[5:]
@@ -210,17 +207,17 @@ def runs(data, tiny, tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name for name in ("one", "three")}
 
 
-def test_three_workers_train_as_one_does(runs):
-    """The loss of every step, the last of each epoch (two rows, one worker without any) included."""
+def test_three_workers_train_like_one(runs):
+    """The loss of every step, including the last of each epoch: two rows, so one worker has none."""
     one, three = losses(runs["one"]), losses(runs["three"])
     assert len(one) == len(three) == STEPS
     assert three == pytest.approx(one, abs=1e-4)
     assert np.mean(one[-6:]) < 0.8 * np.mean(one[:6])
     ours, theirs = (Encoder(str(runs[name])).encode(["what is a lane", "sort by length"]) for name in ("one", "three"))
-    np.testing.assert_allclose(theirs, ours, atol=2e-3)  # Adam makes steps of the noise where a gradient is zero
+    np.testing.assert_allclose(theirs, ours, atol=2e-3)  # Adam turns the noise of zero gradients into steps
 
 
-def test_the_folder_of_a_run(runs):
+def test_the_output_folder_of_a_run(runs):
     folder = runs["one"]
     results = json.loads((folder / "train_results.json").read_text())
     assert results["steps"] == STEPS
@@ -233,8 +230,8 @@ def test_the_folder_of_a_run(runs):
     assert oct((folder / "model.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~umask())
 
 
-def test_the_report_of_a_run(runs, data):
-    """What each run has measured of itself: every step, in whichever number of workers."""
+def test_the_report_of_a_run_has_every_step(runs, data):
+    """For any number of workers."""
     for name, workers in (("one", "1 worker<"), ("three", "3 workers<")):
         page = (runs[name] / "report.html").read_text()
         assert f"{STEPS} steps" in page and workers in page
@@ -244,8 +241,8 @@ def test_the_report_of_a_run(runs, data):
         assert "no loss that is a number" not in page
         assert all(file in page for file in ("a.jsonl", "b.jsonl.gz"))
     first, last = losses(runs["one"])[0], losses(runs["one"])[-1]
-    said = re.search(r'aria-label="loss: from (\S+) to (\S+) over', (runs["one"] / "report.html").read_text())
-    assert [float(value) for value in said.groups()] == pytest.approx([first, last], rel=1e-3)
+    shown = re.search(r'aria-label="loss: from (\S+) to (\S+) over', (runs["one"] / "report.html").read_text())
+    assert [float(value) for value in shown.groups()] == pytest.approx([first, last], rel=1e-3)
 
 
 def umask() -> int:
@@ -264,10 +261,8 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
     assert np.abs(ours - before).max() > 1e-2
 
 
-def test_adapters_of_a_decoder(data, tmp_path):
-    """On two workers, each of which waits for the gradient of every adapter; merged at the end (test_lora.py has the
-    adapters by themselves).
-    """
+def test_adapters_of_a_decoder_are_trained_and_merged(data, tmp_path):
+    """On two workers, which require a gradient of every adapter; model/test_lora.py tests the adapters themselves."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     pytest.importorskip("peft")
     base = make_tiny(tmp_path / "base", "qwen3")
@@ -282,10 +277,10 @@ def test_adapters_of_a_decoder(data, tmp_path):
     assert np.abs(ours - Encoder(base).encode_corpus(texts)).max() > 1e-2
 
 
-# --- what stops it ----------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def stopped(capfd, flags: dict, code: int = 2) -> str:
+def error_message(capfd, flags: dict, code: int = 2) -> str:
     argv = []
     for name, value in flags.items():
         argv += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
@@ -296,7 +291,7 @@ def stopped(capfd, flags: dict, code: int = 2) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("not json", "bad.jsonl:2: the row must be a JSON object"),
         ('["a list"]', "bad.jsonl:2: the row must be a JSON object, found a list"),
@@ -306,16 +301,15 @@ def stopped(capfd, flags: dict, code: int = 2) -> str:
         ('{"query": " ", "pos": ["p"]}', 'bad.jsonl:2: "query" must be a non-empty string'),
     ],
 )
-def test_bad_rows_are_named_and_the_output_is_left_alone(capfd, tiny, tmp_path, line, says):
+def test_bad_rows_are_named_and_the_output_stays(capfd, tiny, tmp_path, line, message):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": "q", "pos": ["p"]}\n' + line + "\n")
     output = tmp_path / "out"
     output.mkdir()
-    (output / "precious").write_text("kept")
-    message = stopped(capfd, flags_of(tiny, bad, output, overwrite_output_dir=True))
-    assert says in message
-    assert (output / "precious").read_text() == "kept"
-    assert [p.name for p in output.iterdir() if not p.name.startswith(".")] == ["precious"]
+    (output / "notes").write_text("text")
+    assert message in error_message(capfd, flags_of(tiny, bad, output, overwrite_output_dir=True))
+    assert (output / "notes").read_text() == "text"
+    assert [p.name for p in output.iterdir() if not p.name.startswith(".")] == ["notes"]
 
 
 def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
@@ -325,11 +319,10 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     finetune(**flags)
     shown = capfd.readouterr().out
     assert "skipped 1 rows" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows is kept
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows
 
 
-def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
-    """What each of them changes, as the plan of a run shows it."""
+def test_the_plan_shows_what_flags_of_data_sets_change(capfd, tiny, tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     for name, rows in (("a", 20), ("b", 3), ("c_no_in_batch_neg", 4)):
@@ -355,7 +348,7 @@ def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"train_data": "nowhere.jsonl"}, "--train_data"),
         ({"dataset_weights": "a=b"}, "--dataset_weights a=b: expected NAME=WEIGHT"),
@@ -375,40 +368,33 @@ def test_flags_of_data_sets_are_said(capfd, tiny, tmp_path):
         ({"learning_rat": 1e-5}, "did you mean --learning_rate?"),
         ({"warmup_ratio": 0.1, "warmup_steps": 5}, "--warmup_ratio"),
         ({"seed": -1}, "--seed"),
-        ({"lora_rank": 8}, "it needs --use_lora"),
-        ({"save_merged_lora_model": True}, "it needs --use_lora"),
+        ({"lora_rank": 8}, "--lora_rank requires --use_lora"),
+        ({"save_merged_lora_model": True}, "requires --use_lora"),
         ({"use_lora": True, "lora_rank": 0}, "--lora_rank must be at least 1"),
         ({"use_lora": True, "fix_position_embedding": True}, "--fix_position_embedding"),
         ({"use_lora": True, "config_name": "other"}, "--config_name"),
     ],
 )
-def test_flags_that_cannot_be_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, says):
+def test_wrong_flags_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    assert says in stopped(capfd, flags_of(tiny, data, tmp_path / "out", **flags))
+    assert message in error_message(capfd, flags_of(tiny, data, tmp_path / "out", **flags))
 
 
-def test_an_output_folder_that_is_not_empty_is_kept(capfd, tiny, data, tmp_path):
+def test_an_output_folder_that_is_not_empty_stays(capfd, tiny, data, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").touch()
-    assert "--overwrite_output_dir" in stopped(capfd, flags_of(tiny, data, tmp_path / "out"))
+    (tmp_path / "out" / "notes").touch()
+    assert "--overwrite_output_dir" in error_message(capfd, flags_of(tiny, data, tmp_path / "out"))
 
 
-def test_what_goes_wrong_in_a_worker_is_one_message(capfd, tiny, data, tmp_path):
-    """An optimiser that does not exist is known only to transformers, inside the worker. It is not tried again."""
-    message = stopped(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense", max_failures=-1))
+def test_a_users_error_in_a_worker_is_one_message_without_restarts(capfd, tiny, data, tmp_path):
+    """Only transformers, inside of the worker, can tell that an optimiser does not exist."""
+    message = error_message(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense", max_failures=-1))
     assert "nonsense" in message and message.count("\n") < 12
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_schedule_is_the_one_that_is_asked_for(runs):
-    """A schedule that transformers documents: linear to 0."""
+def test_the_learning_rate_falls_linearly_to_zero(runs):
+    """The schedule that transformers documents as its default."""
     history = json.loads((runs["one"] / "trainer_state.json").read_text())["log_history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
     assert rates == pytest.approx([RATE * (STEPS - step) / STEPS for step in range(STEPS)], abs=1e-9)
-
-
-def test_lengths_are_cut_to_what_the_model_holds(tiny):
-    lengths = dict(query_max_len=8, passage_max_len=999)
-    config = FineTuning({"model_name_or_path": tiny}, lengths, dict(group_size=2, seed=1), Objective(0.1))
-    made = config.learner(SimpleNamespace(device="cpu", torch_compile=False)).tokenizer.texts
-    assert (made.query_max_len, made.passage_max_len) == (8, 32)

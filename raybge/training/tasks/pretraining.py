@@ -45,7 +45,7 @@ class PretrainTask:
             decoder_mlm_probability=spec.decoder_mlm_probability,
         )
         if fresh_head:
-            model.expect(masker.count(self.texts, model.vocabulary))
+            model.init_output_bias(masker.count(self.texts, model.vocabulary))
         model.to(args.device).prepare_for_training()
         return TaskComponents(model, backbone, masker, PretrainedEncoder(model, tokenizer, length))
 
