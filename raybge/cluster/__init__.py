@@ -1,0 +1,1 @@
+"""Ray clusters: connection, resources, process groups, calls and shared files."""

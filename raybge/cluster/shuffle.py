@@ -1,4 +1,4 @@
-"""Values that belong together by a hash meet in one Ray task, wherever they come from, and what is found goes back.
+"""Hash-partitioned shuffle across Ray tasks, with a result for each group of inputs.
 
 No process sees more than one group of inputs or one part of the hashes, and the driver only references.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from raybge.cluster.remote_calls import unwrap_user_errors
 
-GROUPS = 256  # groups of inputs, and so values that one task gets, at most
+GROUPS = 256  # most groups of inputs, and so most values that one task receives
 PARTS = 64
 
 
@@ -21,12 +21,18 @@ def exchange(
     meet: Callable[[list[Any]], list[Any]],
     join: Callable[[Any, Any, list[Any]], Any],
 ) -> list[Any]:
-    """One result a group, in order.
+    """Split groups into parts, process each part of all groups in one task, and join each group's results.
 
     Args:
-        split: called as split(group, parts); what the group keeps to itself, and a value for each part.
-        meet: from one part's values of all groups, in order, makes a value for each group.
-        join: called as join(group, what it kept, its values of all parts); small, since the driver holds it.
+        groups: inputs, one task each.
+        parts: number of parts, one task each.
+        split: called as split(group, parts); returns a value that stays with the group, and one value per part.
+        meet: called with one part's values of all groups, in order; returns one value per group.
+        join: called as join(group, the value that stayed, its values of all parts); its result should be small, since
+            the driver holds it.
+
+    Returns:
+        One result per group, in order.
     """
     import ray
 
@@ -34,33 +40,33 @@ def exchange(
         return ray.remote(function).options(num_returns=returns).remote
 
     with unwrap_user_errors():
-        # several results of a task are several objects: each goes to the one task that wants it
+        # Several results of a task are several objects: each is transferred only to the task that needs it.
         splits = [task(_split, parts + 1)(split, group, parts) for group in groups]
-        met = [task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)]
+        exchanged = [task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)]
         if len(groups) == 1:
-            met = [[each] for each in met]
+            exchanged = [[each] for each in exchanged]
         joins = [
-            task(_join, 1)(join, group, kept[0], *values)
-            for group, kept, values in zip(groups, splits, zip(*met, strict=True), strict=True)
+            task(_join, 1)(join, group, stays[0], *values)
+            for group, stays, values in zip(groups, splits, zip(*exchanged, strict=True), strict=True)
         ]
         return list(ray.get(joins))
 
 
 def in_groups(items: Sequence[Any], least: int) -> list[Sequence[Any]]:
-    """Consecutive items in groups of at least `least`, at most GROUPS of them."""
+    """Split items into at most GROUPS groups of consecutive items, of at least `least` each."""
     size = max(least, -(-len(items) // GROUPS))
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _split(split: Callable[..., Any], group: Any, parts: int) -> list[Any]:
-    kept, values = split(group, parts)
-    return [kept, *values]
+    stays, values = split(group, parts)
+    return [stays, *values]
 
 
 def _meet(meet: Callable[..., Any], *values: Any) -> Any:
-    found = meet(list(values))
-    return found[0] if len(found) == 1 else found
+    results = meet(list(values))
+    return results[0] if len(results) == 1 else results
 
 
-def _join(join: Callable[..., Any], group: Any, kept: Any, *values: Any) -> Any:
-    return join(group, kept, list(values))
+def _join(join: Callable[..., Any], group: Any, stays: Any, *values: Any) -> Any:
+    return join(group, stays, list(values))

@@ -1,0 +1,1 @@
+"""Training rows and other input files: reading, checking, ordering, sampling and tokenizing them."""

@@ -21,7 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from raybge.util.atomic_write import atomic_stream
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
 STDLIB = "stdlib"
 PACKAGES = ("numpy", "torch", "pandas", "pyarrow", "ray", "transformers", STDLIB)
@@ -239,11 +241,9 @@ def row(doc: Doc) -> dict[str, object]:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, object]]) -> None:
     """Write rows as JSON lines; the file appears under its name when it is complete."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8", newline="\n") as out:
+    with atomic_stream(*filesystem(str(path))) as out:
         for each in rows:
-            out.write(json.dumps(each, ensure_ascii=False) + "\n")
-    os.replace(aside, path)
+            out.write(f"{json.dumps(each, ensure_ascii=False)}\n".encode())
 
 
 def _spelled(words: Sequence[str]) -> re.Pattern[str]:

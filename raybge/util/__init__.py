@@ -1,0 +1,1 @@
+"""Helpers without knowledge of the domain: errors, redaction, retries, file systems, atomic writes, digests."""

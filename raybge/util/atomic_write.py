@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Files and folders that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import posixpath
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,80 +22,134 @@ COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 def exists(path: str, flag: str) -> bool:
-    """Whether there is a file at a path or URI; UserError naming `flag` for a folder."""
+    """Return True if there is a file at a path or URI.
+
+    Raises:
+        UserError: naming `flag`: it is a folder, or cannot be reached.
+    """
     try:
         store, place = filesystem(path)
         info = store.get_file_info(place)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{flag}: {path} cannot be written ({error})") from error
     if info.type == pafs.FileType.Directory:
-        raise UserError(f"{flag}: {path} is a folder, expected a file's name")
+        raise UserError(f"{flag}: {path} is a folder, expected the name of a file")
     return bool(info.type != pafs.FileType.NotFound)
 
 
 @contextmanager
-def open_atomic(path: str, flag: str) -> Iterator[pa.NativeFile]:
-    """A stream into `path` (or URI), compressed as its ending says; missing folders are made.
+def atomic_stream(store: pafs.FileSystem, place: str) -> Iterator[pa.NativeFile]:
+    """Open a stream to a file that appears at the end of the block; several processes may write the same file.
 
-    What is written lies beside it as `path.part-HOST-PID` and gets its name when the block ends without an error;
-    else it is removed, or if the process is killed, when the file is next written. UserError naming `flag` where
-    nothing can be written.
+    For files whose name is a digest of their content: the last process to finish replaces equal bytes.
+
+    Args:
+        store: file system of the file.
+        place: path within it; missing folders are created.
+
+    Yields:
+        The stream. If the block raises, what was written is deleted.
+    """
+    store.create_dir(posixpath.dirname(place), recursive=True)
+    partial = f"{place}.{uuid.uuid4().hex}.tmp"
+    with _moved_when_complete(store, partial, place):
+        with store.open_output_stream(partial, compression=None) as stream:
+            yield stream
+
+
+@contextmanager
+def open_atomic(path: str, flag: str) -> Iterator[pa.NativeFile]:
+    """Open a stream to an output file, which appears at the end of the block; its ending selects the compression.
+
+    The partial file is `path.part-HOST-PID`. If the block raises, it is deleted; if the process is killed, the next
+    process that writes the same output deletes it.
+
+    Args:
+        path: path or URI; missing folders are created.
+        flag: flag that an error message names.
+
+    Yields:
+        The stream.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     try:
         store, place = filesystem(path)
-        aside = f"{place}.part-{platform.node()}-{os.getpid()}"
+        partial = _partial_name(place)
         if isinstance(store, pafs.LocalFileSystem):
-            _discard_left_over(Path(place))
+            _delete_leftovers(Path(place))
         store.create_dir(posixpath.dirname(place), recursive=True)
         compression = COMPRESSION.get(os.path.splitext(place)[1])
-        stream = store.open_output_stream(aside, compression=compression)
+        stream = store.open_output_stream(partial, compression=compression)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{flag}: {path} cannot be written ({error})") from error
-    try:
-        with stream:
-            yield stream
-        store.move(aside, place)
-    except BaseException:
-        if store.get_file_info(aside).is_file:
-            store.delete_file(aside)
-        raise
+    with _moved_when_complete(store, partial, place), stream:
+        yield stream
 
 
 @contextmanager
 def atomic_folder(path: str, flag: str, last: str | None = None) -> Iterator[str]:
-    """A folder to write files into, as its place on the file system of `path`; the empty file `last`, where one is
-    wanted, comes last.
+    """Create a folder that is complete at the end of the block, and replaces an existing one.
 
-    A local one lies beside `path` until the block ends without an error; then it takes its name, and the place of what
-    was there. At a URI, where folders cannot be renamed, the file `last` alone says that the folder is whole. UserError
-    naming `flag` where nothing can be written.
+    A local folder gets its name at the end. At a URI, where folders cannot be renamed, only the file `last` shows that
+    the folder is complete.
+
+    Args:
+        path: path or URI of the folder.
+        flag: flag that an error message names.
+        last: name of an empty file that is written into the folder after everything else.
+
+    Yields:
+        The folder to write into, as a path within the file system of `path`.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     try:
         store, place = filesystem(path)
         place = place.rstrip("/")
         local = isinstance(store, pafs.LocalFileSystem)
-        aside = f"{place}.part-{platform.node()}-{os.getpid()}" if local else place
+        partial = _partial_name(place) if local else place
         if local:
-            _discard_left_over(Path(place))
-        if store.get_file_info(aside).type == pafs.FileType.Directory:
-            store.delete_dir(aside)
-        store.create_dir(aside, recursive=True)
+            _delete_leftovers(Path(place))
+        if store.get_file_info(partial).type == pafs.FileType.Directory:
+            store.delete_dir(partial)
+        store.create_dir(partial, recursive=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{flag}: {path} cannot be written ({error})") from error
     try:
-        yield aside
+        yield partial
         if last is not None:
-            store.open_output_stream(posixpath.join(aside, last)).close()
+            store.open_output_stream(posixpath.join(partial, last)).close()
         if local:
             shutil.rmtree(place, ignore_errors=True)
-            store.move(aside, place)
+            store.move(partial, place)
     except BaseException:
-        store.delete_dir(aside)
+        # object stores have no empty folders
+        if store.get_file_info(partial).type == pafs.FileType.Directory:
+            store.delete_dir(partial)
         raise
 
 
-def _discard_left_over(place: Path) -> None:
-    """Delete what processes of this machine left that are gone."""
+@contextmanager
+def _moved_when_complete(store: pafs.FileSystem, partial: str, place: str) -> Iterator[None]:
+    """Rename a file after the block, or delete it if the block raises."""
+    try:
+        yield
+        store.move(partial, place)
+    except BaseException:
+        if store.get_file_info(partial).is_file:
+            store.delete_file(partial)
+        raise
+
+
+def _partial_name(place: str) -> str:
+    return f"{place}.part-{platform.node()}-{os.getpid()}"
+
+
+def _delete_leftovers(place: Path) -> None:
+    """Delete partial files and folders of dead processes of this machine."""
     for path in place.parent.glob(f"{glob.escape(place.name)}.part-{glob.escape(platform.node())}-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):

@@ -1,4 +1,4 @@
-"""The one error that a person is meant to read."""
+"""UserError, the one exception whose message is meant for the person at the command line."""
 
 import re
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ _ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause"
 
 
 class UserError(Exception):
-    """Something the person can mend: a flag, a file, a row. Commands print the message alone and exit with 2.
+    """Error that the person can correct: a flag, a file, a row. Commands print its message alone and exit with 2.
 
-    What a URI in the message holds to log in with is left out of it.
+    Credentials in URIs are removed from the message.
     """
 
     def __init__(self, message: str = ""):
@@ -19,8 +19,8 @@ class UserError(Exception):
 
 
 def failure_message(error: BaseException) -> str:
-    """The type and message of what went wrong, out of what Ray wraps around it."""
-    if origin := _ORIGIN.search(str(error)):  # of a cause in one of its workers, Ray Data keeps the text alone
+    """Return type and message of the original error inside the exceptions that Ray wraps around it."""
+    if origin := _ORIGIN.search(str(error)):  # Ray Data keeps only the text of a cause in one of its workers
         return origin[1]
     for each in causes(error):
         error = each
@@ -30,8 +30,9 @@ def failure_message(error: BaseException) -> str:
 
 
 def causes(error: object) -> Iterator[BaseException]:
-    """An exception and what caused it, as Ray and Python keep it, outermost first. Each once: Ray's can be in a circle,
-    as of a run whose cluster is gone.
+    """Yield an exception and its causes, as Ray and Python record them, outermost first.
+
+    Each is yielded once: Ray's causes can form a circle, for example after the cluster is lost.
     """
     seen: list[BaseException] = []
     while isinstance(error, BaseException) and not any(error is before for before in seen):
@@ -41,5 +42,5 @@ def causes(error: object) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of another library says, without what follows its first line."""
+    """Return the first line of another library's message, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

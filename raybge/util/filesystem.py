@@ -1,25 +1,141 @@
-"""Paths and URIs: the file system that each belongs to."""
+"""Paths and URIs, and the file system of each: local paths by pyarrow, URIs by fsspec."""
+
+from __future__ import annotations
 
 import os
+import urllib.parse
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.util.errors import UserError, first_line
 
-STATE_FOLDER = ".raybge"  # in the output folder: what a run keeps for itself
+STATE_FOLDER = ".raybge"  # in the output folder: internal files of a run
+
+# Protocols that pyarrow serves itself: fsspec would only wrap it.
+_PYARROW = ("file", "hdfs", "viewfs", "mock")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of raybge that installs its package
+
+
+class StorageError(UserError, pa.ArrowInvalid):
+    """A URI that no installed package opens. Handlers of pyarrow's errors add the flag to it."""
+
+
+class _UnsupportedQuery(Exception):
+    """The query of a URI has a parameter without a counterpart in fsspec."""
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """pyarrow's file system for a path or URI, and the path within it."""
-    if "://" in path:
-        return pafs.FileSystem.from_uri(path)
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    """Return pyarrow's file system for a path or URI, and the path within it.
+
+    Local paths and `file://` get pyarrow's LocalFileSystem. Other URIs get a PyFileSystem over fsspec, with or without
+    the prefix `fsspec+`. In `s3://` and `gs://`, percent-encoded characters are decoded, and credentials and the query
+    are passed on as the options of s3fs and gcsfs:
+
+    - `s3://KEY:SECRET@bucket`: `key` and `secret`; `s3://anonymous@bucket`: `anon`.
+    - `region`: `client_kwargs["region_name"]`; `endpoint_override` and `scheme` (default: https):
+      `client_kwargs["endpoint_url"]`.
+    - `gs://anonymous@bucket`: `token="anon"`; `project_id`: `project`; `endpoint_override` and `scheme`:
+      `endpoint_url`.
+
+    pyarrow's own S3 and GCS are used if s3fs or gcsfs is not installed, or if the query has another parameter.
+
+    Raises:
+        StorageError: no installed package opens the URI; the message names the package to install.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    protocol = path.partition("://")[0]
+    if protocol in _PYARROW:
+        return _from_pyarrow(path)
+    try:
+        return _from_fsspec(path.removeprefix("fsspec+"))
+    except _UnsupportedQuery:
+        return _from_pyarrow(path)
+    except ValueError as error:
+        raise StorageError(f"{protocol}:// is no protocol that fsspec knows") from error
+    except ImportError as error:
+        if not protocol.startswith("fsspec+"):
+            try:
+                return _from_pyarrow(path)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as unknown:
+                if "query" in str(unknown):  # pyarrow knows the protocol
+                    raise
+        raise StorageError(_missing_package(protocol.removeprefix("fsspec+"), error)) from error
+
+
+def _from_pyarrow(uri: str) -> tuple[pafs.FileSystem, str]:
+    store, place = pafs.FileSystem.from_uri(uri)
+    return store, str(place)
+
+
+def _from_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
+    from fsspec.core import url_to_fs
+
+    protocol, _, rest = uri.partition("://")
+    options: dict[str, Any] = {}
+    if protocol in _EXTRAS:
+        address, _, query = rest.partition("?")
+        login, _, place = address.rpartition("@")
+        options = _OPTIONS[_EXTRAS[protocol]](login, dict(urllib.parse.parse_qsl(query)))
+        uri = f"{protocol}://{urllib.parse.unquote(place)}"
+    if protocol != "file":  # other processes write too: a cached listing would hide their files
+        options["use_listings_cache"] = False
+    store, place = url_to_fs(uri, **options)
+    return pafs.PyFileSystem(FsspecHandler(store)), str(place)
+
+
+class FsspecHandler(pafs.FSSpecHandler):
+    """pyarrow's handler with the modification time of object stores, by which changed files are recognized."""
+
+    @staticmethod
+    def _create_file_info(path: str, info: dict[str, Any]) -> pafs.FileInfo:
+        names = ("mtime", "LastModified", "last_modified", "updated")
+        modified = next((info[name] for name in names if info.get(name)), None)
+        return pafs.FSSpecHandler._create_file_info(path, {**info, "mtime": modified})
+
+
+def _s3_options(login: str, query: dict[str, str]) -> dict[str, Any]:
+    key, _, secret = (urllib.parse.unquote(part) for part in login.partition(":"))
+    options: dict[str, Any] = {"key": key, "secret": secret} if secret else {"anon": True} if key else {}
+    client = {"region_name": query.pop("region")} if "region" in query else {}
+    if endpoint := _endpoint(query):
+        client["endpoint_url"] = endpoint
+    return options | ({"client_kwargs": client} if client else {})
+
+
+def _gcs_options(login: str, query: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"token": "anon"} if login else {}
+    if "project_id" in query:
+        options["project"] = query.pop("project_id")
+    if endpoint := _endpoint(query):
+        options["endpoint_url"] = endpoint
+    return options
+
+
+def _endpoint(query: dict[str, str]) -> str | None:
+    """Take the endpoint out of the query, which has to be empty afterwards."""
+    scheme, host = query.pop("scheme", "https"), query.pop("endpoint_override", None)
+    if query:
+        raise _UnsupportedQuery
+    return host and (host if "://" in host else f"{scheme}://{host}")
+
+
+_OPTIONS = {"s3": _s3_options, "gcs": _gcs_options}
+
+
+def _missing_package(protocol: str, error: ImportError) -> str:
+    if protocol in _EXTRAS:
+        return f"{protocol}:// needs another package: pip install 'raybge[{_EXTRAS[protocol]}]'"
+    return f"{protocol}:// needs another package: {first_line(error)}"
 
 
 def is_local(path: str, flag: str) -> bool:
-    """Whether a path or URI means a folder of this machine. UserError naming `flag` for a URI that pyarrow does not
-    know.
+    """Return True if a path or URI is in a file system of this machine.
+
+    Raises:
+        UserError: naming `flag`: no installed package opens the URI.
     """
     try:
         return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)
@@ -28,6 +144,6 @@ def is_local(path: str, flag: str) -> bool:
 
 
 def append_to_path(path: str, ending: str) -> str:
-    """A path, or URI, with something at its end; a URI's query (region, endpoint) stays behind it."""
+    """Append text to a path or URI; the query of a URI (region, endpoint) stays behind it."""
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     return f"{head.rstrip('/')}{ending}{mark}{query}"

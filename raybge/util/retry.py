@@ -1,4 +1,4 @@
-"""Disks and stores that fail now and then: a few tries, further and further apart, before a person is asked."""
+"""Retries of disk and object store operations that fail now and then, with growing pauses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raybge.util.errors import UserError, first_line
 
 Result = TypeVar("Result")
 
-WAITS = (1, 2, 4, 8, 15, 30)  # seconds between tries: a minute in all
-QUICK = 3  # of them, where a person waits for the command to start
+WAITS = (1, 2, 4, 8, 15, 30)  # seconds between tries: one minute in total
+QUICK = 3  # number of these pauses while a person waits for the command to start
 
-# What waiting does not mend.
+# Errors that no retry corrects.
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -29,26 +29,35 @@ _FINAL = (
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def with_retries(action: Callable[[], Result], says: str, waits: Sequence[float] | None = None) -> Result:
-    """What `action` returns, called again where a disk or a store refuses.
+def with_retries(action: Callable[[], Result], message: str, waits: Sequence[float] | None = None) -> Result:
+    """Call `action` until no disk or store error occurs.
 
-    UserError that begins with `says` where it goes on refusing; any other error is raised as it is. `waits` are the
-    seconds before each further call, WAITS where they are left out.
+    Args:
+        action: called without arguments.
+        message: begins the error's message.
+        waits: seconds before each further call; default: WAITS.
+
+    Returns:
+        The result of `action`.
+
+    Raises:
+        UserError: the disk or store still fails after the last try, or with an error that no retry corrects. Any other
+            error is raised as it is.
     """
-    left = list(WAITS if waits is None else waits)
+    pauses = list(WAITS if waits is None else waits)
     while True:
         try:
             return action()
         except Exception as error:
-            if not _is_refusal(error):
+            if not _is_storage_error(error):
                 raise
-            if not left or isinstance(error, _FINAL) or getattr(error, "errno", None) == errno.EROFS:
-                raise UserError(f"{says} ({first_line(error)}){_advice(error)}") from error
-            time.sleep(left.pop(0))
+            if not pauses or isinstance(error, _FINAL) or getattr(error, "errno", None) == errno.EROFS:
+                raise UserError(f"{message} ({first_line(error)}){_advice(error)}") from error
+            time.sleep(pauses.pop(0))
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether a disk or a store is the cause. torch and safetensors say so in words alone."""
+def _is_storage_error(error: Exception) -> bool:
+    """Return True if a disk or a store is the cause; torch and safetensors only say so in their message."""
     if isinstance(error, OSError | pa.ArrowException):
         return True
     if type(error).__name__ == "SafetensorError":
@@ -58,6 +67,6 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _advice(error: Exception) -> str:
-    # torch knows no more than that its file is not as long as what it wrote.
+    # torch only reports that its file is shorter than what it wrote
     full = getattr(error, "errno", None) in _FULL or "os error 28" in str(error) or "unexpected pos" in str(error)
-    return "; the disk is full: free some room, or keep fewer checkpoints with --save_total_limit" * full
+    return "; the disk is full: free some space, or keep fewer checkpoints with --save_total_limit" * full

@@ -1,4 +1,4 @@
-"""Versions of raybge and of the packages that it rests on."""
+"""Versions of raybge and of the packages that it depends on."""
 
 from __future__ import annotations
 
