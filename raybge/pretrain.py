@@ -1,4 +1,4 @@
-"""Pre-train an encoder for retrieval on raw text, one {"text": ...} a line, with RetroMAE or DupMAE.
+"""Pre-train an encoder for retrieval on raw text, one {"text": ...} per line, with RetroMAE or DupMAE.
 
     python -m raybge.pretrain --model_name_or_path bert-base-uncased --train_data texts.jsonl --output_dir runs/retro
     python -m raybge.train --model_name_or_path runs/retro/encoder_model ...
@@ -11,21 +11,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge.cli import run as cli
 from raybge.cli.options import PretrainOptions
+from raybge.cli.run import call_command, run_command
 from raybge.training.run import pretrain
 
 
 def pretrain_retromae(**flags: Any) -> dict[str, float]:
-    """Pre-train an encoder; the arguments are the command's flags. Returns the Trainer's metrics.
+    """Pre-train an encoder with RetroMAE (https://arxiv.org/abs/2205.12035) or DupMAE (https://arxiv.org/abs/2211.08769).
 
-    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    Args:
+        **flags: the command's flags by name; see `python -m raybge.pretrain --help`.
+
+    Returns:
+        The Trainer's metrics; none with `dry_run`.
+
+    Raises:
+        UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return cli.call(PretrainOptions, pretrain, "pretrain", flags)
+    return call_command(PretrainOptions, pretrain, "pretrain", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(PretrainOptions, pretrain, "pretrain", argv)
+    """Run the command; return its exit code."""
+    return run_command(PretrainOptions, pretrain, "pretrain", argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Check which rows each step of a run trained: each row once an epoch, over all starts and workers.
+"""Check which rows each step of a run with --log_rows trained: each row once an epoch, over all attempts and workers.
 
-python -m raybge.row_log runs/mine
+    python -m raybge.row_log runs/mine
+
+From Python: `raybge.row_log.epochs("runs/mine")`.
 """
+
+from __future__ import annotations
 
 import sys
 

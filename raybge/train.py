@@ -11,21 +11,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge.cli import run as cli
 from raybge.cli.options import TrainOptions
+from raybge.cli.run import call_command, run_command
 from raybge.training.run import train
 
 
 def finetune(**flags: Any) -> dict[str, float]:
-    """Fine-tune a model; the arguments are the command's flags. Returns the Trainer's metrics.
+    """Fine-tune an embedding model with a contrastive objective.
 
-    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    Args:
+        **flags: the command's flags by name; see `python -m raybge.train --help`.
+
+    Returns:
+        The Trainer's metrics; none with `dry_run`.
+
+    Raises:
+        UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return cli.call(TrainOptions, train, "train", flags)
+    return call_command(TrainOptions, train, "train", flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(TrainOptions, train, "train", argv)
+    """Run the command; return its exit code."""
+    return run_command(TrainOptions, train, "train", argv)
 
 
 if __name__ == "__main__":

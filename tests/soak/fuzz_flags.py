@@ -18,7 +18,7 @@ from raybge.cli.flag import MISSING, Flag
 from raybge.cli.parser import build_options, declared_flags, parse_options
 from raybge.cluster.resources import parse_num_workers
 from raybge.mining.spec import parse_rank_range
-from raybge.training.trainer_arguments import check as check_training
+from raybge.training.spec import BatchSpec, DataSpec, RunSpec, TrainerSpec
 from raybge.tuning import search_space as space
 from raybge.tuning.search_space_parser import parse_search_space
 from raybge.util.errors import UserError
@@ -135,7 +135,8 @@ def test_files_of_flags(data, command):
         try:
             found = parse_options(command, ["--config", str(path)], "p")
             if command is TrainOptions:
-                check_training(found)
+                for spec in (RunSpec, DataSpec, BatchSpec, TrainerSpec):
+                    spec.from_options(found)
         except UserError as error:
             assert str(error)
         else:
