@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +88,8 @@ def _metric_on(
 ) -> Iterator[Callable[[str], float]]:
     """Provide a function from a model's folder to its METRIC on `data`, valid within the `with` block."""
     from raybge.cli.options import EvaluateOptions
-    from raybge.evaluation.run import judged_data, measured
+    from raybge.evaluation.retrieval import evaluate_model, open_data
+    from raybge.evaluation.spec import EvaluationSpec, evaluation_encoder
     from raybge.search.store import Store
 
     for flag, paths in ((data.flag, data.queries), (f"{data.flag}_corpus", data.corpus)):
@@ -110,18 +110,19 @@ def _metric_on(
         cache_dir=spec.cache_dir,
         trust_remote_code=spec.trust_remote_code,
     )
-    with judged_data(options, silent) as (judged, cluster):
+    evaluation = EvaluationSpec.from_options(options)
+    with open_data(evaluation, silent) as judged:
         counts = judged.counts
         console.info(
-            f"--{data.flag}: {counts['queries']:,} queries, {counts['corpus']:,} passages; {cluster.describe()}"
+            f"--{data.flag}: {counts['queries']:,} queries, {counts['corpus']:,} passages; {judged.cluster.describe()}"
         )
 
         def metric(model: str) -> float:
             store = Store(str(work / data.flag / "vectors"))
             try:
-                return measured(
-                    replace(options, model_name_or_path=model), replace(judged, store=store), cluster, silent
-                ).result[METRIC]
+                encoder = evaluation_encoder(options, model)
+                metrics = evaluate_model(evaluation, encoder, judged.with_store(store), silent)
+                return float(metrics.summary[METRIC])
             finally:
                 store.remove()
 

@@ -134,8 +134,8 @@ def contrastive_loss(encoder: Encoder, groups: Sequence[Group], batch_size: int)
         ids = encoder.tokenize([encoder.query_text(g.query, g.prompt) for g in batch], encoder.query_max_length)
         ids += encoder.tokenize([encoder.passage_text(text) for text in passages], encoder.passage_max_length)
         e_ND = encoder.model.embed(ids, encoder.passage_max_length * batch_size)
-        targets_B = torch.tensor(np.cumsum([0, *(len(g.pos + g.neg) for g in batch[:-1])]), device=e_ND.device)
-        total += float(info_nce(e_ND[: len(batch)], e_ND[len(batch) :], targets_B, None, TEMPERATURE).sum())
+        target_B = torch.tensor(np.cumsum([0, *(len(g.pos + g.neg) for g in batch[:-1])]), device=e_ND.device)
+        total += float(info_nce(e_ND[: len(batch)], e_ND[len(batch) :], target_B, None, TEMPERATURE).sum())
     return total / len(groups)
 
 

@@ -1,4 +1,4 @@
-"""What a search has tried: one record a trial, the best of them, and the two files that hold them all."""
+"""Records of a search's trials, their ranking, and the two files that contain all of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raybge.tuning.search_space import Domain
-from raybge.util.atomic_write import written_aside
+from raybge.util.atomic_write import open_atomic
 
-STATUSES = ("finished", "stopped", "failed", "running")  # stopped: by the scheduler, before its last step
+STATUSES = ("finished", "stopped", "failed", "running")  # stopped: by the scheduler, before the last step
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class Trial:
     """One training run of a search.
 
     Args:
-        number: which one it is, in the order in which they began.
-        flags: those that the search has set, by name.
+        number: position in the order in which trials began, from 1.
+        flags: hyperparameters by flag name.
         status: one of STATUSES.
-        curve: (step, metric) of each measurement, in order.
-        metrics: the last value of each metric, by name; empty where nothing was measured.
-        seconds: how long it ran.
-        error: why it failed, or None.
-        id: Ray Tune's name for it, and its folder's.
-        history: (step, flags) of what made its model: which flags held, from which update on.
+        curve: (step, metric) of each evaluation, in order.
+        metrics: last value of each metric by name; empty without an evaluation.
+        seconds: duration.
+        error: reason of a failure; None without one.
+        id: identifier in Ray Tune, and name of the trial's folder.
+        history: (step, flags) that made its model: the hyperparameters from each number of updates on.
     """
 
     number: int
@@ -44,39 +44,56 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """The last step that was measured."""
+        """Step of the last evaluation; 0 without one."""
         return self.curve[-1][0] if self.curve else 0
 
     def score(self, metric: str) -> float | None:
-        """The trial's value of a metric; None where it was not measured or is not a number."""
+        """Return the last value of a metric; None if it is missing or not finite."""
         value = self.metrics.get(metric)
         return value if value is not None and math.isfinite(value) else None
 
 
-def ranked(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
-    """The trials from best to worst ("max" or "min" is best), equal ones by number; last those without the metric."""
+def ranked_trials(trials: Iterable[Trial], metric: str, mode: str) -> list[Trial]:
+    """Return the trials from best to worst; equal ones by number, those without the metric last.
+
+    Args:
+        trials: trials in any order.
+        metric: name of the metric.
+        mode: "max" or "min".
+
+    Returns:
+        All trials.
+    """
     sign = -1 if mode == "max" else 1
 
-    def place(trial: Trial) -> tuple[bool, float, int]:
+    def key(trial: Trial) -> tuple[bool, float, int]:
         score = trial.score(metric)
         return score is None, sign * (score or 0.0), trial.number
 
-    return sorted(trials, key=place)
+    return sorted(trials, key=key)
 
 
-def best(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:
-    """The best trial; None where none has the metric.
+def best_trial(trials: Iterable[Trial], metric: str, mode: str) -> Trial | None:
+    """Return the best finished trial, or without one the best of the others; None if none has the metric.
 
-    A finished trial comes before any other: what a stopped one measured is not what its flags lead to.
+    Finished trials come first, since a stopped trial's metric is not the result of its hyperparameters.
+
+    Args:
+        trials: trials in any order.
+        metric: name of the metric.
+        mode: "max" or "min".
+
+    Returns:
+        The trial.
     """
-    scored = [trial for trial in ranked(trials, metric, mode) if trial.score(metric) is not None]
+    scored = [trial for trial in ranked_trials(trials, metric, mode) if trial.score(metric) is not None]
     return next((trial for trial in scored if trial.status == "finished"), scored[0] if scored else None)
 
 
 def write_csv(path: str, trials: Sequence[Trial], space: Mapping[str, Domain]) -> None:
-    """One line a trial in order of number: status, searched flags, metrics, steps, seconds, error."""
-    flags = _names([space, *(trial.flags for trial in trials)])
-    metrics = _names(trial.metrics for trial in trials)
+    """Write one line per trial, by number: status, hyperparameters, metrics, steps, seconds, error."""
+    flags = _keys([space, *(trial.flags for trial in trials)])
+    metrics = _keys(trial.metrics for trial in trials)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["number", "status", *flags, *metrics, "steps", "seconds", "error"])
@@ -87,28 +104,28 @@ def write_csv(path: str, trials: Sequence[Trial], space: Mapping[str, Domain]) -
 
 
 def write_json(path: str, trials: Sequence[Trial], space: Mapping[str, Domain]) -> None:
-    """The space as it is written on the command line, and every trial with its curve."""
+    """Write the search space in the syntax of the command line, and every trial with its curve."""
     content = {
         "space": {name: str(domain) for name, domain in space.items()},
         "trials": [asdict(trial) for trial in sorted(trials, key=lambda trial: trial.number)],
     }
-    _write(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, json.dumps(_finite_or_null(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys of all mappings, each once, in the order in which they are met."""
+def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the distinct keys of all mappings in order of their first occurrence."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON does not have."""
+def _finite_or_null(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON cannot express, by None at any depth."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite_or_null(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite_or_null(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: str, text: str) -> None:
-    with written_aside(path, "--output_dir") as out:
+    with open_atomic(path, "--output_dir") as out:
         out.write(text.encode())

@@ -1,162 +1,323 @@
-"""What the flags of `raybge.tune` come to: which of them are a trial's, and the command lines that they make."""
+"""Specs of hyperparameter tuning: the options of `raybge.tune`, resolved once and checked before any row is read."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raybge.cli.flag import Flag
 from raybge.cli.options import MineOptions, TrainOptions, TuneOptions
-from raybge.cli.parser import Flag, build, declared, given, read_config
-from raybge.tuning import population
+from raybge.cli.parser import build_options, changed_values, declared_flags, read_config
+from raybge.cluster.spec import ScaleSpec
+from raybge.evaluation.spec import ValidationSpec
+from raybge.training.spec import InputPaths
+from raybge.tuning.command_lines import command_words
+from raybge.tuning.population import check_population
 from raybge.tuning.search_space import Domain
+from raybge.tuning.search_space_parser import parse_search_space
+from raybge.tuning.trial_spec import TrialSpec
 from raybge.util.errors import UserError
-from raybge.util.filesystem import HIDDEN
-from raybge.util.redaction import public_values
+from raybge.util.filesystem import STATE_FOLDER
 
-if TYPE_CHECKING:
-    from raybge.tuning.trial import Task
+DEFAULT_SEARCH = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
+SEARCH_FILE = "search.json"  # settings that a continued search must have in common with its beginning
+PACKAGES = {"hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
+# Flags of the search itself, and of its location: all others are the trials'.
+SEARCH_FLAGS = {name for name in declared_flags(TuneOptions) if name not in declared_flags(TrainOptions)}
+LOCATION_FLAGS = {
+    *("config", "dry_run", "verbose", "address", "resume", "overwrite_output_dir", "output_dir", "storage_path"),
+}
 
-SEARCH_FILE = "search.json"  # what a search that is continued must have in common
-# Flags of the search itself, and of where and how it runs: all others are the trials'.
-OWN = {f for f in declared(TuneOptions) if f not in declared(TrainOptions)}
-PLACE = {"config", "dry_run", "verbose", "address", "resume", "overwrite_output_dir", "output_dir", "storage_path"}
-PATHS = ("model_name_or_path", "config_name", "tokenizer_name", "cache_dir", "guide_model", "logging_dir", "deepspeed")
+
+@dataclass(frozen=True)
+class SearchAlgorithmSpec:
+    """Sampling, comparison and early stopping of trials.
+
+    Args:
+        space: domain of each searched flag.
+        metric: metric by which trials are compared.
+        mode: "max" or "min".
+        num_samples: trials, or rounds over the grids.
+        algorithm: "optuna", "hyperopt", "bohb" or "random".
+        scheduler: "asha", "median", "pbt" or "none".
+        max_concurrent: most trials at a time; None: as many as fit.
+        time_budget: seconds after which no trial continues; None: no limit.
+        seed: of sampling.
+    """
+
+    space: Mapping[str, Domain]
+    metric: str
+    mode: str
+    num_samples: int
+    algorithm: str
+    scheduler: str
+    max_concurrent: int | None
+    time_budget: float | None
+    seed: int
+
+    @classmethod
+    def from_options(
+        cls, options: TuneOptions, space: Mapping[str, Domain], mines: bool = False
+    ) -> SearchAlgorithmSpec:
+        """Read and check the flags of the search.
+
+        Args:
+            options: options of the command.
+            space: domain of each searched flag.
+            mines: each trial mines its negatives first.
+
+        Returns:
+            The spec.
+
+        Raises:
+            UserError: a number out of range, or flags that do not go together.
+        """
+        for name in ("num_samples", "max_concurrent"):
+            if (value := getattr(options, name)) is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, found {value}")
+        if options.time_budget is not None and options.time_budget <= 0:
+            raise UserError(f"--time_budget must be above 0 seconds, found {options.time_budget:g}")
+        spec = cls(
+            space=space,
+            metric=options.metric,
+            mode=options.mode,
+            num_samples=options.num_samples,
+            algorithm=_choose_algorithm(options, space),
+            scheduler=options.scheduler,
+            max_concurrent=options.max_concurrent,
+            time_budget=options.time_budget,
+            seed=_seed(options),
+        )
+        if spec.scheduler == "pbt":
+            check_population(space, mines)
+        if spec.pauses_trials and options.training.get("save_only_model"):
+            raise UserError("--save_only_model: trials of this search pause, and continue from full checkpoints")
+        return spec
+
+    @property
+    def pauses_trials(self) -> bool:
+        """Return whether trials pause and continue from a checkpoint."""
+        return self.scheduler == "pbt" or self.algorithm == "bohb"
+
+    @property
+    def trials(self) -> int:
+        """Return the number of trials; grids multiply it."""
+        total = self.num_samples
+        for domain in self.space.values():
+            total *= len(domain.arguments) if domain.grid else 1
+        return total
 
 
-def mining_of(arguments: TuneOptions) -> dict[str, Any] | None:
-    """The flags of raybge.mine that each trial begins with, None where it mines nothing."""
-    if arguments.mine_config is None:
+@dataclass(frozen=True)
+class TuningSpec:
+    """Checked configuration of a search.
+
+    Args:
+        search: sampling, comparison and early stopping of trials.
+        model: name of the model from which all trials start.
+        train_data: files, folders or globs of the groups.
+        has_scores: the groups have scores of a cross-encoder.
+        on_bad_rows: "stop" or "skip".
+        validation: evaluation data; None: groups are held out of `train_data`.
+        held_out: share of the groups that is held out.
+        inputs: paths that every worker reads.
+        training_flags: flags of raybge.train that every trial has, as the user set them.
+        mining: flags of raybge.mine that every trial has, as the user set them; None if trials mine nothing.
+        output: absolute path of the output folder.
+        work: folder of held-out groups and of vectors to mine with, which all trials share.
+        resume: continue the search of the output folder.
+        dry_run: print the plan and stop.
+        scale: workers of each trial, and the cluster.
+        settings: flags of the search that must not change when it is continued.
+        command: words of the search's own command line.
+    """
+
+    search: SearchAlgorithmSpec
+    model: str
+    train_data: tuple[str, ...]
+    has_scores: bool
+    on_bad_rows: str
+    validation: ValidationSpec | None
+    held_out: float
+    inputs: InputPaths
+    training_flags: Mapping[str, Any] = field(repr=False)  # with the token
+    mining: Mapping[str, Any] | None
+    output: Path
+    work: Path
+    resume: bool
+    dry_run: bool
+    scale: ScaleSpec
+    settings: Mapping[str, Any]
+    command: tuple[str, ...]
+
+    @classmethod
+    def from_options(cls, options: TuneOptions) -> TuningSpec:
+        """Check the options, the search space and both ends of each domain, and resolve them.
+
+        Args:
+            options: options of the command.
+
+        Returns:
+            The spec.
+
+        Raises:
+            UserError: a flag, a domain or the output folder is invalid.
+        """
+        mining = read_mine_config(options)
+        space = parse_search_space(options.search or DEFAULT_SEARCH, searchable_flags(mining))
+        search = SearchAlgorithmSpec.from_options(options, space, mining is not None)
+        if not 0 < options.held_out < 1:
+            raise UserError(f"--held_out must be between 0 and 1, found {options.held_out:g}")
+        training = training_flags(options)
+        _check_domains(options, space, training, mining)
+        output = Path(os.path.abspath(options.training["output_dir"]))
+        _check_output(options, output)
+        scale = ScaleSpec.from_options(options)
+        return cls(
+            search=search,
+            model=options.model_name_or_path,
+            train_data=tuple(options.train_data),
+            has_scores=options.knowledge_distillation,
+            on_bad_rows=options.on_bad_rows,
+            validation=ValidationSpec.from_options(options),
+            held_out=options.held_out,
+            inputs=InputPaths.from_options(options),
+            training_flags=training,
+            mining=mining,
+            output=output,
+            work=Path(os.path.abspath(options.storage_path)) if options.storage_path else output / STATE_FOLDER,
+            resume=options.resume,
+            dry_run=options.dry_run,
+            scale=replace(scale, num_workers=scale.num_workers or "1"),
+            settings=search_settings(options),
+            command=tuple(search_command(options)),
+        )
+
+
+def training_flags(options: TuneOptions) -> dict[str, Any]:
+    """Return the flags of raybge.train that the user set, and the token; without the output folder."""
+    changed = {
+        name: value for name, value in changed_values(options).items() if name not in SEARCH_FLAGS | LOCATION_FLAGS
+    }
+    return {**changed, "token": options.token}
+
+
+def search_settings(options: TuneOptions) -> dict[str, Any]:
+    """Return the flags of the search that must not change when it is continued; the space is compared by itself."""
+    free = {"search", "max_concurrent", "time_budget"}
+    return {name: getattr(options, name) for name in sorted(SEARCH_FLAGS - free)}
+
+
+def search_command(options: TuneOptions) -> list[str]:
+    """Return the words of the search's own command line."""
+    changed = changed_values(options)
+    return command_words("tune", {n: v for n, v in changed.items() if n not in ("resume", "overwrite_output_dir")})
+
+
+def read_mine_config(options: TuneOptions) -> dict[str, Any] | None:
+    """Read the flags of raybge.mine in --mine_config; None if the flag is unset.
+
+    Args:
+        options: options of the command.
+
+    Returns:
+        Values by canonical flag name.
+
+    Raises:
+        UserError: the file cannot be read, or sets a flag that the search determines.
+    """
+    if options.mine_config is None:
         return None
-    found = read_config(arguments.mine_config, declared(MineOptions), "--mine_config")
+    flags = read_config(options.mine_config, declared_flags(MineOptions), "--mine_config")
     for name in ("input_file", "output_file", "storage_path"):
-        if name in found:
-            raise UserError(f"--mine_config {arguments.mine_config}: {name} is the search's own to choose")
-    return {"model_name_or_path": arguments.model_name_or_path, **found}
+        if name in flags:
+            raise UserError(f"--mine_config {options.mine_config}: {name} is determined by the search; remove it")
+    return {"model_name_or_path": options.model_name_or_path, **flags}
 
 
-def searched(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
-    """The flags that may be searched: training's, and mining's where they do not have the name of one of these."""
-    return {**(declared(MineOptions) if mining is not None else {}), **declared(TrainOptions)}
+def searchable_flags(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
+    """Return the flags that can be searched: training's and, if trials mine, mining's with other names."""
+    return {**(declared_flags(MineOptions) if mining is not None else {}), **declared_flags(TrainOptions)}
 
 
-def check(arguments: TuneOptions, space: Mapping[str, Domain], mining: Mapping[str, Any] | None) -> Path:
-    """Everything that can be said about the flags alone, at the ends of each domain too; returns the output folder."""
-    from raybge.tuning.ray_tune import algorithm, pauses
+# --- checks -----------------------------------------------------------------------------------------------------------
 
-    for name in ("num_samples", "max_concurrent"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")
-    if arguments.time_budget is not None and arguments.time_budget <= 0:
-        raise UserError(f"--time_budget must be above 0 seconds, found {arguments.time_budget:g}")
-    if not 0 < arguments.held_out < 1:
-        raise UserError(f"--held_out must be between 0 and 1, found {arguments.held_out:g}")
-    algorithm(arguments, space)
-    if arguments.scheduler == "pbt":
-        population.check(space, mining is not None)
-    if pauses(arguments) and arguments.training.get("save_only_model"):
-        raise UserError("--save_only_model: trials of this search pause, and go on from their checkpoints")
+
+def _seed(options: TuneOptions) -> int:
+    return int(options.training.get("seed", 42))
+
+
+def _choose_algorithm(options: TuneOptions, space: Mapping[str, Domain]) -> str:
+    """Return the sampling algorithm: Optuna by default, random sampling for grids and for population based training.
+
+    Raises UserError if the requested algorithm cannot run this search.
+    """
+    grids = [name for name, domain in space.items() if domain.grid]
+    algorithm = options.search_alg or ("random" if grids or options.scheduler == "pbt" else "optuna")
+    if algorithm == "random":
+        return algorithm
+    if options.scheduler == "pbt":
+        raise UserError(
+            f"--search_alg {algorithm} learns from completed trials, but --scheduler pbt changes trials while they "
+            "train; use --search_alg random"
+        )
+    if grids:
+        raise UserError(
+            f"--search_alg {algorithm} samples values and does not support grids: search {grids[0]} with choice(...)"
+        )
+    if algorithm == "bohb" and options.scheduler != "asha":
+        raise UserError(
+            f"--scheduler {options.scheduler}: --search_alg bohb has its own early stopping; leave --scheduler unset"
+        )
+    if missing := [name for name in PACKAGES.get(algorithm, ()) if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"--search_alg {algorithm} requires a package that is not installed: pip install {' '.join(missing)}"
+        )
+    return algorithm
+
+
+def _check_domains(
+    options: TuneOptions, space: Mapping[str, Domain], training: Mapping[str, Any], mining: Mapping[str, Any] | None
+) -> None:
+    """Check the flags of a trial with each value of a list and with both ends of each interval."""
+    flags = {**training, "eval_data": options.eval_data or ["held out"]}
+    trial_spec = TrialSpec(flags, "", 1, "", mining)
     for name, domain in space.items():
         for value in domain.arguments if domain.categorical else domain.arguments[:2]:
             try:
-                _check_trial(arguments, {name: value}, mining)
+                _check_trial(trial_spec, {name: value})
             except UserError as error:
                 raise UserError(f"--search {name}={domain}: {error}") from error
-    output = Path(os.path.abspath(arguments.training["output_dir"]))
-    _check_output(arguments, output)
-    return output
 
 
-def _check_trial(arguments: TuneOptions, drawn: Mapping[str, Any], mining: Mapping[str, Any] | None) -> None:
-    """Whether a trial could have these flags."""
-    from raybge.mining.spec import check as check_mining
-    from raybge.training.spec import check_recipe
-    from raybge.training.trainer_arguments import check
-    from raybge.tuning.trial import Task
+def _check_trial(trial_spec: TrialSpec, hyperparameters: Mapping[str, Any]) -> None:
+    """Raise UserError if a trial with these hyperparameters would have invalid flags."""
+    from raybge.mining.spec import check_options as check_mining
+    from raybge.training.spec import TrainingSpec
+    from raybge.training.tasks.spec import FinetuneSpec
 
-    flags = {**trained(arguments), "eval_data": arguments.eval_data or ["held out"]}
-    first, second = Task(flags, "", 1, "", mining).stages(drawn, "mined.jsonl", flags["output_dir"])
-    if first:
-        check_mining(build(MineOptions, first), embedded=False)
-    trial = build(TrainOptions, second)
-    check_recipe(trial)
-    check(trial)
+    mining, training = trial_spec.stage_flags(hyperparameters, "mined.jsonl", "trial")
+    if mining:
+        check_mining(build_options(MineOptions, mining))
+    TrainingSpec.from_options(build_options(TrainOptions, training), FinetuneSpec)
 
 
-def _check_output(arguments: TuneOptions, output: Path) -> None:
-    for name, place in (("output_dir", arguments.training["output_dir"]), ("storage_path", arguments.storage_path)):
+def _check_output(options: TuneOptions, output: Path) -> None:
+    for name, place in (("output_dir", options.training["output_dir"]), ("storage_path", options.storage_path)):
         if place and "://" in place:
-            raise UserError(f"--{name} {place}: give a folder that all nodes share; a URI is not built yet")
-    if arguments.overwrite_output_dir and arguments.resume:
-        raise UserError("--overwrite_output_dir removes the search that is to be continued: leave it out, or the other")
-    if not output.exists() or arguments.overwrite_output_dir or all(p.name == HIDDEN for p in output.iterdir()):
+            raise UserError(f"--{name} {place}: URIs are not supported here; use a folder that all nodes share")
+    if options.overwrite_output_dir and options.resume:
+        raise UserError("--overwrite_output_dir removes the search that --resume continues: use only one of them")
+    if not output.exists() or options.overwrite_output_dir or all(p.name == STATE_FOLDER for p in output.iterdir()):
         return
-    if not arguments.resume:
+    if not options.resume:
         raise UserError(
             f"--output_dir {output} is not empty; choose another, or add --overwrite_output_dir, or --resume to "
             "continue its search"
         )
-    if not (output / HIDDEN / SEARCH_FILE).is_file():
-        raise UserError(f"--output_dir {output} is not empty, and there is no search in it to continue")
-
-
-def trained(arguments: TuneOptions) -> dict[str, Any]:
-    """The flags that were given and are a training run's."""
-    found = {name: value for name, value in given(arguments).items() if name not in OWN | PLACE}
-    return {**found, "output_dir": arguments.training["output_dir"], "token": arguments.token}
-
-
-def work_folder(arguments: TuneOptions, output: Path) -> Path:
-    """Where lies what trials share: groups held out, and vectors to mine with."""
-    return Path(os.path.abspath(arguments.storage_path)) if arguments.storage_path else output / HIDDEN
-
-
-def trial_mining(mining: Mapping[str, Any], flags: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """A trial's flags of raybge.mine; vectors are kept for all trials."""
-    where = {name: flags[name] for name in ("num_workers", "cpus_per_worker", "use_gpu")}
-    found = {**where, **mining, "storage_path": str(work)}
-    if "corpus_data" in found:
-        pool = found["corpus_data"]
-        found["corpus_data"] = [*map(absolute, pool if isinstance(pool, list) else [pool])]
-    paths = ("model_name_or_path", "cross_encoder", "cache_dir")
-    return {**found, **{name: absolute(found[name]) for name in paths if isinstance(found.get(name), str)}}
-
-
-def absolute(path: str) -> str:
-    """A path that holds from any folder; URIs, and names of models in the hub, as they are."""
-    there = "://" not in path and (os.path.exists(path) or any(each in path for each in "*?["))
-    return os.path.abspath(path) if there else path
-
-
-def own_command(arguments: TuneOptions) -> list[str]:
-    """The words of the search's own command line."""
-    asked = {name: value for name, value in given(arguments).items() if name not in ("resume", "overwrite_output_dir")}
-    return ["python", "-m", "raybge.tune", *_flag_words(asked)]
-
-
-def commands(task: Task, history: Sequence[tuple[int, Mapping[str, Any]]]) -> list[list[str]]:
-    """The words of the command lines that train a trial's model again (see Trial's `history`).
-
-    raybge.mine's is one of them where the trial mined. Where flags changed while it trained, each further command goes
-    on from a checkpoint of the one before.
-    """
-    found = []
-    for i, (step, drawn) in enumerate(history):
-        output = "OUTPUT_DIR" if len(history) == 1 else f"OUTPUT_DIR-{i + 1}"
-        mining, training = task.stages(drawn, "MINED.jsonl", output)
-        if mining:
-            found.append(["python", "-m", "raybge.mine", *_flag_words(mining)])
-        if i:
-            training["resume_from_checkpoint"] = f"OUTPUT_DIR-{i}/checkpoint-{step}"
-        found.append(["python", "-m", "raybge.train", *_flag_words(training)])
-    return found
-
-
-def _flag_words(flags: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, value in public_values(flags).items():
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
-    return words
+    if not (output / STATE_FOLDER / SEARCH_FILE).is_file():
+        raise UserError(f"--output_dir {output} is not empty and contains no search to continue")

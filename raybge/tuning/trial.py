@@ -1,10 +1,10 @@
-"""One trial: a training run inside a Ray Tune actor, and the folder in which it keeps what it finds.
+"""Trial of a search: a training run inside a Ray Tune actor, and the folder with its results.
 
-trials/ID/curve.jsonl   a line for each evaluation, from the first on
-trials/ID/result.json   of a trial that ran to its end
-trials/ID/mined.jsonl   what it was trained on, where each trial mines its own
+trials/ID/curve.jsonl   one line per evaluation, in order
+trials/ID/result.json   only of a trial that ran to its end
+trials/ID/mined.jsonl   training data, if each trial mines its own
 trials/ID/model         its model, as long as no other trial's is better
-trials/ID/attempts/N    checkpoints to go on from, and what the trial was then: where trials pause
+trials/ID/attempts/N    checkpoints to continue from and their hyperparameters, if trials pause
 """
 
 from __future__ import annotations
@@ -13,139 +13,109 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raybge.cli.console import Console
 from raybge.cli.options import MineOptions, TrainOptions
-from raybge.cli.parser import build, declared
-from raybge.cluster.placement_groups import release
-from raybge.cluster.remote_calls import unwrapped
-from raybge.training.checkpoint.manifest import digest
-from raybge.tuning.population import Attempt
+from raybge.cli.parser import build_options
+from raybge.cluster.placement_groups import release_placement_group
+from raybge.cluster.remote_calls import unwrap_user_errors
+from raybge.tuning.population import TrialAttempt
+from raybge.tuning.trial_spec import EVALUATIONS, TrialSpec
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
-BEFORE, TOKENS = "before.json", "tokens"
-STEP, PERCENT, EVALUATED = "step", "percent", "evaluated"  # of a report to Ray Tune: updates, their share of all, and
-EVALUATIONS = 8  # that share in evaluations, of which a trial has so many where nothing else is said
-# Searched flags on which neither a batch depends nor what the model measures before training: of trials that differ in
-# these alone, the first does for all what comes before the first update.
-OPTIMISING = {
-    *("learning_rate", "temperature", "weight_decay", "max_grad_norm", "optim", "optim_args"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "warmup_ratio", "warmup_steps"),
-    *("lr_scheduler_type", "lr_scheduler_kwargs", "use_inbatch_neg", "negatives_cross_device", "kd_loss_type"),
-}
+INITIAL_METRICS, TOKENS = "before.json", "tokens"
+# Keys of a report to Ray Tune: updates, their share of the run in percent, and that share in evaluations.
+STEP, PERCENT, EVALUATED = "step", "percent", "evaluated"
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all trials have in common.
+def run_trial(config: dict[str, Any], trial_spec: TrialSpec) -> None:
+    """Train in a Ray Tune actor and report each evaluation.
 
     Args:
-        flags: of the training run, but for those that are searched and its folder.
-        folder: where each trial has a folder of its own; one that all nodes share.
-        runs: trials at a time.
-        shared: folder for what trials have in common.
-        mining: flags of raybge.mine, where each trial mines its negatives first.
-        pauses: whether trials may be made to wait, and go on from a checkpoint.
+        config: sampled value of each searched flag.
+        trial_spec: configuration of all trials.
     """
-
-    flags: Mapping[str, Any]
-    folder: str
-    runs: int
-    shared: str
-    mining: Mapping[str, Any] | None = None
-    pauses: bool = False
-
-    def place(self, trial_id: str) -> Path:
-        """A trial's folder."""
-        return Path(self.folder) / trial_id
-
-    def common(self, drawn: Mapping[str, Any]) -> Path:
-        """A folder of what this trial shares with others: tokens, and what the model measures before training."""
-        about = {name: value for name, value in drawn.items() if name not in OPTIMISING}
-        return Path(self.shared) / digest(about)
-
-    def stages(
-        self, drawn: Mapping[str, Any], mined: str, output_dir: str
-    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """A trial's flags of raybge.mine, None where nothing is mined, and of raybge.train."""
-        trained = declared(TrainOptions)
-        training = {**self.flags, **{name: value for name, value in drawn.items() if name in trained}}
-        training["output_dir"] = output_dir
-        if self.mining is None:
-            return None, training
-        mining = {**self.mining, **{name: value for name, value in drawn.items() if name not in trained}}
-        mining |= {"input_file": training["train_data"], "output_file": mined}
-        return mining, {**training, "train_data": [mined]}
-
-
-def run_trial(config: dict[str, Any], task: Task) -> None:
-    """What Ray Tune calls, in an actor: train, and report each evaluation as it comes."""
     from ray import tune
 
     from raybge.training.run import train
     from raybge.training.worker_config import TrialContext
 
-    folder = task.place(tune.get_context().get_trial_id())
-    if known := result_of(folder):  # it had ended when the search was killed
-        step, metrics = known["curve"][-1]
+    folder = trial_spec.trial_folder(tune.get_context().get_trial_id())
+    if result := read_result(folder):  # it ended before the search was killed
+        step, metrics = result["curve"][-1]
         tune.report(_report(step, step, metrics))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = Attempt.begin(folder, config, tune.get_checkpoint()) if task.pauses else None
-    _cut_curve(folder, attempt.step if attempt else 0)
-    common = task.common(config)
-
-    def measured(step: int, total: int, metrics: dict[str, float]) -> bool:
-        between = 0 < step < total  # the last is reported when the model is there
-        if attempt and between and not attempt.has(step):
-            return False
-        with open(folder / CURVE, "a") as curve:
-            curve.write(json.dumps([step, metrics]) + "\n")
-        if step == 0:
-            _write_json(common / BEFORE, metrics)
-        if between:
-            checkpoint = attempt.pointer(step) if attempt else None
-            tune.report(_report(step, total, metrics), checkpoint=checkpoint)
-        return True
-
-    context = TrialContext(measured, task.runs, str(common / TOKENS), _read_json(common / BEFORE))
+    attempt = TrialAttempt.begin(folder, config, tune.get_checkpoint()) if trial_spec.pauses else None
+    _truncate_curve(folder, attempt.step if attempt else 0)
+    shared = trial_spec.shared_folder(config)
+    context = TrialContext(
+        _evaluation_callback(folder, shared, attempt),
+        trial_spec.runs,
+        str(shared / TOKENS),
+        _read_json(shared / INITIAL_METRICS),
+    )
     start = time.monotonic()
-    mining, training = task.stages(config, str(folder / MINED), str(folder / MODEL))
+    mining, training = trial_spec.stage_flags(config, str(folder / MINED), str(folder / MODEL))
     if mining:
         _mine(mining)
-    release(folder / MODEL)  # of an attempt before, which may have been stopped a moment ago
+    release_placement_group(folder / MODEL)  # of an earlier attempt, which may have been stopped just now
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    train(build(TrainOptions, {**training, **(attempt.flags() if attempt else {})}), Console(), context)
-    curve = curve_of(folder)
+    train(build_options(TrainOptions, {**training, **(attempt.flags() if attempt else {})}), Console(), context)
+    curve = read_curve(folder)
     _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]
     tune.report(_report(step, step, metrics))
 
 
+def _evaluation_callback(
+    folder: Path, shared: Path, attempt: TrialAttempt | None
+) -> Callable[[int, int, dict[str, float]], bool]:
+    """Return the function that records and reports an evaluation.
+
+    It returns False if the evaluation must be repeated later, because its checkpoint is not complete.
+    """
+    from ray import tune
+
+    def on_evaluation(step: int, total: int, metrics: dict[str, float]) -> bool:
+        intermediate = 0 < step < total  # the last one is reported once the model is written
+        if attempt and intermediate and not attempt.has_checkpoint(step):
+            return False
+        with open(folder / CURVE, "a") as curve:
+            curve.write(json.dumps([step, metrics]) + "\n")
+        if step == 0:
+            _write_json(shared / INITIAL_METRICS, metrics)
+        if intermediate:
+            checkpoint = attempt.pointer(step) if attempt else None
+            tune.report(_report(step, total, metrics), checkpoint=checkpoint)
+        return True
+
+    return on_evaluation
+
+
 def _mine(flags: dict[str, Any]) -> None:
-    """In a task of no placement group: what a trial starts itself would have to find room in the trial's own."""
+    """Mine in a task without placement group: inside the trial's own, mining would find no free resources."""
     import ray
 
     from raybge.mining.run import mine
 
     def run() -> None:
-        mine(build(MineOptions, flags), Console())
+        mine(build_options(MineOptions, flags), Console())
 
-    with unwrapped():
+    with unwrap_user_errors():
         ray.get(ray.remote(run).options(num_cpus=0, scheduling_strategy="DEFAULT").remote())
 
 
-def result_of(folder: Path) -> dict[str, Any] | None:
-    """`curve` and `seconds` of a trial that ran to its end."""
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return `curve` and `seconds` of a trial that ran to its end; None for any other trial."""
     return _read_json(folder / RESULT)
 
 
-def curve_of(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """(step, metrics) of each evaluation so far, that of the model before training among them."""
+def read_curve(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return (step, metrics) of each evaluation so far; step 0 is the evaluation before training."""
     path = folder / CURVE
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [(step, metrics) for step, metrics in map(json.loads, (line for line in lines if line.endswith("\n")))]
@@ -155,19 +125,18 @@ def _report(step: int, total: int, metrics: Mapping[str, float]) -> dict[str, fl
     return {**metrics, STEP: step, PERCENT: 100 * step / total, EVALUATED: EVALUATIONS * step / total}
 
 
-def _cut_curve(folder: Path, step: int) -> None:
-    """Forget what was measured after a step from which the trial goes on; 0: it starts anew."""
-    kept = [[at, metrics] for at, metrics in curve_of(folder) if at <= step and step]
-    (folder / CURVE).write_text("".join(json.dumps(each) + "\n" for each in kept))
+def _truncate_curve(folder: Path, step: int) -> None:
+    """Remove the evaluations after the step from which the trial continues; all of them for step 0."""
+    remaining = [[at, metrics] for at, metrics in read_curve(folder) if at <= step and step]
+    (folder / CURVE).write_text("".join(json.dumps(each) + "\n" for each in remaining))
 
 
 def _read_json(path: Path) -> Any:
-    """What is in a file; None where there is none."""
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    aside.write_text(json.dumps(value))
-    aside.rename(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.rename(path)

@@ -1,4 +1,4 @@
-"""The search syntax: what is written is what is searched, and a mistake is pointed at."""
+"""Search space syntax: parsing, errors with a caret, and equality with what Ray Tune samples."""
 
 import math
 import subprocess
@@ -9,11 +9,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from raybge.cli.options import MineOptions, TrainOptions
-from raybge.cli.parser import build, declared
-from raybge.tuning.search_space import FUNCTIONS, NOT_SEARCHED, Domain, parse
+from raybge.cli.parser import build_options, declared_flags
+from raybge.tuning.search_space import FUNCTIONS, Domain
+from raybge.tuning.search_space_parser import NOT_SEARCHED, parse_search_space
 from raybge.util.errors import UserError
 
-FLAGS = declared(TrainOptions)
+FLAGS = declared_flags(TrainOptions)
 PROMPT = "query_instruction_for_retrieval"
 
 
@@ -32,22 +33,22 @@ PROMPT = "query_instruction_for_retrieval"
         (f'{PROMPT}=choice("", "a, (b) ",c d,"\\"")', PROMPT, Domain("choice", ("", "a, (b) ", "c d", '"'))),
     ],
 )
-def test_words_become_domains(word, name, domain):
-    assert parse([word], FLAGS) == {name: domain}
+def test_texts_become_domains(word, name, domain):
+    assert parse_search_space([word], FLAGS) == {name: domain}
 
 
-def test_many_flags_in_one_word_or_in_many():
-    one = parse(["seed=choice(1) temperature=uniform(0.01,1)", "", "use_lora=grid(True,False)"], FLAGS)
-    many = parse(["seed=choice(1)", "temperature=uniform(0.01,1)", "use_lora=grid(True,False)"], FLAGS)
+def test_several_flags_in_one_text_or_in_several():
+    one = parse_search_space(["seed=choice(1) temperature=uniform(0.01,1)", "", "use_lora=grid(True,False)"], FLAGS)
+    many = parse_search_space(["seed=choice(1)", "temperature=uniform(0.01,1)", "use_lora=grid(True,False)"], FLAGS)
     assert one == many and list(one) == ["seed", "temperature", "use_lora"]
 
 
-def test_mining_flags_too():
-    found = parse(["range_for_sampling=choice(2-100,10-210)"], declared(MineOptions))
+def test_mining_flags():
+    found = parse_search_space(["range_for_sampling=choice(2-100,10-210)"], declared_flags(MineOptions))
     assert found == {"range_for_sampling": Domain("choice", ("2-100", "10-210"))}
 
 
-# The caret stands under the character of the second text that the ^ of the first stands under.
+# Message, text, and the position of the caret below the text.
 MISTAKES = """
 there is no flag learning_rat; did you mean learning_rate?
     learning_rat=uniform(1,2)
@@ -58,7 +59,7 @@ there is no flag xyz
 there is no domain unifrom; did you mean uniform?
     learning_rate=unifrom(1,2)
                   ^
-there is no domain 3e-5; one fixed value is given by --learning_rate itself
+there is no domain 3e-5; for one fixed value, use --learning_rate itself
     learning_rate=3e-5
                   ^
 expected = and a domain after learning_rate
@@ -67,7 +68,7 @@ expected = and a domain after learning_rate
 expected = and a domain after learning_rate
     learning_rate(1,2)
                  ^
-a flag's name is missing here
+expected a flag name
     =uniform(1,2)
     ^
 expected a domain such as uniform(lo,hi)
@@ -82,10 +83,10 @@ expected ( after uniform
 this parenthesis is never closed
     learning_rate=uniform(1,2
                          ^
-the domain of learning_rate ends before this
+the domain of learning_rate ends here
     learning_rate=uniform(1,2))
                               ^
-the domain of learning_rate ends before this; a space comes between flags
+the domain of learning_rate ends here; separate flags with a space
     learning_rate=uniform(1,2),seed=randint(1,2)
                               ^
 expected a comma or ) here, found (
@@ -124,19 +125,19 @@ expected a whole number, found 2.5
 expected a whole number, found x
     seed=choice(1,x)
                   ^
-nan is no number that a flag can take
+nan is not a number in the accepted range
     learning_rate=uniform(nan,1)
                           ^
-1e999 is no number that a flag can take
+1e999 is not a number in the accepted range
     learning_rate=choice(1,1e999)
                            ^
-99999999999999999999 is no number that a flag can take
+99999999999999999999 is not a number in the accepted range
     seed=randint(1,99999999999999999999)
                    ^
-uniform draws fractions, and seed takes a whole number: use randint(lo,hi)
+uniform samples real numbers, but seed takes a whole number: use randint(lo,hi)
     seed=uniform(1,2)
          ^
-randint draws whole numbers, and use_lora takes True or False: use choice(True,False)
+randint samples whole numbers, but use_lora takes True or False: use choice(True,False)
     use_lora=randint(0,1)
              ^
 q must be above 0, found 0
@@ -145,13 +146,13 @@ q must be above 0, found 0
 2 is not a multiple of q, which is .6
     learning_rate=quniform(1.2,2,.6)
                                ^
-grid needs at least one value
+grid requires at least one value
     seed=grid()
               ^
-a value is missing here; the empty text is written ""
+expected a value; the empty text is written ""
     seed=choice(1,,2)
                   ^
-1.0 is there twice
+1.0 is a duplicate value
     learning_rate=choice(1,2,1.0)
                              ^
 normalize_embeddings takes True or False, found yep
@@ -166,13 +167,13 @@ this quote is never closed
 in quotes, write \\" for a quote
     query_instruction_format=choice("a\\q")
                                       ^
-output_dir cannot be searched: it names a place, not a setting
+output_dir cannot be searched: it is a path, not a setting
     seed=choice(1)   output_dir=choice(a)
                      ^
-num_workers cannot be searched: what is learned does not depend on the machine
+num_workers cannot be searched: training results do not depend on the machine
     num_workers=choice(1,2)
     ^
-eval_steps cannot be searched: trials are compared by what is measured
+eval_steps cannot be searched: trials are compared by their evaluation
     eval_steps=choice(1,2)
     ^
 mrl_dims cannot be searched: it takes a list
@@ -181,7 +182,7 @@ mrl_dims cannot be searched: it takes a list
 lr_scheduler_kwargs cannot be searched: it takes a JSON object
     lr_scheduler_kwargs=choice(1)
     ^
-push_to_hub cannot be searched: workers hold no login
+push_to_hub cannot be searched: workers have no hub login
     push_to_hub=choice(True)
     ^
 normalize_embeddings is searched twice
@@ -191,41 +192,41 @@ normalize_embeddings is searched twice
 
 
 @pytest.mark.parametrize(
-    ("says", "text", "caret"), [(a, b[4:], c[4:]) for a, b, c in zip(*[iter(MISTAKES)] * 3, strict=True)]
+    ("message", "text", "caret"), [(a, b[4:], c[4:]) for a, b, c in zip(*[iter(MISTAKES)] * 3, strict=True)]
 )
-def test_mistakes_are_pointed_at(says, text, caret):
+def test_mistakes_are_marked_with_a_caret(message, text, caret):
     with pytest.raises(UserError) as error:
-        parse([text], FLAGS)
-    sentence, shown, below = str(error.value).split("\n")
-    assert sentence.startswith(f"--search: {says}")
-    assert (shown, below) == (f"  {text}", f"  {caret}")
+        parse_search_space([text], FLAGS)
+    sentence, printed, marker = str(error.value).split("\n")
+    assert sentence.startswith(f"--search: {message}")
+    assert (printed, marker) == (f"  {text}", f"  {caret}")
 
 
-def test_a_flag_given_in_two_words_is_pointed_at_in_the_second():
+def test_flag_in_two_texts_is_marked_in_the_second():
     with pytest.raises(UserError, match=r"searched twice\n  seed=choice\(2\)\n  \^$"):
-        parse(["seed=choice(1)", "seed=choice(2)"], FLAGS)
+        parse_search_space(["seed=choice(1)", "seed=choice(2)"], FLAGS)
 
 
-def test_the_caret_knows_wide_and_invisible_characters():
+def test_caret_below_wide_and_invisible_characters():
     with pytest.raises(UserError) as error:
-        parse([f"{PROMPT}=choice(查询,\t查询)"], FLAGS)
-    _, shown, below = str(error.value).split("\n")
-    assert shown == f"  {PROMPT}=choice(查询, 查询)"
-    assert below == "  " + " " * len(f"{PROMPT}=choice(") + "\u3000\u3000" + "  ^"
+        parse_search_space([f"{PROMPT}=choice(查询,\t查询)"], FLAGS)
+    _, printed, marker = str(error.value).split("\n")
+    assert printed == f"  {PROMPT}=choice(查询, 查询)"
+    assert marker == "  " + " " * len(f"{PROMPT}=choice(") + "\u3000\u3000" + "  ^"
 
 
-def test_what_the_patterns_refuse():
-    """Every pattern refuses a flag that exists; what people search most is not among them."""
-    commands = {**declared(MineOptions), **FLAGS}
-    refused = {}
+def test_flags_that_cannot_be_searched():
+    """Every pattern rejects a flag that exists; the flags that are searched most are accepted."""
+    commands = {**declared_flags(MineOptions), **FLAGS}
+    rejected = {}
     for name, f in commands.items():
         try:
-            parse([f"{name}=choice({f.choices[0] if f.choices else '1'})"], commands)
+            parse_search_space([f"{name}=choice({f.choices[0] if f.choices else '1'})"], commands)
         except UserError as error:
-            refused[name] = str(error).splitlines()[0]
+            rejected[name] = str(error).splitlines()[0]
     for reason in NOT_SEARCHED.values():
-        assert any(says.endswith(reason) for says in refused.values()), reason
-    searched = set(commands) - set(refused)
+        assert any(message.endswith(reason) for message in rejected.values()), reason
+    searched = set(commands) - set(rejected)
     assert searched >= set(
         "learning_rate temperature warmup_ratio weight_decay num_train_epochs max_steps per_device_train_batch_size "
         "global_batch_size train_group_size query_max_len passage_max_len lr_scheduler_type optim adam_beta2 seed "
@@ -247,7 +248,7 @@ WHOLES = st.integers(-(2**40), 2**40)
 
 @st.composite
 def searches(draw):
-    """A flag and a domain that it may have."""
+    """Generate a flag and a domain that is valid for it."""
     kind = draw(st.sampled_from(sorted(BY_KIND)))
     functions = {"float": sorted(FUNCTIONS), "int": ["randint", "lograndint", "choice", "grid"]}
     function = draw(st.sampled_from(functions.get(kind, ["choice", "grid"])))
@@ -267,14 +268,14 @@ def searches(draw):
 
 
 @given(searches())
-def test_a_domain_reads_as_it_is_written(search):
+def test_written_domain_parses_to_an_equal_one(search):
     name, domain = search
-    again = parse([f"{name}={domain}"], FLAGS)[name]
+    again = parse_search_space([f"{name}={domain}"], FLAGS)[name]
     assert again == domain and list(map(type, again.arguments)) == list(map(type, domain.arguments))
 
 
 @given(searches(), st.integers(0, 2**31))
-def test_what_ray_draws_lies_inside(search, seed):
+def test_samples_of_ray_are_in_the_domain(search, seed):
     _, domain = search
     ray = domain.to_ray()
     if domain.grid:
@@ -284,23 +285,23 @@ def test_what_ray_draws_lies_inside(search, seed):
         values = [ray.sample(random_state=seed + i) for i in range(5)]
     for value in values:
         assert value in domain
-        assert build(TrainOptions, {**NEEDED, search[0]: value})  # and the flag takes it
+        assert build_options(TrainOptions, {**REQUIRED, search[0]: value})  # and the flag accepts it
 
 
-NEEDED = {"model_name_or_path": "m", "train_data": "a", "output_dir": "o"}
+REQUIRED = {"model_name_or_path": "m", "train_data": "a", "output_dir": "o"}
 
 
-def test_what_ray_draws_reaches_both_ends():
-    """hi is drawn by quniform, and not by randint and lograndint."""
+def test_samples_of_ray_reach_both_ends():
+    """quniform samples hi, randint and lograndint do not."""
 
-    def drawn(word):
-        domain = parse([word], FLAGS)["learning_rate"].to_ray()
+    def samples(word):
+        domain = parse_search_space([word], FLAGS)["learning_rate"].to_ray()
         return {domain.sample(random_state=seed) for seed in range(200)}
 
-    assert drawn("learning_rate=randint(1,4)") == {1, 2, 3}
-    assert drawn("learning_rate=lograndint(1,4)") == {1, 2, 3}
-    assert drawn("learning_rate=quniform(1,2,0.5)") == {1.0, 1.5, 2.0}
-    assert drawn("learning_rate=choice(1,2)") == {1.0, 2.0}
+    assert samples("learning_rate=randint(1,4)") == {1, 2, 3}
+    assert samples("learning_rate=lograndint(1,4)") == {1, 2, 3}
+    assert samples("learning_rate=quniform(1,2,0.5)") == {1.0, 1.5, 2.0}
+    assert samples("learning_rate=choice(1,2)") == {1.0, 2.0}
 
 
 @pytest.mark.parametrize(
@@ -316,30 +317,33 @@ def test_what_ray_draws_reaches_both_ends():
     ],
 )
 def test_membership(word, inside, outside):
-    (domain,) = parse([word], FLAGS).values()
+    (domain,) = parse_search_space([word], FLAGS).values()
     assert all(value in domain for value in inside)
     assert not any(value in domain for value in outside)
 
 
-def test_what_a_chart_asks():
-    def asked(function, arguments):
+def test_properties():
+    def properties(function, arguments):
         d = Domain(function, arguments)
         return {name for name in ("grid", "categorical", "continuous", "log", "whole") if getattr(d, name)}
 
-    assert asked("uniform", (0.0, 1.0)) == {"continuous"}
-    assert asked("loguniform", (0.1, 1.0)) == {"continuous", "log"}
-    assert asked("quniform", (0.0, 1.0, 0.5)) == set()
-    assert asked("randint", (0, 9)) == {"whole"}
-    assert asked("lograndint", (1, 9)) == {"whole", "log"}
-    assert asked("choice", (1, 2)) == {"categorical"}
-    assert asked("grid", (1, 2)) == {"categorical", "grid"}
+    assert properties("uniform", (0.0, 1.0)) == {"continuous"}
+    assert properties("loguniform", (0.1, 1.0)) == {"continuous", "log"}
+    assert properties("quniform", (0.0, 1.0, 0.5)) == set()
+    assert properties("randint", (0, 9)) == {"whole"}
+    assert properties("lograndint", (1, 9)) == {"whole", "log"}
+    assert properties("choice", (1, 2)) == {"categorical"}
+    assert properties("grid", (1, 2)) == {"categorical", "grid"}
     assert (Domain("randint", (1, 9)).lo, Domain("randint", (1, 9)).hi) == (1, 9)
 
 
-def test_reading_a_search_imports_no_ray():
+def test_parsing_imports_no_ray_and_no_torch():
     code = (
-        "import sys; from raybge.cli.options import TrainOptions; from raybge.cli.parser import declared\n"
-        "from raybge.tuning.search_space import parse\n"
-        "parse(['seed=choice(1)'], declared(TrainOptions)); assert not {'ray', 'torch'} & set(sys.modules)"
+        "import sys\n"
+        "from raybge.cli.options import TrainOptions\n"
+        "from raybge.cli.parser import declared_flags\n"
+        "from raybge.tuning.search_space_parser import parse_search_space\n"
+        "parse_search_space(['seed=choice(1)'], declared_flags(TrainOptions))\n"
+        "assert not {'ray', 'torch'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,4 +1,4 @@
-"""A search on real Ray Tune and Ray Train: its trials, its best model, and what a killed one has to do again."""
+"""A search with Ray Tune and Ray Train: trials, best model, and continuing after a kill."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TRIALS = 2
 
 
 def group(i: int) -> dict:
-    """A query shares words with its positive, so that there is something to learn."""
+    """Return a group whose query shares words with its positive, which a model can learn."""
     random = np.random.default_rng(i)
     words = random.choice(WORDS, 8)
     negatives = [" ".join(random.choice(WORDS, 8)) for _ in range(2)]
@@ -30,10 +30,10 @@ def group(i: int) -> dict:
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("given")
+    folder = tmp_path_factory.mktemp("data")
     rows = [group(i) for i in range(160)]
     (folder / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = dict(
+    values = dict(
         model_name_or_path=make_tiny(folder / "tiny", dropout=0.1),
         train_data=folder / "groups.jsonl",
         per_device_train_batch_size=8,
@@ -47,7 +47,7 @@ def flags(tmp_path_factory) -> list[str]:
         seed=3,
         cpus_per_worker=1,
     )
-    return [*argv(given), "--search", "learning_rate=loguniform(1e-5,1e-2)", "temperature=choice(0.02,0.1)"]
+    return [*argv(values), "--search", "learning_rate=loguniform(1e-5,1e-2)", "temperature=choice(0.02,0.1)"]
 
 
 def argv(flags: dict) -> list[str]:
@@ -58,19 +58,19 @@ def trials_of(output: Path) -> list[dict]:
     return json.loads((output / "trials.json").read_text())["trials"] if (output / "trials.json").is_file() else []
 
 
-def found_by(trials: list[dict]) -> list[tuple]:
+def results(trials: list[dict]) -> list[tuple]:
     return [(trial["number"], trial["status"], trial["flags"], trial["curve"], trial["metrics"]) for trial in trials]
 
 
 @pytest.fixture(scope="module")
-def searched(flags, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("searched") / "out"
-    assert main([*flags, "--output_dir", str(output)]) == 0
-    return output
+def output(flags, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "out"
+    assert main([*flags, "--output_dir", str(folder)]) == 0
+    return folder
 
 
-def test_trials_are_what_was_drawn_and_measured(searched):
-    trials = trials_of(searched)
+def test_trials_are_sampled_and_evaluated(output):
+    trials = trials_of(output)
     assert [trial["status"] for trial in trials] == ["finished"] * TRIALS
     assert len({trial["flags"]["learning_rate"] for trial in trials}) == TRIALS
     for trial in trials:
@@ -78,43 +78,43 @@ def test_trials_are_what_was_drawn_and_measured(searched):
         steps = [step for step, _ in trial["curve"]]
         assert steps[0] == 0 and steps == sorted(set(steps)) and len(steps) >= 8
         assert trial["curve"][-1][1] == trial["metrics"]["nDCG@10"]
-    assert len({trial["curve"][0][1] for trial in trials}) == 1  # before training they are one model
-    assert (searched / "trials.csv").read_text().count("\n") == TRIALS + 1
+    assert len({trial["curve"][0][1] for trial in trials}) == 1  # the model before training is the same
+    assert (output / "trials.csv").read_text().count("\n") == TRIALS + 1
 
 
-def test_the_best_model_is_there_and_its_command_makes_it_again(searched, tmp_path, capfd):
-    trials = trials_of(searched)
+def test_best_model_is_written_and_its_command_reproduces_it(output, tmp_path, capfd):
+    trials = trials_of(output)
     best = max(trials, key=lambda trial: trial["metrics"]["nDCG@10"])
-    assert (searched / "best" / "modules.json").is_file()
-    assert not list((searched / "trials").glob("*/model"))
-    about = json.loads((searched / "best.json").read_text())
-    assert about["flags"] == best["flags"] and about["metrics"] == best["metrics"]
-    words = shlex.split(about["command"])
+    assert (output / "best" / "modules.json").is_file()
+    assert not list((output / "trials").glob("*/model"))
+    result = json.loads((output / "best.json").read_text())
+    assert result["flags"] == best["flags"] and result["metrics"] == best["metrics"]
+    words = shlex.split(result["command"])
     assert words[:3] == ["python", "-m", "raybge.train"]
     again = tmp_path / "again"
     assert train_module.main([str(again) if word == "OUTPUT_DIR" else word for word in words[3:]]) == 0
-    results = json.loads((again / "train_results.json").read_text())
-    assert results["eval_nDCG@10"] == pytest.approx(best["metrics"]["nDCG@10"], abs=1e-6)
+    train_results = json.loads((again / "train_results.json").read_text())
+    assert train_results["eval_nDCG@10"] == pytest.approx(best["metrics"]["nDCG@10"], abs=1e-6)
     for name in ("model.safetensors", "tokenizer.json", "config.json", "modules.json"):  # one seed gives equal files
-        assert (again / name).read_bytes() == (searched / "best" / name).read_bytes()
+        assert (again / name).read_bytes() == (output / "best" / name).read_bytes()
 
 
-def test_a_killed_search_goes_on_and_finds_the_same(flags, searched, tmp_path):
-    """kill -9 while the last trial runs; the first is not run again."""
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "raybge.tune", *flags, "--output_dir", str(output)]
+def test_killed_search_continues_with_equal_results(flags, output, tmp_path):
+    """Kill the search with SIGKILL while the last trial runs; the first trial is not repeated."""
+    continued = tmp_path / "out"
+    command = [sys.executable, "-m", "raybge.tune", *flags, "--output_dir", str(continued)]
     path = os.pathsep.join(sys.path)
     program = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE)
     limit = time.monotonic() + 240
-    while not (len(trials_of(output)) == 2 and trials_of(output)[0]["status"] == "finished"):
+    while not (len(trials_of(continued)) == 2 and trials_of(continued)[0]["status"] == "finished"):
         assert program.poll() is None, program.stderr.read()
         assert time.monotonic() < limit
         time.sleep(0.2)
     program.send_signal(signal.SIGKILL)
     program.wait()
-    first = output / "trials" / trials_of(output)[0]["id"] / "result.json"
+    first = continued / "trials" / trials_of(continued)[0]["id"] / "result.json"
     written = first.stat().st_mtime_ns
-    time.sleep(3)  # its Ray, too, is gone then
-    assert main([*flags, "--output_dir", str(output), "--resume"]) == 0
-    assert found_by(trials_of(output)) == found_by(trials_of(searched))
+    time.sleep(3)  # until its Ray has ended, too
+    assert main([*flags, "--output_dir", str(continued), "--resume"]) == 0
+    assert results(trials_of(continued)) == results(trials_of(output))
     assert first.stat().st_mtime_ns == written
