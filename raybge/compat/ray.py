@@ -76,3 +76,15 @@ def machines_are_starting() -> bool:
 
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     return bool(status.pending_nodes or status.pending_launches)
+
+
+def keep_keys_out_of_trials() -> None:
+    """Stop Ray Tune from copying the driver's AWS keys to its trials in runtime environments, which Ray logs.
+
+    Trials have the keys of their node, as every other process that Ray starts there. Ray Tune has no option for it.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        name for name in list(class_cache.ENV_VARS_TO_PROPAGATE) if name.startswith("AWS_")
+    )

@@ -15,6 +15,7 @@ import numpy as np
 
 from raybge.cluster.placement_groups import release_placement_group
 from raybge.cluster.resources import head_address
+from raybge.compat.ray import keep_keys_out_of_trials
 from raybge.tuning.population import pbt_scheduler, read_history, trial_resources
 from raybge.tuning.records import Trial, best_trial
 from raybge.tuning.spec import SearchAlgorithmSpec
@@ -51,15 +52,11 @@ class RayTuneSearch:
     def run(self) -> list[Trial]:
         """Run the search to its end, or continue it, and return all trials in the order of their samples."""
         from ray import tune
-        from ray.tune.execution import class_cache
 
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         # State is saved after each change: what it lacks is repeated when the search is continued.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
-        # Ray Tune would pass the keys to trials in a way that Ray logs; trials have their node's own, as any command.
-        class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-            name for name in list(class_cache.ENV_VARS_TO_PROPAGATE) if name.startswith("AWS_")
-        )
+        keep_keys_out_of_trials()
         trainable = tune.with_parameters(run_trial, trial_spec=self.trial_spec)
         # A trial's actor only waits for its training workers, and must take no CPU from them. Ray does not create a
         # placement group without resources, hence one byte of memory.

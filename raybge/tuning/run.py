@@ -41,7 +41,7 @@ def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
         UserError: a flag, a file or a row is invalid, or no trial finished.
     """
     from raybge.tuning.ray_tune import RayTuneSearch
-    from raybge.tuning.results import BEST_FILE, TRIALS, finish_search, report_progress
+    from raybge.tuning.tuning_results import BEST_FILE, TRIALS, finish_search, report_progress
     from raybge.tuning.trial_spec import TrialSpec, mining_flags
 
     spec = TuningSpec.from_options(options)
@@ -171,7 +171,7 @@ def prepare_output(output: Path, resume: bool, identity: Mapping[str, Any]) -> N
         UserError: a setting differs from the search that is continued.
     """
     from raybge.tuning.ray_tune import NAME
-    from raybge.tuning.results import BEST, RESULT_FILES, TRIALS
+    from raybge.tuning.tuning_results import BEST, RESULT_FILES, TRIALS
 
     path = output / STATE_FOLDER / SEARCH_FILE
     if resume and path.is_file():
