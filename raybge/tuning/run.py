@@ -41,8 +41,8 @@ def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
         UserError: a flag, a file or a row is invalid, or no trial finished.
     """
     from raybge.tuning.ray_tune import RayTuneSearch
-    from raybge.tuning.tuning_results import BEST_FILE, TRIALS, finish_search, report_progress
     from raybge.tuning.trial_spec import TrialSpec, mining_flags
+    from raybge.tuning.tuning_results import BEST_FILE, TRIALS, finish_search, report_progress
 
     spec = TuningSpec.from_options(options)
     output, state = spec.output, spec.output / STATE_FOLDER
