@@ -1,22 +1,18 @@
-"""Rows as a Ray dataset, and packed files made plain so that Ray can read one file with many readers."""
+"""Ray datasets of one Ray block per read task, in order."""
+
+from __future__ import annotations
 
 import functools
-import os
-import posixpath
-import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raybge.data.groups import RowError
-from raybge.data.jsonl import BadRow, Block, Parse, Row, array_elements, scan
-from raybge.data.source_files import BUFFER, SourceFile, open_stream
-from raybge.data.survey import IN_PROCESS_BYTES, Survey, file_fingerprint, ray_is_connected, result_of
+from raybge.data.jsonl import Block, Parse, Row, scan
+from raybge.data.source_files import SourceFile
+from raybge.data.survey import Survey
 from raybge.util.errors import UserError
-from raybge.util.filesystem import append_to_path, filesystem
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -24,40 +20,90 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema([("block", pa.int64()), ("file", pa.int32()), ("offset", pa.int64()), ("json", pa.string())])
 
 
-def to_dataset(survey: Survey, parse: Parse) -> "Dataset":
-    """The good rows as a ray.data.Dataset with the columns of `SCHEMA`: one read task and one Ray block per
-    Block, in order.
+@dataclass(frozen=True)
+class BlockRead:
+    """One read task of a dataset.
 
-    `block` is the index in survey.blocks, `json` the row's text as it is in the file. Reading a file that has
-    another number of good rows than the survey found raises UserError. The dataset's own context keeps blocks
-    whole and in order, here and in the map_batches after it: `batch_size=None` then sees exactly one Block.
+    Args:
+        read: called on a Ray worker; returns the tables.
+        size_bytes: bytes that it reads, if known.
+        rows: rows that it returns, if known.
+        file: name of the file that it reads, if it is one.
+    """
+
+    read: Callable[[], Iterable[pa.Table]]
+    size_bytes: int | None = None
+    rows: int | None = None
+    file: str | None = None
+
+
+def dataset_of_reads(
+    reads: Sequence[BlockRead],
+    schema: pa.Schema,
+    target_block_bytes: int | None = None,
+    ray_remote_args: dict[str, Any] | None = None,
+) -> Dataset:
+    """Create a dataset of read tasks whose blocks stay in order, here and in the map_batches after it.
+
+    Args:
+        reads: the read tasks.
+        schema: schema of their tables.
+        target_block_bytes: size at which Ray splits a task's output into blocks; None: one block per task, so that
+            `map_batches(batch_size=None)` receives exactly the output of one task.
+        ray_remote_args: options of the read tasks, such as `num_cpus`.
+
+    Returns:
+        The dataset; its own context has these settings.
     """
     import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
-    class JsonRowsDatasource(Datasource):
-        """Here, because its base is known only once Ray is imported."""
+    sizes = [each.size_bytes for each in reads]
 
-        def estimate_inmemory_data_size(self) -> int:
-            return sum(file.size for file in survey.files)
+    class ReadsDatasource(Datasource):
+        """Defined in the function, because its base class requires Ray to be imported."""
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None if None in sizes else sum(size or 0 for size in sizes)
 
         def get_read_tasks(
             self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
         ) -> list[ReadTask]:
             tasks = []
-            for index, block in enumerate(survey.blocks):
-                file, rows = survey.files[block.file], int(survey.rows[index])
-                read = functools.partial(_read, file, block, index, rows, parse)
-                size = file.size if file.kind == "parquet" else block.stop - block.start
-                metadata = BlockMetadata(num_rows=rows, size_bytes=size, input_files=(file.name,), exec_stats=None)
-                tasks.append(ReadTask(read, metadata, SCHEMA, per_task_row_limit))
+            for each in reads:
+                files = (each.file,) if each.file else None
+                metadata = BlockMetadata(
+                    num_rows=each.rows, size_bytes=each.size_bytes, input_files=files, exec_stats=None
+                )
+                tasks.append(ReadTask(each.read, metadata, schema, per_task_row_limit))
             return tasks
 
-    dataset = ray.data.read_datasource(JsonRowsDatasource(), override_num_blocks=len(survey.blocks))
-    dataset.context.target_max_block_size = None  # else Ray cuts a Block above 128 MiB in two
+    dataset = ray.data.read_datasource(
+        ReadsDatasource(), override_num_blocks=len(reads), ray_remote_args=ray_remote_args
+    )
+    dataset.context.target_max_block_size = target_block_bytes  # Ray's default splits a block above 128 MiB
     dataset.context.execution_options.preserve_order = True
     return dataset
+
+
+def to_dataset(survey: Survey, parse: Parse) -> Dataset:
+    """Create a dataset of the valid rows with the columns of `SCHEMA`, one Ray block per Block, in order.
+
+    `block` is the index in survey.blocks, `json` the row's text as it is in the file. Reading raises a UserError if the
+    file has another number of valid rows than the survey.
+    """
+    reads = []
+    for index, block in enumerate(survey.blocks):
+        file, rows = survey.files[block.file], int(survey.rows[index])
+        read = functools.partial(_read, file, block, index, rows, parse)
+        reads.append(BlockRead(read, block_size(file, block), rows, file.name))
+    return dataset_of_reads(reads, SCHEMA)
+
+
+def block_size(file: SourceFile, block: Block) -> int:
+    """Return the bytes that reading a block takes, at most."""
+    return file.size if file.kind == "parquet" else block.stop - block.start
 
 
 def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -> Iterable[pa.Table]:
@@ -75,82 +121,3 @@ def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -
         pa.array(texts, pa.string()),
     ]
     return [pa.Table.from_arrays(columns, schema=SCHEMA)]
-
-
-def transcode(
-    files: Sequence[SourceFile], folder: str, kinds: Sequence[str] = ("gzip", "zstd", "array")
-) -> list[SourceFile]:
-    """The files with each one of `kinds` replaced by a plain .jsonl under `folder`; the others as
-    they are.
-
-    A file is written once, under a name made from its file_fingerprint, and used again. `name` stays the person's
-    own; lines keep their numbers (in arrays: the element's number). On a cluster `folder` must be one that
-    every node sees. Above 64 MiB the files are written by Ray tasks if Ray is connected. UserError where a
-    file is damaged or holds nothing.
-    """
-    folder = folder if "://" in folder else os.path.abspath(folder)
-    packed = [file for file in files if file.kind in kinds]
-    if ray_is_connected() and sum(file.size for file in packed) > IN_PROCESS_BYTES:
-        import ray
-
-        task = ray.remote(_transcode)
-        refs = [task.remote(file, folder) for file in packed]
-        plain = {file: result_of(ref) for file, ref in zip(packed, refs, strict=True)}
-    else:
-        plain = {file: _transcode(file, folder) for file in packed}
-    return [plain.get(file, file) for file in files]
-
-
-def _transcode(file: SourceFile, folder: str) -> SourceFile:
-    stem = posixpath.basename(file.name).split(".")[0]
-    target = append_to_path(folder, f"/{stem}-{file_fingerprint(file)}.jsonl")
-    store, path = filesystem(target)
-    info = store.get_file_info(path)
-    if not info.is_file:
-        store.create_dir(posixpath.dirname(path), recursive=True)
-        aside = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open_stream(file) as packed, store.open_output_stream(aside) as out:
-                UNPACK[file.kind](file, packed, out)
-            store.move(aside, path)
-        except BaseException:
-            if store.get_file_info(aside).is_file:
-                store.delete_file(aside)
-            raise
-        info = store.get_file_info(path)
-    if not info.size:
-        raise UserError(f"{file.name} holds no rows")
-    return replace(file, path=target, size=info.size, kind="jsonl", mtime_ns=info.mtime_ns or 0)
-
-
-def _unpack(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
-    while True:
-        try:
-            data = packed.read(BUFFER)
-        except OSError as err:
-            raise UserError(f"{file.name} is not a whole {file.kind} file ({err})") from err
-        if not data:
-            return
-        out.write(data)
-
-
-def _unpack_array(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
-    for number, text in array_elements(packed):
-        if isinstance(text, RowError):
-            raise UserError(f"{file.name}:{number + 1}: the row {text.expected}")
-        # bytes that are not UTF-8 stay as they are, to be named when the row is read
-        out.write(text.encode(errors="surrogateescape") + b"\n")
-
-
-def _unpack_parquet(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
-    try:
-        groups = pq.read_metadata(packed).num_row_groups
-    except (OSError, pa.ArrowException) as err:
-        raise UserError(f"{file.name} is not a whole Parquet file ({err})") from err
-    for row, text in scan(file, Block(0, 0, groups), dict):
-        if isinstance(row, BadRow):
-            raise UserError(f"{file.name}:{row.line}: the row {row.expected}")
-        out.write(text.encode() + b"\n")
-
-
-UNPACK = {"gzip": _unpack, "zstd": _unpack, "array": _unpack_array, "parquet": _unpack_parquet}

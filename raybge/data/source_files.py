@@ -1,6 +1,6 @@
-"""Which files a path means, and how one is opened: local paths, folders, globs and the URIs that pyarrow
-knows.
-"""
+"""Input files: find them by path, folder, glob or URI, and open them."""
+
+from __future__ import annotations
 
 import codecs
 import fnmatch
@@ -13,7 +13,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raybge.util.errors import UserError
+from raybge.data.groups import RowError
+from raybge.util.errors import UserError, first_line
 from raybge.util.filesystem import append_to_path, filesystem
 from raybge.util.redaction import redact
 
@@ -21,20 +22,26 @@ Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
 
 ENDINGS: dict[str, Kind] = {
     ".jsonl": "jsonl",
-    ".json": "array",  # or JSON lines: the first byte tells
+    ".json": "array",  # or JSON lines, if the first character is not [
     ".jsonl.gz": "gzip",
     ".jsonl.zst": "zstd",
     ".parquet": "parquet",
 }
-BUFFER = 4 << 20  # bytes a read
+BUFFER = 4 << 20  # bytes per read
 SPACE = b" \t\r\n"  # JSON's own white space
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """`name` is what the person calls the file, without the login that a URI may hold; `path` what is opened (absolute
-    path or URI), `size` in bytes. `folder` is the folder that the person named and that this file was found in, or ""
-    where the file itself was named.
+    """Input file.
+
+    Args:
+        name: path as the user wrote it, without credentials; for messages.
+        path: absolute path or URI to open.
+        size: bytes.
+        kind: format of the file.
+        mtime_ns: modification time in nanoseconds, 0 if unknown.
+        folder: the folder that the user named and that contains the file; "" if the file itself was named.
     """
 
     name: str
@@ -46,10 +53,17 @@ class SourceFile:
 
 
 def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str) -> list[SourceFile]:
-    """The data files behind paths, folders (recursive, in sorted order), globs and URIs.
+    """Return the data files of paths, folders (recursive, in sorted order), globs and URIs.
 
-    UserError naming `flag` and the path where there is nothing, the file is empty, or its ending is not one
-    of `ENDINGS`.
+    Args:
+        paths: one or several of them.
+        flag: flag that an error message names.
+
+    Returns:
+        The files in the order of `paths`.
+
+    Raises:
+        UserError: nothing is there, a file is empty, or its ending is not one of `ENDINGS`.
     """
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not names:
@@ -57,43 +71,43 @@ def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     files = []
     for name in [os.fspath(each) for each in names]:
         try:
-            files += [_source(found, flag) for found in _find(name, flag)]
+            files += [_source_file(match, flag) for match in _find(name, flag)]
         except (OSError, pa.ArrowException) as err:
             raise UserError(f"{flag}: {name} cannot be opened ({err})") from err
     return files
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Match:
     name: str
     path: str
     info: pafs.FileInfo
     folder: str = ""
 
 
-def _find(name: str, flag: str) -> list[_Found]:
-    """Each data file behind one path."""
+def _find(name: str, flag: str) -> list[_Match]:
+    """Return each data file that one path stands for."""
     info = _info(name)
     if info.type == pafs.FileType.File:
-        return [_Found(name, _absolute(name), info)]
+        return [_Match(name, _absolute(name), info)]
     if info.type == pafs.FileType.Directory:
-        found = _in_folder(name)
-        if not found:
+        files = _in_folder(name)
+        if not files:
             raise UserError(f"{flag}: the folder {name} holds no file that ends in one of {' '.join(ENDINGS)}")
-        return found
-    matches = _glob(name)
-    if not matches:
+        return files
+    paths = _glob(name)
+    if not paths:
         raise UserError(f"{flag}: {name} is not there")
-    found = []
-    for match in matches:
-        info = _info(match)
+    files = []
+    for path in paths:
+        info = _info(path)
         if info.type == pafs.FileType.Directory:
-            found += _in_folder(match)
+            files += _in_folder(path)
         elif _kind(info.path):
-            found.append(_Found(match, _absolute(match), info))
-    if not found:
+            files.append(_Match(path, _absolute(path), info))
+    if not files:
         raise UserError(f"{flag}: {name} matches no file that ends in one of {' '.join(ENDINGS)}")
-    return found
+    return files
 
 
 def _info(name: str) -> pafs.FileInfo:
@@ -105,20 +119,20 @@ def _absolute(name: str) -> str:
     return name if "://" in name else filesystem(name)[1]
 
 
-def _in_folder(name: str) -> list[_Found]:
+def _in_folder(name: str) -> list[_Match]:
     store, root = filesystem(name)
-    found = []
+    files = []
     for info in store.get_file_info(pafs.FileSelector(root, recursive=True)):
         relative = info.path[len(root) :].lstrip("/")
         hidden = any(part.startswith(".") for part in relative.split("/"))
         if info.type == pafs.FileType.File and not hidden and _kind(relative):
             child, path = _child(name, relative)
-            found.append(_Found(child, path, info, name))
-    return sorted(found, key=lambda each: each.name)
+            files.append(_Match(child, path, info, name))
+    return sorted(files, key=lambda each: each.name)
 
 
 def _child(folder: str, relative: str) -> tuple[str, str]:
-    """(name, path to open) of something within a folder; a URI keeps its query (region, endpoint)."""
+    """Return (name, path to open) of a path within a folder; a URI keeps its query (region, endpoint)."""
     if "://" not in folder:
         name = os.path.join(folder, relative)
         return name, _absolute(name)
@@ -127,8 +141,9 @@ def _child(folder: str, relative: str) -> tuple[str, str]:
 
 
 def _glob(name: str) -> list[str]:
-    """Sorted matches of a pattern; "**" stands for any number of folders. Works on URIs, where "?" begins the
-    query.
+    """Return the sorted matches of a pattern, where "**" stands for any number of folders.
+
+    In URIs "?" begins the query.
     """
     wild = "*[" if "://" in name else "*?["
     head, mark, query = name.partition("?") if "://" in name else (name, "", "")
@@ -147,15 +162,15 @@ def _match(folder: str, pattern: list[str]) -> list[str]:
     store, root = filesystem(folder or ".")
     if store.get_file_info(root).type != pafs.FileType.Directory:
         return []
-    found = _match(folder, pattern[1:]) if pattern[0] == "**" and len(pattern) > 1 else []
+    matches = _match(folder, pattern[1:]) if pattern[0] == "**" and len(pattern) > 1 else []
     for info in store.get_file_info(pafs.FileSelector(root)):
         base = info.base_name
-        child = _child(folder, base)["://" in folder]  # of a URI the form that can be opened
+        child = _child(folder, base)["://" in folder]  # of a URI the form to open
         if pattern[0] == "**" and not base.startswith("."):
-            found += _match(child, pattern) if info.type == pafs.FileType.Directory else _match(child, pattern[1:])
+            matches += _match(child, pattern) if info.type == pafs.FileType.Directory else _match(child, pattern[1:])
         elif fnmatch.fnmatchcase(base, pattern[0]) and (pattern[0].startswith(".") or not base.startswith(".")):
-            found += _match(child, pattern[1:])
-    return found
+            matches += _match(child, pattern[1:])
+    return matches
 
 
 def _kind(path: str) -> Kind | None:
@@ -163,15 +178,13 @@ def _kind(path: str) -> Kind | None:
     return next((ENDINGS[ending] for ending in ENDINGS if lower.endswith(ending)), None)
 
 
-def _source(found: _Found, flag: str) -> SourceFile:
-    kind = _kind(found.info.path)
+def _source_file(match: _Match, flag: str) -> SourceFile:
+    kind, info = _kind(match.info.path), match.info
     if kind is None:
-        raise UserError(f"{flag}: {found.name} must end in one of {' '.join(ENDINGS)}")
-    if not found.info.size:
-        raise UserError(f"{flag}: {found.name} is an empty file")
-    file = SourceFile(
-        redact(found.name), found.path, found.info.size, kind, found.info.mtime_ns or 0, redact(found.folder)
-    )
+        raise UserError(f"{flag}: {match.name} must end in one of {' '.join(ENDINGS)}")
+    if not info.size:
+        raise UserError(f"{flag}: {match.name} is an empty file")
+    file = SourceFile(redact(match.name), match.path, info.size, kind, info.mtime_ns or 0, redact(match.folder))
     if kind == "array" and not _is_array(file):
         file = replace(file, kind="jsonl")
     return file
@@ -182,12 +195,14 @@ def _is_array(file: SourceFile) -> bool:
         head = stream.read(BUFFER).removeprefix(codecs.BOM_UTF8)
         while head and not head.strip(SPACE):
             head = stream.read(BUFFER)
-    return head.lstrip(SPACE).startswith(b"[")
+    return bool(head.lstrip(SPACE).startswith(b"["))
 
 
 def open_stream(file: SourceFile) -> pa.NativeFile:
-    """The file's bytes: seekable, except gzip and zstd, which are decompressed. UserError where it cannot be
-    opened.
+    """Open a file for reading: seekable, except gzip and zstd, which are decompressed.
+
+    Raises:
+        UserError: the file cannot be opened.
     """
     try:
         store, path = filesystem(file.path)
@@ -196,3 +211,8 @@ def open_stream(file: SourceFile) -> pa.NativeFile:
         return store.open_input_file(path)
     except (OSError, pa.ArrowException) as err:
         raise UserError(f"{file.name} cannot be opened ({err})") from err
+
+
+def damage_error(kind: str, err: Exception) -> RowError:
+    """Return the error of a row at which pyarrow finds that a file is truncated or damaged."""
+    return RowError("", f"must be part of a whole {kind} file, found damage at or after this row ({first_line(err)})")

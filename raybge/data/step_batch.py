@@ -5,9 +5,8 @@ Letters in array names: B groups, one query each; M passages of these groups; R 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -35,11 +34,6 @@ class Groups(Generic[Array]):
     known_B: Array | None = None
     known_key_R: Array | None = None
     teacher_score_M: Array | None = None
-
-    def map(self, convert: Callable[[Array], Any]) -> Groups[Any]:
-        """Apply `convert` to each field that is set."""
-        values = {name: None if value is None else convert(value) for name, value in vars(self).items()}
-        return Groups(**values)
 
 
 @dataclass(frozen=True)

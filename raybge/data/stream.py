@@ -1,4 +1,4 @@
-"""A worker's own Ray Data pipeline: its lanes, in order, as one batch a step."""
+"""Ray Data pipeline of one training worker: the rows of its lanes in order, as one batch per step."""
 
 from __future__ import annotations
 
@@ -14,54 +14,75 @@ import pyarrow as pa
 from raybge.data.jsonl import Block, Parse, Row, read_rows
 from raybge.data.mixture import Span
 from raybge.data.order import Order, Window
+from raybge.data.ray_datasets import BlockRead, dataset_of_reads
 from raybge.data.source_files import SourceFile, open_stream
 from raybge.data.survey import Survey
 from raybge.data.token_cache import TokenCache
 from raybge.util.errors import UserError
 
-# Steps leave a reading task in blocks of about this size. Small, so that a step waits for few others: a step of a large
-# batch is a block by itself.
+# Size of the blocks in which steps leave a reading task. Small, so that a step waits for few others: a step of a large
+# batch is a block of its own.
 STREAM_BYTES = 64 << 10
 PREFETCHED_STEPS = 4
 
 
 class Batch(Protocol):
-    """A worker's share of a step: `rows` are (file, offset) of each, `token_ids` the ids of each text."""
+    """One worker's share of a step."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Number of the step within the epoch."""
 
     @property
-    def rows(self) -> list[tuple[int, int]]: ...
+    def rows(self) -> list[tuple[int, int]]:
+        """(file, offset) of each row."""
 
     @property
-    def token_ids(self) -> list[np.ndarray]: ...
+    def token_ids(self) -> list[np.ndarray]:
+        """Token ids of each text."""
 
 
 class StepTokenizer(Protocol):
-    """The way from a step's rows to its batch: called where rows are read, it gives a table of one row of `schema`, of
-    which `unpack` makes the batch in the worker.
-    """
+    """Conversion of a step's rows to its batch: a table in the reading task, and from it the batch in the worker."""
 
     @property
-    def schema(self) -> pa.Schema: ...
+    def schema(self) -> pa.Schema:
+        """Schema of the table."""
 
     @property
     def parse(self) -> Parse:
-        """What makes a row's value of its fields."""
+        """Function that makes the value of a row from its fields."""
 
     def __call__(self, epoch: int, step: int, rows: Sequence[Row], copies: Sequence[int] | None = None) -> pa.Table:
-        """`copies`: which of its appearances in the epoch each row's is, counted from 0."""
+        """Return the step as a table of one row.
 
-    def unpack(self, table: pa.Table) -> Batch: ...
+        Args:
+            epoch: number of the epoch.
+            step: number of the step within the epoch.
+            rows: rows of the worker's share.
+            copies: for each row how often the epoch had it before; default: 0.
+        """
+
+    def unpack(self, table: pa.Table) -> Batch:
+        """Return the batch of a table of one row."""
 
 
 @dataclass
 class StepStream:
-    """Iterable over the steps of an epoch, for worker `rank` of `world`; `set_epoch` chooses the epoch.
+    """Iterable over the steps of an epoch for one worker.
 
-    `len()` is the steps of an epoch and `dataset` has the length of the data set: transformers' Trainer reads its
-    number of steps and samples from both. What is `kept` is not made again.
+    transformers' Trainer reads the number of steps from `len()` and the number of samples from the length of `dataset`.
+
+    Args:
+        survey: the surveyed data.
+        order: order of the epochs.
+        tokenizer: makes the batches.
+        rank: number of the worker.
+        world: number of workers.
+        reading_cpus: CPUs of this worker's reading tasks.
+        epoch: the epoch to iterate over.
+        start_step: first step to yield.
+        token_cache: steps in it are not tokenized again.
     """
 
     survey: Survey
@@ -72,16 +93,18 @@ class StepStream:
     reading_cpus: float
     epoch: int = 0
     start_step: int = 0
-    kept: TokenCache | None = None
+    token_cache: TokenCache | None = None
 
     @property
     def dataset(self) -> range:
+        """Object with the length of the data set."""
         return range(self.order.total)
 
     def __len__(self) -> int:
         return self.order.steps
 
     def set_epoch(self, epoch: int) -> None:
+        """Select the epoch of the next iteration."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
@@ -89,43 +112,23 @@ class StepStream:
         for expected, table in enumerate(tables, start=self.start_step):
             batch = self.tokenizer.unpack(table)
             if batch.step != expected:
-                raise RuntimeError(f"step {expected} of epoch {self.epoch} was due, step {batch.step} came")
+                raise RuntimeError(f"expected step {expected} of epoch {self.epoch}, received step {batch.step}")
             yield {"batch": batch}
 
     def _dataset(self) -> Any:
         import ray
         from ray.data import ExecutionResources
-        from ray.data.block import BlockMetadata
-        from ray.data.datasource import Datasource, ReadTask
 
-        shared = ray.put(StepReader.of(self.survey, self.order, self.tokenizer, self.kept))
-        about = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        # A task is a few numbers: it works out by itself what its window reads.
-        tasks = [
-            ReadTask(
-                functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step)),
-                about,
-                self.tokenizer.schema,
+        shared = ray.put(StepReader.of(self.survey, self.order, self.tokenizer, self.token_cache))
+        # A task consists of a few numbers: it computes itself what its window reads.
+        reads = [
+            BlockRead(
+                functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step))
             )
             for first, _ in self.order.window_bounds(self.start_step)
         ]
-
-        class LaneSource(Datasource):
-            """One read task a window."""
-
-            def estimate_inmemory_data_size(self) -> int | None:
-                return None
-
-            def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-                return tasks
-
-        dataset = ray.data.read_datasource(
-            LaneSource(),
-            override_num_blocks=len(tasks),
-            ray_remote_args={"num_cpus": min(1.0, self.reading_cpus)},
-        )
-        dataset.context.target_max_block_size = STREAM_BYTES
-        dataset.context.execution_options.preserve_order = True
+        cpus = {"num_cpus": min(1.0, self.reading_cpus)}
+        dataset = dataset_of_reads(reads, self.tokenizer.schema, STREAM_BYTES, cpus)
         dataset.context.execution_options.resource_limits = ExecutionResources(cpu=self.reading_cpus)
         dataset.context.enable_progress_bars = False
         return dataset
@@ -133,9 +136,15 @@ class StepStream:
 
 @dataclass(frozen=True)
 class StepReader:
-    """What all reading tasks of a worker share: mostly arrays, which Ray maps into a task without copying.
+    """State that all reading tasks of a worker share: mostly arrays, which Ray maps into a task without copying.
 
-    `blocks_B3`: file, start and stop of each block. `all_good_B`: each of its lines is a good row.
+    Args:
+        files: the files.
+        blocks_B3: file, start and stop of each block, int64.
+        all_good_B: bool, True if each line of the block is a valid row.
+        order: order of the epochs.
+        tokenizer: makes the tables.
+        token_cache: steps in it are not tokenized again.
     """
 
     files: list[SourceFile]
@@ -143,61 +152,65 @@ class StepReader:
     all_good_B: np.ndarray
     order: Order
     tokenizer: StepTokenizer
-    kept: TokenCache | None = None
+    token_cache: TokenCache | None = None
 
     @classmethod
-    def of(cls, survey: Survey, order: Order, tokenizer: StepTokenizer, kept: TokenCache | None = None) -> StepReader:
+    def of(
+        cls, survey: Survey, order: Order, tokenizer: StepTokenizer, token_cache: TokenCache | None = None
+    ) -> StepReader:
+        """Create the reader of surveyed data."""
         blocks_B3 = np.array([(b.file, b.start, b.stop) for b in survey.blocks], np.int64).reshape(-1, 3)
-        return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer, kept)
+        return cls(survey.files, blocks_B3, survey.rows == survey.lines, order, tokenizer, token_cache)
 
     def steps(self, epoch: int, window: Window, start_step: int = 0) -> Iterator[pa.Table]:
-        """A window's steps from `start_step` on, each as the table that the tokenizer makes of its rows."""
+        """Yield the steps of a window from `start_step` on, each as the tokenizer's table."""
         spans = [span for lane in window.lanes for span in lane.spans]
-        found = self._rows(spans)
+        rows_of = self._rows(spans)
         lanes = []
         for lane in window.lanes:
-            rows = [(found[span.block][number], span.copy) for span in lane.spans for number in span.rows]
+            rows = [(rows_of[span.block][number], span.copy) for span in lane.spans for number in span.rows]
             lanes.append([rows[i] for i in lane.permutation()])
         for step in range(max(window.first_step, start_step), window.last_step):
             chosen = [lanes[i][position] for i, position in window.step_rows(step)]
             yield self.tokenizer(epoch, step, [row for row, _ in chosen], [copy for _, copy in chosen])
 
     def _rows(self, spans: list[Span]) -> dict[int, dict[int, Row]]:
-        """The rows of the spans by block and number; each file is opened, and each block read, once."""
+        """Return the rows of the spans by block and number; each file is opened, and each block read, once."""
         wanted: dict[int, set[int]] = {}
         for span in spans:
             wanted.setdefault(span.block, set()).update(span.rows)
         parse = self.tokenizer.parse
-        found = {}
+        rows_of = {}
         for number, blocks in itertools.groupby(sorted(wanted), key=lambda block: int(self.blocks_B3[block, 0])):
             file = self.files[number]
             with open_stream(file) as stream:
                 for block in blocks:
-                    where = Block(*self.blocks_B3[block].tolist())
-                    rows = read_rows(stream, where, parse, wanted[block], bool(self.all_good_B[block]))
+                    part = Block(*self.blocks_B3[block].tolist())
+                    rows = read_rows(stream, part, parse, wanted[block], bool(self.all_good_B[block]))
                     if len(rows) != len(wanted[block]):
                         raise UserError(f"{file.name} changed while it was in use")
-                    # of a row only what was parsed is kept: other fields can be large
-                    found[block] = {at: replace(row, raw={}) for at, row in rows.items()}
-        return found
+                    # only the parsed value is needed: other fields can be large
+                    rows_of[block] = {at: replace(row, raw={}) for at, row in rows.items()}
+        return rows_of
 
 
 def _read_shared(shared: Any, epoch: int, rank: int, world: int, start_step: int) -> Iterator[pa.Table]:
     import ray
 
-    reading = _opened(shared.hex(), lambda: ray.get(shared))
+    reader = _opened(shared.hex(), lambda: ray.get(shared))
 
     def steps() -> Iterator[pa.Table]:
-        return reading.steps(epoch, next(reading.order.windows(epoch, rank, world, start_step)), start_step)
+        return reader.steps(epoch, next(reader.order.windows(epoch, rank, world, start_step)), start_step)
 
-    yield from reading.kept.tables(f"{epoch}-{rank}-of-{world}-{start_step}", steps) if reading.kept else steps()
+    cache = reader.token_cache
+    yield from cache.tables(f"{epoch}-{rank}-of-{world}-{start_step}", steps) if cache else steps()
 
 
 _OPEN: dict[str, StepReader] = {}
 
 
 def _opened(name: str, get: Any) -> StepReader:
-    """What was shared under a name. A process keeps the last: making a tokenizer of its bytes can take a second."""
+    """Return a shared reader by name. A process keeps the latest: unpickling a tokenizer can take a second."""
     if name not in _OPEN:
         _OPEN.clear()
         _OPEN[name] = get()

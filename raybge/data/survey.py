@@ -1,32 +1,38 @@
-"""One pass over all rows before anything else happens: how many rows each block holds, and which rows cannot
-be used.
-"""
+"""Survey of all rows before a run starts: valid rows per block, and the invalid rows."""
 
-import hashlib
+from __future__ import annotations
+
 import json
 import os
-import sys
-import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from raybge.cluster.remote_calls import ray_is_connected, results_in_order
 from raybge.data.jsonl import BadRow, Block, Parse, SourceFile, cut, scan
+from raybge.util.atomic_write import atomic_stream
+from raybge.util.digest import digest
 from raybge.util.errors import UserError
+from raybge.util.filesystem import filesystem
 
-IN_PROCESS_BYTES = 64 << 20  # up to here one process is quicker than Ray's tasks; also what one task reads
-KEPT = 1000  # bad rows that are kept; the others are counted
-NAMED = 10  # bad rows that a message names
-_FORMAT = 1  # of the cache file: count up whenever its content, or what counts as a good row, changes
+IN_PROCESS_BYTES = 64 << 20  # up to this size one process is faster than Ray tasks; also the size of a task's input
+MAX_BAD = 1000  # invalid rows that are recorded; others are only counted
+LISTED_BAD = 10  # invalid rows that a message lists
+_FORMAT = 1  # of the cache file: increment when its content, or the definition of a valid row, changes
 
 
 @dataclass
 class Survey:
-    """`rows`: good rows per block, `lines`: physical lines per block (both np.int64, (blocks,)). `bad` holds
-    the first bad rows, at most `KEPT`, with lines counted from the file's start; `bad_count` counts them all.
+    """Valid rows of all blocks.
+
+    Args:
+        files: the files.
+        blocks: their blocks, in file order.
+        rows: valid rows per block, (blocks,) int64.
+        lines: physical lines per block, (blocks,) int64.
+        bad: the first invalid rows, at most MAX_BAD, with lines counted from the start of the file.
+        bad_count: number of all invalid rows.
     """
 
     files: list[SourceFile]
@@ -38,20 +44,20 @@ class Survey:
 
     @property
     def total_rows(self) -> int:
-        """Good rows in all files."""
+        """Valid rows in all files."""
         return int(self.rows.sum())
 
     def rows_by_file(self) -> dict[str, int]:
-        """Good rows of each file, by its name."""
-        found = dict.fromkeys((file.name for file in self.files), 0)
+        """Return the number of valid rows of each file, by its name."""
+        counts = dict.fromkeys((file.name for file in self.files), 0)
         for block, count in zip(self.blocks, self.rows, strict=True):
-            found[self.files[block.file].name] += int(count)
-        return found
+            counts[self.files[block.file].name] += int(count)
+        return counts
 
 
 @dataclass
 class _Count:
-    """What was found in one block."""
+    """Survey of one block."""
 
     rows: int
     lines: int
@@ -66,67 +72,73 @@ def survey(
     on_bad_rows: str = "stop",
     cache_dir: str | None = None,
 ) -> Survey:
-    """Read and parse every row once. Above 64 MiB this runs as Ray tasks if Ray is connected, else in this
-    process.
+    """Read and parse every row once; above 64 MiB as Ray tasks if Ray is connected, else in this process.
 
-    "stop": UserError that names the first bad rows with file, line and field. "skip": they are counted and
-    kept. UserError also where no good row is left. With `cache_dir` (a local folder) the result is kept there
-    and used again as long as paths, sizes, times, `block_bytes` and the arguments are the same; a `parse`
-    without a name of its own (lambda, partial) is not cached.
+    Args:
+        files: the files.
+        block_bytes: bytes of a block, see `cut`.
+        parse: raises RowError for an invalid row.
+        on_bad_rows: "stop": raise a UserError that names the first invalid rows; "skip": only count and record them.
+        cache_dir: local folder for the result, which is reused while paths, sizes, modification times and the arguments
+            are the same. A `parse` without a name of its own (lambda, partial) is not cached.
+
+    Returns:
+        The survey.
+
+    Raises:
+        UserError: rows are invalid and `on_bad_rows` is "stop", or no row is valid.
     """
     files = list(files)
     blocks = cut(files, block_bytes)
     path = _cache_path(cache_dir, files, block_bytes, parse, on_bad_rows)
-    known = _load(path, files, blocks) if path else None
-    if known is not None:
-        return known
-    found = _collect(files, blocks, parse, stop=on_bad_rows == "stop")
-    if on_bad_rows == "stop" and found.bad_count:
-        raise UserError(bad_rows_message(found))
-    if not found.total_rows:
-        where = ", ".join(file.name for file in files[:NAMED]) + (", ..." if len(files) > NAMED else "")
-        raise UserError("\n".join(filter(None, [f"there is no usable row in {where}", bad_rows_message(found)])))
+    cached = _load(path, files, blocks) if path else None
+    if cached is not None:
+        return cached
+    result = _collect(files, blocks, parse, stop=on_bad_rows == "stop")
+    if on_bad_rows == "stop" and result.bad_count:
+        raise UserError(bad_rows_message(result))
+    if not result.total_rows:
+        names = ", ".join(file.name for file in files[:LISTED_BAD]) + (", ..." if len(files) > LISTED_BAD else "")
+        raise UserError("\n".join(filter(None, [f"there is no usable row in {names}", bad_rows_message(result)])))
     if path:
-        _store(path, found)
-    return found
+        _store(path, result)
+    return result
 
 
-def bad_rows_message(found: Survey) -> str:
-    """The first bad rows, one a line, as `file:line: "field" what was expected`, then how many more there
-    are.
-    """
-    says = []
-    for bad in found.bad[:NAMED]:
+def bad_rows_message(result: Survey) -> str:
+    """Return the first invalid rows, one per line, as `file:line: "field" expectation`, then the number of others."""
+    lines = []
+    for bad in result.bad[:LISTED_BAD]:
         subject = f'"{bad.field}"' if bad.field else "the row"
-        says.append(f"{found.files[bad.file].name}:{bad.line}: {subject} {bad.expected}")
-    more = found.bad_count - len(says)
-    at_least = "at least " if len(found.rows) < len(found.blocks) else ""
-    return "\n".join(says + ([f"and {at_least}{more:,} more"] if more else []))
+        lines.append(f"{result.files[bad.file].name}:{bad.line}: {subject} {bad.expected}")
+    more = result.bad_count - len(lines)
+    at_least = "at least " if len(result.rows) < len(result.blocks) else ""
+    return "\n".join(lines + ([f"and {at_least}{more:,} more"] if more else []))
 
 
 def _collect(files: list[SourceFile], blocks: list[Block], parse: Parse, stop: bool) -> Survey:
-    """The counts of all blocks; with `stop`, only until there are more bad rows than are kept."""
-    found = Survey(files, blocks, np.zeros(0, np.int64), np.zeros(0, np.int64), [], 0)
+    """Survey all blocks; with `stop`, only until more than MAX_BAD rows are invalid."""
+    result = Survey(files, blocks, np.zeros(0, np.int64), np.zeros(0, np.int64), [], 0)
     rows, lines = [], []
     lines_before, file = 0, -1
     counts = _counts(files, blocks, parse)
     for block, count in zip(blocks, counts, strict=False):
         if block.file != file:
             lines_before, file = 0, block.file
-        room = KEPT - len(found.bad)
-        found.bad += [replace(bad, line=bad.line + lines_before) for bad in count.bad[:room]]
-        found.bad_count += count.bad_count
+        room = MAX_BAD - len(result.bad)
+        result.bad += [replace(bad, line=bad.line + lines_before) for bad in count.bad[:room]]
+        result.bad_count += count.bad_count
         lines_before += count.lines
         rows.append(count.rows)
         lines.append(count.lines)
-        if stop and found.bad_count > KEPT:
+        if stop and result.bad_count > MAX_BAD:
             break
-    found.rows, found.lines = np.array(rows, np.int64), np.array(lines, np.int64)
-    return found
+    result.rows, result.lines = np.array(rows, np.int64), np.array(lines, np.int64)
+    return result
 
 
 def _counts(files: list[SourceFile], blocks: list[Block], parse: Parse) -> Iterator[_Count]:
-    """One count a block, in order."""
+    """Yield the count of each block, in order."""
     total = sum(file.size for file in files)
     if total <= IN_PROCESS_BYTES or not ray_is_connected():
         for block in blocks:
@@ -134,48 +146,22 @@ def _counts(files: list[SourceFile], blocks: list[Block], parse: Parse) -> Itera
         return
     import ray
 
-    task = ray.remote(_count_group)
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pending: deque[Any] = deque()
-    try:
-        for group in _groups(files, blocks):
-            if len(pending) >= 2 * cores:  # enough to keep every core busy, little to throw away
-                yield from result_of(pending.popleft())
-            pending.append(task.remote(files[group[0].file], group, parse))
-        while pending:
-            yield from result_of(pending.popleft())
-    finally:
-        for ref in pending:
-            ray.cancel(ref)
-
-
-def result_of(ref: Any) -> Any:
-    """ray.get, where a UserError comes out as it was raised: Ray's own wrapper would put the traceback into
-    its message.
-    """
-    import ray
-
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as err:
-        raise (err.cause if isinstance(err.cause, UserError) else err) from None
-
-
-def ray_is_connected() -> bool:
-    """Whether this process has a Ray cluster to send tasks to; does not import Ray."""
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    count_group = ray.remote(_count_group).remote
+    calls = ((count_group, files[group[0].file], group, parse) for group in _groups(files, blocks))
+    for counts in results_in_order(calls, cancel=True):
+        yield from counts
 
 
 def _groups(files: list[SourceFile], blocks: list[Block]) -> Iterator[list[Block]]:
-    """Runs of blocks of one file, of about 64 MiB."""
+    """Yield runs of blocks of one file, of about 64 MiB each."""
     group: list[Block] = []
-    held = 0
+    size = 0
     for block in blocks:
-        if group and (block.file != group[0].file or held >= IN_PROCESS_BYTES):
+        if group and (block.file != group[0].file or size >= IN_PROCESS_BYTES):
             yield group
-            group, held = [], 0
+            group, size = [], 0
         group.append(block)
-        held += IN_PROCESS_BYTES if files[block.file].kind == "parquet" else block.stop - block.start
+        size += IN_PROCESS_BYTES if files[block.file].kind == "parquet" else block.stop - block.start
     if group:
         yield group
 
@@ -190,7 +176,7 @@ def _count(file: SourceFile, block: Block, parse: Parse) -> _Count:
         count.lines += 1
         if isinstance(row, BadRow):
             count.bad_count += 1
-            if len(count.bad) < KEPT:
+            if len(count.bad) < MAX_BAD:
                 count.bad.append(row)
         elif row is not None:
             count.rows += 1
@@ -206,45 +192,33 @@ def _cache_path(
     name = getattr(parse, "__qualname__", "<")
     if cache_dir is None or "<" in name:  # <lambda>, <locals>: two different functions can share such a name
         return None
-    what = [
-        _FORMAT,
-        [file_fingerprint(file) for file in files],
-        block_bytes,
-        f"{parse.__module__}.{name}",
-        on_bad_rows,
-    ]
-    return os.path.join(cache_dir, f"survey-{_digest(what)}.json")
+    fingerprints = [file_fingerprint(file) for file in files]
+    key = digest(_FORMAT, fingerprints, block_bytes, f"{parse.__module__}.{name}", on_bad_rows)
+    return os.path.join(cache_dir, f"survey-{key}.json")
 
 
 def file_fingerprint(file: SourceFile) -> str:
-    """Changes when the file behind the path does: its size or its time."""
-    return _digest([file.path, file.size, file.kind, file.mtime_ns])
+    """Return a digest that changes with the file's path, size and modification time."""
+    return digest(file.path, file.size, file.kind, file.mtime_ns)
 
 
-def _digest(what: object) -> str:
-    return hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
-
-
-def _store(path: str, found: Survey) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    aside = f"{path}.{uuid.uuid4().hex}.tmp"
-    kept = {
-        "rows": found.rows.tolist(),
-        "lines": found.lines.tolist(),
-        "bad": [[bad.file, bad.offset, bad.line, bad.field, bad.expected] for bad in found.bad],
-        "bad_count": found.bad_count,
+def _store(path: str, result: Survey) -> None:
+    content = {
+        "rows": result.rows.tolist(),
+        "lines": result.lines.tolist(),
+        "bad": [[bad.file, bad.offset, bad.line, bad.field, bad.expected] for bad in result.bad],
+        "bad_count": result.bad_count,
     }
-    with open(aside, "w", encoding="utf-8") as out:
-        json.dump(kept, out)
-    os.replace(aside, path)
+    with atomic_stream(*filesystem(path)) as out:
+        out.write(json.dumps(content).encode())
 
 
 def _load(path: str, files: list[SourceFile], blocks: list[Block]) -> Survey | None:
     try:
-        with open(path, encoding="utf-8") as kept_file:
-            kept = json.load(kept_file)
-        rows, lines = (np.array(kept[key], np.int64) for key in ("rows", "lines"))
-        bad = [BadRow(*each) for each in kept["bad"]]
-        return Survey(files, blocks, rows, lines, bad, int(kept["bad_count"]))
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole: read the data again
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        rows, lines = (np.array(content[key], np.int64) for key in ("rows", "lines"))
+        bad = [BadRow(*each) for each in content["bad"]]
+        return Survey(files, blocks, rows, lines, bad, int(content["bad_count"]))
+    except (OSError, ValueError, KeyError, TypeError):  # missing or truncated: read the data again
         return None

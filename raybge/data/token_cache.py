@@ -1,27 +1,39 @@
-"""Tables of tokens that several runs of a search read: whichever needs one first makes it."""
+"""Files of token tables that several trials of a search share: the first that needs a table creates it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from raybge.util.atomic_write import atomic_stream
+from raybge.util.filesystem import filesystem
+
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A folder of Arrow streams. What they are made from must be the same for all who use it."""
+    """Folder of Arrow streams. All users of a folder must tokenize the same data with the same settings.
+
+    Args:
+        folder: the local folder.
+    """
 
     folder: str
 
     def tables(self, name: str, make: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
-        """The tables of `make()`, which are of one schema; read from the file of that name once there is one.
+        """Yield the tables of the file `name`, or create them and write the file.
 
-        The file appears when the last table was taken; until then all of them are in memory.
+        The file is written after the last table was consumed; until then all tables are in memory.
+
+        Args:
+            name: name of the file, without ending.
+            make: creates the tables, which have one schema.
+
+        Yields:
+            The tables in order.
         """
         path = Path(self.folder, f"{name}.arrow")
         if path.exists():
@@ -29,22 +41,16 @@ class TokenCache:
                 for batch in reader:
                     yield pa.Table.from_batches([batch])
             return
-        made = []
+        tables = []
         for table in make():
-            made.append(table)
+            tables.append(table)
             yield table
-        if made:
+        if tables:
             with contextlib.suppress(OSError):  # a full disk costs the file, not the run
-                _write(path, made)
+                _write(path, tables)
 
 
 def _write(path: Path, tables: Sequence[pa.Table]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, tables[0].schema) as stream:
-            for table in tables:
-                stream.write_table(table)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_stream(*filesystem(str(path))) as file, pa.ipc.new_stream(file, tables[0].schema) as stream:
+        for table in tables:
+            stream.write_table(table)

@@ -9,7 +9,6 @@ Letters in array names: B blocks, N texts, D width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,8 @@ import pyarrow as pa
 from raybge.cli.console import Console
 from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
-from raybge.search.block_reader import READ, Read, block_readers
+from raybge.data.ray_datasets import BlockRead, dataset_of_reads
+from raybge.search.block_reader import READ, block_readers
 from raybge.search.embedder import Embedder, device_of, finite_vectors
 from raybge.search.saved_vectors import SavedEmbeddings
 from raybge.search.search_data import SearchData
@@ -50,7 +50,8 @@ def encode(
     import ray
 
     readers = block_readers(data)
-    dataset = _dataset([read for read, _ in readers], [size for _, size in readers])
+    # One dataset of passages and queries, so that the actors load the model once; Ray's `union` would mix their blocks.
+    dataset = dataset_of_reads([BlockRead(read, size) for read, size in readers], READ)
     unique_B = data.unique.unique_B
     saved_blocks = SavedBlocks(saved, np.cumsum(unique_B) - unique_B) if saved else None
     encoded = dataset.map_batches(
@@ -76,36 +77,6 @@ def encode(
     if counts != expected:
         raise RuntimeError(f"encoded {counts} passages and queries, expected {expected}")
     return passages, queries
-
-
-def _dataset(reads: Sequence[Read], sizes: Sequence[int]) -> Any:
-    """Return a Ray dataset of one block per read task, whole and in order, here and after a map_batches.
-
-    Passages and queries are one dataset, so that the actors load the model once; Ray's own `union` would interleave
-    their blocks.
-    """
-    import ray
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import Datasource, ReadTask
-
-    class TextDatasource(Datasource):
-        """Defined here, since its base requires Ray."""
-
-        def estimate_inmemory_data_size(self) -> int:
-            return sum(sizes)
-
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
-        ) -> list[ReadTask]:
-            metadata = [
-                BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None) for size in sizes
-            ]
-            return [ReadTask(read, each, READ) for read, each in zip(reads, metadata, strict=True)]
-
-    dataset = ray.data.read_datasource(TextDatasource(), override_num_blocks=len(reads))
-    dataset.context.target_max_block_size = None  # else Ray cuts a block above 128 MiB in two
-    dataset.context.execution_options.preserve_order = True
-    return dataset
 
 
 @dataclass(frozen=True)

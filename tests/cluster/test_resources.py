@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from raybge.cluster import resources as cluster
+from raybge.cluster import connection, resources
 from raybge.cluster.resources import Cluster, Plan, plan_workers
 from raybge.util.errors import UserError
 
@@ -41,7 +41,7 @@ def of_nodes(*nodes, own=False):
 def test_what_is_left_out_is_chosen(place, asked, workers, cpus):
     plan = plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
     assert (plan.workers, plan.cpus) == (workers, cpus)
-    assert plan.workers * plan.cpus <= place.room
+    assert plan.workers * plan.cpus <= place.worker_cpus
 
 
 def test_actors_may_be_smaller():
@@ -65,7 +65,7 @@ def test_actors_may_be_smaller():
         (machine(32, gpus=2), {"num_workers": "3"}, "only 2 GPUs"),
         (machine(2), {"num_workers": "0"}, "at least 1"),
         (machine(2), {"num_workers": "two"}, "found «two»"),
-        (machine(2), {"num_workers": "1-4"}, "only the workers of raybge.train"),
+        (machine(2), {"num_workers": "1-4"}, "only raybge.train and raybge.pretrain accept"),
         (machine(2), {"num_workers": "4-2"}, "found «4-2»"),
         (machine(2), {"num_workers": "9" * 5000}, "at least 1"),  # more digits than Python reads
         (machine(2), {"cpus_per_worker": 0}, "at least 1"),
@@ -101,17 +101,17 @@ def test_a_dead_head_is_not_joined(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     path = tmp_path / "ray" / "ray_current_cluster"
     path.parent.mkdir()
-    assert cluster._live_head() is None
+    assert connection._live_head() is None
     with socket.create_server(("127.0.0.1", 0)) as server:
         path.write_text(f"127.0.0.1:{server.getsockname()[1]}")
-        assert cluster._live_head() == path.read_text()
-    assert cluster._live_head() is None
+        assert connection._live_head() == path.read_text()
+    assert connection._live_head() is None
 
 
 def test_the_address_file_is_where_ray_keeps_it():
     from ray._common.utils import get_ray_address_file
 
-    assert get_ray_address_file(None) == str(cluster.address_file())
+    assert get_ray_address_file(None) == str(connection.address_file())
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_the_address_file_is_where_ray_keeps_it():
 )
 def test_reading_is_shared_evenly(place, plan, share, monkeypatch):
     """Together no more than is left: one worker's paused reading cannot keep another's from starting."""
-    monkeypatch.setattr(cluster, "cores", lambda: place.cpus)
-    assert cluster.reading_cpus(place, plan) == share
+    monkeypatch.setattr(resources, "available_cores", lambda: place.cpus)
+    assert resources.reading_cpus(place, plan) == share
 
 
 def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():

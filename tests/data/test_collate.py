@@ -92,7 +92,7 @@ def test_an_empty_share_stays_empty(tokenizer):
     batch = unpack(make(tokenizer, scored=True, guide=guide)(0, 3, []))
     assert (batch.step, batch.rows, batch.token_ids, batch.guide_ids) == (3, [], [], [])
     for name in ("passages_B", "passage_key_M", "known_B", "known_key_R", "alone_B", "teacher_score_M"):
-        assert getattr(batch, name).shape == (0,)
+        assert getattr(batch.groups, name).shape == (0,)
     assert batch.groups.alone_B.dtype == bool and batch.groups.teacher_score_M.dtype == np.float32
 
 

@@ -15,8 +15,8 @@ from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, re
 
 from raybge.data import jsonl
 from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block, read_rows
-from raybge.data.ray_datasets import transcode
 from raybge.data.source_files import open_stream
+from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 
 
@@ -138,7 +138,7 @@ def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
         "at": "2024-02-29 12:00:00",
         "x": 1.5,
     }
-    assert isinstance(second, BadRow) and "must hold what JSON can say" in second.expected
+    assert isinstance(second, BadRow) and "must hold only values that JSON has" in second.expected
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:

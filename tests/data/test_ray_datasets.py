@@ -16,10 +16,12 @@ from samples import GOOD, PACKED, PLAIN, ROWS, lines_of, put, read_all
 
 from raybge.data import ray_datasets as source
 from raybge.data import survey as survey_module
+from raybge.data import transcode as transcode_module
 from raybge.data.groups import parse_group
 from raybge.data.jsonl import BadRow, Row, RowError, list_files, read_block
-from raybge.data.ray_datasets import to_dataset, transcode
+from raybge.data.ray_datasets import to_dataset
 from raybge.data.survey import survey
+from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 
 
@@ -168,7 +170,7 @@ def test_transcode_on_ray(ray_here: Any, tmp_path: Path, monkeypatch: pytest.Mon
     made = [PACKED[packing](tmp_path / "in") for packing in ("gzip", "zstd", "array")]
     files = list_files([str(path) for path in made], "--f")
     here = transcode(files, str(tmp_path / "here"))
-    monkeypatch.setattr(source, "IN_PROCESS_BYTES", 10)
+    monkeypatch.setattr(transcode_module, "IN_PROCESS_BYTES", 10)
     there = transcode(files, str(tmp_path / "there"))
     for one, other in zip(here, there, strict=True):
         assert Path(one.path).read_bytes() == Path(other.path).read_bytes()
@@ -184,7 +186,7 @@ def test_reading_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", GOOD)
     code = (
         "import sys\nfrom raybge.data.source_files import list_files\nfrom raybge.data.survey import survey\n"
-        "from raybge.data.ray_datasets import transcode\nfrom raybge.data.groups import parse_group\n"
+        "from raybge.data.transcode import transcode\nfrom raybge.data.groups import parse_group\n"
         f"files = transcode(list_files({str(tmp_path)!r}, '--f'), {str(tmp_path)!r})\n"
         "assert survey(files, 100, parse_group).total_rows == 1\n"
         "print([name for name in ('ray', 'torch', 'pandas') if name in sys.modules])"

@@ -10,12 +10,12 @@ from tiny import tokenizer
 
 from raybge.data import stream as stream_module
 from raybge.data.collate import GroupTokenizer, unpack
-from raybge.data.step_batch import StepBatch
 from raybge.data.groups import parse_group, parse_scored_group
 from raybge.data.mixture import Mixture
 from raybge.data.order import Order
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files, open_stream
+from raybge.data.step_batch import StepBatch
 from raybge.data.stream import StepReader
 from raybge.data.survey import survey
 from raybge.data.token_cache import TokenCache
@@ -69,21 +69,21 @@ def offsets_of(path: Path) -> list[int]:
 
 def test_runs_that_share_their_tokens_read_the_files_once(data, tmp_path_factory, monkeypatch):
     """Shares of other workers, other epochs and starts in between are other tokens."""
-    kept = TokenCache(str(tmp_path_factory.mktemp("kept")))
+    cache = TokenCache(str(tmp_path_factory.mktemp("cache")))
     read = reading(data)
     cases = [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 3, 0), (0, 0, 3, 0), (0, 0, 1, 5)]
 
-    def batches(kept, epoch, rank, world, start):
-        monkeypatch.setattr(stream_module, "_opened", lambda *_: replace(read, kept=kept))
+    def batches(cache, epoch, rank, world, start):
+        monkeypatch.setattr(stream_module, "_opened", lambda *_: replace(read, token_cache=cache))
         starts = [max(first, start) for first, _ in read.order.window_bounds(start)]
         tables = [t for at in starts for t in stream_module._read_shared(b"", epoch, rank, world, at)]
         return [(b.step, b.rows, [ids.tolist() for ids in b.token_ids]) for b in map(unpack, tables)]
 
     expected = [batches(None, *case) for case in cases]
-    assert [batches(kept, *case) for case in cases] == expected
+    assert [batches(cache, *case) for case in cases] == expected
     for name in ("a.jsonl", "b.jsonl"):
         (data / name).unlink()
-    assert [batches(kept, *case) for case in cases] == expected
+    assert [batches(cache, *case) for case in cases] == expected
     assert len({str(each) for each in expected}) == len(cases)
 
 

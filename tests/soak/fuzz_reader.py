@@ -16,7 +16,7 @@ from inputs import share, tried
 
 from raybge.data import jsonl
 from raybge.data.jsonl import Block, Row, cut, read_block
-from raybge.data.ray_datasets import transcode
+from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.util.errors import UserError
