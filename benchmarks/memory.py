@@ -95,10 +95,10 @@ def score_peak(args: argparse.Namespace) -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
         q_BD = torch.randn(64, 256, generator=generator).div_(16).requires_grad_()  # of length 1 or so
         p_ND = torch.randn(passages, 256, generator=generator).div_(16).requires_grad_()
-        targets_B = torch.arange(64) * (passages // 64)
+        target_B = torch.arange(64) * (passages // 64)
         forget_peak()
         before = resident("VmRSS")
-        info_nce(q_BD, p_ND, targets_B, None, 0.05, block=args.block).mean().backward()
+        info_nce(q_BD, p_ND, target_B, None, 0.05, block=args.block).mean().backward()
         peak = resident("VmHWM")
         assert q_BD.grad is not None and p_ND.grad is not None and p_ND.grad[-1].any()
         return peak - before - 4 * (q_BD.numel() + p_ND.numel())

@@ -1,4 +1,7 @@
-"""The module that training trains: an embedding model with its objective, from token ids to a loss."""
+"""The trained module: an embedding model with its objective, from token ids to a loss.
+
+Letters in tensor names: B own queries, M own passages, N = B + M own texts, D width of a vector.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
 from raybge.losses.objective import Objective
-from raybge.model.embedding import EmbeddingModel
+from raybge.model.embedding import EmbeddingModel, eval_mode
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 
 GPU_TOKENS_PER_CHUNK = 32_768
@@ -22,9 +25,11 @@ class ContrastiveModel(nn.Module):
     """An embedding model with its objective: maps a StepBatch to the worker's share of the loss.
 
     Args:
+        embedding: the model to train.
+        objective: the loss.
         pad_to_multiple_of: round the length of a chunk of texts up to a multiple of this.
         sub_batch_size: texts whose activations are held at a time; None holds those of all.
-        guide: a model that says which negatives are too good (`Objective.margin`); it is not trained.
+        guide: a model that identifies likely false negatives (`Objective.margin`); it is not trained.
     """
 
     def __init__(
@@ -40,13 +45,13 @@ class ContrastiveModel(nn.Module):
         self.objective = objective
         self.pad_to_multiple_of = pad_to_multiple_of
         self.sub_batch_size = sub_batch_size
-        # Not a submodule: it is neither saved nor trained nor wrapped.
+        # In a tuple, so it is no submodule: the guide is neither saved nor trained nor wrapped.
         self._guide = (guide,)
-        # Given the embeddings of each batch, queries first, without a gradient.
+        # Called with each batch and its embeddings e_ND, queries first, without gradient.
         self.embedding_hook: Callable[[Tensor, StepBatch], None] | None = None
 
     def forward(self, batch: StepBatch) -> Tensor:
-        """The share of the loss as a scalar; see `Objective.loss`."""
+        """Compute the worker's share of the loss, a scalar; see `Objective.loss`. Collective."""
         queries = len(batch.groups.passages_B)
         e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
         if self.embedding_hook is not None:
@@ -55,37 +60,38 @@ class ContrastiveModel(nn.Module):
         if self._guide[0] is not None:
             assert batch.guide_ids is not None
             with torch.no_grad():
-                g_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
-            guide = g_ND[:queries], g_ND[queries:]
+                guide_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
+            guide = guide_ND[:queries], guide_ND[queries:]
         return self.objective.loss(e_ND[:queries], e_ND[queries:], _to_tensors(batch.groups, e_ND.device), guide)
 
     def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
+        """Return e_ND of the texts in their order; see `EmbeddingModel.embed`."""
         device = next(model.parameters()).device
         tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
-        # A worker without rows still has to take part in every collective, the gradient's too: one token, of which no
-        # vector is kept, gives every parameter a gradient of zero.
+        # A worker without rows takes part in every collective, those of the gradient too: one token, whose vector is
+        # dropped, gives every parameter a gradient of zero.
         ids = token_ids or [np.zeros(1, dtype=np.int64)]
         return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
 
     @torch.no_grad()
     def finite_groups(self, batch: StepBatch) -> list[bool]:
-        """Whether a group's embeddings are all finite, for each group. Without dropout: no random number is drawn."""
-        training = self.embedding.training
-        e_ND = self._embed(self.embedding.eval(), batch.token_ids, None)
-        self.embedding.train(training)
+        """Return for each group True if all its embeddings are finite. Without dropout: draws no random number."""
+        passages_B = batch.groups.passages_B
+        with eval_mode(self.embedding):
+            e_ND = self._embed(self.embedding, batch.token_ids, None)
         finite_N = e_ND.isfinite().all(dim=1).cpu()
-        finite_B, finite_M = finite_N.split(
-            [len(batch.groups.passages_B), len(finite_N) - len(batch.groups.passages_B)]
-        )
-        groups = finite_M.split(batch.groups.passages_B.tolist())
+        finite_B, finite_M = finite_N.split([len(passages_B), len(finite_N) - len(passages_B)])
+        groups = finite_M.split(passages_B.tolist())
         return [bool(query and group.all()) for query, group in zip(finite_B, groups, strict=True)]
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoint the backbone's layers; transformers' Trainer calls it for `--gradient_checkpointing`."""
         self.embedding.backbone.gradient_checkpointing_enable(*args, **kwargs)
 
 
 def _to_tensors(groups: Groups[np.ndarray], device: torch.device) -> Groups[Tensor]:
-    """Return the groups as tensors, without `alone_B` where no query is alone: most steps then need no mask."""
+    """Return the groups as tensors, `alone_B` as None where no query is alone: most steps then need no mask."""
     if groups.alone_B is not None and not groups.alone_B.any():
         groups = dataclasses.replace(groups, alone_B=None)
-    return groups.map(lambda array: torch.from_numpy(array).to(device))
+    arrays = {name: array for name, array in vars(groups).items() if array is not None}
+    return Groups(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})

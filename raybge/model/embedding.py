@@ -5,10 +5,11 @@ Letters in tensor names: N texts handed in, B texts in a chunk, T tokens of its 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,12 @@ class EmbeddingModel(nn.Module):
         random = np.random.default_rng(0)
         vocabulary = int(self._config.vocab_size)
         texts = [random.integers(vocabulary // 2, vocabulary, n) for n in (room, room - 1, 3, room // 2, 1)]
-        training = self.training
-        self.eval()
         try:
-            padded, packed = self(*self.pad(texts, range(len(texts)))), self.forward_packed(*self.pack(texts, range(5)))
-        except Exception:  # whatever a model says to a row that is longer than any text it knows
+            with eval_mode(self):
+                padded = self(*self.pad(texts, range(len(texts))))
+                packed = self.forward_packed(*self.pack(texts, range(len(texts))))
+        except Exception:  # models raise any error for a row that is longer than their longest text
             return False
-        finally:
-            self.train(training)
         scale = padded.norm(dim=-1, keepdim=True)
         return bool(torch.allclose(packed / scale, padded / scale, atol=2e-3))
 
@@ -221,6 +220,18 @@ class EmbeddingModel(nn.Module):
         positions_T = np.concatenate([np.arange(first, first + length) for length in lengths])
         device = next(self.parameters()).device
         return torch.from_numpy(ids_T)[None].to(device), torch.from_numpy(positions_T)[None].to(device), lengths
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and afterwards each module back to the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _return_freed_memory() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from raybge.model.embedding import EmbeddingModel, plan_chunks
+from raybge.model.embedding import EmbeddingModel, eval_mode, plan_chunks
 from raybge.util.errors import UserError
 
 Devices = str | int | Sequence[str | int] | None
@@ -81,7 +81,7 @@ def embed_texts(
 
     with shown, contextlib.ExitStack() as stack:
         for model in copies:
-            stack.enter_context(_evaluating(model))
+            stack.enter_context(eval_mode(model))
         _deal(copies, plan_chunks([len(ids) for ids in token_ids], budget), run)
     return e_ND
 
@@ -113,14 +113,3 @@ def _deal(models: Sequence[EmbeddingModel], chunks: Iterable[Any], run: Callable
     with ThreadPoolExecutor(len(models)) as threads:
         for done in [threads.submit(work, model) for model in models]:
             done.result()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

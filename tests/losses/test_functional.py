@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raybge.losses.functional import info_nce, kl_divergence, m3_distillation, scores
+from raybge.losses.functional import info_nce, kl_divergence, m3_distillation, softmax_terms
 
 
 def by_definition(q, p, target, visible, temperature):
@@ -21,14 +21,14 @@ def by_definition(q, p, target, visible, temperature):
 def test_equals_the_definition(masked, temperature, block):
     torch.manual_seed(0)
     q_BD, p_ND = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1), torch.randn(7, 8)
-    targets_B = torch.tensor([0, 4, 6])
+    target_B = torch.tensor([0, 4, 6])
     mask_BN = torch.rand(3, 7) < 0.6
-    mask_BN[torch.arange(3), targets_B] = True
+    mask_BN[torch.arange(3), target_B] = True
     visible = mask_BN if masked else torch.ones(3, 7, dtype=torch.bool)
     mask = (lambda start, stop: mask_BN[:, start:stop]) if masked else None
-    loss_B = info_nce(q_BD, p_ND, targets_B, mask, temperature, block)
+    loss_B = info_nce(q_BD, p_ND, target_B, mask, temperature, block)
     expected = [
-        by_definition(q_BD[b].tolist(), p_ND.tolist(), int(targets_B[b]), visible[b].tolist(), temperature)
+        by_definition(q_BD[b].tolist(), p_ND.tolist(), int(target_B[b]), visible[b].tolist(), temperature)
         for b in range(3)
     ]
     assert loss_B.tolist() == pytest.approx(expected, abs=1e-5)
@@ -37,10 +37,10 @@ def test_equals_the_definition(masked, temperature, block):
 def test_scores_are_fp32_under_autocast():
     """bf16 has 8 bits: at temperature 0.02 a score of 50 would be off by a quarter."""
     q_BD = torch.nn.functional.normalize(torch.randn(4, 64), dim=-1)
-    targets_B = torch.arange(4)
-    exact_B = info_nce(q_BD, q_BD, targets_B, None, 0.02)
+    target_B = torch.arange(4)
+    exact_B = info_nce(q_BD, q_BD, target_B, None, 0.02)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss_B = info_nce(q_BD, q_BD, targets_B, None, 0.02)
+        loss_B = info_nce(q_BD, q_BD, target_B, None, 0.02)
     assert loss_B.dtype == torch.float32
     assert torch.equal(loss_B, exact_B)
 
@@ -66,7 +66,7 @@ def test_gradient_of_every_part_against_autograd(block):
     def towards(denominator, at):
         return (denominator * weights[0]).sum() + (at.masked_fill(picks < 0, 0.0) * weights[1]).sum()
 
-    ours = torch.autograd.grad(towards(*scores(q, p, picks, lambda a, b: seen[:, a:b], 0.5, block)), (q, p))
+    ours = torch.autograd.grad(towards(*softmax_terms(q, p, picks, lambda a, b: seen[:, a:b], 0.5, block)), (q, p))
     full = q @ p.T / 0.5
     at = full.gather(1, picks.clamp(min=0))
     expected = torch.autograd.grad(towards(full.masked_fill(~seen, -torch.inf).logsumexp(1) - at[:, 0], at), (q, p))
@@ -77,7 +77,7 @@ def test_gradient_of_every_part_against_autograd(block):
 def test_a_query_that_sees_nothing_has_no_denominator_and_no_gradient_from_it():
     q, p = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)
     seen = torch.tensor([[True, True, False], [False, False, False]])
-    denominator, at = scores(q, p, torch.tensor([[0], [1]]), lambda a, b: seen[:, a:b], 1.0)
+    denominator, at = softmax_terms(q, p, torch.tensor([[0], [1]]), lambda a, b: seen[:, a:b], 1.0)
     assert denominator[1] == -torch.inf
     (torch.where(denominator.isinf(), 0.0, denominator).sum() + at.sum()).backward()
     assert torch.allclose(q.grad[1], p[1])
