@@ -1,11 +1,11 @@
-"""Measure retrieval: exact search over a corpus, then nDCG, MRR, Recall and MAP at 1, 10 and 100.
+"""Evaluate retrieval: exact search in a corpus, then nDCG, MRR, Recall, MAP and more at 1, 10 and 100.
 
     python -m raybge.evaluate --encoder runs/mine --corpus_data corpus.jsonl --query_data dev.jsonl --k 100
+    python -m raybge.evaluate --encoder runs/mine --corpus_data beir/scifact --query_data beir/scifact
+    python -m raybge.evaluate --encoder runs/mine --mteb_tasks NFCorpus SciFact
     python -m raybge.evaluate --help
 
 From Python: `raybge.evaluate_retrieval(model_name_or_path=..., corpus_data=..., query_data=...)`.
-
-Letters in array names: Q queries, K ranks, N relevant passages of all queries.
 """
 
 from __future__ import annotations
@@ -13,21 +13,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raybge.cli.run import call_command, run_command
+from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
-from raybge.evaluation.run import evaluate
+from raybge.cli.run import call_command, run_command
 
 
 def evaluate_retrieval(**flags: Any) -> dict[str, float]:
-    """Measure retrieval; the arguments are the command's flags. Returns the metrics by name, e.g. "nDCG@10".
+    """Evaluate retrieval.
 
-    Raises UserError, before any model loads, for flags, files or rows that cannot be used.
+    Args:
+        **flags: the command's flags, by name.
+
+    Returns:
+        The metrics by name, such as "nDCG@10", and the numbers of queries and passages.
+
+    Raises:
+        UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
-    return call_command(EvaluateOptions, evaluate, "evaluate", flags)
+    return call_command(EvaluateOptions, _evaluate, "evaluate", flags)
+
+
+def _evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
+    from raybge.evaluation.run import evaluate  # imported here, so that --help is fast
+
+    return evaluate(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(EvaluateOptions, evaluate, "evaluate", argv)
+    """Run the command line; return the exit code."""
+    return run_command(EvaluateOptions, _evaluate, "evaluate", argv)
 
 
 if __name__ == "__main__":

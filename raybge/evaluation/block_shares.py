@@ -65,7 +65,8 @@ class BlockGather:
         keys_r2 = np.concatenate([np.zeros((0, 2), np.uint64), *keys])
         # Some backends cannot send unsigned integers.
         gathered = self.gather(torch.from_numpy(keys_r2.view(np.int64)), [len(each) for each in keys])
-        return gathered.cpu().numpy().view(np.uint64)
+        keys_N2: np.ndarray = gathered.cpu().numpy().view(np.uint64)
+        return keys_N2
 
 
 class TokenizedShare:

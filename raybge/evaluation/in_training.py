@@ -40,9 +40,8 @@ from raybge.evaluation.metrics import measure
 from raybge.evaluation.query_examples import QueryExample, RetrievalResult, build_examples, hit_ids, select_queries
 from raybge.evaluation.validation_data import ValidationData
 from raybge.losses.objective import gather_counts, gather_rows
-from raybge.model.embedding import max_positions
+from raybge.model.embedding import eval_mode, max_positions
 from raybge.model.encoder import Encoder
-from raybge.model.inference import eval_mode
 from raybge.report.text import excerpt
 from raybge.search import topk
 from raybge.util.errors import UserError

@@ -1,4 +1,4 @@
-"""What a search found, held against what is relevant: metrics of each query, and lines of a TREC run.
+"""Relevance judgments: queries joined with theirs, and search results measured against them.
 
 Letters in array names: Q queries, K ranks.
 """
@@ -9,76 +9,145 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from raybge.cli.console import Console
-from raybge.cli.options import EvaluateOptions
 from raybge.data.groups import Group, parse_judged
+from raybge.data.qrels import join, parse_query, read_qrels
+from raybge.data.source_files import list_files
 from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
+from raybge.evaluation.spec import RetrievalFiles
 from raybge.search.index import PassageLookup, SearchHits, ShardedIndex, search
+from raybge.search.inputs import InputFiles, survey_input
+from raybge.search.store import EncodedBlock
+from raybge.util.atomic_write import open_atomic
+from raybge.util.errors import UserError
+from raybge.util.filesystem import append_to_path
 
-if TYPE_CHECKING:
-    from raybge.search.store import EncodedBlock
 
-
-def relevant(group: Group) -> Sequence[str]:
-    """A query's distinct answers."""
+def relevant_texts(group: Group) -> Sequence[str]:
+    """Return a query's distinct relevant passages, or their document ids."""
     return tuple(dict.fromkeys(group.pos))
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one model reached: the metrics of the run, and the values of each query by metric, (Q,) in their order."""
+def write_judged_queries(files: RetrievalFiles, queries: InputFiles, work: str, console: Console) -> InputFiles:
+    """Join the queries with their relevance judgments into a file of the work folder.
 
-    result: dict[str, Any]
+    Args:
+        files: the evaluation's files, with qrels.
+        queries: the queries without judgments.
+        work: the work folder.
+        console: prints the number of skipped queries.
+
+    Returns:
+        The joined queries.
+
+    Raises:
+        UserError: a file or row that cannot be used, or judged queries that do not exist with --on_bad_rows stop.
+    """
+    assert files.qrels
+    grades = read_qrels(files.qrels, "--qrels")
+    survey = survey_input(replace(queries, parse=parse_query), work, files.on_bad_rows, console)
+    path = append_to_path(work, "/judged.jsonl")
+    joined = join(survey, grades, path)
+    if joined.unjudged:
+        console.info(f"--query_data: {joined.unjudged:,} queries without a relevant document are skipped")
+    if joined.unknown:
+        examples = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
+        message = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({examples})"
+        if files.on_bad_rows == "stop":
+            raise UserError(f"{message}; --on_bad_rows skip skips them")
+        console.info(f"{message}: skipped")
+    return InputFiles(list_files(path, "--query_data"), "--query_data", parse_judged)
+
+
+# --- measure ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """Metrics of one model.
+
+    Args:
+        summary: means by name, and counts.
+        values: each query's values by metric, (Q,) in the order of the queries.
+    """
+
+    summary: dict[str, Any]
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def search_and_measure(arguments: EvaluateOptions, index: ShardedIndex, pieces: list[EncodedBlock], console: Console) -> Measured:
-    """Search for all queries, and write what was found where a run is asked for."""
-    from raybge.util import atomic_write as output
+def search_and_measure(
+    index: ShardedIndex, blocks: Sequence[EncodedBlock], k: int, run_file: str | None, console: Console
+) -> ModelMetrics:
+    """Search for all queries and measure the results.
 
-    rows = sum(piece.rows for piece in pieces)
-    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= arguments.k]
-    blocks: list[Judged] = []
-    extra = cutoffs, index.lookup() if arguments.run_file else None
+    Args:
+        index: the corpus.
+        blocks: the encoded queries.
+        k: number of passages per query.
+        run_file: TREC run file to write; None for none.
+        console: shows the progress.
+
+    Returns:
+        The metrics.
+    """
+    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= k]
+    results: list[BlockMetrics] = []
     with ExitStack() as stack:
-        bar = stack.enter_context(console.bar("search", rows, "queries"))
-        run = arguments.run_file and stack.enter_context(output.open_atomic(arguments.run_file, "--run_file"))
-        for done in search(index, pieces, arguments.k, judged, *extra):
+        bar = stack.enter_context(console.bar("search", sum(block.rows for block in blocks), "queries"))
+        run = stack.enter_context(open_atomic(run_file, "--run_file")) if run_file else None
+        for result in search(index, blocks, k, measure_block, cutoffs, index.lookup() if run_file else None):
             if run:
-                run.write(done.run)
-            blocks.append(replace(done, run=b""))
-            bar.update(len(done.absent_Q))
-    values = {name: np.concatenate([block.values[name] for block in blocks]) for name in blocks[0].values}
-    scores = [np.concatenate([block.scores[hit] for block in blocks]) for hit in (1, 0)]
-    absent = sum(int(block.absent_Q.sum()) for block in blocks)
+                run.write(result.run_lines)
+            results.append(replace(result, run_lines=b""))
+            bar.update(len(result.absent_Q))
+    absent = sum(int(result.absent_Q.sum()) for result in results)
     if absent:
-        console.info(f"{absent:,} answers are not in the corpus: they count as relevant and not found")
-    metrics = {name: float(value_Q.mean(dtype=np.float64)) for name, value_Q in values.items()}
-    return Measured({**metrics, f"AUC@{arguments.k}": area_under_curve(*scores)}, values)
+        console.info(f"{absent:,} relevant passages are not in the corpus: they count as relevant and not retrieved")
+    values = {name: np.concatenate([each.values[name] for each in results]) for name in results[0].values}
+    relevant_R = np.concatenate([each.relevant_scores for each in results])
+    other_O = np.concatenate([each.other_scores for each in results])
+    means = {name: float(value_Q.mean(dtype=np.float64)) for name, value_Q in values.items()}
+    return ModelMetrics({**means, f"AUC@{k}": area_under_curve(relevant_R, other_O)}, values)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The queries of one block: each one's metrics, and how many of its answers the corpus lacks; the scores of what
-    was found, of others and of relevant passages; lines of a TREC run.
+class BlockMetrics:
+    """Metrics of the queries of one block.
+
+    Args:
+        values: each query's values by metric, (Q,) float32.
+        absent_Q: number of each query's relevant passages that the corpus lacks.
+        relevant_scores: scores of the retrieved relevant passages.
+        other_scores: scores of the other retrieved passages.
+        run_lines: lines of a TREC run.
     """
 
     values: dict[str, np.ndarray]
     absent_Q: np.ndarray
-    scores: tuple[np.ndarray, np.ndarray]
-    run: bytes
+    relevant_scores: np.ndarray
+    other_scores: np.ndarray
+    run_lines: bytes
 
 
-def judged(found: SearchHits, cutoffs: Sequence[int], lookup: PassageLookup | None) -> Judged:
-    """Measure the queries of one encoded block; with `lookup`, also write what was found."""
-    raws = [json.loads(text) for text in found.table["text"].to_pylist()]
-    grades = [grades_of(parse_judged(raw)) for raw in raws]
+def measure_block(hits: SearchHits, cutoffs: Sequence[int], lookup: PassageLookup | None) -> BlockMetrics:
+    """Measure the queries of one encoded block; runs in a Ray task.
+
+    Args:
+        hits: the search results.
+        cutoffs: ranks at which to measure.
+        lookup: access to document ids, to write lines of a TREC run; None writes none.
+
+    Returns:
+        The metrics.
+    """
+    raws = [json.loads(text) for text in hits.table["text"].to_pylist()]
+    grades = [answer_grades(parse_judged(raw)) for raw in raws]
     ends = np.cumsum([len(each) for each in grades])
-    id_of = dict(zip(found.known.key_M.tolist(), found.known.id_M.tolist(), strict=True))
+    id_of = dict(zip(hits.known.key_M.tolist(), hits.known.id_M.tolist(), strict=True))
     relevant: list[dict[int, int]] = []
     absent: list[list[int]] = []
     for each, end in zip(grades, ends.tolist(), strict=True):
@@ -86,31 +155,34 @@ def judged(found: SearchHits, cutoffs: Sequence[int], lookup: PassageLookup | No
         pairs = [*zip(ids, each.values(), strict=True)]
         relevant.append({i: grade for i, grade in pairs if i is not None})
         absent.append([grade for i, grade in pairs if i is None])
-    values = measure(found.ids_QK, relevant, absent, cutoffs)
-    hits_QK = np.array(
-        [[each.get(i, 0) > 0 for i in row] for each, row in zip(relevant, found.ids_QK.tolist(), strict=True)], bool
+    values = measure(hits.ids_QK, relevant, absent, cutoffs)
+    relevant_QK = np.array(
+        [[each.get(i, 0) > 0 for i in row] for each, row in zip(relevant, hits.ids_QK.tolist(), strict=True)], bool
     )
-    there_QK = found.ids_QK >= 0
-    scores = found.scores_QK[there_QK & ~hits_QK], found.scores_QK[there_QK & hits_QK]
-    lines = _run_lines(found, raws, lookup) if lookup else b""
-    absent_Q = np.array([sum(grade > 0 for grade in each) for each in absent])
-    return Judged({name: value.astype(np.float32) for name, value in values.items()}, absent_Q, scores, lines)
+    retrieved_QK = hits.ids_QK >= 0
+    return BlockMetrics(
+        values={name: value.astype(np.float32) for name, value in values.items()},
+        absent_Q=np.array([sum(grade > 0 for grade in each) for each in absent]),
+        relevant_scores=hits.scores_QK[retrieved_QK & relevant_QK],
+        other_scores=hits.scores_QK[retrieved_QK & ~relevant_QK],
+        run_lines=_run_lines(hits, raws, lookup) if lookup else b"",
+    )
 
 
-def grades_of(group: Group) -> dict[str, int]:
-    """How relevant each distinct answer of a query is: its first grade, or 1."""
-    found: dict[str, int] = {}
+def answer_grades(group: Group) -> dict[str, int]:
+    """Return the grade of each distinct relevant passage of a query: its first grade, or 1."""
+    grades: dict[str, int] = {}
     for answer, grade in zip(group.pos, group.grades or [1] * len(group.pos), strict=True):
-        found.setdefault(answer, grade)
-    return found
+        grades.setdefault(answer, grade)
+    return grades
 
 
-def _run_lines(found: SearchHits, raws: Sequence[dict[str, Any]], lookup: PassageLookup) -> bytes:
-    """Query, Q0, document, rank from 1, score, tag: as trec_eval reads it. What has no id goes by its place."""
-    names = lookup.names(found.ids_QK[found.ids_QK >= 0])
-    places = zip(found.table["file"].to_pylist(), found.table["offset"].to_pylist(), strict=True)
+def _run_lines(hits: SearchHits, raws: Sequence[dict[str, Any]], lookup: PassageLookup) -> bytes:
+    """Return the lines «query Q0 document rank score tag» of a TREC run; a query without an id is named by position."""
+    names = lookup.names(hits.ids_QK[hits.ids_QK >= 0])
+    positions = zip(hits.table["file"].to_pylist(), hits.table["offset"].to_pylist(), strict=True)
     lines = []
-    for raw, (file, offset), ids, scores in zip(raws, places, found.ids_QK, found.scores_QK, strict=True):
+    for raw, (file, offset), ids, scores in zip(raws, positions, hits.ids_QK, hits.scores_QK, strict=True):
         query = raw.get("_id", raw.get("id", f"{file}:{offset}"))
         for rank, (i, score) in enumerate(zip(ids.tolist(), scores.tolist(), strict=True), start=1):
             if i >= 0:

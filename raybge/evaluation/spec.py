@@ -1,16 +1,29 @@
-"""Specs of evaluation: read once from the options of a command."""
+"""Specs of evaluation, read once from the options of a command: finished models, and evaluation in training."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from raybge.cli.options import TrainOptions
+from raybge.cli.options import EvaluateOptions, TrainOptions
+from raybge.cli.parser import changed_values
+from raybge.cluster.spec import ScaleSpec
+from raybge.model.folder import check_model_folder, read_settings, vector_width
+from raybge.model.spec import EncoderSpec
+from raybge.search import saved_vectors
+from raybge.search.spec import IndexSpec, check_at_least_one
+from raybge.util.atomic_write import exists
 from raybge.util.errors import UserError
+
+INSTRUCTION = "Represent this sentence for searching relevant passages: "
+QUERY_LENGTH, PASSAGE_LENGTH = 32, 128  # FlagEmbedding's defaults, if the model's folder states no length
 
 
 @dataclass(frozen=True)
 class ValidationSpec:
-    """Queries and corpus of the evaluation while training.
+    """Queries and corpus of evaluation in training.
 
     Args:
         queries: files, folders or globs of --eval_data.
@@ -28,7 +41,13 @@ class ValidationSpec:
 
     @classmethod
     def from_options(cls, options: TrainOptions) -> ValidationSpec | None:
-        """Read --eval_data and --eval_corpus; None without --eval_data.
+        """Read --eval_data and --eval_corpus.
+
+        Args:
+            options: the command's options.
+
+        Returns:
+            The spec; None without --eval_data.
 
         Raises:
             UserError: --eval_corpus without --eval_data.
@@ -44,3 +63,191 @@ class ValidationSpec:
             options.query_max_len,
             options.passage_max_len,
         )
+
+
+@dataclass(frozen=True)
+class RetrievalFiles:
+    """Files of corpus and queries.
+
+    Args:
+        corpus: files, folders or globs of --corpus_data.
+        queries: files, folders or globs of --query_data.
+        qrels: file of relevance judgments by document id; None: the queries' rows contain their relevant passages.
+        on_bad_rows: "stop" or "skip".
+    """
+
+    corpus: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
+    qrels: str | None = None
+    on_bad_rows: str = "stop"
+
+    @classmethod
+    def from_options(cls, options: EvaluateOptions) -> RetrievalFiles:
+        """Read the data flags; a BEIR folder, given as corpus and as queries, is replaced by its files.
+
+        Args:
+            options: the command's options.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: a BEIR folder together with other files.
+        """
+        corpus, queries, qrels = options.corpus_data or [], options.query_data or [], options.qrels
+        folders = {path for path in (*corpus, *queries) if os.path.isdir(os.path.join(path, "qrels"))}
+        if folders:
+            if len(folders) > 1 or len(corpus) != 1 or len(queries) != 1:
+                raise UserError(
+                    f"--corpus_data, --query_data: {min(folders)} is a BEIR folder; give the same folder for both and "
+                    "nothing else"
+                )
+            [folder] = folders
+            corpus = [_existing(folder, "corpus.jsonl", "corpus.jsonl.gz")]
+            queries = [_existing(folder, "queries.jsonl", "queries.jsonl.gz")]
+            qrels = qrels or os.path.join(folder, "qrels", "test.tsv")
+        return cls(tuple(corpus), tuple(queries), qrels, options.on_bad_rows)
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """File of the corpus's embeddings (`--save_path`), and whether this run writes or reads it."""
+
+    path: str
+    save: bool = False
+    load: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model: its name as the flag states it, and how to load it."""
+
+    name: str
+    encoder: EncoderSpec
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """An evaluation of retrieval or, with `mteb_tasks`, of MTEB tasks.
+
+    Args:
+        models: the model and those of --compare.
+        files: corpus and queries.
+        mteb_tasks: names of MTEB tasks; if there are any, `files` are empty.
+        k: number of passages retrieved per query.
+        index: index of the corpus.
+        embeddings: file of the corpus's embeddings.
+        metrics_file: JSON file to write; None for none.
+        run_file: TREC run file to write; None for none.
+        dry_run: print the plan and exit.
+        scale: workers and cluster.
+        flags: options that differ from their defaults, for the report.
+    """
+
+    models: tuple[EvaluatedModel, ...]
+    files: RetrievalFiles
+    mteb_tasks: tuple[str, ...]
+    k: int
+    index: IndexSpec
+    embeddings: EmbeddingFile
+    metrics_file: str | None
+    run_file: str | None
+    dry_run: bool
+    scale: ScaleSpec
+    flags: Mapping[str, Any]
+
+    @property
+    def model(self) -> EvaluatedModel:
+        """The model that is evaluated, without those that it is compared with."""
+        return self.models[0]
+
+    @classmethod
+    def from_options(cls, options: EvaluateOptions) -> EvaluationSpec:
+        """Check and resolve the options.
+
+        Args:
+            options: the command's options.
+
+        Returns:
+            The spec.
+
+        Raises:
+            UserError: an invalid flag or model.
+        """
+        index = IndexSpec.from_options(options)
+        check_at_least_one(options, "k", "batch_size", "query_max_len", "passage_max_len")
+        check_model_folder(options.model_name_or_path, "--model_name_or_path")
+        for name in options.compare or []:
+            check_model_folder(name, "--compare")
+        _check_combinations(options)
+        _check_data(options)
+        if options.load_embedding:
+            saved_vectors.load(options.save_path)
+        index.check_factory(vector_width(options.model_name_or_path, options.cache_dir))
+        for name in ("metrics_file", "run_file", *(["save_path"] if options.save_embedding else [])):
+            if path := getattr(options, name):
+                exists(path, f"--{name}")  # raises for a folder
+        names = [options.model_name_or_path, *(options.compare or [])]
+        return cls(
+            models=tuple(EvaluatedModel(name, evaluation_encoder(options, name)) for name in names),
+            files=RetrievalFiles() if options.mteb_tasks else RetrievalFiles.from_options(options),
+            mteb_tasks=tuple(options.mteb_tasks or ()),
+            k=options.k,
+            index=index,
+            embeddings=EmbeddingFile(options.save_path, options.save_embedding, options.load_embedding),
+            metrics_file=options.metrics_file,
+            run_file=options.run_file,
+            dry_run=options.dry_run,
+            scale=ScaleSpec.from_options(options),
+            flags=changed_values(options),
+        )
+
+
+def evaluation_encoder(options: EvaluateOptions, model: str) -> EncoderSpec:
+    """Resolve how a model is loaded; lengths come from the flags, else from the model's folder, else FlagEmbedding's.
+
+    Args:
+        options: the command's options.
+        model: folder or hub name, in place of the options' own.
+
+    Returns:
+        The encoder's spec.
+    """
+    folder_length = read_settings(model, options.cache_dir).max_length
+    return EncoderSpec.from_options(
+        options,
+        model_name_or_path=model,
+        query_instruction_for_retrieval=INSTRUCTION if options.add_instruction else None,
+        query_max_length=options.query_max_len or folder_length or QUERY_LENGTH,
+        passage_max_length=options.passage_max_len or folder_length or PASSAGE_LENGTH,
+    )
+
+
+def _check_combinations(options: EvaluateOptions) -> None:
+    for name in ("save_embedding", "load_embedding", "run_file"):
+        if getattr(options, name) and options.compare:
+            raise UserError(f"--{name} applies to a single model; omit --compare")
+    if options.save_embedding and options.load_embedding:
+        raise UserError("--save_embedding and --load_embedding exclude each other; omit one of them")
+
+
+def _check_data(options: EvaluateOptions) -> None:
+    """Check that there is either a corpus with queries or a list of MTEB tasks.
+
+    Raises:
+        UserError: neither or both.
+    """
+    data_flags = ("corpus_data", "query_data")
+    if not options.mteb_tasks:
+        if missing := [f"--{name}" for name in data_flags if not getattr(options, name)]:
+            raise UserError(f"missing: {', '.join(missing)} (or --mteb_tasks)")
+        return
+    retrieval_only = (*data_flags, "qrels", "compare", "run_file", "save_embedding", "load_embedding")
+    if conflicts := [f"--{name}" for name in retrieval_only if getattr(options, name)]:
+        raise UserError(f"--mteb_tasks: the tasks have data of their own; omit {', '.join(conflicts)}")
+
+
+def _existing(folder: str, *names: str) -> str:
+    """Return the path of the first of these files that exists; the first name if none does."""
+    paths = [os.path.join(folder, name) for name in names]
+    return next(filter(os.path.exists, paths), paths[0])

@@ -12,9 +12,9 @@ from typing import Any
 
 from raybge.data.groups import Group, parse_group, parse_judged, parse_passage
 from raybge.data.jsonl import Parse, Row, read_block
-from raybge.data.ray_datasets import transcode
 from raybge.data.source_files import list_files
 from raybge.data.survey import Survey, bad_rows_message, survey
+from raybge.data.transcode import transcode
 from raybge.evaluation.spec import ValidationSpec
 from raybge.search.search_data import passages_of_group
 from raybge.util.errors import UserError
@@ -54,7 +54,7 @@ class ValidationData:
         lines = [f"evaluation: {self.queries.total_rows:,} queries searched in {rows}"]
         for flag, each in (("--eval_data", self.queries), ("--eval_corpus", self.corpus)):
             if each is not None and each.bad_count:
-                lines.append(f"{flag}: {each.bad_count:,} invalid rows are skipped\n{bad_rows_message(each)}")
+                lines.append(f"{flag}: {each.bad_count:,} bad rows are skipped\n{bad_rows_message(each)}")
         return lines
 
 
@@ -105,7 +105,5 @@ def _read_values(source: Survey, block: int, parse: Parse) -> list[Any]:
     rows = read_block(source.files, source.blocks[block], parse)
     values = [row.value for row in rows if isinstance(row, Row)]
     if len(values) != source.rows[block]:
-        raise UserError(
-            f"{source.files[source.blocks[block].file].name} changed while it was in use"
-        )
+        raise UserError(f"{source.files[source.blocks[block].file].name} changed while it was in use")
     return values

@@ -1,4 +1,4 @@
-"""Evaluation end to end on one Ray, against a plain numpy search and metrics written out here."""
+"""Evaluation end to end on one Ray, compared with a numpy search and metrics computed here."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from raybge.cli.options import EvaluateOptions
 from raybge.cli.parser import build_options
 from raybge.evaluate import main
 from raybge.evaluation import estimate
-from raybge.evaluation.run import INSTRUCTION, _encoder_options
-from raybge.search import session as inputs
+from raybge.evaluation.spec import INSTRUCTION, evaluation_encoder
+from raybge.search import inputs
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, words):
-    """A corpus with duplicates, and queries of which two are alike, one names an answer twice, one lacks its own."""
+    """A corpus with duplicates, and queries: two are equal, one repeats an answer, one has an absent answer."""
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(words, 6)) for _ in range(150)]
-    # queries share words with their answers, so that a random model finds some of them
+    # queries share words with their answers, so that a random model retrieves some of them
     asked = [" ".join([*text.split()[:5], str(rng.choice(words))]) for text in texts]
     queries = [{"query": asked[i], "pos": [texts[i], texts[(i + 40) % 150]]} for i in range(60)]
     queries += [
@@ -50,7 +50,7 @@ def data(tmp_path_factory, words):
     return write(folder / "corpus.jsonl", corpus), write(folder / "dev.jsonl", queries), texts, queries
 
 
-def expected(model, texts, queries, cutoffs, most):
+def expected(model, texts, queries, cutoffs, max_rank):
     from raybge.model.encoder import Encoder
 
     encoder = Encoder(model, devices="cpu")
@@ -59,157 +59,162 @@ def expected(model, texts, queries, cutoffs, most):
     sums = {f"{name}@{k}": 0.0 for name in names for k in cutoffs}
     pairs = []
     for row, score, ranking in zip(queries, scores, np.argsort(-scores, axis=1, kind="stable"), strict=True):
-        given = row.get("pos", row.get("positive"))
-        wanted = {given} if isinstance(given, str) else set(given)
-        pairs += [(score[i], texts[i] in wanted) for i in ranking[:most]]
+        positives = row.get("pos", row.get("positive"))
+        relevant = {positives} if isinstance(positives, str) else set(positives)
+        pairs += [(score[i], texts[i] in relevant) for i in ranking[:max_rank]]
         for k in cutoffs:
-            hits = [texts[i] in wanted for i in ranking[:k]]
-            ideal = sum(1 / log2(r + 2) for r in range(min(k, len(wanted))))
+            hits = [texts[i] in relevant for i in ranking[:k]]
+            ideal = sum(1 / log2(r + 2) for r in range(min(k, len(relevant))))
             sums[f"nDCG@{k}"] += sum(hit / log2(r + 2) for r, hit in enumerate(hits)) / ideal
-            sums[f"Recall@{k}"] += sum(hits) / len(wanted)
-            sums[f"MAP@{k}"] += sum(hit * sum(hits[: r + 1]) / (r + 1) for r, hit in enumerate(hits)) / len(wanted)
+            sums[f"Recall@{k}"] += sum(hits) / len(relevant)
+            sums[f"MAP@{k}"] += sum(hit * sum(hits[: r + 1]) / (r + 1) for r, hit in enumerate(hits)) / len(relevant)
             sums[f"Precision@{k}"] += sum(hits) / k
             sums[f"HitRate@{k}"] += any(hits)
-            sums[f"RecallCap@{k}"] += sum(hits) / min(k, len(wanted))
+            sums[f"RecallCap@{k}"] += sum(hits) / min(k, len(relevant))
             sums[f"MRR@{k}"] += next((1 / (r + 1) for r, hit in enumerate(hits) if hit), 0.0)
     over = [a > b for a, hit in pairs if hit for b, other in pairs if not other]
-    return {f"AUC@{most}": np.mean(over)} | {name: total / len(queries) for name, total in sums.items()}
+    return {f"AUC@{max_rank}": np.mean(over)} | {name: total / len(queries) for name, total in sums.items()}
 
 
-def test_metrics_equal_a_plain_search(ray_of_four, data, tiny_model, tmp_path, monkeypatch, capfd):
+def test_metrics_equal_a_numpy_search(ray_of_four, data, tiny_model, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     corpus, dev, texts, queries = data
-    written = tmp_path / "new" / "metrics.json"
-    found = evaluate_retrieval(
+    metrics_file = tmp_path / "new" / "metrics.json"
+    summary = evaluate_retrieval(
         encoder=tiny_model,
         corpus_data=corpus,
         query_data=dev,
         k=12,
         shard_size=40,
-        metrics_file=str(written),
+        metrics_file=str(metrics_file),
         num_workers=2,
     )
-    assert found["queries"] == 62 and found["corpus"] == 150
-    metrics = {name: value for name, value in found.items() if "@" in name}
-    wanted = expected(tiny_model, texts, queries, (1, 10), 12)
-    # the last bits of a score follow from the batch, and equal passages of equal queries tie
-    assert metrics.pop("AUC@12") == pytest.approx(wanted.pop("AUC@12"), abs=1e-3)
-    assert metrics == pytest.approx(wanted, abs=1e-6)  # no @100: k is 12
+    assert summary["queries"] == 62 and summary["corpus"] == 150
+    metrics = {name: value for name, value in summary.items() if "@" in name}
+    reference = expected(tiny_model, texts, queries, (1, 10), 12)
+    # the last bits of a score depend on the batch, and equal passages of equal queries tie
+    assert metrics.pop("AUC@12") == pytest.approx(reference.pop("AUC@12"), abs=1e-3)
+    assert metrics == pytest.approx(reference, abs=1e-6)  # no @100: k is 12
     assert 0.1 < metrics["MRR@10"] < 1
-    assert json.loads(written.read_text()) == found
-    assert sorted(path.name for path in written.parent.iterdir()) == ["metrics.json", "metrics.json.report.html"]
-    said = capfd.readouterr().out
-    assert "pool of 150 passages (10 duplicates dropped) in 4 shards" in said
-    assert "1 answers are not in the corpus" in said
+    assert json.loads(metrics_file.read_text()) == summary
+    assert sorted(path.name for path in metrics_file.parent.iterdir()) == ["metrics.json", "metrics.json.report.html"]
+    output = capfd.readouterr().out
+    assert "pool of 150 passages (10 duplicates dropped) in 4 shards" in output
+    assert "1 relevant passages are not in the corpus" in output
 
 
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory, data, words):
-    """A BEIR folder: documents with titles, some alike; graded judgements, of which some are of no use."""
+    """A BEIR folder: documents with titles, two with equal texts; graded judgments, some of unknown ids."""
     _, _, texts, _ = data
     random = np.random.default_rng(4)
     folder = tmp_path_factory.mktemp("beir")
     (folder / "qrels").mkdir()
     documents = [{"_id": f"d{i}", "title": words[i], "text": texts[i // 2]} for i in range(90)]
-    documents[10]["title"] = documents[11]["title"] = ""  # two of one text
+    documents[10]["title"] = documents[11]["title"] = ""  # two with equal texts
     queries = [{"_id": f"q{i}", "text": " ".join(texts[i].split()[:4])} for i in range(40)]
     lines = ["query-id\tcorpus-id\tscore"]
     for i in range(30):
-        found = {2 * i: 2, 2 * i + 1: int(random.integers(0, 3)), int(random.integers(60, 90)): 0}
-        lines += [f"q{i}\td{d}\t{grade}" for d, grade in found.items()]
+        grades = {2 * i: 2, 2 * i + 1: int(random.integers(0, 3)), int(random.integers(60, 90)): 0}
+        lines += [f"q{i}\td{d}\t{grade}" for d, grade in grades.items()]
     lines += ["q3\tgone\t1", "q31\td1\t0"]
     write(folder / "corpus.jsonl", documents), write(folder / "queries.jsonl", queries)
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
     return folder, documents, queries, [line.split("\t") for line in lines[1:]]
 
 
-def test_a_beir_folder_equals_a_plain_search_and_trec_eval(ray_of_four, beir, tiny_model, tmp_path, capfd):
-    """Documents of one text are two documents. The run that is written gives trec_eval the same metrics."""
+def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_of_four, beir, tiny_model, tmp_path, capfd):
+    """Documents with equal texts are two documents. trec_eval gives the same metrics for the run file."""
     from raybge.model.encoder import Encoder
 
     folder, documents, queries, lines = beir
     run_file = tmp_path / "run.txt"
-    found = evaluate_retrieval(
+    summary = evaluate_retrieval(
         encoder=tiny_model, corpus_data=str(folder), query_data=str(folder), k=10, num_workers=1, run_file=str(run_file)
     )
-    said = capfd.readouterr().out
-    assert found["queries"] == 30 and found["corpus"] == 90
-    assert "10 queries without a relevant document are left out" in said and "1 answers are not in the corpus" in said
+    output = capfd.readouterr().out
+    assert summary["queries"] == 30 and summary["corpus"] == 90
+    assert (
+        "10 queries without a relevant document are skipped" in output
+        and "1 relevant passages are not in the corpus" in output
+    )
 
-    wanted: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, int]] = {}
     for query, document, grade in lines[:-1]:
-        wanted.setdefault(query, {})[document] = int(grade)
+        qrels.setdefault(query, {})[document] = int(grade)
     encoder = Encoder(tiny_model, devices="cpu")
     texts = [f"{each['title']} {each['text']}".strip() for each in documents]
-    asked = [each["text"] for each in queries[:30]]
-    ranked = np.argsort(-(encoder.encode_queries(asked) @ encoder.encode_corpus(texts).T), axis=1, kind="stable")[
+    query_texts = [each["text"] for each in queries[:30]]
+    ranked = np.argsort(-(encoder.encode_queries(query_texts) @ encoder.encode_corpus(texts).T), axis=1, kind="stable")[
         :, :10
     ]
-    plain = {f"q{i}": {f"d{d}": 1 - r / 100 for r, d in enumerate(row.tolist())} for i, row in enumerate(ranked)}
-    written: dict[str, dict[str, float]] = {}
+    numpy_run = {f"q{i}": {f"d{d}": 1 - r / 100 for r, d in enumerate(row.tolist())} for i, row in enumerate(ranked)}
+    run: dict[str, dict[str, float]] = {}
     for line in run_file.read_text().splitlines():
         query, _, document, rank, _, _ = line.split()
-        written.setdefault(query, {})[document] = 1 - int(rank) / 100
+        run.setdefault(query, {})[document] = 1 - int(rank) / 100
     names = {"ndcg_cut_10": "nDCG@10", "recall_10": "Recall@10", "map_cut_10": "MAP@10", "recip_rank": "MRR@10"}
-    evaluator = pytrec_eval.RelevanceEvaluator(wanted, {"ndcg_cut.10", "recall.10", "map_cut.10", "recip_rank"})
-    for run in (plain, written):
-        values = evaluator.evaluate(run)
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10", "map_cut.10", "recip_rank"})
+    for each in (numpy_run, run):
+        values = evaluator.evaluate(each)
         for theirs, ours in names.items():
             mean = np.mean([values[f"q{i}"][theirs] for i in range(30)])
-            assert found[ours] == pytest.approx(mean, abs=1e-6)
-    assert 0.03 < found["nDCG@10"] < 0.95
+            assert summary[ours] == pytest.approx(mean, abs=1e-6)
+    assert 0.03 < summary["nDCG@10"] < 0.95
 
 
 def test_models_are_compared_query_by_query(ray_of_four, data, tiny_model, other_model, tmp_path, capfd):
     flags = dict(corpus_data=data[0], query_data=data[1], k=10, num_workers=1)
     alone = [evaluate_retrieval(encoder=model, **flags) for model in (tiny_model, other_model)]
     capfd.readouterr()
-    written = tmp_path / "metrics.json"
-    found = evaluate_retrieval(encoder=tiny_model, compare=[other_model], metrics_file=str(written), **flags)
-    assert {name: value for name, value in found.items() if name != "compare"} == pytest.approx(alone[0])
-    about = json.loads(written.read_text())["compare"][other_model]
-    assert about["metrics"] == pytest.approx({name: value for name, value in alone[1].items() if "@" in name})
-    difference = about["difference"]["nDCG@10"]
+    metrics_file = tmp_path / "metrics.json"
+    summary = evaluate_retrieval(encoder=tiny_model, compare=[other_model], metrics_file=str(metrics_file), **flags)
+    assert {name: value for name, value in summary.items() if name != "compare"} == pytest.approx(alone[0])
+    comparison = json.loads(metrics_file.read_text())["compare"][other_model]
+    assert comparison["metrics"] == pytest.approx({name: value for name, value in alone[1].items() if "@" in name})
+    difference = comparison["difference"]["nDCG@10"]
     assert difference["mean"] == pytest.approx(alone[1]["nDCG@10"] - alone[0]["nDCG@10"], abs=1e-6)
     assert difference["low"] < difference["mean"] < difference["high"]
     assert difference["wins"] > 0 and difference["losses"] > 0 and difference["wins"] + difference["losses"] <= 62
-    said = capfd.readouterr().out
-    assert "95% intervals" in said and f"{difference['low']:+.4f} to {difference['high']:+.4f}" in said
+    output = capfd.readouterr().out
+    assert "95% intervals" in output and f"{difference['low']:+.4f} to {difference['high']:+.4f}" in output
 
 
-def test_embeddings_are_kept_for_other_runs(ray_of_four, data, tiny_model, other_model, tmp_path, monkeypatch, capfd):
-    """What is loaded is what is searched in; what does not fit is refused."""
+def test_saved_embeddings_are_used_by_other_runs(
+    ray_of_four, data, tiny_model, other_model, tmp_path, monkeypatch, capfd
+):
+    """Loaded vectors are searched; a file of another model or corpus, or an invalid one, is an error."""
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     path = tmp_path / "vectors"
     flags = dict(corpus_data=data[0], query_data=data[1], k=10, num_workers=2, save_path=str(path))
-    found = evaluate_retrieval(encoder=tiny_model, save_embedding=True, **flags)
+    summary = evaluate_retrieval(encoder=tiny_model, save_embedding=True, **flags)
     vectors = np.memmap(path, np.float32, "r+", 4096, (150, 32))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags) == found
+    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags) == summary
 
-    def refused(says, model=tiny_model, **changed):
+    def assert_error(message, model=tiny_model, **changed):
         assert main(["--load_embedding", *argv({"encoder": model, **flags, **changed})]) == 2
-        assert says in capfd.readouterr().err
+        assert message in capfd.readouterr().err
 
-    refused("was made by another model", other_model)
-    refused("was made by another model", passage_max_len=8)
+    assert_error("was saved with another model or other flags", other_model)
+    assert_error("was saved with another model or other flags", passage_max_len=8)
     rows = [json.loads(line) for line in Path(data[0]).read_text().splitlines()]
-    refused("is of 150 passages, --corpus_data has 149", corpus_data=write(tmp_path / "less.jsonl", rows[1:]))
+    assert_error("holds 150 passages, but --corpus_data has 149", corpus_data=write(tmp_path / "less.jsonl", rows[1:]))
     rows[0]["text"] = "another"
-    refused("was made of other passages", corpus_data=write(tmp_path / "other.jsonl", rows))
+    assert_error("holds the vectors of other passages", corpus_data=write(tmp_path / "other.jsonl", rows))
     vectors[:] = vectors[::-1].copy()
-    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags)["MRR@10"] < found["MRR@10"] / 2
+    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags)["MRR@10"] < summary["MRR@10"] / 2
     path.write_bytes(path.read_bytes()[:-1])
-    refused("is not whole")
-    path.write_text("nothing of the kind")
-    refused("is no file of --save_embedding")
+    assert_error("is truncated")
+    path.write_text("something else")
+    assert_error("was not written by --save_embedding")
     path.unlink()
-    refused("cannot be read")
+    assert_error("cannot be read")
 
 
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory, words):
-    """As tiny_model, with other weights."""
+    """tiny_model with other weights."""
     import torch
 
     from raybge.model.encoder import Encoder
@@ -233,65 +238,69 @@ def test_dry_run_stops_after_the_plan(ray_of_four, data, tiny_model, capfd):
 
 
 def test_more_ranks_than_passages(ray_of_four, data, tiny_model, tmp_path, capfd):
-    """All are ranked: of answers that are in the corpus, none is missed."""
+    """All passages are ranked, so every relevant one in the corpus is retrieved."""
     _, _, texts, _ = data
     corpus = write(tmp_path / "corpus.jsonl", [{"text": text} for text in texts[:30]])
     dev = write(tmp_path / "dev.jsonl", [{"query": texts[3], "pos": [texts[29], texts[4]]}])
-    found = evaluate_retrieval(encoder=tiny_model, corpus_data=corpus, query_data=dev, num_workers=1)
-    assert "--k 100: the corpus has 30 passages, and all of them are ranked" in capfd.readouterr().out
-    assert found["Recall@100"] == 1 and found["Precision@100"] == pytest.approx(2 / 100)
+    summary = evaluate_retrieval(encoder=tiny_model, corpus_data=corpus, query_data=dev, num_workers=1)
+    assert "--k 100: the corpus has only 30 passages; all of them are ranked" in capfd.readouterr().out
+    assert summary["Recall@100"] == 1 and summary["Precision@100"] == pytest.approx(2 / 100)
 
 
-def test_an_empty_corpus_is_named(data, tiny_model, tmp_path, capfd):
+def test_empty_corpus_is_an_error(data, tiny_model, tmp_path, capfd):
     (tmp_path / "corpus.jsonl").touch()
     assert main(flags(tiny_model, data, corpus_data=tmp_path / "corpus.jsonl")) == 2
     assert "--corpus_data" in capfd.readouterr().err or "corpus.jsonl" in capfd.readouterr().err
 
 
-def test_a_long_evaluation_tells_its_cost_first(ray_of_four, data, tiny_model, monkeypatch, capfd):
-    """212 texts at 50 a second on each of two workers; 62 x 150 pairs at 1,550 on each."""
-    monkeypatch.setattr(estimate, "PROBED", 213)
+def test_estimate_of_a_long_evaluation(ray_of_four, data, tiny_model, monkeypatch, capfd):
+    """212 texts at 50 per second on each of two workers; 62 x 150 pairs at 1,550 on each."""
+    monkeypatch.setattr(estimate, "MIN_TEXTS", 213)
     assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
     assert "estimate" not in capfd.readouterr().out
-    monkeypatch.setattr(estimate, "PROBED", 212)
+    monkeypatch.setattr(estimate, "MIN_TEXTS", 212)
     assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
-    assert re.search(r"encoding 212 texts \d+ s \([1-9][\d,]* a second on one of 2 workers\)", capfd.readouterr().out)
-    monkeypatch.setattr(estimate, "_probe", lambda *_: (50.0, 1550.0))
+    assert re.search(r"encoding 212 texts \d+ s \([1-9][\d,]* per second on one of 2 workers\)", capfd.readouterr().out)
+    monkeypatch.setattr(estimate, "_trial_rates", lambda *_: (50.0, 1550.0))
     assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0
-    said = "estimate: encoding 212 texts 2 s (50 a second on one of 2 workers), searching 3 s; 0.0 GB of vectors"
-    assert said in capfd.readouterr().out
+    line = "estimate: encoding 212 texts 2 s (50 per second on one of 2 workers), searching 3 s; 0.0 GB of vectors"
+    assert line in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (119, "119 s"), (150, "2.5 min"), (3600, "60 min"), (7200, "2.0 h"), (1e6, "278 h")],
 )
-def test_times_to_plan_with(seconds, said):
-    assert estimate.spoken(seconds) == said
+def test_format_time(seconds, text):
+    assert estimate.format_time(seconds) == text
 
 
-def test_lengths_and_instruction_come_from_flag_then_folder_then_recipe(tiny_model, tmp_path):
-    def options(model, **more):
-        return _encoder_options(build_options(EvaluateOptions, dict(encoder=model, corpus_data="c", query_data="q", **more)))
+def test_lengths_come_from_flags_then_folder_then_defaults(tiny_model, tmp_path):
+    def encoder(model, **more):
+        options = build_options(EvaluateOptions, dict(encoder=model, corpus_data="c", query_data="q", **more))
+        return evaluation_encoder(options, options.model_name_or_path)
 
-    lengths = ("query_max_length", "passage_max_length")
-    assert [options(tiny_model)[name] for name in lengths] == [16, 16]
-    assert [options(str(tmp_path))[name] for name in lengths] == [32, 128]
-    assert [options(tiny_model, query_max_len=7, passage_max_len=9)[name] for name in lengths] == [7, 9]
-    assert options(tiny_model)["query_instruction_for_retrieval"] is None
-    assert options(tiny_model, add_instruction=True)["query_instruction_for_retrieval"] == INSTRUCTION
+    def lengths(model, **more):
+        spec = encoder(model, **more)
+        return spec.query_max_length, spec.passage_max_length
+
+    assert lengths(tiny_model) == (16, 16)
+    assert lengths(str(tmp_path)) == (32, 128)
+    assert lengths(tiny_model, query_max_len=7, passage_max_len=9) == (7, 9)
+    assert encoder(tiny_model).query_instruction_for_retrieval is None
+    assert encoder(tiny_model, add_instruction=True).query_instruction_for_retrieval == INSTRUCTION
 
 
 def flags(model, data, **changed):
     return argv({"encoder": model, "corpus_data": data[0], "query_data": data[1], "num_workers": 1, **changed})
 
 
-def argv(given):
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+def argv(flags):
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"k": 0}, "--k must be at least 1"),
         ({"search_batch_size": 0}, "--search_batch_size must be at least 1"),
@@ -300,20 +309,20 @@ def argv(given):
         ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
         ({"query_data": "nowhere.jsonl"}, "--query_data: nowhere.jsonl is not there"),
         ({"index_factory": "Flta"}, "--index_factory Flta: faiss makes no index of it"),
-        ({"save_embedding": True, "compare": "m"}, "--save_embedding is of one model"),
-        ({"save_embedding": True, "load_embedding": True}, "give one"),
+        ({"save_embedding": True, "compare": "m"}, "--save_embedding applies to a single model"),
+        ({"save_embedding": True, "load_embedding": True}, "exclude each other"),
         ({"compare": "./nowhere"}, "--compare ./nowhere: no such folder"),
         ({"metrics_file": "."}, "--metrics_file: . is a folder"),
     ],
 )
-def test_flags_that_cannot_be_are_named(data, tiny_model, capfd, monkeypatch, changed, said):
-    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+def test_invalid_flags_are_reported(data, tiny_model, capfd, monkeypatch, changed, message):
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *args: pytest.fail("Ray was started"))
     assert main(flags(tiny_model, data, **changed)) == 2
-    assert said in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
-def test_a_bad_row_is_named_before_ray_starts(data, tiny_model, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+def test_invalid_row_is_reported_before_ray_starts(data, tiny_model, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *args: pytest.fail("Ray was started"))
     dev = write(tmp_path / "dev.jsonl", [{"query": "q", "pos": ["p"]}, {"query": "q"}])
     assert main(flags(tiny_model, data, query_data=dev)) == 2
     assert 'dev.jsonl:2: "pos" must be' in capfd.readouterr().err
@@ -323,6 +332,6 @@ def test_a_bad_row_is_named_before_ray_starts(data, tiny_model, tmp_path, capfd,
     assert "corpus.jsonl:2: the row must be UTF-8" in capfd.readouterr().err
 
 
-def test_metrics_may_not_be_written_over_the_input(data, tiny_model, capfd):
+def test_metrics_file_must_not_be_an_input(data, tiny_model, capfd):
     assert main(flags(tiny_model, data, metrics_file=data[1])) == 2
     assert "is a file that --query_data reads" in capfd.readouterr().err

@@ -1,0 +1,184 @@
+"""Retrieval with one model: plan, encode, index, search, measure. Corpus and queries are shared by several models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from raybge.cli.console import Console
+from raybge.cluster.resources import Cluster
+from raybge.data.groups import id_key, parse_document, parse_judged, parse_passage, text_key
+from raybge.data.source_files import list_files
+from raybge.data.survey import Survey
+from raybge.evaluation.estimate import estimate
+from raybge.evaluation.judgements import ModelMetrics, relevant_texts, search_and_measure, write_judged_queries
+from raybge.evaluation.spec import EvaluationSpec
+from raybge.model.spec import EncoderSpec
+from raybge.search import saved_vectors
+from raybge.search.deduplication import deduplicate
+from raybge.search.embedder import make_embedder
+from raybge.search.index import build_index, report_recall
+from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input, open_inputs
+from raybge.search.memory import SearchMemory
+from raybge.search.model_identity import model_identity
+from raybge.search.pipeline import encode
+from raybge.search.plan_lines import describe_data, describe_model
+from raybge.search.search_data import Passages, Queries, SearchData, single_passage
+from raybge.search.stage_clock import StageClock
+from raybge.search.store import EncodedBlock, Store, work_folder
+from raybge.util.digest import digest
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """Deduplicated corpus and queries, and where they are encoded.
+
+    Args:
+        search: corpus and queries.
+        cluster: the connected cluster.
+        store: receives the encoded blocks.
+        clock: measures the stages.
+    """
+
+    search: SearchData
+    cluster: Cluster
+    store: Store
+    clock: StageClock
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of queries and of distinct passages."""
+        return {"queries": self.search.queries.survey.total_rows, "corpus": self.search.unique.passages}
+
+    def with_store(self, store: Store) -> RetrievalData:
+        """Return the same data with another store."""
+        return replace(self, store=store)
+
+
+@contextmanager
+def open_data(spec: EvaluationSpec, console: Console) -> Iterator[RetrievalData]:
+    """Connect to Ray and read corpus and queries; models can be evaluated within the `with` block.
+
+    Args:
+        spec: the evaluation.
+        console: prints skipped rows.
+
+    Yields:
+        The data.
+
+    Raises:
+        UserError: a file or row that cannot be used, or a path that a node of the cluster does not see.
+    """
+    with work_folder(spec.scale.storage_path, "evaluate") as work:
+        inputs = InputSpec(
+            _input_files(spec, work, console),
+            spec.files.on_bad_rows,
+            written={"--metrics_file": spec.metrics_file, "--run_file": spec.run_file},
+            models={"--model_name_or_path": spec.model.name},
+        )
+        with open_inputs(inputs, spec.scale, work, console) as (cluster, surveys):
+            clock, store = StageClock(), Store(work)
+            with clock("deduplicate"):
+                search = _search_data(spec, surveys, store)
+            clock.count("deduplicate", int(search.unique.total_B.sum()), "passages")
+            yield RetrievalData(search, cluster, store, clock)
+
+
+def _input_files(spec: EvaluationSpec, work: str, console: Console) -> list[InputFiles]:
+    """List the files of the corpus, and of the queries joined with their judgments."""
+    files = spec.files
+    parse = parse_document if files.qrels else parse_passage
+    corpus = InputFiles(list_files(files.corpus, "--corpus_data"), "--corpus_data", parse)
+    queries = InputFiles(list_files(files.queries, "--query_data"), "--query_data", parse_judged)
+    for path, flag in ((spec.metrics_file, "--metrics_file"), (spec.run_file, "--run_file")):
+        if path:
+            check_not_an_input(path, flag, [corpus, queries])
+    return [corpus, write_judged_queries(files, queries, work, console) if files.qrels else queries]
+
+
+def _search_data(spec: EvaluationSpec, surveys: Sequence[Survey], store: Store) -> SearchData:
+    """Deduplicate the corpus: by document ids if there are judgments of these, else by texts."""
+    parse, key = (parse_document, id_key) if spec.files.qrels else (parse_passage, text_key)
+    corpus = Passages(surveys[0], parse, single_passage, key)
+    unique = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, key)
+    return SearchData(corpus, unique, Queries(surveys[1], parse_judged, relevant_texts, key))
+
+
+def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalData, console: Console) -> ModelMetrics:
+    """Plan, encode, index, search and measure with one model.
+
+    Args:
+        spec: the evaluation.
+        encoder: the model.
+        data: corpus and queries.
+        console: prints the plan, the progress and the stages.
+
+    Returns:
+        The metrics; empty on a dry run, which ends after the plan.
+
+    Raises:
+        UserError: a cluster that is too small, or a file of embeddings that does not fit.
+    """
+    search, clock, store = data.search, data.clock, data.store
+    spec.index.check_candidates(data.cluster, spec.k, "k")
+    plan = spec.scale.plan(data.cluster, cores_a_worker=1)
+    embedder = make_embedder(encoder, plan)
+    memory = SearchMemory.plan(spec.index, data.cluster, plan, search.unique.passages, embedder.dim)
+    console.info(f"cluster: {data.cluster.describe()}; {plan.describe('actor')}")
+    _print_plan(spec, encoder, search, memory, console)
+    if cost := estimate(search, embedder, plan, spec.index.kind, spec.k, passages_saved=spec.embeddings.load):
+        console.info(cost)
+    if spec.dry_run:
+        return ModelMetrics({})
+    saved = _load_embeddings(spec, encoder, search.unique.passages)
+    with clock("encode"):
+        passages, queries = encode(search, embedder, store, plan, console, saved)
+    if saved:
+        saved.check_texts(passages)
+    _save_embeddings(spec, encoder, passages, store, console)
+    clock.count("encode", search.texts, "texts")
+    with clock("index"):
+        index = build_index(passages, store, spec.index, plan, memory.resident_shards)
+    with index, clock("search"):
+        metrics = search_and_measure(index, queries, spec.k, spec.run_file, console)
+        report_recall(index, queries, spec.k, console)
+    clock.count("search", data.counts["queries"], "queries")
+    clock.report(console)
+    return replace(metrics, summary={**metrics.summary, **data.counts})
+
+
+def _print_plan(
+    spec: EvaluationSpec, encoder: EncoderSpec, search: SearchData, memory: SearchMemory, console: Console
+) -> None:
+    console.info(describe_model(encoder))
+    console.info(describe_data(search, spec.index.shard_size))
+    console.info(memory.describe(search, spec.k))
+    if spec.k > search.unique.passages:
+        console.info(f"--k {spec.k:,}: the corpus has only {search.unique.passages:,} passages; all of them are ranked")
+
+
+# --- embeddings of the corpus in a file -------------------------------------------------------------------------------
+
+
+def _load_embeddings(spec: EvaluationSpec, encoder: EncoderSpec, passages: int) -> saved_vectors.SavedEmbeddings | None:
+    if not spec.embeddings.load:
+        return None
+    saved = saved_vectors.load(spec.embeddings.path)
+    saved.check(_passage_identity(encoder), passages)
+    return saved
+
+
+def _save_embeddings(
+    spec: EvaluationSpec, encoder: EncoderSpec, passages: Sequence[EncodedBlock], store: Store, console: Console
+) -> None:
+    if spec.embeddings.save:
+        saved_vectors.save(os.path.abspath(spec.embeddings.path), _passage_identity(encoder), passages, store)
+        console.info(f"written: {spec.embeddings.path}")
+
+
+def _passage_identity(encoder: EncoderSpec) -> str:
+    """Return a digest of everything that the vectors of passages depend on."""
+    settings = [encoder.normalize_embeddings, encoder.use_fp16, encoder.pooling_method, encoder.passage_max_length]
+    return digest(model_identity(encoder.model_name_or_path, encoder.cache_dir), settings)
