@@ -151,8 +151,8 @@ def test_base_model_with_head_and_old_tensor_names(tmp_path):
     }
     for i, names in enumerate(([base, tuned], [tuned, base])):
         folder = merge(tmp_path / f"merged-{i}", names, (0.5, 0.5))
-        model, about = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-        assert not about["unexpected_keys"] and all(key.startswith("pooler.") for key in about["missing_keys"])
+        model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+        assert not info["unexpected_keys"] and all(key.startswith("pooler.") for key in info["missing_keys"])
         assert type(model).__name__ == "BertModel" and model.config.architectures == ["BertModel"]
         for name, tensor in expected.items():
             np.testing.assert_allclose(model.state_dict()[name], tensor, atol=1e-6)
@@ -168,8 +168,8 @@ def test_tied_weights_stay_tied(tmp_path):
     for i, order in enumerate((names, names[::-1])):
         folder = merge(tmp_path / f"merged-{i}", order, (0.5, 0.5), "decoder")
         assert sum("wte" in name or "lm_head" in name for name in tensors_of(folder)) == 1
-        model, about = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-        assert not about["missing_keys"] and model.lm_head.weight is model.transformer.wte.weight
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and model.lm_head.weight is model.transformer.wte.weight
         expected = (tensors_of(names[0])["transformer.wte.weight"] + both["transformer.wte.weight"]) / 2
         np.testing.assert_allclose(model.lm_head.weight.detach(), expected, atol=1e-6)
 
@@ -193,8 +193,8 @@ def test_every_model_type_loads_again(tmp_path, model_type, make, auto):
     names = [changed(make(tmp_path / str(i)), i) for i in range(2)]
     folder = merge(tmp_path / "merged", names, (0.25, 0.75), model_type)
     open_it = getattr(transformers, auto).from_pretrained
-    model, about = open_it(folder, output_loading_info=True)
-    assert not about["missing_keys"] and not about["unexpected_keys"]
+    model, info = open_it(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     one, two = (open_it(name).state_dict() for name in names)
     for key, tensor in model.state_dict().items():
         np.testing.assert_allclose(tensor, 0.25 * one[key] + 0.75 * two[key], atol=1e-6)

@@ -44,8 +44,8 @@ def test_several_flags_in_one_text_or_in_several():
 
 
 def test_mining_flags():
-    found = parse_search_space(["range_for_sampling=choice(2-100,10-210)"], declared_flags(MineOptions))
-    assert found == {"range_for_sampling": Domain("choice", ("2-100", "10-210"))}
+    space = parse_search_space(["range_for_sampling=choice(2-100,10-210)"], declared_flags(MineOptions))
+    assert space == {"range_for_sampling": Domain("choice", ("2-100", "10-210"))}
 
 
 # Message, text, and the position of the caret below the text.
