@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from raybge.data import survey as surveys
 from raybge.data.groups import parse_group
 from raybge.data.source_files import list_files
-from raybge.data import survey as surveys
 from raybge.data.survey import Survey
 from raybge.tuning.held_out_split import split_held_out
 from raybge.util.errors import UserError
