@@ -89,7 +89,7 @@ def measure(texts: int, tokens: int, rounds: int) -> dict:
 
     from raybge.data.masking import number_words
     from raybge.data.mixture import generator
-    from raybge.losses.retromae import visible_context
+    from raybge.losses.enhanced_decoder import visible_context
 
     torch.set_num_threads(1)
     pieces = pieces_of(texts, tokens)

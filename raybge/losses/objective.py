@@ -118,6 +118,10 @@ class Objective:
     def _scored_passages(self, batch: _GlobalBatch, groups: Groups[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the indices in N of the passages whose scores the loss needs, and their teacher scores.
 
+        Args:
+            batch: positions of the own groups.
+            groups: sizes and teacher scores of the own groups.
+
         Returns:
             pick_BG, int64: the positive first, -1 where a group is shorter; G is 1 without distillation.
             teacher_BG: -inf where a group is shorter; empty without distillation.

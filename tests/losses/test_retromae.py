@@ -13,7 +13,8 @@ from torch.nn.functional import gelu
 from raybge.data.jsonl import Row
 from raybge.data.masking import MaskedBatch, TextMasker, unpack_masked
 from raybge.losses import retromae
-from raybge.losses.retromae import EnhancedDecoder, RetroMAE, visible_context
+from raybge.losses.enhanced_decoder import EnhancedDecoder, visible_context
+from raybge.losses.retromae import RetroMAE
 from raybge.util.errors import UserError
 
 # a language model's head on hidden states
@@ -154,7 +155,7 @@ def test_each_part_is_that_of_the_definition(folders, kind):
     batch = batch_of(opened(folders[kind])[1])
     assert len({text.masked_T.sum() for text in batch.texts}) > 3
     (encoder, decoder, bow), _ = by_definition(kind, folders[kind], model.decoder, batch)
-    parts = model.parts(batch)
+    parts = model.loss_parts(batch)
     assert parts.encoder.item() == pytest.approx(encoder.item(), rel=1e-5)
     assert parts.decoder.item() == pytest.approx(decoder.item(), rel=1e-5)
     assert parts.bow.item() == pytest.approx(bow.item(), rel=1e-5)
@@ -280,7 +281,7 @@ def test_the_decoder_teaches_the_encoder_through_the_cls_vector_alone(folders, k
         kept.append(out.last_hidden_state)
 
     model.embedding.backbone.register_forward_hook(keep)
-    model.parts(batch_of(opened(folders[kind])[1])).decoder.backward()
+    model.loss_parts(batch_of(opened(folders[kind])[1])).decoder.backward()
     for h_BTD in kept:
         assert h_BTD.grad[:, 0].norm(dim=-1).min() > 1e-6
         assert not h_BTD.grad[:, 1:].any()
@@ -295,7 +296,7 @@ def test_chunks_and_blocks_change_nothing(folders, monkeypatch, method):
     whole = model_of(folders["bert"], method)
     whole(batch).backward()
     monkeypatch.setattr(retromae, "CPU_TOKENS_PER_CHUNK", 40)
-    monkeypatch.setattr(retromae, "LOGITS_AT_ONCE", 64 * 7)  # 7 tokens
+    monkeypatch.setattr(retromae, "LOGITS_PER_BLOCK", 64 * 7)  # 7 tokens
     parts = model_of(folders["bert"], method)
     parts.pad_to_multiple_of = 8
     loss = parts(batch)
@@ -307,7 +308,7 @@ def test_chunks_and_blocks_change_nothing(folders, monkeypatch, method):
 
 def test_half_precision_has_the_gradient_roughly(folders, monkeypatch):
     """Under autocast, which keeps the head's weights in half precision from one block to the next."""
-    monkeypatch.setattr(retromae, "LOGITS_AT_ONCE", 64 * 7)
+    monkeypatch.setattr(retromae, "LOGITS_PER_BLOCK", 64 * 7)
     batch = batch_of(opened(folders["bert"])[1])
     whole, half = (model_of(folders["bert"], "dupmae") for _ in range(2))
     whole(batch).backward()
@@ -331,18 +332,18 @@ def test_the_fast_attention_changes_nothing_but_dropout(folders, kind):
 def test_dropout_acts_in_encoder_and_decoder(folders):
     batch = batch_of(opened(folders["bert"])[1])
     model = model_of(folders["bert"])
-    exact = model.parts(batch)
+    exact = model.loss_parts(batch)
     for module, part, other in ((model.decoder, "decoder", "encoder"), (model.embedding, "encoder", None)):
         for each in module.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.3
-        found = model.parts(batch)
+        found = model.loss_parts(batch)
         assert getattr(found, part).item() != pytest.approx(getattr(exact, part).item(), rel=1e-3)
         if other:
             assert getattr(found, other).item() == pytest.approx(getattr(exact, other).item(), rel=1e-6)
         without_dropout(model)
     model.decoder.attention_dropout = 0.3
-    assert model.parts(batch).decoder.item() != pytest.approx(exact.decoder.item(), rel=1e-3)
+    assert model.loss_parts(batch).decoder.item() != pytest.approx(exact.decoder.item(), rel=1e-3)
 
 
 def test_it_learns(folders):
@@ -351,12 +352,12 @@ def test_it_learns(folders):
     model = RetroMAE(lm)
     batch = batch_of(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    before = model.parts(batch)
+    before = model.loss_parts(batch)
     for _ in range(60):
         optimizer.zero_grad()
         model(batch).backward()
         optimizer.step()
-    after = model.parts(batch)
+    after = model.loss_parts(batch)
     assert after.encoder < before.encoder / 2 and after.decoder < before.decoder / 2
 
 
@@ -376,7 +377,7 @@ def test_odd_texts(folders, method, text):
     both = replace(both, texts=[one.texts[0], other.texts[0]])
     counts = [len(batch.texts[0].token_T[batch.texts[0].ordinary_T]) for batch in (one, other)]
     with torch.no_grad():
-        found = [float(model.parts(batch).decoder) for batch in (one, other, both)]
+        found = [float(model.loss_parts(batch).decoder) for batch in (one, other, both)]
     mean = sum(loss * count for loss, count in zip(found, counts, strict=False)) / sum(counts)
     assert found[2] == pytest.approx(mean, rel=1e-5)
 
@@ -386,7 +387,7 @@ def test_what_cannot_be_pre_trained_is_named(folders):
     with pytest.raises(UserError, match="--pretrain_method mae: expected one of retromae, dupmae"):
         RetroMAE(lm, "mae")
     config = transformers.AlbertConfig(vocab_size=64, embedding_size=8, hidden_size=16, num_attention_heads=2)
-    with pytest.raises(UserError, match="AlbertModel does not give its token embeddings in the width"):
+    with pytest.raises(UserError, match="width of the vectors, which AlbertModel does not provide"):
         RetroMAE(transformers.AlbertForMaskedLM(config))
 
 

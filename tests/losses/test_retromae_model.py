@@ -13,7 +13,13 @@ from tiny import ENCODERS, WORDS, make_tiny
 
 from raybge.data.jsonl import Row
 from raybge.data.masking import TextMasker, unpack_masked
-from raybge.losses.retromae_model import PRETRAINING_FILE, load_checkpoint, load_pretraining_model, save_checkpoint, save_encoder
+from raybge.losses.retromae_model import (
+    PRETRAINING_FILE,
+    load_checkpoint,
+    load_pretraining_model,
+    save_checkpoint,
+    save_encoder,
+)
 from raybge.model.encoder import Encoder
 from raybge.util.errors import UserError
 
@@ -167,7 +173,7 @@ def test_weights_that_are_handed_in_are_those_that_are_written(tmp_path):
     assert written.keys() == {name for name, _ in made.model.named_parameters()}
     for name, weight in made.model.named_parameters():
         assert torch.equal(written[name], weight + 1)
-    with pytest.raises(ValueError, match="not the weights of this model"):
+    with pytest.raises(ValueError, match="state_dict does not match this model"):
         save_encoder(*made[:2], tmp_path / "other", 32, {"module.x": torch.zeros(1)})
 
 
@@ -179,11 +185,11 @@ def test_wrong_checkpoints_are_named(tmp_path):
         load_checkpoint(made.model, folder)
     other = load_pretraining_model(wide)
     save_checkpoint(*other[:2], tmp_path / "checkpoint", 32)
-    with pytest.raises(UserError, match="holds another model than this: decoder"):
+    with pytest.raises(UserError, match="does not match this model: decoder"):
         load_checkpoint(made.model, tmp_path / "checkpoint")
     deep = load_pretraining_model(make_tiny(tmp_path / "deep", head=True, mask=True, num_hidden_layers=3))
     save_checkpoint(*deep[:2], tmp_path / "deeper", 32)
-    with pytest.raises(UserError, match="holds another model than this: embedding.backbone.encoder.layer.2"):
+    with pytest.raises(UserError, match="does not match this model: embedding.backbone.encoder.layer.2"):
         load_checkpoint(made.model, tmp_path / "deeper")
     assert loss_of(made) == before
 
@@ -192,10 +198,10 @@ def test_what_cannot_be_pre_trained_is_named(tmp_path):
     plain = make_tiny(tmp_path / "plain", head=True)
     with pytest.raises(UserError, match=rf"the tokenizer of {plain} has no mask token"):
         load_pretraining_model(plain)
-    with pytest.raises(UserError, match="expected --model_name_or_path, or --config_name and --tokenizer_name"):
+    with pytest.raises(UserError, match="missing: --model_name_or_path, or --config_name and --tokenizer_name"):
         load_pretraining_model(config_name=plain)
     large = make_tiny(tmp_path / "large", mask=True, words=[*WORDS, *map(str, range(60))])
-    with pytest.raises(UserError, match=rf"the tokenizer of {large} has tokens up to number \d+.* below 64"):
+    with pytest.raises(UserError, match=rf"the tokenizer of {large} has token ids up to \d+.* below 64"):
         load_pretraining_model(plain, tokenizer_name=large)
     decoder = make_tiny(tmp_path / "decoder", "llama", mask=True)
     with pytest.raises(UserError, match="decoder does not load"):
@@ -206,7 +212,7 @@ def test_what_cannot_be_pre_trained_is_named(tmp_path):
     adapters.mkdir()
     for name, text in {"adapter_config.json": {"base_model_name_or_path": plain}, "adapter_model.bin": {}}.items():
         (adapters / name).write_text(json.dumps(text))
-    with pytest.raises(UserError, match="adapters are not pre-trained"):
+    with pytest.raises(UserError, match="adapters cannot be pre-trained"):
         load_pretraining_model(str(adapters))
 
 
