@@ -102,7 +102,10 @@ def softmax_terms(
         score_BK: scores of the picks, -inf for none.
     """
     with torch.autocast(q_BD.device.type, enabled=False):  # a score of 1 / temperature needs more than bf16's 8 bits
-        return _SoftmaxTerms.apply(q_BD.float(), p_ND.float(), pick_BK, mask, temperature, block or max(1, len(p_ND)))
+        terms: tuple[Tensor, Tensor] = _SoftmaxTerms.apply(
+            q_BD.float(), p_ND.float(), pick_BK, mask, temperature, block or max(1, len(p_ND))
+        )
+    return terms
 
 
 class _SoftmaxTerms(torch.autograd.Function):

@@ -263,7 +263,8 @@ def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]
     counts_Wc = torch.zeros(world * len(counts), dtype=torch.int64, device=device)
     with collective("gathering"):
         dist.all_gather_single(counts_Wc, torch.tensor(counts, dtype=torch.int64, device=device))
-        return counts_Wc.view(world, len(counts)).T.tolist()
+        gathered: list[list[int]] = counts_Wc.view(world, len(counts)).T.tolist()
+    return gathered
 
 
 def gather_rows(x_r: Tensor, counts_W: Sequence[int]) -> Tensor:

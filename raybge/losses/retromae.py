@@ -317,7 +317,8 @@ def _block_sizes(lengths: Sequence[int], limit: int) -> list[int]:
     """Return the tokens of each block when texts of these lengths are joined into blocks of about `limit` tokens."""
     ends = np.cumsum(lengths, dtype=np.int64)
     last = np.flatnonzero(np.diff((ends - 1) // limit, append=-1))
-    return np.diff(ends[last], prepend=0).tolist()
+    sizes: list[int] = np.diff(ends[last], prepend=0).tolist()
+    return sizes
 
 
 def _check_embeddings(backbone: Any) -> None:

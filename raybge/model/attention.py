@@ -1,6 +1,6 @@
-"""The attention that training uses in transformers' models: fast under dropout on a CPU, packed on a GPU.
+"""Attention of transformers' models in training: fast with dropout on a CPU, packed on a GPU.
 
-Packed texts lie one after the other in one row of tokens, so none is padded, and each attends to itself alone.
+Packed texts are concatenated into one row of tokens without padding, and each attends to itself alone.
 
 Letters in tensor names: B texts, H heads, T tokens, D width of a head.
 """
@@ -20,11 +20,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from raybge.compat.transformers import attention_implementation
 from raybge.model.dropout import Dropout, DropoutAttention
 
-NAME = "raybge"  # among the attentions of transformers
+NAME = "raybge"  # in transformers' AttentionInterface
 
 
 def use_fast_attention(backbone: nn.Module) -> None:
-    """Let a transformers model attend and drop as this module does; a model with an attention of its own keeps it."""
+    """Switch a transformers model to this module's attention and dropout; a model with its own attention keeps it."""
     for module in list(backbone.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
@@ -45,23 +45,37 @@ def attention(
     text_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' AttentionInterface calls it: torch's own attention, but for packed texts and dropout on a CPU.
+    """Compute attention for transformers' AttentionInterface.
+
+    It is torch's own attention except for packed texts and for dropout on a CPU.
 
     Args:
-        query, key, value: (B, H, T, D); B is 1 for packed texts.
-        attention_mask: bool, True where a query sees a key, or numbers that are added to the scores; (B or 1, 1, T, T).
-        text_lengths: tokens of each packed text; the mask is not looked at.
+        module: the attention layer.
+        query: (B, H, T, D); B is 1 for packed texts.
+        key: like query, with fewer heads in grouped-query attention.
+        value: like key.
+        attention_mask: (B or 1, 1, T, T): bool, True where a query attends to a key, or numbers added to the scores.
+        dropout: probability of dropping an attention weight.
+        scaling: factor of the scores; None: 1 / sqrt(D).
+        is_causal: a token attends to earlier ones only; None: as the layer says.
+        text_lengths: tokens of each packed text, in which case the mask is ignored; None: texts are padded.
+        **kwargs: other arguments of transformers.
 
     Returns:
-        (B, T, H, D), and no weights.
+        (B, T, H, D), and None in place of the weights.
+
+    Raises:
+        NotImplementedError: packed texts in a model with a position bias, a soft cap or a sliding window.
     """
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if text_lengths is not None:
         if not plain or kwargs.get("sliding_window") is not None:
-            raise NotImplementedError("packed texts with a position bias, a soft cap or a sliding window")
+            raise NotImplementedError(
+                "packed texts are not supported with a position bias, a soft cap or a sliding window"
+            )
         return _packed(query, key, value, text_lengths, dropout, scaling, causal), None
-    ours = (
+    fast_dropout = (
         plain
         and 0 < dropout < 1
         and query.device.type == "cpu"
@@ -69,7 +83,7 @@ def attention(
         and query.shape == key.shape == value.shape
         and (attention_mask is not None or not causal)
     )
-    if not ours:
+    if not fast_dropout:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
         )
@@ -81,10 +95,10 @@ def attention(
 def _packed(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], dropout: float, scale: float | None, causal: bool
 ) -> Tensor:
-    """Each text's attention to itself, (1, T, H, D): torch's variable-length kernels on a GPU, a loop elsewhere."""
+    """Return each text's attention to itself, (1, T, H, D): variable-length kernels on a GPU, a loop on a CPU."""
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     options: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "scale": scale}
-    if q_THD.shape[1] != k_THD.shape[1]:  # heads that share keys and values
+    if q_THD.shape[1] != k_THD.shape[1]:  # grouped-query attention
         times = q_THD.shape[1] // k_THD.shape[1]
         k_THD, v_THD = k_THD.repeat_interleave(times, dim=1), v_THD.repeat_interleave(times, dim=1)
     if query.device.type == "cpu":

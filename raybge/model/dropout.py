@@ -1,8 +1,8 @@
-"""Dropout on a CPU at a price that does not exceed the rest of the network's.
+"""Dropout and attention with dropout on a CPU, faster than torch's.
 
-torch draws a Bernoulli number for each element, on one core, and attention with dropout leaves its fused path. Here one
-64-bit draw serves four elements, and attention with dropout works on slices that stay in the cache. Probabilities are
-the model's, to one in 65,536 parts; the numbers drawn are others than torch's own.
+torch draws a Bernoulli number for each element, on one core, and its attention with dropout is not fused. Here one
+64-bit random number serves four elements, and attention with dropout works on slices that stay in the cache.
+Probabilities are the model's to 1 in 65,536; the random numbers differ from torch's.
 
 Letters in tensor names: B texts, H heads, T tokens, D width of a head, S slices of (text, head).
 """
@@ -16,24 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-SLICE_NUMBERS = 1 << 19  # attention weights worked on at a time: 2 MiB
+SLICE_NUMBERS = 1 << 19  # attention weights processed at a time: 2 MiB
 _LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, faster on a CPU."""
+    """Like nn.Dropout, faster on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Apply dropout in training mode."""
         if not self.training or self.p == 0 or self.p == 1 or input.device.type != "cpu":
             return super().forward(input)
         numbers = torch.empty(input.shape)
-        scale = _kept(numbers, self.p)
+        scale = _fill_random_signs(numbers, self.p)
         return input * numbers.ge_(0).mul_(scale).to(input.dtype)
 
 
-def _kept(numbers: Tensor, p: float) -> float:
-    """Fill an fp32 tensor with numbers, negative with probability p and never 0. Returns 1 over the share above 0."""
-    # torch's generator seeds numpy's, which is faster; so what restores torch's state repeats these numbers too.
+def _fill_random_signs(numbers: Tensor, p: float) -> float:
+    """Fill an fp32 tensor with random numbers, negative with probability p and never 0; return 1 / (1 - p)."""
+    # torch's generator seeds numpy's, which is faster: restoring torch's state repeats these numbers too.
     generator = np.random.Generator(np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_())))
     words = generator.integers(0, 1 << 64, (numbers.numel() + 3) // 4, dtype=np.uint64)
     dropped = min(max(round(p * _LEVELS), 1), _LEVELS - 1)
@@ -43,28 +44,30 @@ def _kept(numbers: Tensor, p: float) -> float:
 
 
 class DropoutAttention(torch.autograd.Function):
-    """softmax(q k^T scale + mask), dropout, times v; (B, H, T, D) in fp32 on a CPU.
+    """dropout(softmax(q k^T scale + mask)) v; (B, H, T, D) in fp32 on a CPU.
 
-    The mask is bool, True where a query sees a key, or numbers that are added to the scores.
-    The weights are kept with the sign of what was dropped: a softmax is never negative, so |x| are the weights before
-    the dropout and max(x, 0) those after it, but for the factor 1 / (1 - p).
+    The mask is bool, True where a query attends to a key, or numbers added to the scores.
+    Only one tensor of weights is saved for the backward pass, with a negative sign where a weight was dropped: a
+    softmax is never negative, so |x| are the weights before dropout and max(x, 0) those after it, up to the factor
+    1 / (1 - p).
     """
 
     @staticmethod
     def forward(
         ctx: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask: Tensor | None, p: float, scale: float
     ) -> Tensor:
+        """Compute (B, H, T, D); the scores of a slice of texts at a time."""
         texts, heads, tokens, _ = q_BHTD.shape
         x_BHTT = q_BHTD.new_empty(texts, heads, tokens, tokens)
         out_BHTD = torch.empty_like(v_BHTD, memory_format=torch.contiguous_format)
         factor = 1.0
-        for part, (weight_STT, number_STT) in _parts(x_BHTT):
+        for part, (weight_STT, number_STT) in _slices(x_BHTT):
             x_STT = x_BHTT[part].flatten(0, 1)
             torch.bmm(_flat(q_BHTD, part) * scale, _flat(k_BHTD, part).transpose(1, 2), out=x_STT)
             if mask is not None:
                 _add_mask(x_BHTT[part], mask[part] if len(mask) > 1 else mask)
             torch.softmax(x_STT, dim=-1, out=weight_STT)
-            factor = _kept(number_STT, p)
+            factor = _fill_random_signs(number_STT, p)
             torch.copysign(weight_STT, number_STT, out=x_STT)
             torch.clamp(x_STT, min=0, out=number_STT)
             torch.bmm(number_STT, _flat(v_BHTD, part), out=out_BHTD[part].flatten(0, 1))
@@ -75,16 +78,17 @@ class DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of q, k and v from the saved weights."""
         q_BHTD, k_BHTD, v_BHTD, x_BHTT, out_BHTD = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(out_BHTD) for _ in range(3))
-        for part, (grad_STT, after_STT) in _parts(x_BHTT):
+        for part, (grad_STT, after_STT) in _slices(x_BHTT):
             x_STT, grad_STD = x_BHTT[part].flatten(0, 1), _flat(grads[0], part)
             dot_ST1 = (grad_STD * out_BHTD[part].flatten(0, 1)).sum(dim=-1, keepdim=True)
             grad_STD = grad_STD * ctx.factor
             torch.clamp(x_STT, min=0, out=after_STT)
             torch.bmm(after_STT.transpose(1, 2), grad_STD, out=grad_v[part].flatten(0, 1))
             torch.bmm(grad_STD, _flat(v_BHTD, part).transpose(1, 2), out=grad_STT)
-            # Of a softmax: each weight times what its own gradient exceeds the weighted mean by.
+            # Gradient of a softmax: each weight times the difference of its own gradient from the weighted mean.
             grad_STT.mul_(after_STT).addcmul_(torch.abs(x_STT, out=after_STT), dot_ST1, value=-1)
             torch.bmm(grad_STT, _flat(k_BHTD, part) * ctx.scale, out=grad_q[part].flatten(0, 1))
             torch.bmm(grad_STT.transpose(1, 2), _flat(q_BHTD, part) * ctx.scale, out=grad_k[part].flatten(0, 1))
@@ -92,8 +96,9 @@ class DropoutAttention(torch.autograd.Function):
 
 
 def _add_mask(score_BHTT: Tensor, mask: Tensor) -> None:
+    """Apply a bool or additive mask to the scores, in place."""
     if mask.dtype == torch.bool:
-        # Padding is on the right and chunks are of similar length: few columns are hidden from anybody.
+        # Padding is on the right and a chunk's texts have similar lengths: few columns are hidden from any query.
         hidden_T = ~mask.flatten(0, -2).all(dim=0)
         first = int(hidden_T.int().argmax()) if hidden_T.any() else len(hidden_T)
         score_BHTT[..., first:].masked_fill_(~mask[..., first:], -torch.inf)
@@ -101,8 +106,8 @@ def _add_mask(score_BHTT: Tensor, mask: Tensor) -> None:
         score_BHTT.add_(mask)
 
 
-def _parts(x_BHTT: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
-    """Texts in runs whose attention weights are about SLICE_NUMBERS, with two tensors of a run's size to work in."""
+def _slices(x_BHTT: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Yield slices of texts with about SLICE_NUMBERS attention weights each, and two buffers (S, T, T) for a slice."""
     texts, heads, tokens, _ = x_BHTT.shape
     size = min(texts, max(1, SLICE_NUMBERS // (heads * tokens * tokens)))
     room = x_BHTT.new_empty(2, size * heads, tokens, tokens)
@@ -112,4 +117,5 @@ def _parts(x_BHTT: Tensor) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
 
 
 def _flat(x_BHTD: Tensor, part: slice) -> Tensor:
+    """Return a slice of texts as (S, T, D)."""
     return x_BHTD[part].flatten(0, 1)

@@ -1,8 +1,8 @@
-"""The tensors of a model's files: mapped one by one, and written as safetensors while they are made.
+"""Tensors of model files: memory-mapped for reading, and written as safetensors while they are computed.
 
-Nothing is read before somebody looks at a tensor's numbers, and what is mapped is the files' own pages, which the
-system takes back when memory is short. What is written goes straight to the file: sizes are known beforehand, so the
-header comes first (https://huggingface.co/docs/safetensors/index#format).
+A tensor's data is read on first access. Mapped memory consists of the files' own pages, which the operating system
+reclaims when memory is short. Sizes are known before writing, so the header is written first and the data is streamed
+(https://huggingface.co/docs/safetensors/index#format).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raybge.util.errors import UserError, first_line
 
-SHARD_BYTES = 5 * 10**9  # a file's tensors, unless one alone is larger
+SHARD_BYTES = 5 * 10**9  # maximal size of a file with several tensors
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
 _CODES = {
     torch.float64: "F64",
@@ -41,29 +41,37 @@ _CODES = {
 
 
 def mapped_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's weights by name, mapped from their files; safetensors where there are both kinds.
+    """Map the weights of a folder by name; safetensors if both formats are present.
 
-    A `.bin` is a pickle, which may run any code: of it only tensors are taken (`weights_only`). UserError where there
-    are no weights, or where a file is missing or damaged.
+    A `.bin` file is a pickle, which may run any code: only tensors are loaded from it (`weights_only`).
+
+    Args:
+        folder: a model's folder.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        UserError: no weights, or a file is missing or damaged.
     """
     for name, read in ((_SAFETENSORS, _read_safetensors), (_PICKLE, _read_pickle)):
         files = [folder / name] if (folder / name).is_file() else _listed(folder / f"{name}.index.json")
         if files:
-            found: dict[str, Tensor] = {}
+            tensors: dict[str, Tensor] = {}
             for file in files:
-                found |= read(file)
-            return found
-    raise UserError(f"{folder}: no weights here, expected {_SAFETENSORS} or {_PICKLE}, whole or in parts")
+                tensors |= read(file)
+            return tensors
+    raise UserError(f"{folder}: no weights here, expected {_SAFETENSORS} or {_PICKLE}, in one file or in shards")
 
 
 def _listed(index: Path) -> list[Path]:
-    """The files that an index names; none without an index."""
+    """Return the files listed in an index; none without an index."""
     if not index.is_file():
         return []
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: expected a weight_map of tensors and their files") from error
+        raise UserError(f"{index}: expected a JSON object with a weight_map from tensor names to file names") from error
     return [index.parent / name for name in names]
 
 
@@ -77,12 +85,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read as tensors alone: {first_line(error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
-        raise UserError(f"{path}: expected tensors by name and nothing else")
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path}: expected a dict of tensors by name and nothing else")
+    return {str(name): tensor.detach() for name, tensor in tensors.items()}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -90,7 +98,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that is to be written: all but its numbers."""
+    """Name, dtype and shape of a tensor to write."""
 
     name: str
     dtype: torch.dtype
@@ -98,74 +106,81 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
+        """Size of the tensor's data."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-Numbers = Callable[[str], Iterable[Tensor]]
+TensorData = Callable[[str], Iterable[Tensor]]
 
 
-def write_tensors(folder: Path, slots: Iterable[TensorSpec], numbers: Numbers, done: Callable[[], Any]) -> None:
-    """Write tensors as `model.safetensors`, or above 5 GB as parts of at most that with an index.
+def write_tensors(folder: Path, specs: Iterable[TensorSpec], data: TensorData, done: Callable[[], Any]) -> None:
+    """Write tensors as `model.safetensors`, or above 5 GB as shards of at most that size with an index.
 
     Args:
-        numbers: gives a tensor's numbers by its name, flat, in its dtype, in as many pieces as it likes; it is asked
-            once for each, and a piece is written before the next one is made.
+        folder: an existing folder.
+        specs: names, dtypes and shapes of the tensors.
+        data: returns the data of the tensor of that name, flattened and in its dtype, in one or more pieces; it is
+            called once per tensor, and each piece is written before the next one is computed.
         done: called after each tensor.
     """
-    shards = shards_of(slots)
+    shards = shards_of(specs)
     if len(shards) == 1:
-        _write_file(folder / _SAFETENSORS, shards[0], numbers, done)
+        _write_file(folder / _SAFETENSORS, shards[0], data, done)
         return
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, numbers, done)
+        _write_file(folder / name, shard, data, done)
     index = {
-        "metadata": {"total_size": sum(slot.bytes for shard in shards for slot in shard)},
-        "weight_map": {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard},
+        "metadata": {"total_size": sum(spec.bytes for shard in shards for spec in shard)},
+        "weight_map": {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard},
     }
     (folder / f"{_SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def shards_of(slots: Iterable[TensorSpec], most: int | None = None) -> list[list[TensorSpec]]:
-    """The tensors in files of at most `most` bytes (SHARD_BYTES), in their order; at least one file."""
-    most = SHARD_BYTES if most is None else most
+def shards_of(specs: Iterable[TensorSpec], limit: int | None = None) -> list[list[TensorSpec]]:
+    """Group tensors in their order into files of at most `limit` bytes (default: SHARD_BYTES); at least one file."""
+    limit = SHARD_BYTES if limit is None else limit
     shards: list[list[TensorSpec]] = [[]]
-    held = 0
-    for slot in slots:
-        if shards[-1] and held + slot.bytes > most:
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.bytes > limit:
             shards.append([])
-            held = 0
-        shards[-1].append(slot)
-        held += slot.bytes
+            size = 0
+        shards[-1].append(spec)
+        size += spec.bytes
     return shards
 
 
-def _write_file(path: Path, slots: Iterable[TensorSpec], numbers: Numbers, done: Callable[[], Any]) -> None:
-    # the widest numbers first, so that each tensor begins where its dtype may
-    slots = sorted(slots, key=lambda slot: (-slot.dtype.itemsize, slot.name))
-    header = _header(slots)
+def _write_file(path: Path, specs: Iterable[TensorSpec], data: TensorData, done: Callable[[], Any]) -> None:
+    # the widest dtypes first, so that each tensor is aligned for its dtype
+    specs = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
+    header = _header(specs)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for slot in slots:
-            end = file.tell() + slot.bytes
-            for piece in numbers(slot.name):
+        for spec in specs:
+            end = file.tell() + spec.bytes
+            for piece in data(spec.name):
                 file.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
             if file.tell() != end:
-                raise ValueError(f"{slot.name}: {slot.bytes} bytes were announced, {file.tell() - end:+} came")
+                raise ValueError(
+                    f"{spec.name}: expected {spec.bytes} bytes of data, found {file.tell() - end + spec.bytes}"
+                )
             done()
 
 
-def _header(slots: Iterable[TensorSpec]) -> bytes:
-    """What comes before the tensors, its length a multiple of 8."""
-    about: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for slot in slots:
-        if slot.dtype not in _CODES:
-            raise UserError(f"the tensor {slot.name} is of {slot.dtype}, which is not supported")
-        about[slot.name] = {
-            "dtype": _CODES[slot.dtype],
-            "shape": list(slot.shape),
-            "data_offsets": [at, at := at + slot.bytes],
+def _header(specs: Iterable[TensorSpec]) -> bytes:
+    """Return the file's header, padded to a multiple of 8 bytes."""
+    entries: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        if spec.dtype not in _CODES:
+            raise UserError(
+                f"the tensor {spec.name} has the dtype {spec.dtype}: expected one of {', '.join(map(str, _CODES))}"
+            )
+        entries[spec.name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset := offset + spec.bytes],
         }
-    text = json.dumps(about, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8)
