@@ -1,4 +1,4 @@
-"""Checkpoints whose writing is cut short, refused or slow: the one before stays what it was. Without a model."""
+"""Checkpoints whose writing is interrupted, refused or slow: the previous one stays intact. Without a model."""
 
 import errno
 import random
@@ -15,39 +15,45 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty import URI, Died, Life, Store, mortal, stored
+from faulty_storage import URI, FaultyStore, Lifetime, ProcessDied, limit_lifetime, use_store
 
-from raybge.training.checkpoint.manifest import RECORD, Identity, newest, path_of, seal
-from raybge.training.checkpoint.writer import PART, CheckpointWriter, Publishing, Scratch
+from raybge.training.checkpoint.manifest import (
+    MANIFEST,
+    RunIdentity,
+    checkpoint_path,
+    commit_checkpoint,
+    latest_checkpoint,
+)
+from raybge.training.checkpoint.writer import MARKER, CheckpointWriter, PublishRequest, StagingFolder
 from raybge.util import retry
 from raybge.util.errors import UserError
 from raybge.util.filesystem import filesystem
 
-SAME = Identity(data="d", global_batch=6, seed=1, gradient_accumulation_steps=1, order="o")
+IDENTITY = RunIdentity(data="d", global_batch=6, seed=1, gradient_accumulation_steps=1, order="o")
 
 
 def files_of(step: int) -> dict[str, str]:
     return {"model.safetensors": f"weights {step}", "1_Pooling/config.json": f"{step}", "rng_state.pth": "random"}
 
 
-def record(step: int, folder: Path) -> None:
-    seal(folder, step, 0, step, SAME)
+def commit(step: int, folder: Path) -> None:
+    commit_checkpoint(folder, step, 0, step, IDENTITY)
 
 
-def begun(writer: CheckpointWriter, step: int, files: dict[str, str]) -> None:
-    """As the Trainer does it: everything into the scratch."""
-    writer.begin(step)
+def stage(writer: CheckpointWriter, step: int, files: dict[str, str]) -> None:
+    """Write files into the staging folder, as the Trainer does."""
+    writer.prepare(step)
     for name, text in files.items():
-        path = writer.scratch.folder / f"checkpoint-{step}" / name
+        path = writer.staging.folder / f"checkpoint-{step}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 
 def save(storage: str, step: int, limit: int | None = 2, attempt: str = "a", files: dict | None = None) -> None:
-    writer = CheckpointWriter(storage, Scratch(storage, attempt), 0, 0)
-    begun(writer, step, files or files_of(step))
-    writer.publish(Publishing(step, 0, 1, partial(record, step), limit, None))
-    writer.finish()
+    writer = CheckpointWriter(storage, StagingFolder(storage, attempt), 0, 0)
+    stage(writer, step, files or files_of(step))
+    writer.publish(PublishRequest(step, 0, 1, partial(commit, step), limit, None))
+    writer.wait()
     writer.close()
 
 
@@ -56,52 +62,52 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def assert_loadable(folder: Path, step: int) -> None:
-    found = contents(folder / f"checkpoint-{step}")
-    assert found.pop(RECORD)
-    assert found == files_of(step)
+    files = contents(folder / f"checkpoint-{step}")
+    assert files.pop(MANIFEST)
+    assert files == files_of(step)
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """A node's temporary folder, and no waiting."""
+def node(tmp_path, monkeypatch):
+    """Set the node's temporary folder, and retry without waiting."""
     (tmp_path / "node").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "node"))
     monkeypatch.setattr(retry, "WAITS", (0, 0, 0))
 
 
-# --- cut short ------------------------------------------------------------------------------------------------------
+# --- interrupted ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "store"])
-def test_a_write_that_ends_at_any_byte_leaves_the_checkpoint_before(tmp_path, kind):
-    """The process dies before each byte, name and sync in turn, until it has lived through all of them."""
+def test_write_that_is_interrupted_at_any_byte_keeps_the_previous_checkpoint(tmp_path, kind):
+    """The process dies before each byte, rename and sync in turn, until it survives all of them."""
     bytes_written = sum(map(len, files_of(6).values()))
     for step in (2, 4):
         save(str(tmp_path / "before"), step)
-    for lived in range(100_000):
-        root = tmp_path / str(lived)
+    for actions in range(100_000):
+        root = tmp_path / str(actions)
         shutil.copytree(tmp_path / "before", root)
         storage = str(root) if kind == "folder" else URI
-        life = Life(lived)
+        lifetime = Lifetime(actions)
         died = False
-        with stored(Store(root, life.spend), local=True), mortal(life):
+        with use_store(FaultyStore(root, lifetime.spend), local=True), limit_lifetime(lifetime):
             try:
                 save(storage, 6)
-            except Died:
+            except ProcessDied:
                 died = True
-        with stored(Store(root)):
-            step = newest(storage).step
-            assert step == 6 or (died and step == 4), lived
+        with use_store(FaultyStore(root)):
+            step = latest_checkpoint(storage).step
+            assert step == 6 or (died and step == 4), actions
             assert_loadable(root, step)
             assert_loadable(root, 4)
-            save(storage, 6, attempt="b")  # the run goes on
-            assert newest(storage).step == 6 and not (root / "checkpoint-2").exists()
+            save(storage, 6, attempt="b")  # the resumed run
+            assert latest_checkpoint(storage).step == 6 and not (root / "checkpoint-2").exists()
             assert_loadable(root, 6)
         assert not any((tmp_path / "node").iterdir())
         assert not any((root / ".raybge").glob("*"))
         if not died:
             break
-    assert lived > bytes_written + len(SAME.data)
+    assert actions > bytes_written + len(IDENTITY.data)
 
 
 SCRIPT = """
@@ -115,98 +121,98 @@ for step in range(1, 10_000):
 
 
 @pytest.mark.parametrize("scheme", ["", "fsspec+file://"])
-def test_a_process_that_is_killed_leaves_a_whole_checkpoint(tmp_path, scheme):
-    """kill -9 at five moments; each time another process goes on."""
-    moments = random.Random(0)
+def test_killed_process_leaves_a_complete_checkpoint(tmp_path, scheme):
+    """kill -9 at five random times, each followed by a new process."""
+    rng = random.Random(0)
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     last = 0
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"{scheme}{tmp_path}/kept", *paths])
-        while process.poll() is None and _newest(f"{scheme}{tmp_path}/kept") in (0, last):
+        while process.poll() is None and _latest_step(f"{scheme}{tmp_path}/kept") in (0, last):
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        last = _newest(f"{scheme}{tmp_path}/kept")
-        found = contents(tmp_path / "kept" / f"checkpoint-{last}")
-        assert found.pop("optimizer.pt") == str(last) * 300_000
-        assert found.pop(RECORD) and found == files_of(last)
+        last = _latest_step(f"{scheme}{tmp_path}/kept")
+        files = contents(tmp_path / "kept" / f"checkpoint-{last}")
+        assert files.pop("optimizer.pt") == str(last) * 300_000
+        assert files.pop(MANIFEST) and files == files_of(last)
 
 
-def _newest(storage: str) -> int:
+def _latest_step(storage: str) -> int:
     try:
-        found = newest(storage)
-    except UserError:  # removed between the look at it and its reading
+        checkpoint = latest_checkpoint(storage)
+    except UserError:  # deleted between listing and reading it
         return 0
-    return found.step if found else 0
+    return checkpoint.step if checkpoint else 0
 
 
 # --- refused --------------------------------------------------------------------------------------------------------
 
 
-def refusing(error: OSError, times: float, only: str = "") -> Callable[[str], None]:
-    """Raise `error` so many times at each change of what holds `only`."""
-    met: dict[str, int] = {}
+def refuse(error: OSError, times: float, only: str = "") -> Callable[[str], None]:
+    """Return a function that raises `error` the first `times` times at each action that contains `only`."""
+    counts: dict[str, int] = {}
 
-    def before(what: str) -> None:
-        if only in what and not what.startswith("write into"):
-            met[what] = met.get(what, 0) + 1
-            if met[what] <= times:
+    def before(action: str) -> None:
+        if only in action and not action.startswith("write into"):
+            counts[action] = counts.get(action, 0) + 1
+            if counts[action] <= times:
                 raise error
 
     return before
 
 
-def test_a_store_that_fails_now_and_then_is_asked_again(tmp_path, monkeypatch):
-    """Each change is refused the first time; what is kept is as if none had been, and the tries are further apart."""
-    waited: list[float] = []
+def test_temporary_errors_are_retried(tmp_path, monkeypatch):
+    """Each change is refused the first time; the checkpoints are complete, and the waits between tries grow."""
+    waits: list[float] = []
     monkeypatch.setattr(retry, "WAITS", (1, 2, 4))
-    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waited.append))
-    with stored(Store(tmp_path, refusing(OSError(errno.EIO, "connection reset"), times=1))):
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waits.append))
+    with use_store(FaultyStore(tmp_path, refuse(OSError(errno.EIO, "connection reset"), times=1))):
         for step in (2, 4, 6):
             save(URI, step)
-        assert newest(URI).step == 6
+        assert latest_checkpoint(URI).step == 6
     assert_loadable(tmp_path, 6)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    assert waited.count(1) >= 3 * (len(files_of(6)) + 1)  # each file and RECORD of three checkpoints
-    assert waited.count(2) >= 3  # RECORD is written, then named
+    assert waits.count(1) >= 3 * (len(files_of(6)) + 1)  # each file and manifest of three checkpoints
+    assert waits.count(2) >= 3  # the manifest is written, then renamed
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (OSError(errno.EIO, "connection reset"), "connection reset"),
         (PermissionError(errno.EACCES, "access denied"), "access denied"),
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free some room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free some space"),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "store"])
-def test_what_goes_on_failing_is_one_clear_error(tmp_path, monkeypatch, kind, error, says):
-    """It names the place, and what is still there."""
+def test_lasting_errors_become_one_message(tmp_path, monkeypatch, kind, error, message):
+    """It names the storage, and the checkpoint that is intact."""
     storage = str(tmp_path / "kept") if kind == "folder" else URI
-    with stored(Store(tmp_path / "kept")):
+    with use_store(FaultyStore(tmp_path / "kept")):
         save(storage, 2)
         save(storage, 4)
     before = contents(tmp_path / "kept")
     if kind == "folder":
         monkeypatch.setattr("raybge.training.checkpoint.writer.os.rename", lambda *_: (_ for _ in ()).throw(error))
-    with stored(Store(tmp_path / "kept", refusing(error, times=1000, only="checkpoint-6"))):
+    with use_store(FaultyStore(tmp_path / "kept", refuse(error, times=1000, only="checkpoint-6"))):
         with pytest.raises(UserError) as raised:
             save(storage, 6, limit=1)
-        assert newest(storage).step == 4
-    message = str(raised.value)
-    assert message.startswith(f"the checkpoint {storage}/checkpoint-6 cannot be written") and "\n" not in message
-    assert says in message and "checkpoint-4 is whole, --resume continues from it" in message
-    left = contents(tmp_path / "kept")
-    assert {name: text for name, text in left.items() if name in before} == before
+        assert latest_checkpoint(storage).step == 4
+    actual = str(raised.value)
+    assert actual.startswith(f"the checkpoint {storage}/checkpoint-6 cannot be written") and "\n" not in actual
+    assert message in actual and "checkpoint-4 is complete, --resume continues from it" in actual
+    after = contents(tmp_path / "kept")
+    assert {name: text for name, text in after.items() if name in before} == before
     assert not any("checkpoint-6" in str(p) for p in (tmp_path / "node").rglob("*"))
 
 
-def test_a_secret_of_the_store_is_not_said(tmp_path, monkeypatch):
+def test_secret_in_a_uri_is_redacted(tmp_path, monkeypatch):
     secret = "faulty://key:hush@store"
-    store = Store(tmp_path, refusing(OSError(errno.EIO, f"no answer from {secret}"), times=1000))
-    monkeypatch.setattr("faulty.URI", secret)
-    with stored(store), pytest.raises(UserError) as raised:
+    store = FaultyStore(tmp_path, refuse(OSError(errno.EIO, f"no answer from {secret}"), times=1000))
+    monkeypatch.setattr("faulty_storage.URI", secret)
+    with use_store(store), pytest.raises(UserError) as raised:
         save(secret, 2)
     assert "hush" not in str(raised.value) and "faulty://…@store/checkpoint-2" in str(raised.value)
 
@@ -214,97 +220,99 @@ def test_a_secret_of_the_store_is_not_said(tmp_path, monkeypatch):
 # --- in the background ----------------------------------------------------------------------------------------------
 
 
-def test_older_checkpoints_go_when_the_new_one_is_whole(tmp_path):
-    """And not before: each removal finds a RECORD in the newest."""
-    seen = []
+def test_older_checkpoints_are_deleted_when_the_new_one_is_complete(tmp_path):
+    """And not before: at each deletion the latest checkpoint has a manifest."""
+    complete = []
 
-    def before(what: str) -> None:
-        if what.startswith("remove"):
-            seen.append((tmp_path / f"checkpoint-{step}" / RECORD).is_file())
+    def before(action: str) -> None:
+        if action.startswith("remove"):
+            complete.append((tmp_path / f"checkpoint-{step}" / MANIFEST).is_file())
 
-    with stored(Store(tmp_path, before)):
+    with use_store(FaultyStore(tmp_path, before)):
         for step in range(1, 6):
             save(URI, step, limit=2)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
-    assert seen and all(seen)
+    assert complete and all(complete)
 
 
-def test_saving_waits_only_where_it_is_asked_to(tmp_path):
-    """A store that hangs holds nobody; a limit of time is kept."""
-    free = threading.Event()
-    with stored(Store(tmp_path, lambda what: free.wait() and None)):
-        writer = CheckpointWriter(URI, Scratch(URI, "a"), 0, 0)
-        begun(writer, 2, files_of(2))
+def test_publication_does_not_block(tmp_path):
+    """A store that hangs blocks neither `publish` nor a wait with a timeout."""
+    released = threading.Event()
+    with use_store(FaultyStore(tmp_path, lambda action: released.wait() and None)):
+        writer = CheckpointWriter(URI, StagingFolder(URI, "a"), 0, 0)
+        stage(writer, 2, files_of(2))
         start = time.monotonic()
-        writer.publish(Publishing(2, 0, 1, partial(record, 2), None, None))
-        assert not writer.finish(0.05) and time.monotonic() - start < 5
-        assert newest(URI) is None
-        free.set()
-        assert writer.finish() and newest(URI).step == 2
+        writer.publish(PublishRequest(2, 0, 1, partial(commit, 2), None, None))
+        assert not writer.wait(0.05) and time.monotonic() - start < 5
+        assert latest_checkpoint(URI) is None
+        released.set()
+        assert writer.wait() and latest_checkpoint(URI).step == 2
 
 
-def test_a_checkpoint_of_two_nodes_is_whole_when_both_have_published(tmp_path, monkeypatch):
-    """Each has files of its own; worker 0 waits for the other's note, and leaves none."""
-    looked = threading.Event()
-    monkeypatch.setattr("raybge.training.checkpoint.writer.time", SimpleNamespace(sleep=lambda _: looked.set()))
-    with stored(Store(tmp_path / "kept")):
+def test_checkpoint_of_two_nodes_is_complete_when_both_have_published(tmp_path, monkeypatch):
+    """Each node has its own files; worker 0 waits for the other node's upload marker, and deletes it."""
+    polled = threading.Event()
+    monkeypatch.setattr("raybge.training.checkpoint.writer.time", SimpleNamespace(sleep=lambda _: polled.set()))
+    with use_store(FaultyStore(tmp_path / "kept")):
         writers = []
         for node in (0, 1):
-            scratch = Scratch(URI, "a")
-            scratch.folder = tmp_path / f"node-{node}"
-            writers.append(CheckpointWriter(URI, scratch, rank=2 * node, local_rank=0))
-        begun(writers[0], 2, files_of(2) | {"shard_0": "0"})
-        begun(writers[1], 2, {"shard_1": "1"})
-        writers[0].publish(Publishing(2, 0, 2, partial(record, 2), None, None))
-        assert looked.wait(20) and not writers[0].finish(0) and newest(URI) is None
-        writers[1].publish(Publishing(2, 1, 2, partial(record, 2), None, None))
-        assert writers[1].finish() and writers[0].finish() and newest(URI).step == 2
-    found = contents(tmp_path / "kept" / "checkpoint-2")
-    assert found.pop(RECORD) and found == files_of(2) | {"shard_0": "0", "shard_1": "1"}
-    assert not any(name.startswith(PART) for name in found)
+            staging = StagingFolder(URI, "a")
+            staging.folder = tmp_path / f"node-{node}"
+            writers.append(CheckpointWriter(URI, staging, rank=2 * node, local_rank=0))
+        stage(writers[0], 2, files_of(2) | {"shard_0": "0"})
+        stage(writers[1], 2, {"shard_1": "1"})
+        writers[0].publish(PublishRequest(2, 0, 2, partial(commit, 2), None, None))
+        assert polled.wait(20) and not writers[0].wait(0) and latest_checkpoint(URI) is None
+        writers[1].publish(PublishRequest(2, 1, 2, partial(commit, 2), None, None))
+        assert writers[1].wait() and writers[0].wait() and latest_checkpoint(URI).step == 2
+    files = contents(tmp_path / "kept" / "checkpoint-2")
+    assert files.pop(MANIFEST) and files == files_of(2) | {"shard_0": "0", "shard_1": "1"}
+    assert not any(name.startswith(MARKER) for name in files)
 
 
-def test_only_one_worker_of_a_node_publishes(tmp_path):
-    """Into a folder that the nodes share, only worker 0 does."""
+def test_one_worker_per_node_publishes(tmp_path):
+    """Into a folder that the nodes share, only worker 0 publishes."""
 
-    def publishes(storage: str) -> list[bool]:
+    def publishers(storage: str) -> list[bool]:
         ranks = [(0, 0), (1, 1), (2, 0), (3, 1)]  # two nodes of two workers
-        return [CheckpointWriter(storage, Scratch(storage, "a"), *each).publishes for each in ranks]
+        return [CheckpointWriter(storage, StagingFolder(storage, "a"), *each).is_publisher for each in ranks]
 
-    assert publishes(str(tmp_path)) == [True, False, False, False]
-    with stored(Store(tmp_path)):
-        assert publishes(URI) == [True, False, True, False]
+    assert publishers(str(tmp_path)) == [True, False, False, False]
+    with use_store(FaultyStore(tmp_path)):
+        assert publishers(URI) == [True, False, True, False]
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_fetches_a_checkpoint_once(tmp_path, monkeypatch):
-    """However many workers it has, and again where it was cut short. A folder is read where it lies."""
+def test_node_fetches_a_checkpoint_once(tmp_path, monkeypatch):
+    """For any number of workers, and with retries. A checkpoint in a folder is not copied."""
     uri = f"fsspec+file://{tmp_path}/kept"
     save(uri, 2)
-    store, place = filesystem(path_of(uri, 2))
-    assert store.get_file_info(place).type.name == "Directory"
-    read: list[Any] = []
+    store, inner_path = filesystem(checkpoint_path(uri, 2))
+    assert store.get_file_info(inner_path).type.name == "Directory"
+    opened: list[Any] = []
 
-    class Reading(Store):
+    class FaultyReads(FaultyStore):
         def open_input_stream(self, path):
-            read.append(path)
-            if len(read) == 2:
+            opened.append(path)
+            if len(opened) == 2:
                 raise OSError(errno.EIO, "connection reset")
             return super().open_input_stream(path)
 
-    with stored(Reading(tmp_path / "kept")):
-        found: list[str] = []
-        scratches = [Scratch(URI, "a") for _ in range(3)]
-        threads = [threading.Thread(target=lambda s=s: found.append(s.fetched(path_of(URI, 2)))) for s in scratches]
+    with use_store(FaultyReads(tmp_path / "kept")):
+        folders: list[str] = []
+        stagings = [StagingFolder(URI, "a") for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda s=s: folders.append(s.fetch(checkpoint_path(URI, 2)))) for s in stagings
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(set(found)) == 1 and len(found) == 3
-        assert_loadable(Path(found[0]).parent, 2)
-        assert len(read) <= 2 * (len(files_of(2)) + 1)
-        scratches[0].remove()
-        assert Scratch(str(tmp_path), "a").fetched(str(tmp_path / "kept")) == str(tmp_path / "kept")
+        assert len(set(folders)) == 1 and len(folders) == 3
+        assert_loadable(Path(folders[0]).parent, 2)
+        assert len(opened) <= 2 * (len(files_of(2)) + 1)
+        stagings[0].delete()
+        assert StagingFolder(str(tmp_path), "a").fetch(str(tmp_path / "kept")) == str(tmp_path / "kept")
     assert not any((tmp_path / "node").iterdir())

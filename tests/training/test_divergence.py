@@ -1,13 +1,13 @@
-"""Losses that are not finite, in real Ray Train workers: what is left out, and when a run ends."""
+"""Losses that are not finite in real Ray Train workers: updates are skipped, and two in a row end the run."""
 
 import numpy as np
 import pytest
 import ray
-from disturbed import before_each_step, make_flags, start_ray
+from faulty_runs import before_each_step, make_flags, start_ray
 from safetensors.numpy import load_file
 
 from raybge.train import finetune
-from raybge.training.checkpoint.manifest import newest
+from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.util.errors import UserError
 
 
@@ -20,43 +20,41 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict:
-    return make_flags(tmp_path_factory.mktemp("given"))
+    return make_flags(tmp_path_factory.mktemp("inputs"))
 
 
-def spoil(monkeypatch, note, steps) -> None:
-    """On worker 1, the first query of a step in `steps` has an embedding of nan; which row it is stands in `note`."""
+def inject_nan(monkeypatch, offset_file, steps) -> None:
+    """Set the embedding of worker 1's first query to nan in `steps`; `offset_file` gets the byte offset of its row."""
 
     def act(trainer, inputs) -> None:
-        embedding = trainer.learner.model.embedding
+        embedding = trainer.components.model.embedding
         if "embed" in vars(embedding):
             del embedding.embed
         if trainer.stream.rank == 1 and trainer.state.global_step in steps:
-            whole = embedding.embed
+            original = embedding.embed
 
             def embed(*args):
-                e_ND = whole(*args).clone()
+                e_ND = original(*args).clone()
                 e_ND[0] = float("nan")
                 return e_ND
 
             embedding.embed = embed
-            note.write_text(str(inputs["batch"].rows[0][1]))
+            offset_file.write_text(str(inputs["batch"].rows[0][1]))
 
     before_each_step(monkeypatch, act)
 
 
-def test_a_bad_step_is_left_out_on_all_workers_and_two_in_a_row_end_the_run(flags, tmp_path, monkeypatch, capfd):
-    """Steps 2, 4 and 5 are bad, on one of the workers: only the other two change the weights."""
-    spoil(monkeypatch, tmp_path / "row", steps={1, 3, 4})
+def test_nonfinite_update_is_skipped_on_all_workers_and_two_in_a_row_end_the_run(flags, tmp_path, monkeypatch, capfd):
+    """Updates 2, 4 and 5 are not finite on one of the workers: only the other two change the weights."""
+    inject_nan(monkeypatch, tmp_path / "offset", steps={1, 3, 4})
     output = tmp_path / "out"
     with pytest.raises(UserError, match="2 steps in a row") as error:
         finetune(**{**flags, "save_steps": 1}, output_dir=str(output), max_bad_steps=2, max_failures=3)
-    row = f"groups.jsonl:byte {int((tmp_path / 'row').read_text()):,}"
-    assert "step 5 (loss nan)" in str(error.value) and f"likeliest cause first: {row}" in str(error.value).replace(
-        flags["train_data"][0].removesuffix("groups.jsonl"), ""
-    )
-    said = capfd.readouterr().err
-    assert "step 2 is left out (loss nan)" in said and "step 4 is left out (loss nan)" in said
-    assert newest(output).step == 4 and not (output / "modules.json").exists()
+    row = f"{flags['train_data'][0]}:byte {int((tmp_path / 'offset').read_text()):,}"
+    assert "step 5 (loss nan)" in str(error.value) and f"most likely cause first: {row}" in str(error.value)
+    console = capfd.readouterr().err
+    assert "step 2 is skipped (loss nan)" in console and "step 4 is skipped (loss nan)" in console
+    assert latest_checkpoint(output).step == 4 and not (output / "modules.json").exists()
     one, two, three, four = (load_file(output / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2, 3, 4))
     for before, after in ((one, two), (three, four)):
         for name, value in before.items():

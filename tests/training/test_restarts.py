@@ -8,15 +8,17 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
-from disturbed import LAST, argv, assert_same_model, before_each_step, make_flags, start_ray
+from faulty_runs import UPDATES, assert_same_model, before_each_step, make_flags, start_ray, to_argv
 
 from raybge.train import finetune, main
-from raybge.training.checkpoint.manifest import digest, newest
+from raybge.training.checkpoint.manifest import latest_checkpoint
+from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
 
 
@@ -29,39 +31,35 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict:
-    return make_flags(tmp_path_factory.mktemp("given"))
+    return make_flags(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(flags, tmp_path_factory) -> Path:
-    """A run that is measured every 2 updates, as those that are compared with it are not."""
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
+def reference(flags, tmp_path_factory) -> Path:
+    """Return the output of an uninterrupted run with an evaluation every 2 updates; the other runs have none."""
+    output = tmp_path_factory.mktemp("reference") / "out"
     finetune(**flags, output_dir=str(output), eval_data=flags["train_data"], eval_strategy="steps", eval_steps=2)
     return output
 
 
-def fault(monkeypatch, rank: int, step: int, once: Path | None, act) -> None:
-    """Have `act()` run in worker `rank` before it trains update `step`; once, where `once` is a file to remember by."""
+def inject_fault(monkeypatch, rank: int, step: int, marker: Path | None, action: Callable[[], None]) -> None:
+    """Call `action()` in worker `rank` before it trains update `step`; only once if there is a `marker` file."""
 
-    def when_due(trainer, inputs) -> None:
-        first = once is None or not once.exists()
-        if trainer.stream.rank == rank and trainer.state.global_step == step and first:
-            if once:
-                once.touch()
-            act()
+    def act(trainer, inputs) -> None:
+        is_first = marker is None or not marker.exists()
+        if trainer.stream.rank == rank and trainer.state.global_step == step and is_first:
+            if marker:
+                marker.touch()
+            action()
 
-    before_each_step(monkeypatch, when_due)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    before_each_step(monkeypatch, act)
 
 
-def die_behind(storage: str, step: int) -> None:
-    """Once the checkpoint of that update is whole: it may be on its way."""
-    while (found := newest(storage)) is None or found.step < step:
+def die_after_checkpoint(storage: str, step: int) -> None:
+    """Kill this process once the checkpoint of that update is complete: it may still be in publication."""
+    while (checkpoint := latest_checkpoint(storage)) is None or checkpoint.step < step:
         time.sleep(0.02)
-    die()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_out_of_disk() -> None:
@@ -72,58 +70,58 @@ def run_out_of_disk() -> None:
 
 
 @pytest.mark.parametrize("storage", ["{}/out", "fsspec+file://{}/kept"])
-def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
-    flags, undisturbed, tmp_path, monkeypatch, capfd, storage
+def test_killed_worker_costs_the_steps_since_the_last_checkpoint(
+    flags, reference, tmp_path, monkeypatch, capfd, storage
 ):
-    """kill -9 in the second epoch, in the middle between two checkpoints; they lie in a folder, or a store."""
+    """kill -9 in the second epoch, between two checkpoints; these are kept in a folder, or in a store."""
     storage = storage.format(tmp_path)
-    fault(monkeypatch, rank=1, step=5, once=tmp_path / "died", act=partial(die_behind, storage, 4))
+    inject_fault(monkeypatch, 1, 5, tmp_path / "died", partial(die_after_checkpoint, storage, 4))
     output = tmp_path / "out"
     metrics = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
-    assert (tmp_path / "died").exists() and metrics["steps"] == LAST
+    assert (tmp_path / "died").exists() and metrics["steps"] == UPDATES
     assert "continues from checkpoint-4, restart 1 of 1" in capfd.readouterr().err
-    assert_same_model(output, undisturbed)
+    assert_same_model(output, reference)
     folder = Path(storage.removeprefix("fsspec+file://"))
     assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     assert not list(folder.glob(".raybge/writing-*"))
-    assert not list(Path(tempfile.gettempdir()).glob(f"raybge-{digest(storage)}-*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"raybge-{fingerprint(storage)}-*"))
 
 
-def test_a_full_disk_ends_the_run_and_a_second_start_continues_it(flags, undisturbed, tmp_path, monkeypatch, capfd):
-    """One worker raises while the other waits for it in a collective: nobody waits for ever."""
+def test_full_disk_ends_the_run_and_a_second_start_resumes_it(flags, reference, tmp_path, monkeypatch, capfd):
+    """One worker raises while the other waits for it in a collective: the run ends nevertheless."""
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        fault(patch, rank=0, step=3, once=None, act=run_out_of_disk)
+        inject_fault(patch, 0, 3, None, run_out_of_disk)
         start = time.monotonic()
-        assert main(argv({**flags, "output_dir": output})) == 1
+        assert main(to_argv({**flags, "output_dir": output})) == 1
         assert time.monotonic() - start < 300  # ddp_timeout is 1,800
     message = capfd.readouterr().err
     assert "No space left on device" in message and "Traceback" not in message
-    assert newest(output).step == 2 and not (output / "modules.json").exists()
+    assert latest_checkpoint(output).step == 2 and not (output / "modules.json").exists()
 
-    assert main(argv({**flags, "output_dir": output})) == 2  # an output folder with something in it
+    assert main(to_argv({**flags, "output_dir": output})) == 2  # the output folder is not empty
     assert "--resume" in capfd.readouterr().err
     other = {**flags, "global_batch_size": 4}
-    assert main(argv({**other, "output_dir": output, "resume": True})) == 2
+    assert main(to_argv({**other, "output_dir": output, "resume": True})) == 2
     assert "--global_batch_size is 4, but 6 in" in capfd.readouterr().err
 
-    # The workers' number is another thing than the objective: without the flag, the batch stays what it was.
+    # The objective does not depend on the number of workers: without the flag, the batch size stays the same.
     del other["global_batch_size"]
-    assert main(argv({**other, "output_dir": output, "resume": True})) == 0
+    assert main(to_argv({**other, "output_dir": output, "resume": True})) == 0
     assert "continues from" in capfd.readouterr().out
-    assert_same_model(output, undisturbed)
+    assert_same_model(output, reference)
 
-    assert main(argv({**flags, "output_dir": output, "resume": True})) == 0
+    assert main(to_argv({**flags, "output_dir": output, "resume": True})) == 0
     assert "is finished" in capfd.readouterr().out
 
 
-def test_nothing_to_continue_is_said(flags, tmp_path, capfd):
+def test_missing_checkpoint_to_resume_from_is_reported(flags, tmp_path, capfd):
     finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, dry_run=True)
     assert "nothing to continue" in capfd.readouterr().out
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "precious").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="there is no run in it"):
-        finetune(**flags, output_dir=str(tmp_path / "mine"), resume=True)
+        finetune(**flags, output_dir=str(tmp_path / "other"), resume=True)
     with pytest.raises(UserError, match="--overwrite_output_dir removes the run"):
         finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, overwrite_output_dir=True)
 
@@ -131,17 +129,17 @@ def test_nothing_to_continue_is_said(flags, tmp_path, capfd):
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
-    """A second one, where a worker hangs and the first is not heard; also where Ray goes on after the command."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+def test_ctrl_c_kills_the_workers(flags, tmp_path, monkeypatch, request):
+    """The second Ctrl-C, after a hanging worker has not reacted to the first, on a Ray that outlives the command."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     started = tmp_path / "started"
 
     def hang() -> None:
         started.write_text(str(os.getpid()))
         time.sleep(600)
 
-    fault(monkeypatch, rank=0, step=1, once=None, act=hang)
+    inject_fault(monkeypatch, 0, 1, None, hang)
 
     def interrupt() -> None:
         while not started.exists():
@@ -159,22 +157,22 @@ def test_ctrl_c_ends_the_workers_too(flags, tmp_path, monkeypatch, request):
         while time.monotonic() < limit:
             os.kill(int(started.read_text()), 0)
             time.sleep(0.1)
-        pytest.fail("the worker goes on")
+        pytest.fail("the worker is still running")
     assert ray.is_initialized()
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def test_ray_train_starts_no_actor_that_a_run_has_no_use_for(undisturbed):
+def test_ray_train_starts_no_unused_actors(reference):
     started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}  # dead ones too
     assert "RayTrainWorker" in started
     assert not {name for name in started if re.search("DatasetManager|PreemptionWatcher|Cleaner", name)}, started
 
 
-def test_metrics_before_and_after(undisturbed):
-    state = json.loads((undisturbed / "trainer_state.json").read_text())
-    measured = {e["step"]: e["eval_nDCG@10"] for e in state["log_history"] if "eval_nDCG@10" in e}
-    assert set(measured) == {0, 2, 4, 6}
-    assert json.loads((undisturbed / "train_results.json").read_text())["eval_nDCG@10"] == measured[6]
-    assert f"{measured[0]:.4f}" in (undisturbed / "README.md").read_text()
+def test_metrics_before_and_after_training(reference):
+    state = json.loads((reference / "trainer_state.json").read_text())
+    ndcg = {e["step"]: e["eval_nDCG@10"] for e in state["log_history"] if "eval_nDCG@10" in e}
+    assert set(ndcg) == {0, 2, 4, 6}
+    assert json.loads((reference / "train_results.json").read_text())["eval_nDCG@10"] == ndcg[6]
+    assert f"{ndcg[0]:.4f}" in (reference / "README.md").read_text()

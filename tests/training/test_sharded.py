@@ -1,6 +1,6 @@
-"""A model sharded as a whole, as --fsdp does it: workers run different numbers of chunks, and evaluate in between.
+"""A model in shards, as with --fsdp: workers run different numbers of chunks, and evaluate in between.
 
-The Trainer shards on GPUs only; this is what it does there, with two gloo processes on the CPU.
+The Trainer shards on GPUs only; two gloo processes on the CPU do the same here.
 """
 
 import os
@@ -12,30 +12,30 @@ import torch.multiprocessing as mp
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from raybge.data.collate import StepBatch
-from raybge.losses import contrastive_model as contrastive
+from raybge.data.step_batch import Groups, StepBatch
+from raybge.losses import contrastive_model
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.embedding import EmbeddingModel
-from raybge.training.checkpoint.safe_load import plainly_loaded
-from raybge.training.trainer import gathered
+from raybge.training.checkpoint.safe_load import safe_loading
+from raybge.training.sharding import unsharded
 
-SHARES = (7, 1)  # groups of each worker
+SHARES = (7, 1)  # groups of each worker in a step
 
 
-def model_of() -> ContrastiveModel:
+def build_model() -> ContrastiveModel:
     torch.manual_seed(0)
     size = dict(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     config = BertConfig(**size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return ContrastiveModel(EmbeddingModel(BertModel(config, add_pooling_layer=False), "mean"), Objective(0.05), None)
 
 
-def batch_of(first: int, count: int) -> StepBatch:
+def build_batch(first: int, count: int) -> StepBatch:
     random = np.random.default_rng(3)
     groups = [[random.integers(5, 90, random.integers(2, 15)) for _ in range(3)] for _ in range(sum(SHARES))]
-    held = groups[first : first + count]
-    texts = [query for query, *_ in held] + [text for _, *passages in held for text in passages]
-    return StepBatch(0, [(0, i) for i in range(count)], texts, np.full(count, 2))
+    share = groups[first : first + count]
+    texts = [query for query, *_ in share] + [text for _, *passages in share for text in passages]
+    return StepBatch(0, [(0, i) for i in range(count)], texts, Groups(np.full(count, 2)))
 
 
 def step(model: nn.Module, batch: StepBatch) -> None:
@@ -45,13 +45,13 @@ def step(model: nn.Module, batch: StepBatch) -> None:
 
 
 def save_and_load(model: nn.Module, folder: str) -> None:
-    """As accelerate saves and loads shards; what is loaded must be what it was."""
-    place = f"{folder}/checkpoint-2/pytorch_model_fsdp_0"
+    """Save and load shards as accelerate does, and check that the values are equal."""
+    shards = f"{folder}/checkpoint-2/pytorch_model_fsdp_0"
     state = {"model": model.state_dict()}
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(place))
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(shards))
     empty = {"model": {name: torch.zeros_like(value) for name, value in state["model"].items()}}
-    with plainly_loaded(f"{folder}/checkpoint-2", "weights"):
-        dcp.load(empty, storage_reader=dcp.FileSystemReader(place))
+    with safe_loading(f"{folder}/checkpoint-2", "weights"):
+        dcp.load(empty, storage_reader=dcp.FileSystemReader(shards))
     for name, value in state["model"].items():
         assert torch.equal(empty["model"][name].to_local(), value.to_local())
 
@@ -61,16 +61,16 @@ def worker(rank: int, folder: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    contrastive.CPU_TOKENS_PER_CHUNK = 16
-    model = fully_shard(model_of(), mesh=init_device_mesh("cpu", (2,)))
-    batch = batch_of(sum(SHARES[:rank]), SHARES[rank])
-    with gathered(model):  # as before the first step
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    contrastive_model.CPU_TOKENS_PER_CHUNK = 16
+    model = fully_shard(build_model(), mesh=init_device_mesh("cpu", (2,)))
+    batch = build_batch(sum(SHARES[:rank]), SHARES[rank])
+    with unsharded(model):  # the evaluation before the first step
         before = model.embedding.embed(batch.token_ids, 16).detach()
     for _ in range(2):
         step(model, batch)
     assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in model.parameters())
-    with gathered(model):
+    with unsharded(model):
         after = model.embedding.embed(batch.token_ids, 16).detach()
     weights = {name: value.full_tensor() for name, value in model.state_dict().items()}
     save_and_load(model, folder)
@@ -79,18 +79,18 @@ def worker(rank: int, folder: str) -> None:
     os._exit(0)
 
 
-def test_a_sharded_model_trains_and_is_measured_as_a_whole_one(tmp_path):
+def test_sharded_model_trains_and_evaluates_like_an_unsharded_one(tmp_path):
     mp.spawn(worker, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
-    model = model_of()
-    texts = [batch_of(sum(SHARES[:rank]), SHARES[rank]).token_ids for rank in (0, 1)]
+    results = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    model = build_model()
+    texts = [build_batch(sum(SHARES[:rank]), SHARES[rank]).token_ids for rank in (0, 1)]
     for rank in (0, 1):
-        torch.testing.assert_close(found[rank][0], model.embedding.embed(texts[rank], 16))
+        torch.testing.assert_close(results[rank][0], model.embedding.embed(texts[rank], 16))
     for _ in range(2):
-        step(model, batch_of(0, sum(SHARES)))
+        step(model, build_batch(0, sum(SHARES)))
     for rank in (0, 1):
-        torch.testing.assert_close(found[rank][1], model.embedding.embed(texts[rank], 16), atol=1e-5, rtol=1e-4)
-        assert found[rank][2].keys() == model.state_dict().keys()
+        torch.testing.assert_close(results[rank][1], model.embedding.embed(texts[rank], 16), atol=1e-5, rtol=1e-4)
+        assert results[rank][2].keys() == model.state_dict().keys()
         for name, value in model.state_dict().items():
-            torch.testing.assert_close(found[rank][2][name], value, atol=1e-5, rtol=1e-4)
-    assert (found[0][1] - found[0][0]).abs().max() > 1e-2
+            torch.testing.assert_close(results[rank][2][name], value, atol=1e-5, rtol=1e-4)
+    assert (results[0][1] - results[0][0]).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""What the driver does with a signal; real runs that are sent one are in test_stopped.py."""
+"""Reaction of the driver to signals; real runs that receive one are in test_graceful_stop.py."""
 
 import os
 import signal
@@ -9,116 +9,120 @@ from types import SimpleNamespace
 
 import pytest
 
-from raybge.training import signals as interruption
-from raybge.training.checkpoint.manifest import Identity, seal
+from raybge.training import signals
+from raybge.training.checkpoint.manifest import RunIdentity, commit_checkpoint
 from raybge.training.health.run_state import Progress
-from raybge.training.signals import Interruption
+from raybge.training.signals import SignalHandler
+
+STOPPING = "stopping: the current step is finished and saved; a second Ctrl-C ends the run at once"
 
 
-class Board(SimpleNamespace):
-    """A board that says what it is given."""
+class FakeRunState(SimpleNamespace):
+    """Run state with a given progress."""
 
     def __init__(self, **progress) -> None:
-        super().__init__(progress=Progress(total=10, **progress), told=False)
+        super().__init__(progress=Progress(total=10, **progress), stop_requested=False)
 
     def read(self) -> Progress:
         return self.progress
 
-    def stop(self) -> None:
-        self.told = True
+    def request_stop(self) -> None:
+        self.stop_requested = True
 
 
 @pytest.fixture(autouse=True)
-def interruptible(request):
-    """A shell's background jobs ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+def sigint_enabled(request):
+    """Enable Ctrl-C, which the background jobs of a shell ignore."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
 
 
 @pytest.fixture
 def storage(tmp_path) -> Path:
-    """With checkpoint-4."""
+    """Return a folder with checkpoint-4."""
     (tmp_path / "checkpoint-4").mkdir()
-    seal(tmp_path / "checkpoint-4", 4, 0, 4, Identity("", 1, 1, 1, ""))
+    commit_checkpoint(tmp_path / "checkpoint-4", 4, 0, 4, RunIdentity("", 1, 1, 1, ""))
     return tmp_path
 
 
-def run(board: Board, storage: Path, signals: list[int], said: list[str], saves: bool = True) -> None:
-    """Watch a run to which these signals come; `said` gets the lines that are shown."""
-    with Interruption(board, storage, saves, said.append, "AGAIN") as stop:
-        for number in signals:
+def run(run_state: FakeRunState, storage: Path, numbers: list[int], lines: list[str], saves: bool = True) -> None:
+    """Watch a run that receives these signals; `lines` collects the lines for the user."""
+    with SignalHandler(run_state, storage, saves, lines.append, "AGAIN") as handler:
+        for number in numbers:
             os.kill(os.getpid(), number)
         for _ in range(3):
-            stop.heed()
+            handler.poll()
 
 
-def shown(error: type[BaseException], *given, **more) -> list[str]:
-    """The lines of a run that ends so."""
-    said: list[str] = []
+def lines_of_run(error: type[BaseException], *args, **kwargs) -> list[str]:
+    """Return the lines of a run that ends with this error."""
+    lines: list[str] = []
     with pytest.raises(error):
-        run(*given, said, **more)
-    return said
+        run(*args, lines, **kwargs)
+    return lines
 
 
-def test_the_first_signal_asks_the_workers_to_stop(storage):
-    board = Board(step=6, begun=0)
-    said: list[str] = []
-    run(board, storage, [signal.SIGINT], said)
-    assert board.told and said == ["stopping: this step is finished and saved; a second Ctrl-C ends at once"]
+def test_first_signal_requests_a_stop(storage):
+    run_state = FakeRunState(step=6, started_at=0)
+    lines: list[str] = []
+    run(run_state, storage, [signal.SIGINT], lines)
+    assert run_state.stop_requested and lines == [STOPPING]
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_it_is_raised_once_they_have_saved(storage, number, error):
-    said = shown(error, Board(step=4, begun=0, stopped=4), storage, [number])
-    assert said == ["saved checkpoint-4; continue with: AGAIN"]
+def test_error_is_raised_after_the_workers_have_saved(storage, number, error):
+    lines = lines_of_run(error, FakeRunState(step=4, started_at=0, stopped_at=4), storage, [number])
+    assert lines == ["saved checkpoint-4; continue with: AGAIN"]
 
 
-def test_the_second_signal_ends_a_run_at_once(storage):
-    said = shown(KeyboardInterrupt, Board(step=6, begun=0), storage, [signal.SIGINT, signal.SIGINT])
-    assert said == ["the last whole checkpoint is checkpoint-4, 2 updates are lost; continue with: AGAIN"]
+def test_second_signal_ends_a_run_at_once(storage):
+    run_state = FakeRunState(step=6, started_at=0)
+    lines = lines_of_run(KeyboardInterrupt, run_state, storage, [signal.SIGINT, signal.SIGINT])
+    assert lines == ["the last complete checkpoint is checkpoint-4, 2 updates are lost; continue with: AGAIN"]
 
 
-def test_a_run_that_saves_nothing_says_so(tmp_path):
-    said = shown(KeyboardInterrupt, Board(step=1, begun=0), tmp_path, [signal.SIGINT], saves=False)
-    what = "--save_strategy no: nothing is saved; there is no whole checkpoint, 1 update is lost"
-    assert said == [f"{what}; continue with: AGAIN"]
+def test_run_without_checkpoints_reports_the_loss(tmp_path):
+    run_state = FakeRunState(step=1, started_at=0)
+    lines = lines_of_run(KeyboardInterrupt, run_state, tmp_path, [signal.SIGINT], saves=False)
+    outcome = "--save_strategy no: nothing is saved; there is no complete checkpoint, 1 update is lost"
+    assert lines == [f"{outcome}; continue with: AGAIN"]
 
 
-@pytest.mark.parametrize("begun", [None, 4])
-def test_workers_that_have_trained_nothing_have_nothing_to_save(storage, begun):
-    board = Board(step=4, begun=begun)
-    shown(KeyboardInterrupt, board, storage, [signal.SIGINT])
-    assert not board.told
+@pytest.mark.parametrize("started_at", [None, 4])
+def test_workers_without_a_trained_step_are_not_asked_to_save(storage, started_at):
+    run_state = FakeRunState(step=4, started_at=started_at)
+    lines_of_run(KeyboardInterrupt, run_state, storage, [signal.SIGINT])
+    assert not run_state.stop_requested
 
 
-def test_before_a_job_is_killed_it_says_what_that_costs(storage, monkeypatch):
-    monkeypatch.setattr(interruption, "PATIENCE", 0)
-    said: list[str] = []
-    run(Board(step=6, begun=0), storage, [signal.SIGTERM], said)
-    warning = "not saved yet; if the run were killed now: the last whole checkpoint is checkpoint-4, 2 updates are lost"
-    assert said[1:] == [warning]
+def test_loss_is_reported_before_a_job_is_killed(storage, monkeypatch):
+    monkeypatch.setattr(signals, "WARN_SECONDS", 0)
+    lines: list[str] = []
+    run(FakeRunState(step=6, started_at=0), storage, [signal.SIGTERM], lines)
+    outcome = "the last complete checkpoint is checkpoint-4, 2 updates are lost"
+    assert lines[1:] == [f"not saved yet; if the run is killed now: {outcome}"]
 
 
-def test_signals_are_what_they_were_afterwards(storage):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Interruption(Board(), storage, True, print, ""):
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+def test_previous_handlers_are_restored(storage):
+    previous = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with SignalHandler(FakeRunState(), storage, True, print, ""):
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] != previous
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == previous
 
 
-def test_other_threads_hear_nothing(storage):
-    """As in a trial of a search."""
+def test_other_threads_install_no_handler(storage):
+    """For example the thread of a Ray Tune trial."""
     errors: list[BaseException] = []
 
-    def inside() -> None:
+    def body() -> None:
         try:
-            with Interruption(Board(), storage, True, print, "") as stop:
+            with SignalHandler(FakeRunState(), storage, True, print, "") as handler:
                 time.sleep(0.01)
-                stop.heed()
+                handler.poll()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=inside)
+    thread = threading.Thread(target=body)
     thread.start()
     thread.join()
     assert not errors

@@ -1,4 +1,4 @@
-"""Checkpoints in shards: PyTorch unpickles their index and all that is no tensor, unless it is kept from it."""
+"""Sharded checkpoints: without protection PyTorch unpickles their index and all values that are no tensors."""
 
 import enum
 import os
@@ -11,45 +11,45 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from raybge.training.checkpoint.safe_load import FORCED, plainly_loaded
+from raybge.training.checkpoint.safe_load import FORCE_VARIABLE, safe_loading
 from raybge.util.errors import UserError
 
 
-class Evil:
-    """Unpickled, it makes a folder."""
+class Malicious:
+    """Object that creates a folder when it is unpickled."""
 
-    def __init__(self, place) -> None:
-        self.place = str(place)
+    def __init__(self, folder) -> None:
+        self.folder = str(folder)
 
     def __reduce__(self):
-        return os.mkdir, (self.place,)
+        return os.mkdir, (self.folder,)
 
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    """Where a checkpoint has them."""
+    """Return the folder of the shards in a checkpoint."""
     (tmp_path / "checkpoint-4").mkdir()
     return str(tmp_path / "checkpoint-4/optimizer_0")
 
 
 @pytest.fixture
 def load(tmp_path, shards):
-    """Into what is given, as accelerate does."""
+    """Return a function that loads into a state, as accelerate does."""
 
-    def into(state: dict) -> dict:
-        with plainly_loaded(str(tmp_path / "checkpoint-4"), "state"):
+    def load_into(state: dict) -> dict:
+        with safe_loading(str(tmp_path / "checkpoint-4"), "state"):
             dcp.load(state, storage_reader=dcp.FileSystemReader(shards), no_dist=True)
         return state
 
-    return into
+    return load_into
 
 
 def save(state: dict, shards: str) -> None:
     dcp.save(state, storage_writer=dcp.FileSystemWriter(shards), no_dist=True)
 
 
-def trained() -> tuple[dict, dict]:
-    """The state of a layer and its optimizer, behind a step."""
+def trained_state() -> tuple[dict, dict]:
+    """Return the state of a layer and its optimizer after a step."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 2).bfloat16()
     optimizer = torch.optim.AdamW(layer.parameters(), amsgrad=True)
@@ -58,38 +58,38 @@ def trained() -> tuple[dict, dict]:
     return layer.state_dict(), optimizer.state_dict()
 
 
-def test_tensors_and_numbers_come_back(shards, load):
-    layer, optimizer = trained()
+def test_tensors_and_numbers_are_loaded(shards, load):
+    layer, optimizer = trained_state()
     save({"layer": layer, "optimizer": optimizer, "more": {"betas": (0.9, 0.99), "none": None}}, shards)
     empty = {name: torch.zeros_like(value) for name, value in layer.items()}
-    found = load({"layer": empty, "optimizer": trained()[1], "more": {"betas": (0.0, 0.0), "none": 1}})
-    assert found["more"] == {"betas": (0.9, 0.99), "none": None}
+    state = load({"layer": empty, "optimizer": trained_state()[1], "more": {"betas": (0.0, 0.0), "none": 1}})
+    assert state["more"] == {"betas": (0.9, 0.99), "none": None}
     for name, value in layer.items():
-        torch.testing.assert_close(found["layer"][name], value, atol=0, rtol=0)
-    assert FORCED not in os.environ
+        torch.testing.assert_close(state["layer"][name], value, atol=0, rtol=0)
+    assert FORCE_VARIABLE not in os.environ
 
 
-def test_an_evil_value_is_refused(shards, load, tmp_path):
-    save({"value": Evil(tmp_path / "harm")}, shards)
+def test_malicious_value_is_refused(shards, load, tmp_path):
+    save({"value": Malicious(tmp_path / "created")}, shards)
     with pytest.raises(
-        UserError, match=r"the state in .*checkpoint-4 is refused: .*could run a program .*it asks for posix.mkdir\)$"
+        UserError, match=r"the state in .*checkpoint-4 is refused: .*could run a program .*it refers to posix.mkdir\)$"
     ):
         load({"value": 1})
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "created").exists()
     dcp.load({"value": 1}, storage_reader=dcp.FileSystemReader(shards), no_dist=True)
-    assert (tmp_path / "harm").exists()  # it would have
+    assert (tmp_path / "created").exists()  # without protection
 
 
-@pytest.mark.parametrize("evil", [Evil, lambda place: [len, {"a": Evil(place)}]])
-def test_an_evil_index_is_refused(shards, load, tmp_path, evil):
+@pytest.mark.parametrize("make", [Malicious, lambda folder: [len, {"a": Malicious(folder)}]])
+def test_malicious_index_is_refused(shards, load, tmp_path, make):
     save({"value": 1}, shards)
-    Path(shards, ".metadata").write_bytes(pickle.dumps(evil(tmp_path / "harm")))
-    with pytest.raises(UserError, match=r"is refused: .*has no place in an index"):
+    Path(shards, ".metadata").write_bytes(pickle.dumps(make(tmp_path / "created")))
+    with pytest.raises(UserError, match=r"is refused: .*is not allowed in an index"):
         load({"value": 1})
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "created").exists()
 
 
-def test_an_index_cut_short_is_refused(shards, load):
+def test_truncated_index_is_refused(shards, load):
     save({"value": 1}, shards)
     index = Path(shards, ".metadata")
     index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
@@ -97,14 +97,14 @@ def test_an_index_cut_short_is_refused(shards, load):
         load({"value": 1})
 
 
-def test_other_errors_are_left_as_they_are(shards, load):
+def test_other_errors_are_unchanged(shards, load):
     save({"value": torch.ones(2)}, shards)
     with pytest.raises(dcp.api.CheckpointException, match="missing"):
         load({"missing": torch.ones(2)})
 
 
-def test_deepspeeds_own_values_are_taken_where_it_runs(tmp_path, monkeypatch):
-    """It asks torch for a whole pickle."""
+def test_deepspeed_classes_are_allowed_if_it_is_loaded(tmp_path, monkeypatch):
+    """DeepSpeed requests complete pickles from torch."""
 
     class ZeroStageEnum(enum.IntEnum):
         gradients = 2
@@ -115,9 +115,9 @@ def test_deepspeeds_own_values_are_taken_where_it_runs(tmp_path, monkeypatch):
     sys.modules[name].ZeroStageEnum = ZeroStageEnum
     ZeroStageEnum.__module__, ZeroStageEnum.__qualname__ = name, "ZeroStageEnum"
     torch.save({"zero_stage": ZeroStageEnum.gradients, "step": torch.ones(1)}, tmp_path / "states.pt")
-    with plainly_loaded(str(tmp_path), "state"):
+    with safe_loading(str(tmp_path), "state"):
         assert torch.load(tmp_path / "states.pt", weights_only=False)["zero_stage"] == 2
-    torch.save({"zero_stage": Evil(tmp_path / "harm")}, tmp_path / "states.pt")
-    with pytest.raises(UserError, match="the state in .* is refused"), plainly_loaded(str(tmp_path), "state"):
+    torch.save({"zero_stage": Malicious(tmp_path / "created")}, tmp_path / "states.pt")
+    with pytest.raises(UserError, match="the state in .* is refused"), safe_loading(str(tmp_path), "state"):
         torch.load(tmp_path / "states.pt", weights_only=False)
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "created").exists()

@@ -1,67 +1,79 @@
-"""Who is missing, from what the workers say; real workers that stand still are in test_stuck.py."""
+"""Detection of stalled workers from their heartbeats; real workers that stall are in test_stalls.py."""
 
 import pytest
 
-from raybge.training.health.heartbeat import Pulse, stalled
-from raybge.util.activity import DONE, READING, STARTING, Place, at, begin, collective, during, here
+from raybge.training.health.heartbeat import HeartbeatRecord, describe_stall
+from raybge.util.activity import (
+    DONE,
+    READING,
+    STARTING,
+    Activity,
+    activity,
+    collective,
+    current_activity,
+    reset_activity,
+    set_activity,
+)
 
 WORKER_1 = "worker 1 (10.0.0.1, pid 101) "
-STEP, GATHER = ("step 5", 7, False), ("gathering", 8, True)
+STEP, GATHER = ("step 5", 7, False), ("gathering", 8, True)  # name, collectives, is_collective
+READ, START, END = (READING, 7, False), (STARTING, 0, False), (DONE, 9, False)
 
 
-def pulses(*told: tuple[tuple[str, int, bool], float, float]) -> list[Pulse]:
-    """Each ((doing, collectives, waits), seconds, heard)."""
+def heartbeats(*workers: tuple[tuple[str, int, bool], float, float]) -> list[HeartbeatRecord]:
+    """Build the heartbeats of workers, each ((name, collectives, is_collective), seconds, age)."""
     return [
-        Pulse(rank, "10.0.0.1", 100 + rank, Place(doing, 0.0, collectives, waits), seconds, heard)
-        for rank, ((doing, collectives, waits), seconds, heard) in enumerate(told)
+        HeartbeatRecord(rank, "10.0.0.1", 100 + rank, Activity(name, 0.0, collectives, is_collective), seconds, age)
+        for rank, ((name, collectives, is_collective), seconds, age) in enumerate(workers)
     ]
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("workers", "message"),
     [
         (((GATHER, 9, 1), (GATHER, 9, 1)), None),  # not yet
-        (
-            ((GATHER, 11, 1), (STEP, 12, 1)),
-            WORKER_1 + "has been in step 5 for 13 s; 1 wait in gathering",
+        (((GATHER, 11, 1), (STEP, 12, 1)), WORKER_1 + "has been in step 5 for 13 s; 1 wait in gathering"),
+        (((GATHER, 11, 0), (STEP, 2, 12)), WORKER_1 + "has sent no heartbeat for 12 s; 1 wait in gathering"),
+        (((STEP, 2, 12), (STEP, 2, 0)), "worker 0 (10.0.0.1, pid 100) has sent no heartbeat"),  # nobody waits
+        (((GATHER, 11, 0), (READ, 12, 0)), WORKER_1 + "has been waiting for data for 12 s"),
+        (  # the network
+            ((GATHER, 11, 0), (GATHER, 11, 0)),
+            "all 2 workers send heartbeats, but none makes progress; 2 wait in gathering",
         ),
-        (((GATHER, 11, 0), (STEP, 2, 12)), WORKER_1 + "has not been heard of for 12 s; 1 wait in gathering"),
-        (((STEP, 2, 12), (STEP, 2, 0)), "worker 0 (10.0.0.1, pid 100) has not been heard of"),  # alone
-        (
-            ((GATHER, 11, 0), ((READING, 7, False), 12, 0)),
-            WORKER_1 + "has been waiting for data for 12 s",
-        ),
-        (((GATHER, 11, 0), (GATHER, 11, 0)), "none of the 2 workers is missing; 2 wait in gathering"),  # the network
-        (((STEP, 99, 0), (STEP, 99, 0)), None),  # a long step of all
-        (((GATHER, 11, 0), ((STARTING, 0, False), 99, 0)), None),
-        (((GATHER, 11, 0), ((STARTING, 0, False), 2, 12)), WORKER_1 + "has not been heard of for 12 s"),
-        (((STEP, 11, 0), ((DONE, 9, False), 99, 99)), None),
+        (((STEP, 99, 0), (STEP, 99, 0)), None),  # a long step on all workers
+        (((GATHER, 11, 0), (START, 99, 0)), None),
+        (((GATHER, 11, 0), (START, 2, 12)), WORKER_1 + "has sent no heartbeat for 12 s"),
+        (((STEP, 11, 0), (END, 99, 99)), None),
     ],
 )
-def test_who_is_missing(told, says):
-    found = stalled(pulses(*told), timeout=10)
-    assert found is None if says is None else found and found.startswith(says)
+def test_stalled_worker_is_named(workers, message):
+    actual = describe_stall(heartbeats(*workers), timeout=10)
+    assert actual is None if message is None else actual and actual.startswith(message)
 
 
-def test_the_names_are_few():
-    found = stalled(pulses((GATHER, 11, 0), *[(STEP, 11, 0)] * 9), timeout=10)
-    assert found.count("pid") == 3 and "and 6 more" in found
+def test_number_of_named_workers_is_limited():
+    message = describe_stall(heartbeats((GATHER, 11, 0), *[(STEP, 11, 0)] * 9), timeout=10)
+    assert message.count("pid") == 3 and "and 6 more" in message
 
 
-def test_a_backward_pass_is_waited_for_only_where_someone_is_behind():
-    """It may as well be long by itself."""
-    backward = Place("the backward pass of step 5", 0.0, 8, shared=True)
-    both = [Pulse(rank, "a", rank, backward, 11) for rank in (0, 1)]
-    behind = Pulse(1, "a", 1, Place("step 5", 0.0, 7), 11)
-    assert stalled(both, timeout=10) is None
-    assert "worker 1 (a, pid 1) has been in step 5" in stalled([both[0], behind], timeout=10)
+def test_long_backward_pass_counts_as_waiting_only_if_a_worker_is_behind():
+    """It contains collectives, but may also be long by itself."""
+    backward = Activity("the backward pass of step 5", 0.0, 8, has_collective=True)
+    both = [HeartbeatRecord(rank, "a", rank, backward, 11) for rank in (0, 1)]
+    behind = HeartbeatRecord(1, "a", 1, Activity("step 5", 0.0, 7), 11)
+    assert describe_stall(both, timeout=10) is None
+    assert "worker 1 (a, pid 1) has been in step 5" in describe_stall([both[0], behind], timeout=10)
 
 
-def test_whereabouts_of_nested_blocks():
-    begin()
-    at("step 1")
-    with during("an evaluation"):
+def test_activity_of_nested_blocks():
+    def current() -> tuple[str, int, bool]:
+        now = current_activity()
+        return now.name, now.collectives, now.is_collective
+
+    reset_activity()
+    set_activity("step 1")
+    with activity("an evaluation"):
         with collective("gathering"):
-            assert (here().doing, here().collectives, here().waits) == ("gathering", 1, True)
-        assert (here().doing, here().collectives, here().waits) == ("an evaluation", 1, False)
-    assert (here().doing, here().collectives) == ("step 1", 1)
+            assert current() == ("gathering", 1, True)
+        assert current() == ("an evaluation", 1, False)
+    assert current() == ("step 1", 1, False)

@@ -10,23 +10,25 @@ import ray
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
-from raybge.training import controller as launch
-from raybge.training import worker as loop
+from raybge.training import controller, worker
 from raybge.training.trainer import StreamTrainer
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
-LAST = 6  # updates of a run: 2 epochs of 3 steps
+UPDATES = 6  # of a run: 2 epochs of 3 steps
 
 
 def start_ray(*modules: str) -> None:
-    """With workers that know these test modules, which they cannot import."""
+    """Start Ray with workers that get these test modules by value, since they cannot import them."""
     for module in (__name__, "tiny", *modules):
         ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
 def make_flags(folder: Path) -> dict:
-    """With dropout: the random state counts. Two workers, a checkpoint every 2 updates."""
+    """Write model and data into a folder; return flags of a run with two workers and a checkpoint every 2 updates.
+
+    The model has dropout, so that the random state counts.
+    """
 
     def group(i: int) -> dict:
         random = np.random.default_rng(i)
@@ -50,34 +52,36 @@ def make_flags(folder: Path) -> dict:
     )
 
 
-def argv(flags: dict) -> list[str]:
+def to_argv(flags: dict) -> list[str]:
+    """Return flags as words of a command line."""
     words = []
     for name, value in flags.items():
         words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return words
 
 
-def before_each_step(monkeypatch, act: Callable[[StreamTrainer, dict], None]) -> None:
-    """Have `act(trainer, inputs)` run in every worker before each training step."""
+def before_each_step(monkeypatch, action: Callable[[StreamTrainer, dict], None]) -> None:
+    """Have every worker call `action(trainer, inputs)` before each training step."""
 
-    def disturbed(settings: dict) -> None:
-        whole = StreamTrainer.training_step
+    def train_worker(settings: dict) -> None:
+        original = StreamTrainer.training_step
 
         def training_step(self, model, inputs, *args):
-            act(self, inputs)
-            return whole(self, model, inputs, *args)
+            action(self, inputs)
+            return original(self, model, inputs, *args)
 
         StreamTrainer.training_step = training_step
         try:
-            loop.train_worker(settings)
+            worker.train_worker(settings)
         finally:
-            StreamTrainer.training_step = whole
+            StreamTrainer.training_step = original
 
-    monkeypatch.setattr(launch, "_train_worker", disturbed)
+    monkeypatch.setattr(controller, "_train_worker", train_worker)
 
 
-def assert_same_model(output: Path, other: Path) -> None:
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (output, other))
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], atol=1e-6, rtol=0, err_msg=name)
+def assert_same_model(output: Path, expected: Path) -> None:
+    """Check that two model folders have equal weights."""
+    actual_weights, expected_weights = (load_file(folder / "model.safetensors") for folder in (output, expected))
+    assert actual_weights.keys() == expected_weights.keys()
+    for name, value in actual_weights.items():
+        np.testing.assert_allclose(value, expected_weights[name], atol=1e-6, rtol=0, err_msg=name)
