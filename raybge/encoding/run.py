@@ -97,8 +97,8 @@ def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, summary: 
     """Write OUTPUT.meta.json, with the ranges by which other vectors must be quantised."""
     write_metadata(
         spec.output.path,
+        spec.options,
         {
-            "options": spec.options,
             "embedder": embedder,
             "counts": summary,
             "dim": layout.width,

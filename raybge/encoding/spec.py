@@ -20,7 +20,6 @@ from raybge.model.spec import EncoderSpec
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
 from raybge.search.spec import OutputSpec, check_at_least_one
 from raybge.util.errors import UserError
-from raybge.util.redaction import redact_settings
 
 WITH_RANGES = ("int8", "uint8")  # precisions that need a range per dimension
 
@@ -38,7 +37,7 @@ class EncodingSpec:
         ranges_2D: quantisation ranges, minimum and maximum of each dimension; None: none, or those of the vectors.
         output: output file or folder.
         scale: workers and cluster.
-        options: all options without secrets, for the metadata.
+        options: all options, for the metadata.
     """
 
     model: EncoderSpec | None
@@ -120,7 +119,7 @@ class EncodingSpec:
             ranges_2D=ranges_2D,
             output=OutputSpec.from_options(options),
             scale=ScaleSpec.from_options(options),
-            options=redact_settings(asdict(options)),
+            options=asdict(options),
         )
 
 

@@ -38,8 +38,8 @@ def write_mining_metadata(
     """
     write_metadata(
         spec.output.path,
+        spec.options,
         {
-            "options": spec.options,
             "embedder": embedder,
             "cross_encoder": scorer and scorer.identity,
             "counts": summary,

@@ -20,7 +20,6 @@ from raybge.search.faiss_index import check_factory
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
 from raybge.search.spec import IndexSpec, OutputSpec, check_at_least_one
 from raybge.util.errors import UserError
-from raybge.util.redaction import redact_settings
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class MiningSpec:
         keep_scores: write `pos_scores` and `neg_scores`.
         output: output file.
         scale: workers and cluster.
-        options: all options without secrets, for the metadata.
+        options: all options, for the metadata.
         flags: options that differ from their defaults, for the report.
     """
 
@@ -81,7 +80,7 @@ class MiningSpec:
             keep_scores=options.keep_scores,
             output=OutputSpec.from_options(options),
             scale=ScaleSpec.from_options(options),
-            options=redact_settings(asdict(options)),
+            options=asdict(options),
             flags=changed_values(options),
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from raybge.util.atomic_write import open_atomic
 from raybge.util.filesystem import append_to_path
+from raybge.util.redaction import redact_settings
 
 
 def metadata_path(output_file: str) -> str:
@@ -15,12 +16,14 @@ def metadata_path(output_file: str) -> str:
     return append_to_path(output_file, ".meta.json")
 
 
-def write_metadata(output_file: str, values: Mapping[str, Any]) -> None:
+def write_metadata(output_file: str, options: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Write the metadata of an output.
 
     Args:
         output_file: value of `--output_file`.
-        values: JSON values, equal for two runs with equal outputs: no times, no host names.
+        options: the command's options; they are written without secrets.
+        values: further JSON values, equal for two runs with equal outputs: no times, no host names.
     """
+    content = {"options": redact_settings(options), **values}
     with open_atomic(metadata_path(output_file), "--output_file") as out:
-        out.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        out.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

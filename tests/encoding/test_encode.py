@@ -13,12 +13,13 @@ import stub
 from raybge import encode_dataset, quantize_embeddings
 from raybge.cli.console import Console
 from raybge.cli.options import EncodeOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.encode import main
-from raybge.encoding import vector_writer as vector_files
+from raybge.encoding import vector_writer
+from raybge.encoding.ray_dataset import ColumnEncoder
 from raybge.encoding.run import encode
-from raybge.search import session as inputs
-from raybge.search.vectors import EncodeColumn
+from raybge.encoding.spec import EncodingSpec
+from raybge.search import inputs
 from raybge.util.errors import UserError
 
 ROWS = 130
@@ -107,7 +108,7 @@ def fixed(texts) -> np.ndarray:
 
 def run(data, output, log, embedder=None, **more):
     flags = {"model_name_or_path": "none", "input_file": str(data[0]), "output_file": str(output), **more}
-    return encode(build(EncodeOptions, flags), Console(), embedder or stub.embedder(log))
+    return encode(build_options(EncodeOptions, flags), Console(), embedder or stub.embedder(log))
 
 
 def blocks(log: Path) -> list[str]:
@@ -115,7 +116,7 @@ def blocks(log: Path) -> list[str]:
 
 
 def test_a_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(vector_files, "PART_ROWS", 40)
+    monkeypatch.setattr(vector_writer, "PART_ROWS", 40)
     _, rows = data
     run(data, tmp_path / "v", None, keep_fields=["n", "text"])
     assert len(list((tmp_path / "v").glob("part-*.parquet"))) == 3
@@ -145,7 +146,7 @@ def test_bytes_have_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
 def test_a_run_that_failed_goes_on_and_a_finished_one_is_said(ray_of_six, data, tmp_path, monkeypatch, capfd):
     log, output = tmp_path / "log", tmp_path / "v.npy"
     with monkeypatch.context() as patch:
-        patch.setattr(vector_files, "write", lambda *given: pytest.fail("no space left"))
+        patch.setattr(vector_writer, "write", lambda *given: pytest.fail("no space left"))
         with pytest.raises(BaseException, match="no space left"):
             run(data, output, log)
     assert not output.exists() and (tmp_path / "v.npy.work").is_dir()
@@ -191,7 +192,7 @@ def test_a_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
 
 def test_a_datasets_column_and_flags(tiny_model):
     ranges_2D = np.stack([-np.ones(stub.DIM), np.ones(stub.DIM)]).astype(np.float32)
-    column = EncodeColumn(stub.embedder(), "query", "body", "uint8", ranges_2D)
+    column = ColumnEncoder(stub.embedder(), "query", "body", "uint8", ranges_2D)
     made = column(pa.table({"body": ["ak", "bl"], "n": [1, 2]}))
     assert made.column_names == ["body", "n", "embedding"]
     expected = quantize_embeddings(fixed(["ak", "bl"]), "uint8", ranges_2D)
@@ -201,9 +202,9 @@ def test_a_datasets_column_and_flags(tiny_model):
     with pytest.raises(UserError, match='text_field: "body" must be a non-empty string, found null'):
         column(pa.table({"body": ["ak", None]}))
     nothing: Any = object()
-    with pytest.raises(UserError, match="input_file: a Dataset is encoded as it is"):
+    with pytest.raises(UserError, match="input_file does not apply to a Dataset"):
         encode_dataset(nothing, model_name_or_path=tiny_model, input_file="x")
-    with pytest.raises(UserError, match="precision int8: .* give its `ranges`"):
+    with pytest.raises(UserError, match="precision int8: .* set `ranges`"):
         encode_dataset(nothing, model_name_or_path=tiny_model, precision="int8")
 
 
@@ -226,7 +227,7 @@ def argv(model, data, output="never.npy", **changed):
         ({"batch_size": 0}, "--batch_size must be at least 1"),
         ({"max_length": 0}, "--max_length must be at least 1"),
         ({"precision": "int4"}, "argument --precision: invalid choice"),
-        ({"ranges": "r.npy"}, "--ranges: vectors in float32 have none"),
+        ({"ranges": "r.npy"}, "--ranges requires --precision int8 or uint8"),
         ({"ranges": "r.npy", "precision": "int8"}, "--ranges r.npy holds no ranges (FileNotFoundError"),
         ({"keep_fields": "id embedding"}, "--keep_fields embedding: the vectors are written under this name"),
         ({"keep_fields": "id"}, 'a.jsonl:21: "id" must be there, but the row has no such field'),
@@ -235,13 +236,13 @@ def argv(model, data, output="never.npy", **changed):
     ],
 )
 def test_what_cannot_be_is_named(data, tiny_model, capfd, monkeypatch, changed, said):
-    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *given: pytest.fail("Ray was started"))
     assert main(argv(tiny_model, data, **changed)) == 2
     assert said in capfd.readouterr().err
 
 
 def test_ranges_of_another_width_are_named(data, tiny_model, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was started"))
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *given: pytest.fail("Ray was started"))
     np.save(tmp_path / "r.npy", np.zeros((2, 20), np.float32))
     ranges = str(tmp_path / "r.npy")
     assert main(argv(tiny_model, data, precision="int8", ranges=ranges)) == 2
@@ -267,27 +268,25 @@ def test_one_vector_has_no_ranges(ray_of_six, tiny_model, tmp_path, capfd):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n')
     assert main(argv(tiny_model, (path,), tmp_path / "v.npy", precision="uint8")) == 2
-    assert "one vector has no ranges of its own; give --ranges" in capfd.readouterr().err
+    assert "one vector has no ranges of its own; set --ranges" in capfd.readouterr().err
 
 
-def test_each_flag_reaches_the_encoder():
-    from raybge.encoding.run import _encoder_options
-
-    flags = {"model_name_or_path": "m", "input_file": "i", "output_file": "o"}
-    plain = _encoder_options(build(EncodeOptions, flags))
+def test_each_flag_reaches_the_encoder(data, tiny_model):
+    flags = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "output_file": "o"}
+    plain = EncodingSpec.from_options(build_options(EncodeOptions, flags)).model.keywords()
     changed = {
-        "normalize_embeddings": (False, "normalize_embeddings"),
-        "use_fp16": (False, "use_fp16"),
-        "query_instruction_for_retrieval": ("a", "query_instruction_for_retrieval"),
-        "query_instruction_format": ("{}:{}", "query_instruction_format"),
-        "passage_instruction_for_retrieval": ("a", "passage_instruction_for_retrieval"),
-        "passage_instruction_format": ("{}:{}", "passage_instruction_format"),
-        "pooling_method": ("mean", "pooling_method"),
-        "trust_remote_code": (True, "trust_remote_code"),
-        "cache_dir": ("c", "cache_dir"),
-        "batch_size": (7, "batch_size"),
-        "truncate_dim": (7, "truncate_dim"),
+        "normalize_embeddings": False,
+        "use_fp16": False,
+        "query_instruction_for_retrieval": "a",
+        "query_instruction_format": "{}:{}",
+        "passage_instruction_for_retrieval": "a",
+        "passage_instruction_format": "{}:{}",
+        "pooling_method": "mean",
+        "trust_remote_code": True,
+        "cache_dir": "c",
+        "batch_size": 7,
+        "truncate_dim": 7,
     }
-    for name, (value, option) in changed.items():
-        found = _encoder_options(build(EncodeOptions, {**flags, name: value}))
-        assert {key for key in plain if plain[key] != found[key]} == {option} and found[option] == value
+    for name, value in changed.items():
+        keywords = EncodingSpec.from_options(build_options(EncodeOptions, {**flags, name: value})).model.keywords()
+        assert {key for key in plain if plain[key] != keywords[key]} == {name} and keywords[name] == value

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybge import quantize_embeddings
-from raybge.encoding import vector_writer as vector_files
-from raybge.encoding.vector_writer import FINISHED, FLAG, Layout, is_finished, parts_of, shape_of, write
-from raybge.search.store import Piece, Store
-from raybge.search.vectors import KEPT, column_type, columns_of, kind_of, vectors_column
-from raybge.util import atomic_write as output
+from raybge.encoding import vector_writer
+from raybge.encoding.fields import column_type, field_columns, value_kind
+from raybge.encoding.row_encoder import ROWS as ROW_SCHEMA
+from raybge.encoding.vector_writer import FLAG, SUCCESS_FILE, Layout, is_finished, output_format, split_parts, write
+from raybge.search.columns import vectors_column
+from raybge.search.store import EncodedBlock, Store
+from raybge.util import atomic_write
 from raybge.util.errors import UserError
 
 SIZES = (5, 1, 7, 4)
@@ -28,15 +30,15 @@ def store(tmp_path) -> Store:
 
 
 @pytest.fixture
-def pieces(store) -> list[Piece]:
+def pieces(store) -> list[EncodedBlock]:
     """Blocks of several sizes; their names are not in their order."""
     made, start = [], 0
     for number, size in enumerate(SIZES):
         rows = [json.dumps(row) for row in ROWS[start : start + size]]
-        table = pa.table([pa.array(rows, pa.large_string())], schema=KEPT)
+        table = pa.table([pa.array(rows, pa.large_string())], schema=ROW_SCHEMA)
         name = f"{9 - number}{number}"
         store.write_table(name, table.append_column("vector", vectors_column(E_ND[start : start + size])))
-        made.append(Piece(name, size))
+        made.append(EncodedBlock(name, size))
         start += size
     return made
 
@@ -55,7 +57,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(ray, "remote", lambda function: types.SimpleNamespace(remote=function))
     monkeypatch.setattr(
-        vector_files, "in_order", lambda calls: (function(*arguments) for function, *arguments in calls)
+        vector_writer, "results_in_order", lambda calls: (function(*arguments) for function, *arguments in calls)
     )
 
 
@@ -78,7 +80,7 @@ def test_numpy_maps_the_rows_in_their_order(store, pieces, bar, tmp_path, precis
 
 @pytest.mark.parametrize("precision", ["float32", "uint8", "binary"])
 def test_parquet_has_the_fields_and_fixed_size_lists(store, pieces, bar, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr(vector_files, "GROUP_BYTES", 600 if precision == "float32" else 200)
+    monkeypatch.setattr(vector_writer, "ROW_GROUP_BYTES", 600 if precision == "float32" else 200)
     path = str(tmp_path / "vectors.parquet")
     write(path, pieces, layout(precision), store, bar)
     table = pq.read_table(path)
@@ -91,10 +93,10 @@ def test_parquet_has_the_fields_and_fixed_size_lists(store, pieces, bar, tmp_pat
 
 
 def test_a_folder_reads_as_one_table(store, pieces, bar, tmp_path, monkeypatch, in_this_process):
-    monkeypatch.setattr(vector_files, "PART_ROWS", 12)
+    monkeypatch.setattr(vector_writer, "PART_ROWS", 12)
     folder = tmp_path / "vectors"
     write(str(folder), pieces, layout(), store, bar)
-    assert sorted(path.name for path in folder.iterdir()) == [FINISHED, "part-00000.parquet", "part-00001.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [SUCCESS_FILE, "part-00000.parquet", "part-00001.parquet"]
     table = pq.read_table(folder)
     assert table["id"].to_pylist() == list(range(len(ROWS))) and bar.n == len(ROWS)
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), E_ND)
@@ -102,16 +104,17 @@ def test_a_folder_reads_as_one_table(store, pieces, bar, tmp_path, monkeypatch, 
 
 
 def test_parts_are_runs_of_blocks(monkeypatch):
-    monkeypatch.setattr(vector_files, "PART_ROWS", 10)
-    blocks = [Piece(str(i), rows) for i, rows in enumerate([4, 4, 4, 20, 1, 9, 2])]
-    assert [[piece.name for piece in part] for part in parts_of(blocks)] == [["0", "1", "2"], ["3"], ["4", "5"], ["6"]]
-    assert parts_of([]) == []
+    monkeypatch.setattr(vector_writer, "PART_ROWS", 10)
+    blocks = [EncodedBlock(str(i), rows) for i, rows in enumerate([4, 4, 4, 20, 1, 9, 2])]
+    parts = [[block.name for block in part] for part in split_parts(blocks)]
+    assert parts == [["0", "1", "2"], ["3"], ["4", "5"], ["6"]]
+    assert split_parts([]) == []
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet", "v"])
 def test_nothing_stands_under_the_name_before_it_is_whole(store, pieces, bar, tmp_path, name, in_this_process):
     folder = tmp_path / "out"
-    lost = [*pieces[:2], Piece("none", 3)]
+    lost = [*pieces[:2], EncodedBlock("none", 3)]
     with pytest.raises(FileNotFoundError):
         write(str(folder / name), lost, layout(), store, bar)
     assert list(folder.iterdir()) == [] and not is_finished(str(folder / name))
@@ -126,10 +129,10 @@ def test_nothing_stands_under_the_name_before_it_is_whole(store, pieces, bar, tm
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
-    left = tmp_path / f"v.part-{output.platform.node()}-4194305"  # above any process's number
+    left = tmp_path / f"v.part-{atomic_write.platform.node()}-4194305"  # above any process's number
     left.mkdir()
     (left / "part-00000.parquet").write_bytes(b"half")
-    with output.folder_written_aside(str(tmp_path / "v"), FLAG, FINISHED):
+    with atomic_write.atomic_folder(str(tmp_path / "v"), FLAG, SUCCESS_FILE):
         assert not left.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
 
@@ -142,7 +145,7 @@ def test_a_folder_at_a_uri_is_whole_when_its_last_file_is_there(store, pieces, b
 
 
 def test_what_may_not_be_written_is_named(tmp_path):
-    assert [shape_of(path) for path in ("a/b.npy", "b.parquet", "s3://c/d.parquet?region=x", "v1.2", "v/")] == [
+    assert [output_format(path) for path in ("a/b.npy", "b.parquet", "s3://c/d.parquet?region=x", "v1.2", "v/")] == [
         "npy",
         "parquet",
         "parquet",
@@ -150,13 +153,13 @@ def test_what_may_not_be_written_is_named(tmp_path):
         "folder",
     ]
     with pytest.raises(UserError, match="--output_file out.jsonl: vectors are written as .parquet"):
-        shape_of("out.jsonl")
+        output_format("out.jsonl")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; a folder"):
+    with pytest.raises(UserError, match="is a file, but the output is a folder"):
         is_finished(str(tmp_path / "file"))
-    with pytest.raises(UserError, match="holds files that are not this command's"):
+    with pytest.raises(UserError, match="holds files that this command did not write"):
         is_finished(str(tmp_path))
-    with pytest.raises(UserError, match="is a folder, expected a file's name"):
+    with pytest.raises(UserError, match="is a folder, expected the name of a file"):
         (tmp_path / "v.npy").mkdir()
         is_finished(str(tmp_path / "v.npy"))
 
@@ -175,7 +178,7 @@ def test_what_may_not_be_written_is_named(tmp_path):
     ],
 )
 def test_a_column_takes_what_its_values_are(values, kind, expected):
-    assert column_type(map(kind_of, values)) == kind
-    (column,) = columns_of([{"x": value} for value in values], pa.schema([("x", kind)]))
+    assert column_type(map(value_kind, values)) == kind
+    (column,) = field_columns([{"x": value} for value in values], pa.schema([("x", kind)]))
     assert column.to_pylist() == expected and column.type == kind
-    assert column_type([kind_of(None)]) is None
+    assert column_type([value_kind(None)]) is None

@@ -1,4 +1,4 @@
-"""Duplicates and positives of the same query elsewhere: the parts of the exchange, run in a loop instead of on Ray."""
+"""Deduplication and shared positives: the steps of the shuffle, run in a loop instead of on Ray."""
 
 import json
 from functools import partial
@@ -12,89 +12,91 @@ from raybge.cluster.shuffle import GROUPS, in_groups
 from raybge.data.groups import near_key, parse_group, parse_passage, text_key
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.search import deduplication as duplicates
-from raybge.search.pipeline import passage_itself
-from raybge.search.shards import words_of
+from raybge.search import deduplication
+from raybge.search.key_table import key_words
+from raybge.search.search_data import single_passage
 from raybge.search.store import Store
 
 
 @pytest.fixture
-def exchanged(monkeypatch):
-    """The exchange without Ray, in three parts; blocks in groups of two."""
+def local_exchange(monkeypatch):
+    """Run the shuffle without Ray, in three partitions, with blocks in groups of two."""
 
     def exchange(groups, parts, split, meet, join):
         splits = [split(group, 3) for group in groups]
-        met = [meet([values[part] for _, values in splits]) for part in range(3)]
+        results = [meet([values[part] for _, values in splits]) for part in range(3)]
         pairs = zip(groups, splits, strict=True)
-        return [join(group, kept, [part[n] for part in met]) for n, (group, (kept, _)) in enumerate(pairs)]
+        return [join(group, own, [part[n] for part in results]) for n, (group, (own, _)) in enumerate(pairs)]
 
-    monkeypatch.setattr(duplicates, "exchange", exchange)
-    monkeypatch.setattr(duplicates, "LEAST_BLOCKS", 2)
+    monkeypatch.setattr(deduplication, "exchange", exchange)
+    monkeypatch.setattr(deduplication, "MIN_BLOCKS", 2)
 
 
-def surveyed(folder, rows, parse, block_bytes=150):
+def survey_of(folder, rows, parse, block_bytes=150):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return survey(list_files(str(path), "--input_file"), block_bytes, parse)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30))
-def test_the_first_of_each_text_is_kept(keys):
-    keep = duplicates.first_of_each(np.array(keys, np.uint64).reshape(-1, 2))
-    assert keep.tolist() == [key not in keys[:i] for i, key in enumerate(keys)]
+def test_first_occurrence_of_each_key_is_kept(keys):
+    first = deduplication.first_of_each(np.array(keys, np.uint64).reshape(-1, 2))
+    assert first.tolist() == [key not in keys[:i] for i, key in enumerate(keys)]
 
 
-def test_the_first_of_each_text_is_kept_in_any_parts(tmp_path, exchanged):
+def test_first_occurrence_is_kept_for_any_partition(tmp_path, local_exchange):
     texts = [f"passage {i * i % 17}" for i in range(60)]
-    found = surveyed(tmp_path, [{"text": text} for text in texts], parse_passage)
+    pool_survey = survey_of(tmp_path, [{"text": text} for text in texts], parse_passage)
     store = Store(str(tmp_path / "work"))
-    kept = duplicates.deduplicate(found, parse_passage, passage_itself, store)
-    assert len(kept.groups) > 3 and kept.found_B.sum() == 60 and kept.found_B.tolist() == found.rows.tolist()
-    flags = [flag for block in range(len(found.blocks)) for flag in kept.reader(block)().tolist()]
+    unique = deduplication.deduplicate(pool_survey, parse_passage, single_passage, store)
+    assert (
+        len(unique.groups) > 3 and unique.total_B.sum() == 60 and unique.total_B.tolist() == pool_survey.rows.tolist()
+    )
+    flags = [flag for block in range(len(pool_survey.blocks)) for flag in unique.reader(block)().tolist()]
     assert flags == [text not in texts[:i] for i, text in enumerate(texts)]
-    assert (kept.passages, kept.dropped) == (len(set(texts)), 60 - len(set(texts)))
+    assert (unique.passages, unique.duplicates) == (len(set(texts)), 60 - len(set(texts)))
 
 
-def test_what_was_found_is_read_on_a_second_start(tmp_path, exchanged, monkeypatch):
-    found = surveyed(tmp_path, [{"text": f"passage {i % 7}"} for i in range(40)], parse_passage)
+def test_second_start_reads_stored_result(tmp_path, local_exchange, monkeypatch):
+    pool_survey = survey_of(tmp_path, [{"text": f"passage {i % 7}"} for i in range(40)], parse_passage)
     store = Store(str(tmp_path / "work"))
-    first = duplicates.deduplicate(found, parse_passage, passage_itself, store)
-    monkeypatch.setattr(duplicates, "exchange", None)
-    second = duplicates.deduplicate(found, parse_passage, passage_itself, store)
-    assert second.kept_B.tolist() == first.kept_B.tolist() and second.found_B.tolist() == first.found_B.tolist()
+    first = deduplication.deduplicate(pool_survey, parse_passage, single_passage, store)
+    monkeypatch.setattr(deduplication, "exchange", None)
+    second = deduplication.deduplicate(pool_survey, parse_passage, single_passage, store)
+    assert second.unique_B.tolist() == first.unique_B.tolist() and second.total_B.tolist() == first.total_B.tolist()
 
 
-def test_a_query_that_comes_again_knows_the_positives_of_all_its_rows(tmp_path, exchanged):
+def test_repeated_query_gets_positives_of_all_its_rows(tmp_path, local_exchange):
     rows = [{"query": f"query {i % 20}", "pos": [f"positive {i}", f"positive {i % 3}"]} for i in range(50)]
     rows += [{"query": "alone", "pos": ["p"]}, {"query": "QUERY  3", "pos": ["other case"]}]
-    found = surveyed(tmp_path, rows, parse_group)
-    elsewhere = duplicates.positives_elsewhere(found, parse_group, near_key, Store(str(tmp_path / "work")))
-    assert len(elsewhere.groups) > 3
-    keys = [row for block in range(len(found.blocks)) for row in elsewhere.reader(block)()]
+    rows_survey = survey_of(tmp_path, rows, parse_group)
+    shared = deduplication.find_shared_positives(rows_survey, parse_group, near_key, Store(str(tmp_path / "work")))
+    assert len(shared.groups) > 3
+    keys = [row for block in range(len(rows_survey.blocks)) for row in shared.reader(block)()]
     for row, known in zip(rows, keys, strict=True):
         same = [other for other in rows if other["query"].lower().split() == row["query"].lower().split()]
         expected = {near_key(text) for other in same for text in other["pos"]} if len(same) > 1 else set()
-        assert sorted(map(tuple, known.tolist())) == sorted(map(tuple, words_of(list(expected)).tolist()))
+        assert sorted(map(tuple, known.tolist())) == sorted(map(tuple, key_words(list(expected)).tolist()))
 
 
-def test_a_query_repeated_without_end_stays_small(tmp_path, exchanged, monkeypatch):
-    monkeypatch.setattr(duplicates, "MOST_KNOWN", 5)
+def test_positives_of_a_repeated_query_are_bounded(tmp_path, local_exchange, monkeypatch):
+    monkeypatch.setattr(deduplication, "MAX_SHARED_POSITIVES", 5)
     rows = [{"query": "q", "pos": [f"positive {i}"]} for i in range(30)] + 3 * [{"query": "r", "pos": ["p"]}]
-    found = surveyed(tmp_path, rows, parse_group)
-    for _ in range(2):  # the second time from what is kept
-        elsewhere = duplicates.positives_elsewhere(found, parse_group, text_key, Store(str(tmp_path / "work")))
-        lengths = [len(row) for block in range(len(found.blocks)) for row in elsewhere.reader(block)()]
-        assert lengths == 30 * [5] + 3 * [1] and elsewhere.cut == 30
-        monkeypatch.setattr(duplicates, "exchange", None)
+    rows_survey = survey_of(tmp_path, rows, parse_group)
+    for _ in range(2):  # the second time from the store
+        shared = deduplication.find_shared_positives(rows_survey, parse_group, text_key, Store(str(tmp_path / "work")))
+        lengths = [len(row) for block in range(len(rows_survey.blocks)) for row in shared.reader(block)()]
+        assert lengths == 30 * [5] + 3 * [1] and shared.truncated_rows == 30
+        monkeypatch.setattr(deduplication, "exchange", None)
 
 
-def test_near_keys_are_equal_where_only_case_space_or_form_differ():
+def test_near_keys_ignore_case_space_and_unicode_form():
     assert near_key("Ein  Text\n") == near_key("ein text") == near_key("\ufb01".join(["ein text", ""])[:8])
     assert near_key("\ufb01x") == near_key("FIX") and near_key("C++") != near_key("C")
     assert text_key("Ein Text") != text_key("ein text")
 
 
-def test_groups_are_no_more_than_a_task_can_have_results():
+def test_number_of_groups_is_bounded():
     assert [len(group) for group in in_groups(range(5), 2)] == [2, 2, 1]
     assert len(in_groups(range(100_000), 32)) <= GROUPS
     assert partial(in_groups, [], 2)() == []

@@ -1,17 +1,18 @@
-"""The store of finished work: names, whole files, tables mapped from disk; and what meets in an exchange's parts."""
+"""Store: names, complete files, memory-mapped tables, digests."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from raybge.search.store import Store, digest, files_digest, table_digest
+from raybge.search.store import Store, files_digest, table_digest
+from raybge.util.digest import digest
 
 
 def table(rows=3, word="text"):
     return pa.table({"text": pa.array([f"{word} {i}" for i in range(rows)]), "n": pa.array(range(rows), pa.int64())})
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_round_trip(tmp_path):
     store = Store(str(tmp_path / "work"))
     assert not store.has("ab12") and not store.exists()
     store.write_table("ab12", table())
@@ -22,23 +23,23 @@ def test_what_is_written_is_read_back(tmp_path):
     assert not store.exists()
 
 
-def test_a_table_is_one_chunk_and_lies_on_disk(tmp_path):
+def test_table_is_one_memory_mapped_chunk(tmp_path):
     store = Store(str(tmp_path))
     before = pa.total_allocated_bytes()
     store.write_table("ab", pa.concat_tables([table(50_000), table(50_000)]))
-    found = store.table("ab")
-    assert found["n"].num_chunks == 1 and len(found) == 100_000
+    result = store.table("ab")
+    assert result["n"].num_chunks == 1 and len(result) == 100_000
     assert pa.total_allocated_bytes() - before < 1000
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path):
+def test_failed_write_leaves_nothing(tmp_path):
     store = Store(str(tmp_path))
     with pytest.raises(ValueError, match="allow_pickle"):
         store.write_arrays("ab", x=np.array([object()], object))
     assert not store.has("ab") and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_store_at_a_uri_is_fetched_and_then_mapped(tmp_path, monkeypatch):
+def test_store_at_a_uri_is_copied_then_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "near"))
     (tmp_path / "near").mkdir()
     far = Store((tmp_path / "far").as_uri())
@@ -46,12 +47,12 @@ def test_a_store_at_a_uri_is_fetched_and_then_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "local", property(lambda self: False))
     assert far.table("ab").equals(table())
     assert len(list((tmp_path / "near").rglob("ab"))) == 1
-    found = far.table("ab")
-    far.forget()
-    assert not list((tmp_path / "near").rglob("ab")) and found.equals(table()) and far.table("ab").equals(table())
+    copy = far.table("ab")
+    far.remove_local_copies()
+    assert not list((tmp_path / "near").rglob("ab")) and copy.equals(table()) and far.table("ab").equals(table())
 
 
-def test_a_name_follows_from_the_content_alone():
+def test_digest_depends_on_content_only():
     whole = table(10)
     parts = pa.concat_tables([whole.slice(0, 4), whole.slice(4)])
     assert table_digest(whole, "a") == table_digest(parts, "a") == table_digest(table(10), "a")
@@ -61,7 +62,7 @@ def test_a_name_follows_from_the_content_alone():
     assert digest("a", {"b": 1, "c": 2}) == digest("a", {"c": 2, "b": 1}) != digest("a", {"b": 1, "c": 3})
 
 
-def test_files_are_told_apart_by_name_and_content(tmp_path):
+def test_files_digest_depends_on_names_and_content(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("x")
     two.write_text("y")

@@ -1,9 +1,9 @@
-"""An embedder of fixed vectors, for mining without a model; as a script, mining with it.
+"""Embedder of fixed vectors, for mining without a model; as a script, mining with it.
 
     python tests/support/stub.py LOG SECONDS --input_file groups.jsonl --output_file mined.jsonl ...
 
-Each block that it encodes is a line of the file LOG: `digest_of` its texts. Each call of a search actor is a line too,
-`search` or `texts`. Each takes SECONDS.
+Each encoded block adds a line to the file LOG: `digest_of` its texts. Each call of a search actor adds `search` or
+`texts`. Each takes SECONDS.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from raybge.data.prompts import Instructions
-from raybge.search.pipeline import Embedder
-from raybge.search.shards import Host
+from raybge.search.embedder import Embedder
+from raybge.search.shards import ShardSearcher
 
 DIM = 32
-BLOCK_BYTES = 1500  # of the script: some twenty texts
+BLOCK_BYTES = 1500  # about twenty texts; used by the script
 
 
 def digest_of(texts: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 class StubEncoder:
-    """A text's vector follows from the text alone. Pickled by name, so that Ray's workers find it."""
+    """Encoder whose vector is a hash of the text. Pickled by name, so that Ray's workers find it."""
 
     def __init__(self, log: str | None, seconds: float, dim: int, device: str) -> None:
         self._log, self._seconds, self._dim = log, seconds, dim
@@ -37,7 +37,7 @@ class StubEncoder:
 
     def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
         if self._log:
-            note(self._log, digest_of(texts), self._seconds)
+            log_call(self._log, digest_of(texts), self._seconds)
         raw = b"".join(hashlib.blake2b(text.encode(), digest_size=DIM).digest() for text in texts)
         vectors_ND = np.tile(np.frombuffer(raw, np.int8).reshape(-1, DIM).astype(np.float32), self._dim // DIM)
         return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-6)
@@ -45,19 +45,19 @@ class StubEncoder:
     encode_queries = encode_corpus
 
 
-class SlowHost(Host):
-    """A Host that notes what it is asked, and takes its time. Ray's workers know of both by their environment."""
+class SlowShardSearcher(ShardSearcher):
+    """ShardSearcher that logs its calls and delays them, as configured by environment variables."""
 
-    def search(self, *given):
-        note(os.environ["STUB_LOG"], "search", float(os.environ["STUB_SECONDS"]))
-        return super().search(*given)
+    def search(self, *arguments):
+        log_call(os.environ["STUB_LOG"], "search", float(os.environ["STUB_SECONDS"]))
+        return super().search(*arguments)
 
-    def texts(self, *given):
-        note(os.environ["STUB_LOG"], "texts", float(os.environ["STUB_SECONDS"]))
-        return super().texts(*given)
+    def texts(self, *arguments):
+        log_call(os.environ["STUB_LOG"], "texts", float(os.environ["STUB_SECONDS"]))
+        return super().texts(*arguments)
 
 
-def note(log: str, line: str, seconds: float) -> None:
+def log_call(log: str, line: str, seconds: float) -> None:
     file = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
     os.write(file, f"{line}\n".encode())
     os.close(file)
@@ -65,24 +65,23 @@ def note(log: str, line: str, seconds: float) -> None:
 
 
 def embedder(log: str | Path | None = None, seconds: float = 0.0, dim: int = DIM) -> Embedder:
-    """Takes `seconds` for each block."""
+    """Return an embedder that takes `seconds` per block."""
     return Embedder(partial(StubEncoder, log and str(log), seconds, dim), "stub", dim)
 
 
 def main() -> int:
-    import stub  # by its name: what is defined in __main__ is another class in a worker
+    import stub  # by its name: a class of __main__ is another class in a worker
 
-    from raybge.cli import run as cli
     from raybge.cli.options import MineOptions
+    from raybge.cli.run import run_command
     from raybge.mining.run import mine
-    from raybge.search import index
-    from raybge.search import session as inputs
+    from raybge.search import index, inputs
 
     inputs.BLOCK_BYTES = BLOCK_BYTES
-    index.Host = stub.SlowHost
+    index.ShardSearcher = stub.SlowShardSearcher
     log, seconds, *argv = sys.argv[1:]
     os.environ |= {"STUB_LOG": log, "STUB_SECONDS": seconds}
-    return cli.run(MineOptions, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
+    return run_command(MineOptions, partial(mine, embedder=stub.embedder(log, float(seconds))), "mine", argv)
 
 
 if __name__ == "__main__":
