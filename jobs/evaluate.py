@@ -1,7 +1,7 @@
 """`raybge.evaluate` as a Ray job. Its exit code is the command's.
 
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/evaluate.py \\
-        --encoder /shared/runs/base --corpus_data /shared/corpus.jsonl --query_data /shared/dev.jsonl \\
+        --model_name_or_path /shared/runs/base --corpus_data /shared/corpus.jsonl --query_data /shared/dev.jsonl \\
         --storage_path /shared/work --metrics_file /shared/runs/base.json
 """
 

@@ -17,23 +17,23 @@ import pytest
 import torch
 from tiny import make_classifier, make_tiny
 
-from raybge.cli import options as all_arguments
-from raybge.cli.parser import declared
+from raybge.cli import options as all_options
+from raybge.cli.parser import declared_flags
 from raybge.cluster import process_group as network
 from raybge.data.groups import parse_group
 from raybge.data.qrels import join, parse_query, read_qrels
-from raybge.data.ray_datasets import transcode
+from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.losses.retromae_model import load_pretraining_model
-from raybge.merging.sources import Ingredient, tokenizer_of
+from raybge.merging.sources import SourceModel, load_source_tokenizer
 from raybge.model.encoder import Encoder
 from raybge.model.folder import FolderSettings
-from raybge.model.loading import Source, load_tokenizer
+from raybge.model.loading import ModelLocation, load_tokenizer
 from raybge.model.lora import Lora
 from raybge.model.reranker import Reranker
 from raybge.model.tensor_files import mapped_tensors
-from raybge.tuning.held_out_split import hold_out
+from raybge.tuning.held_out_split import split_held_out
 from raybge.util.errors import UserError
 
 WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
@@ -67,7 +67,7 @@ OPEN = {
     "encoder": lambda folder: Encoder(folder, devices="cpu"),
     "reranker": lambda folder: Reranker(folder, devices="cpu"),
     "pre-training": load_pretraining_model,
-    "examples of a merge": lambda folder: Ingredient.find(folder, "encoder", "--f").load("encoder"),
+    "examples of a merge": lambda folder: SourceModel.open(folder, "encoder", "--f").load("encoder"),
     "merge": lambda folder: mapped_tensors(Path(folder)),
     "adapters": lambda folder: Encoder(folder, devices="cpu"),
     "adapters, trained further": lambda folder: Encoder(folder, devices="cpu", lora=Lora(rank=2, alpha=4)),
@@ -155,8 +155,8 @@ def change(path: Path, **more) -> None:
 
 RUN = {
     **{name: OPEN[name] for name in ("encoder", "reranker", "pre-training", "examples of a merge")},
-    "tokenizer": lambda folder: load_tokenizer(Source(folder, FolderSettings()), None, True),
-    "tokenizer of a merge": lambda folder: tokenizer_of(Ingredient.find(folder, "encoder", "--f")),
+    "tokenizer": lambda folder: load_tokenizer(ModelLocation(folder, FolderSettings()), None, True),
+    "tokenizer of a merge": lambda folder: load_source_tokenizer(SourceModel.open(folder, "encoder", "--f")),
 }
 
 
@@ -176,8 +176,8 @@ def test_code_is_run_when_asked_for(models, tmp_path):
 
 
 def test_every_command_has_trust_off():
-    given = [vars(all_arguments)[name] for name in all_arguments.__all__ if name.endswith("Arguments")]
-    flags = [found["trust_remote_code"] for each in given if (found := declared(each)) and "trust_remote_code" in found]
+    classes = [vars(all_options)[name] for name in all_options.__all__ if name.endswith("Options")]
+    flags = [flag for each in classes if (flag := declared_flags(each).get("trust_remote_code"))]
     assert len(flags) >= 8 and all(f.default is False for f in flags)
 
 
@@ -222,17 +222,17 @@ def test_ids_and_texts_of_rows_choose_no_place(tmp_path):
     files = list_files(str(inside / "rows.jsonl"), "--f")
     found = join(survey(files, 100, parse_query), read_qrels(str(inside / "qrels.tsv"), "--q"), str(inside / "j.jsonl"))
     assert found.queries == len(lines)
-    split = hold_out(survey(files, 100, parse_group), 0.3, 0, inside / "split")
+    split = split_held_out(survey(files, 100, parse_group), 0.3, 0, inside / "split")
     new = everything(tmp_path) - before
     assert new == {inside / "j.jsonl", *(Path(split.train).parent).iterdir()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tasks_name_chooses_no_place(name):
-    from raybge.evaluation.mteb import find
+    from raybge.evaluation.mteb import find_tasks
 
     with pytest.raises(UserError, match="--mteb_tasks"):
-        find([name])
+        find_tasks([name])
 
 
 # --- sockets ----------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ LISTENING = """
 import json, sys, psutil
 if "first" in sys.argv:
     import ray
-from raybge.cluster.resources import connect
+from raybge.cluster.connection import connect
 
 with connect() as cluster:
     import ray
@@ -285,7 +285,7 @@ def test_the_workers_store_listens_to_nobody_else(address, alone, monkeypatch):
     module = sys.modules[_create_c10d_store.__module__]
     monkeypatch.setattr(module, "TCPStore", torch.distributed.TCPStore)  # put back afterwards
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
-    network.stay_on_this_machine()
+    network.restrict_to_loopback()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from raybge.cli.options.common import CommonOptions, ModelOptions
 from raybge.cli.options.merging import MergeOptions
-from raybge.cli.options.retrieval import (
+from raybge.cli.options.searching import (
     DemoOptions,
     EncodeOptions,
     EvaluateOptions,
