@@ -71,20 +71,27 @@ def test_valid_flags_pass(tiny):
 
 
 def test_every_flag_of_the_objective_has_its_field(tiny):
-    assert finetune_spec(tiny).objective.objective() == Objective(0.02, block=8)
+    assert finetune_spec(tiny).objective.objective(normalized=True) == Objective(0.02, block=8)
     flags = {"temperature": 0.05, "use_inbatch_neg": False, "negatives_cross_device": False}
     flags |= {"knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_mrl": True, "mrl_dims": [4, 8]}
     flags |= {
-        "normalize_embeddings": False,
         "mask_known_positives": False,
         "false_negative_margin": 0.2,
         "score_block": 64,
         "per_device_train_batch_size": 3,
     }
-    assert finetune_spec(tiny, **flags).objective.objective() == Objective(
+    assert finetune_spec(tiny, **flags).objective.objective(normalized=False) == Objective(
         0.05, False, False, 3, False, "m3_kd_loss", (4, 8), False, False, 0.2, 64
     )
-    assert finetune_spec(tiny, bidirectional=True).objective.objective() == Objective(0.02, block=8, bidirectional=True)
+    spec = finetune_spec(tiny, bidirectional=True)
+    assert spec.objective.objective(normalized=True) == Objective(0.02, block=8, bidirectional=True)
+
+
+@pytest.mark.parametrize("normalize", [None, True, False])
+def test_the_objective_is_normalised_like_the_model(tiny, normalize):
+    task = FinetuneTask(finetune_spec(tiny, normalize_embeddings=normalize))
+    model = task.build(SimpleNamespace(device="cpu", torch_compile=False)).model
+    assert model.objective.normalized == model.embedding.normalize == (normalize is not False)
 
 
 def test_sub_batch_size_below_zero_holds_all_texts(tiny):

@@ -64,7 +64,7 @@ class FinetuneTask:
         guide = spec.guide.load(devices=str(args.device)) if spec.guide else None
         model = ContrastiveModel(
             encoder.model,
-            spec.objective.objective(),
+            spec.objective.objective(encoder.model.normalize),
             spec.pad_to_multiple_of,
             spec.sub_batch_size,
             guide.model if guide else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raybge.cli.options import PretrainOptions, TrainOptions
 from raybge.cli.parser import declared_flags
-from raybge.model.folder import vector_width
+from raybge.model.folder import read_settings, vector_width
 from raybge.util.errors import UserError
 
 # With normalised vectors scores lie between -1 and 1: divided by more than this, no passage stands out.
@@ -33,9 +33,14 @@ def check_finetune_options(options: TrainOptions) -> None:
     _requires(options, "guide_model", "false_negative_margin")
 
 
-def check_temperature(options: TrainOptions, normalized: bool) -> None:
-    """Raise UserError for a temperature at which normalised vectors cannot be told apart."""
-    if normalized and options.temperature > HIGHEST_TEMPERATURE:
+def check_temperature(options: TrainOptions) -> None:
+    """Raise UserError for a temperature at which no score of normalised vectors stands out."""
+    if options.temperature <= HIGHEST_TEMPERATURE:
+        return
+    normalized = options.normalize_embeddings
+    if normalized is None:
+        normalized = read_settings(options.model_name_or_path, options.cache_dir, options.token).normalize
+    if normalized:
         raise UserError(
             f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalised vectors, found "
             f"{options.temperature}: common values are 0.01 to 0.05"

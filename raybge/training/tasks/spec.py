@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
-from raybge.model.folder import FolderSettings, check_model_folder, has_language_head, read_settings
+from raybge.model.folder import check_model_folder, has_language_head, read_settings
 from raybge.model.spec import EncoderSpec, absolute_model_path
 from raybge.training.tasks.option_checks import (
     check_finetune_options,
@@ -48,7 +48,10 @@ def data_seed_of(options: LoopOptions) -> int:
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """Keyword arguments of `Objective`, with the same names; see `Objective` for their meaning."""
+    """Keyword arguments of `Objective`, with the same names; see `Objective` for their meaning.
+
+    `normalized` is not among them: without a flag the model's folder decides.
+    """
 
     temperature: float
     in_batch: bool
@@ -57,18 +60,16 @@ class ObjectiveSpec:
     bidirectional: bool
     distillation: str | None
     mrl_dims: tuple[int, ...]
-    normalized: bool
     mask_known: bool
     margin: float | None
     score_block: int | None
 
     @classmethod
-    def from_options(cls, options: TrainOptions, normalized: bool) -> ObjectiveSpec:
-        """Read the flags of the objective.
+    def from_options(cls, options: TrainOptions) -> ObjectiveSpec:
+        """Read and check the flags of the objective.
 
         Args:
             options: the command's flags.
-            normalized: vectors are scaled to length 1.
 
         Returns:
             The spec.
@@ -76,7 +77,7 @@ class ObjectiveSpec:
         Raises:
             UserError: a temperature or Matryoshka dimension that this model cannot be trained with.
         """
-        check_temperature(options, normalized)
+        check_temperature(options)
         check_mrl_dims(options)
         return cls(
             temperature=options.temperature,
@@ -86,17 +87,16 @@ class ObjectiveSpec:
             bidirectional=options.bidirectional,
             distillation=options.kd_loss_type if options.knowledge_distillation else None,
             mrl_dims=tuple(options.mrl_dims or ()),
-            normalized=normalized,
             mask_known=options.mask_known_positives,
             margin=options.false_negative_margin,
             score_block=options.score_block,
         )
 
-    def objective(self) -> Objective:
-        """Return the objective; imports torch."""
+    def objective(self, normalized: bool) -> Objective:
+        """Return the objective for vectors that are `normalized` to length 1, or not; imports torch."""
         from raybge.losses.objective import Objective
 
-        return Objective(**vars(self))
+        return Objective(**vars(self), normalized=normalized)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ class FinetuneSpec:
     Args:
         base_model: the model as it was given.
         encoder: the model; `query_max_len` and `passage_max_len` limit its texts.
-        settings: pooling and normalisation that the model's folder declares.
         objective: the loss and which passages are negatives.
         query_max_len: longest query in tokens, special ones included.
         passage_max_len: longest passage in tokens, special ones included.
@@ -124,7 +123,6 @@ class FinetuneSpec:
 
     base_model: str
     encoder: EncoderSpec
-    settings: FolderSettings
     objective: ObjectiveSpec
     query_max_len: int
     passage_max_len: int
@@ -169,16 +167,13 @@ class FinetuneSpec:
         ).prefixes()
         check_model_folder(options.model_name_or_path, "--model_name_or_path")
         guide, lora = _guide(options), _lora(options)
-        settings = read_settings(options.model_name_or_path, options.cache_dir, options.token)
-        normalized = settings.normalize if options.normalize_embeddings is None else options.normalize_embeddings
         sub_batch_size = options.sub_batch_size
         return cls(
             base_model=options.model_name_or_path,
             encoder=EncoderSpec.from_options(
                 options, use_fp16=False, query_max_length=None, passage_max_length=None, lora=lora
             ),
-            settings=settings,
-            objective=ObjectiveSpec.from_options(options, normalized),
+            objective=ObjectiveSpec.from_options(options),
             query_max_len=options.query_max_len,
             passage_max_len=options.passage_max_len,
             group_size=options.train_group_size,
@@ -202,10 +197,10 @@ class FinetuneSpec:
 
     def describe(self) -> tuple[str, str]:
         """Return the plan's line on the model, and the text that follows the size of a step."""
-        source = (
-            "from the model's folder" if self.settings.source == "modules.json" else "defaults: the folder sets none"
-        )
-        normalized = "normalised" if self.objective.normalized else "not normalised"
+        settings = read_settings(self.base_model, self.encoder.cache_dir, self.encoder.token)
+        source = "from the model's folder" if settings.source == "modules.json" else "defaults: the folder sets none"
+        pooling, normalize = self.encoder.pooling_method, self.encoder.normalize_embeddings
+        normalized = "normalised" if (settings.normalize if normalize is None else normalize) else "not normalised"
         if not self.objective.in_batch:
             negatives = "the own group"
         elif self.objective.cross_device:
@@ -213,7 +208,7 @@ class FinetuneSpec:
         else:
             negatives = f"blocks of {self.objective.block} groups"
         return (
-            f"model: {self.base_model}, {self.encoder.pooling_method or self.settings.pooling} pooling, {normalized} "
+            f"model: {self.base_model}, {pooling or settings.pooling} pooling, {normalized} "
             f"({source}), query {self.query_max_len} / passage {self.passage_max_len} tokens",
             f" of {self.group_size}; negatives from {negatives}",
         )
@@ -266,7 +261,6 @@ class PretrainSpec:
         seed: seed of the masks.
         encoder_mlm_probability: share of the words that are masked for the encoder.
         decoder_mlm_probability: share of the words that a position of the decoder does not see.
-        has_new_head: the language-modelling head is new, not that of an existing model.
     """
 
     base_model: str | None
@@ -275,7 +269,6 @@ class PretrainSpec:
     seed: int
     encoder_mlm_probability: float
     decoder_mlm_probability: float
-    has_new_head: bool
 
     command: ClassVar[str] = "pretrain"
     row_noun: ClassVar[str] = "texts"
@@ -320,7 +313,6 @@ class PretrainSpec:
             seed=data_seed_of(options),
             encoder_mlm_probability=options.encoder_mlm_probability,
             decoder_mlm_probability=options.decoder_mlm_probability,
-            has_new_head=name is None or not has_language_head(name, options.cache_dir, options.token),
         )
 
     @property
@@ -330,11 +322,16 @@ class PretrainSpec:
 
         return parse_passage
 
+    def has_new_head(self) -> bool:
+        """Return whether the language-modelling head is new, not that of an existing model."""
+        name = self.base_model
+        return name is None or not has_language_head(name, self.model["cache_dir"], self.model["token"])
+
     def describe(self) -> tuple[str, str]:
         """Return the plan's line on the model, and the text that follows the size of a step."""
         if self.base_model is None:
             model = f"from scratch, with the configuration of {self.model['config_name']}"
-        elif self.has_new_head:
+        elif self.has_new_head():
             model = (
                 f"{self.base_model}, which has no language-modelling head: it gets a new one, tied to its embeddings"
             )
@@ -353,4 +350,4 @@ class PretrainSpec:
         from raybge.training.tasks.pretraining import PretrainTask
 
         longest = CHARACTERS_A_TOKEN * self.max_seq_length
-        return PretrainTask(self, sample_texts(survey, self.row_parser, longest) if self.has_new_head else ())
+        return PretrainTask(self, sample_texts(survey, self.row_parser, longest) if self.has_new_head() else ())
