@@ -38,9 +38,8 @@ def test_negatives_are_distinct_not_excluded_and_candidates_first(ids, excluded,
     assert len(set(negatives)) == len(negatives) and not set(negatives) & set(excluded)
     assert len(negatives) == min(number, len(set(range(passages)) - set(excluded)))
     assert fills == len(negatives) - min(number, len(free))
-    assert set(negatives[: len(negatives) - fills]) <= set(free) and not set(negatives[len(negatives) - fills :]) & set(
-        free
-    )
+    border = len(negatives) - fills
+    assert set(negatives[:border]) <= set(free) and not set(negatives[border:]) & set(free)
     if strategy == "top":
         assert negatives[:border] == free[:number]
 

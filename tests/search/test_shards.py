@@ -80,9 +80,7 @@ class Pool:
     def search(self, q_QD, k, batch=16, known=None):
         self.store.write_table("queries", table_of(q_QD, [""] * len(q_QD), known or [[]] * len(q_QD)))
         lists = [
-            searcher.search(pass_number, "queries", k, batch)
-            for pass_number in range(self.passes)
-            for searcher in self.searchers
+            searcher.search(number, "queries", k, batch) for number in range(self.passes) for searcher in self.searchers
         ]
         return topk.merge(lists, k)
 
@@ -190,17 +188,11 @@ def test_keys_with_equal_first_half_are_distinguished():
 @pytest.mark.parametrize("factory", ["IVF8,Flat", "HNSW16", "PQ4x4", "OPQ4,IVF4,PQ4x4", "SQ8"])
 def test_approximate_index_does_not_depend_on_searchers(tmp_path, factory):
     p_PD, q_QD = unit(1500, 16, 0), unit(30, 16, 1)
-    results = [
-        Pool(
-            tmp_path / str(searchers),
-            p_PD,
-            shard_size=500,
-            searchers=searchers,
-            kind=IndexKind(factory),
-            threads=searchers,
-        ).search(q_QD, 10)
-        for searchers in (1, 2, 3)
-    ]
+    results = []
+    for count in (1, 2, 3):
+        folder = tmp_path / str(count)
+        pool = Pool(folder, p_PD, shard_size=500, searchers=count, kind=IndexKind(factory), threads=count)
+        results.append(pool.search(q_QD, 10))
     for scores, ids in results[1:]:
         assert (ids == results[0][1]).all() and scores.tobytes() == results[0][0].tobytes()
     _, expected = exact(q_QD, p_PD, 10)
