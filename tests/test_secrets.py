@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -15,24 +15,23 @@ import hypothesis.strategies as st
 import pyarrow.fs as pafs
 import pytest
 
-from raybge.cli import run as cli
 from raybge.cli.options import EncodeOptions, MineOptions, TrainOptions, TuneOptions
-from raybge.cli.parser import build, declared
-from raybge.data.datasets import arrange
+from raybge.cli.parser import build_options, declared_flags
+from raybge.cli.run import run_command
+from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_group
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.encoding import run as encode
-from raybge.mining import run as mine
-from raybge.mining.statistics import Tally
-from raybge.model.card import Card
-from raybge.report.page import page
-from raybge.report.run_details import Run, what_was_run
+from raybge.model.card import TrainingCard
+from raybge.report.run_details import RunDetails
+from raybge.search.metadata import write_metadata
+from raybge.training import page
 from raybge.tuning import run as tune
-from raybge.tuning.spec import commands, own_command, trained
-from raybge.tuning.trial import Task
+from raybge.tuning.command_lines import reproduction_commands
+from raybge.tuning.spec import SearchAlgorithmSpec, search_command, search_settings, training_flags
+from raybge.tuning.trial_spec import TrialSpec
 from raybge.util.errors import UserError
-from raybge.util.redaction import SECRET, public, public_values
+from raybge.util.redaction import SECRET_FLAG, redact, redact_settings
 
 CANARY = "c4n4ry"
 URI = f"s3://AKIA{CANARY}:{CANARY}%2Fkey@bucket/groups.jsonl?region=eu&sas_token={CANARY}"
@@ -47,7 +46,7 @@ AZURE = f"abfs://:{CANARY}@account/groups.jsonl?account_key={CANARY}"
 def test_no_login_of_a_uri_is_left(key, secret, around):
     login = f"{quote(key, safe='')}:{quote(secret, safe='')}@"
     uri = f"s3://{login}bucket/a/b.jsonl?region=x"
-    seen = public(around.replace("{}", uri))
+    seen = redact(around.replace("{}", uri))
     assert CANARY not in seen and seen.count("bucket/a/b.jsonl?region=x") == around.count("{}")
 
 
@@ -56,11 +55,11 @@ def test_no_login_of_a_uri_is_left(key, secret, around):
     ["s3://bucket/a@b.jsonl", "data/a@b.jsonl", "file:///a@b", "a: b@c", "s3://bucket/x?region=eu", "https://h:80/a"],
 )
 def test_what_is_no_login_stays(text):
-    assert public(text) == text
+    assert redact(text) == text
 
 
 def test_a_key_that_nobody_escaped():
-    assert CANARY not in public(f"cannot parse s3://AKIA:abc/{CANARY}/def@bucket/x")
+    assert CANARY not in redact(f"cannot parse s3://AKIA:abc/{CANARY}/def@bucket/x")
 
 
 # --- console and log ---------------------------------------------------------------------------------------------------
@@ -76,7 +75,7 @@ def test_neither_screen_nor_log_has_a_login(error, capfd, monkeypatch, tmp_path)
         raise error(f"{arguments.input_file} cannot be read")
 
     argv = ["--model_name_or_path", "m", "--input_file", URI, "--output_file", "o.jsonl"]
-    assert cli.run(MineOptions, command, "mine", argv) == (2 if error is UserError else 1)
+    assert run_command(MineOptions, command, "mine", argv) == (2 if error is UserError else 1)
     said = "".join(capfd.readouterr())
     logged = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert said.count("bucket/groups.jsonl") == 2 and CANARY not in said + logged
@@ -108,7 +107,7 @@ def bucket(tmp_path, monkeypatch):
 
 def test_a_file_is_called_without_its_login_and_opened_with_it(bucket):
     (file,) = list_files(URI, "--f")
-    assert file.path == URI and file.name == public(URI) and CANARY not in file.name
+    assert file.path == URI and file.name == redact(URI) and CANARY not in file.name
     (inside,) = list_files(URI.replace("/groups.jsonl", ""), "--f")
     assert CANARY in inside.path and CANARY not in inside.name + inside.folder
 
@@ -119,57 +118,55 @@ def test_a_survey_names_rows_and_counts_without_the_login(bucket, tmp_path):
         survey(files, 100, parse_group)
     assert "groups.jsonl?region=eu" in str(error.value) and CANARY not in str(error.value)
     found = survey(files, 100, parse_group, "skip", str(tmp_path / "cache"))
-    assert [*found.rows_by_file()] == [public(URI)]
+    assert [*found.rows_by_file()] == [redact(URI)]
     assert CANARY not in "".join(path.read_text() for path in (tmp_path / "cache").iterdir())
-    weighted = arrange(found, 100, weights={URI: 3.0})  # the flag is what the person has written
+    weighted = build_data_sets(found, 100, weights={URI: 3.0})  # the flag is what the person has written
     assert weighted.mixture.total_F.tolist() == [9] and CANARY not in repr(weighted)
 
 
 def flags_of(arguments) -> dict:
     """Each flag that takes a text: a URI with a login, and for those that are secret a secret."""
     given = {}
-    for name, f in declared(arguments).items():
+    for name, f in declared_flags(arguments).items():
         if f.kind == "str" and not f.choices and not f.transformers and not f.unbuilt:
-            given[name] = CANARY if SECRET.search(name) else [URI, AZURE] if f.many else URI
+            given[name] = CANARY if SECRET_FLAG.search(name) else [URI, AZURE] if f.many else URI
     return given
 
 
 @pytest.mark.parametrize("arguments", [MineOptions, EncodeOptions])
 def test_what_lies_beside_an_output_has_no_login(arguments, tmp_path):
     """OUTPUT.meta.json, with its options."""
-    given = build(arguments, {**flags_of(arguments), "output_file": str(tmp_path / "out")})
-    if arguments is MineOptions:
-        mine._write_meta(given, "model", None, {"rows": 1}, Tally())
-    else:
-        encode._write_meta(given, "model", SimpleNamespace(width=3, ranges_2D=None), {"rows": 1})
+    options = build_options(arguments, {**flags_of(arguments), "output_file": str(tmp_path / "out")})
+    write_metadata(str(tmp_path / "out"), asdict(options), {"counts": {"rows": 1}})
     written = (tmp_path / "out.meta.json").read_text()
     assert json.loads(written)["options"]["input_file"] != [] and "bucket" in written and CANARY not in written
 
 
 def test_cards_and_reports_have_no_login_and_no_secret():
     given = {**flags_of(TrainOptions), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
-    run = Run("train", given, URI, [(URI, 3)], {"place": AZURE})
-    said = page("title", what_was_run(run))
-    card = Card(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
+    run = RunDetails("train", given, URI, [(URI, 3)], {"place": AZURE})
+    said = page.html(page.TrainingReport(run))
+    card = TrainingCard(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
     assert CANARY not in said and "bucket/groups.jsonl" in said
     assert CANARY not in card and "groups.jsonl" in card
 
 
 def test_a_search_keeps_and_shows_no_secret(tmp_path):
     given = {**flags_of(TuneOptions), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
-    arguments = build(TuneOptions, {name: value for name, value in given.items() if name != "mine_config"})
-    flags = trained(arguments)
+    arguments = build_options(TuneOptions, {name: value for name, value in given.items() if name != "mine_config"})
+    flags = training_flags(arguments)
     assert flags["token"] == CANARY and URI in flags["train_data"]  # a trial needs both
-    tune._begin(arguments, {}, flags, tmp_path / "out")
+    tune.prepare_output(tmp_path / "out", False, tune.search_identity({}, search_settings(arguments), flags))
     written = "".join(path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert "bucket/groups.jsonl" in written and CANARY not in written
-    words = sum(commands(Task(flags, "f", 1, "s", {"corpus_data": [URI]}), [(0, {})]), own_command(arguments))
+    trial_spec = TrialSpec(flags, "f", 1, "s", {"corpus_data": [URI]})
+    words = sum(reproduction_commands(trial_spec, [(0, {})]), search_command(arguments))
     assert "bucket/groups.jsonl" in " ".join(words) and CANARY not in " ".join(words)
 
 
 def test_settings_lose_what_is_secret_at_any_depth():
     settings = {"token": CANARY, "a": [{"hub_token": CANARY, "at": URI}, (AZURE, 3, None)], "tokens": 5}
-    seen = public_values(settings)
+    seen = redact_settings(settings)
     assert CANARY not in repr(seen) and seen["tokens"] == 5 and seen["a"][1][1:] == [3, None]
 
 
@@ -197,7 +194,7 @@ def test_what_ray_train_shows_of_a_run_has_no_token():
     from raybge.training.worker_config import WorkerConfig
 
     nothing = dict.fromkeys(field.name for field in fields(WorkerConfig))
-    config = WorkerConfig(**{**nothing, "learning": SimpleNamespace(encoder={"token": CANARY}), "card": {"at": URI}})
+    config = WorkerConfig(**{**nothing, "task": SimpleNamespace(encoder={"token": CANARY}), "card": {"at": URI}})
     assert CANARY not in repr(_to_json_serializable_value({"worker": config}))
 
 
@@ -206,7 +203,7 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     from ray import tune as ray_tune
     from ray.tune.execution.class_cache import _ActorClassCache
 
-    from raybge.tuning.ray_tune import Search
+    from raybge.tuning.ray_tune import RayTuneSearch
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     monkeypatch.setattr(ray_tune, "with_parameters", lambda trainable, **_: trainable)
@@ -224,7 +221,8 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_tune, "Tuner", Tuner)
     given = {"model_name_or_path": "m", "train_data": "d", "output_dir": str(tmp_path)}
     task = SimpleNamespace(pauses=False, runs=1)
-    Search(build(TuneOptions, given), {}, task, Path(tmp_path), print).run()
+    spec = SearchAlgorithmSpec.from_options(build_options(TuneOptions, given), {})
+    RayTuneSearch(spec, task, Path(tmp_path), print).run()
     assert found[0]["env_vars"] and CANARY not in repr(found)
 
 

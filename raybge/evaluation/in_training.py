@@ -201,8 +201,7 @@ class RetrievalValidator:
 def _search(encoder: Encoder, corpus: _Corpus, q_QD: Tensor) -> tuple[Tensor, Tensor]:
     """Return (score_QK, id_QK) of the best own passages for all queries; empty ranks have score -inf and id -1.
 
-    Raises:
-        UserError: On every worker, if vectors contain inf or nan.
+    All workers raise a UserError if vectors contain inf or nan.
     """
     score_QK = torch.full((len(q_QD), K), -torch.inf, device=q_QD.device)
     id_QK = torch.full((len(q_QD), K), topk.NO_ID, dtype=torch.int64, device=q_QD.device)

@@ -69,7 +69,7 @@ def measure(
 
 
 def area_under_curve(relevant_R: np.ndarray, other_O: np.ndarray) -> float:
-    """Return the probability that a score of `relevant_R` exceeds one of `other_O`; ties count half; nan without pairs."""
+    """Return the probability that a score of `relevant_R` exceeds one of `other_O`; ties count half. Undefined: nan."""
     if not len(relevant_R) or not len(other_O):
         return float("nan")
     other_O = np.sort(other_O)

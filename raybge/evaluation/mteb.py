@@ -172,13 +172,13 @@ class MtebEncoder:
             {"name": name, "revision": revision, "embed_dim": encoder.dim, "framework": ["PyTorch"]}
         )
 
-    def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_: Any) -> np.ndarray:
+    def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **kwargs: Any) -> np.ndarray:
         """Encode batches of texts.
 
         Args:
             inputs: mteb's batches, with the key "text".
             prompt_type: mteb's PromptType; None for symmetric tasks.
-            **_: further arguments of the protocol; ignored.
+            **kwargs: further arguments of the protocol, ignored.
 
         Returns:
             Vectors (N, D) of the texts of all batches.

@@ -232,11 +232,7 @@ def _check_combinations(options: EvaluateOptions) -> None:
 
 
 def _check_data(options: EvaluateOptions) -> None:
-    """Check that there is either a corpus with queries or a list of MTEB tasks.
-
-    Raises:
-        UserError: neither or both.
-    """
+    """Raise a UserError unless there is either a corpus with queries or a list of MTEB tasks."""
     data_flags = ("corpus_data", "query_data")
     if not options.mteb_tasks:
         if missing := [f"--{name}" for name in data_flags if not getattr(options, name)]:

@@ -97,11 +97,7 @@ def parse_pool(raw: dict[str, Any]) -> Group:
 
 
 def _read_values(source: Survey, block: int, parse: Parse) -> list[Any]:
-    """Read and parse the rows of a block.
-
-    Raises:
-        UserError: If the file changed after it was surveyed.
-    """
+    """Read and parse the rows of a block; raise a UserError if the file changed after it was surveyed."""
     rows = read_block(source.files, source.blocks[block], parse)
     values = [row.value for row in rows if isinstance(row, Row)]
     if len(values) != source.rows[block]:

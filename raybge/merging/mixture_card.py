@@ -1,17 +1,28 @@
-"""The model card of a mixture. As every card, it is a pure function of what it is given."""
+"""Model card of a merged model; see `raybge.model.card`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+from raybge.model.card import (
+    USAGE,
+    card_text,
+    display_name,
+    flags_section,
+    format_number,
+    is_hub_name,
+    markdown_table,
+    versions_section,
+)
 
-from raybge.model.card import USE, base_name, flags_table, number, on_hub, table, versions_list
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 _SETS = ("target", "general")
+# Library, pipeline tag and description by model type.
 _KINDS = {
     "encoder": ("sentence-transformers", "sentence-similarity", "An embedding model"),
     "decoder": ("transformers", "text-generation", "A language model"),
@@ -28,13 +39,17 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class MixtureCard:
-    """What a reader of a mixture wants to know.
+    """Card of a merged model.
 
     Args:
-        models: names on the hub or paths, of which the last part is shown, with their weights.
+        model_type: "encoder", "decoder", "reranker" or "encoder-decoder".
+        models: Hub names or paths, of which the last part is shown, with their weights.
         method: "linear", "slerp" or "ties".
-        losses: of each model on the examples that the weights come from; none: they come from elsewhere.
-        measured: of a search, `metric` on the `target` and the `general` set, and how many `evaluations` it took.
+        losses: Loss of each model on the examples; empty if the weights have another origin.
+        metric: Metric of a search.
+        search_results: The search's metric on the `target` and the `general` set, and its number of `evaluations`.
+        flags: Flags that were set, by name.
+        versions: Versions of libraries by name.
     """
 
     model_type: str
@@ -42,7 +57,7 @@ class MixtureCard:
     method: str = "linear"
     losses: Sequence[float] = ()
     metric: str = ""
-    measured: Mapping[str, float] = field(default_factory=dict)
+    search_results: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,34 +66,37 @@ class MixtureCard:
         (Path(folder) / "README.md").write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        """The card in Markdown, front matter first."""
-        use = USE if self.model_type == "encoder" else ""
-        parts = [self._front_matter(), self._opening(), use, self._weights(), flags_table(self.flags)]
-        return "\n\n".join(part.strip() for part in [*parts, versions_list(self.versions)] if part) + "\n"
+        """Return the card in Markdown, front matter first."""
+        usage = USAGE if self.model_type == "encoder" else ""
+        sections = [self._opening(), usage, self._weights(), flags_section(self.flags), versions_section(self.versions)]
+        return card_text(self._metadata(), sections)
 
-    def _front_matter(self) -> str:
+    def _metadata(self) -> ModelCardData:
+        from huggingface_hub import ModelCardData
+
         library, task, _ = _KINDS[self.model_type]
-        about: dict[str, Any] = {"library_name": library, "pipeline_tag": task, "tags": [library, "merge", "raybge"]}
-        if bases := [name for name, _ in self.models if on_hub(name)]:
-            about["base_model"] = bases
-        return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
+        bases = [name for name, _ in self.models if is_hub_name(name)]
+        return ModelCardData(
+            base_model=bases or None, library_name=library, pipeline_tag=task, tags=[library, "merge", "raybge"]
+        )
 
     def _opening(self) -> str:
-        names = [base_name(name) for name, _ in self.models]
+        names = [display_name(name) for name, _ in self.models]
         title = " and ".join(name.rsplit("/", 1)[-1] for name in names)
         kind = _KINDS[self.model_type][2]
-        return f"# {title}, mixed\n\n{kind}: {_METHODS[self.method]}, made with raybge."
+        return f"# {title}, merged\n\n{kind}: {_METHODS[self.method]}, computed with raybge."
 
     def _weights(self) -> str:
-        rows = [[f"`{base_name(name)}`", number(weight)] for name, weight in self.models]
+        rows = [[f"`{display_name(name)}`", format_number(weight)] for name, weight in self.models]
         heads = ["model", "weight"]
-        said = ""
+        origin = ""
         if self.losses:
             heads.append("loss")
-            rows = [[*row, number(loss)] for row, loss in zip(rows, self.losses, strict=True)]
-            said = "Weights follow from the models' losses on a few examples: softmax(-loss / temperature)."
-        if self.measured:
-            sets = [f"{number(self.measured[name])} on the {name} set" for name in _SETS if name in self.measured]
-            said = f"Found by a search, {self.measured['evaluations']} mixtures measured: {self.metric} "
-            said += f"{' and '.join(sets)}."
-        return "## Weights\n\n" + "\n\n".join(filter(None, [said, table(heads, rows)]))
+            rows = [[*row, format_number(loss)] for row, loss in zip(rows, self.losses, strict=True)]
+            origin = "Computed from the models' losses on a few examples: softmax(-loss / temperature)."
+        if self.search_results:
+            results = self.search_results
+            sets = [f"{format_number(results[name])} on the {name} set" for name in _SETS if name in results]
+            origin = f"Determined by a search that evaluated {results['evaluations']} candidates: {self.metric} "
+            origin += f"{' and '.join(sets)}."
+        return "## Weights\n\n" + "\n\n".join(filter(None, [origin, markdown_table(heads, rows)]))

@@ -96,7 +96,7 @@ def _write_card(spec: MergingSpec, merge_weights: MergeWeights, folder: Path) ->
         method=spec.method,
         losses=merge_weights.losses,
         metric=METRIC,
-        measured=search_results(spec, merge_weights),
+        search_results=search_results(spec, merge_weights),
         flags={**spec.flags, "model_names_or_paths": list(spec.paths)},
         versions=_versions(),
     ).write(folder)

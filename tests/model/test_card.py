@@ -1,4 +1,4 @@
-"""The model card: read back as the hub and a person would."""
+"""Model cards, read back as the hub and a person would."""
 
 import itertools
 import re
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from raybge.merging.mixture_card import MixtureCard
-from raybge.model.card import MAX_ROWS, TrainingCard, base_name
+from raybge.model.card import MAX_ROWS, TrainingCard, display_name
 
 HISTORY = [
     {"step": step, "epoch": step / 50, "loss": 2.5 - step / 100, "learning_rate": 1e-5, "grad_norm": 1.0}
@@ -44,31 +44,31 @@ CARD = TrainingCard(
 
 def tables(text: str) -> dict[str, list[list[str]]]:
     """The rows of each section's table below its head."""
-    found = {}
+    result = {}
     for section in text.split("\n## ")[1:]:
         title, _, body = section.partition("\n")
         rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in body.splitlines() if line.startswith("|")]
-        found[title] = [[cell.strip() for cell in row] for row in rows[2:]]
-    return found
+        result[title] = [[cell.strip() for cell in row] for row in rows[2:]]
+    return result
 
 
 def front_matter(text: str) -> dict:
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
 
 
-def test_the_card_says_what_it_was_given(tmp_path):
+def test_card_contains_its_fields(tmp_path):
     CARD.write(tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text == CARD.text()
-    about = front_matter(text)
-    assert about["base_model"] == "BAAI/bge-small-en-v1.5"
-    assert about["library_name"] == "sentence-transformers" and about["pipeline_tag"] == "sentence-similarity"
-    assert {"sentence-transformers", "feature-extraction"} <= set(about["tags"])
-    found = tables(text)
-    assert found["Training data"] == [["`med.jsonl`", "12,345"], ["`web.jsonl`", "55"], ["all", "12,400"]]
-    assert found["Results"] == [["nDCG@10", "0.61", "0.6789"], ["MRR@10", "0.5", "0.55"]]
-    assert found["Evaluation while training"] == [["50", "1", "0.55", "0.4"], ["100", "2", "0.6", "0.4"]]
-    flags = dict(found["Flags"])
+    metadata = front_matter(text)
+    assert metadata["base_model"] == "BAAI/bge-small-en-v1.5"
+    assert metadata["library_name"] == "sentence-transformers" and metadata["pipeline_tag"] == "sentence-similarity"
+    assert {"sentence-transformers", "feature-extraction"} <= set(metadata["tags"])
+    sections = tables(text)
+    assert sections["Training data"] == [["`med.jsonl`", "12,345"], ["`web.jsonl`", "55"], ["all", "12,400"]]
+    assert sections["Results"] == [["nDCG@10", "0.61", "0.6789"], ["MRR@10", "0.5", "0.55"]]
+    assert sections["Evaluation while training"] == [["50", "1", "0.55", "0.4"], ["100", "2", "0.6", "0.4"]]
+    flags = dict(sections["Flags"])
     assert flags["`learning_rate`"] == "`2e-05`"
     assert flags["`train_data`"] == '`["med.jsonl", "web.jsonl"]`'
     assert flags["`query_instruction_for_retrieval`"] == '`"Find this and/or that:\\n\\| "`'
@@ -76,7 +76,7 @@ def test_the_card_says_what_it_was_given(tmp_path):
     assert "- torch 2.13.0" in text and "- raybge 0.1.0" in text
 
 
-def test_the_curve_is_thinned_but_whole():
+def test_loss_table_is_evenly_spaced_and_complete():
     rows = tables(CARD.text())["Loss while training"]
     assert len(rows) == MAX_ROWS == 20
     steps = [int(row[0]) for row in rows]
@@ -87,13 +87,13 @@ def test_the_curve_is_thinned_but_whole():
     assert [row[0] for row in tables(few.text())["Loss while training"]] == ["1", "2", "3"]
 
 
-def test_no_secret_and_no_machines_path():
+def test_no_secrets_and_no_local_paths():
     text = CARD.text()
     for word in ("SECRET_FLAG", "someone", "/home", "bucket", "token`", "api_key"):
         assert word not in text
 
 
-def test_a_local_base_model_is_no_hub_name():
+def test_local_base_model_is_not_a_hub_name():
     card = replace(
         CARD, base_model="/home/someone/models/mine", flags={"model_name_or_path": "/home/someone/models/mine"}
     )
@@ -102,7 +102,7 @@ def test_a_local_base_model_is_no_hub_name():
     assert "`mine`" in text and "someone" not in text and "huggingface.co" not in text
 
 
-def test_what_was_not_measured_is_not_there():
+def test_missing_measurements_are_omitted():
     bare = TrainingCard("/m/base", [], {}, [], None, None, {})
     text = bare.text()
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["How to use it"]
@@ -125,28 +125,28 @@ def test_what_was_not_measured_is_not_there():
         ("~/m/n", "n"),
     ],
 )
-def test_base_names(path, name):
-    assert base_name(path) == name
+def test_display_name(path, name):
+    assert display_name(path) == name
 
 
 def test_the_snippets_run(tmp_path, tiny):
-    """As written, but for the folder: both ways give the same, with the prompts that the folder names."""
+    """Both snippets, with the folder replaced, give the same score, with the folder's prompts."""
     pytest.importorskip("sentence_transformers", reason="extra `dev`")
     from raybge.model.encoder import Encoder
 
     folder = str(tmp_path / "model")
     Encoder(tiny(), query_instruction_for_retrieval="what is ", devices="cpu").save(folder)
-    found = []
+    scores = []
     for code in re.findall(r"```python\n(.*?)```", CARD.text(), re.DOTALL):
         names: dict = {}
         exec(code.replace("path/of/this/folder", folder), names)
-        found.append(float(names["scores"][0][0]))
-    assert found[0] == pytest.approx(found[1], abs=1e-5) and abs(found[0]) > 0.01
+        scores.append(float(names["scores"][0][0]))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5) and abs(scores[0]) > 0.01
 
 
-# --- of a mixture -----------------------------------------------------------------------------------------------------
+# --- merged models ---------------------------------------------------------------------------------------------------
 
-MIXED = MixtureCard(
+MERGED = MixtureCard(
     "encoder",
     [("/home/someone/runs/mine", 0.25), ("BAAI/bge-small-en-v1.5", 0.75)],
     flags={"model_names_or_paths": ["/home/someone/runs/mine", "BAAI/bge-small-en-v1.5"], "output_path": "/home/x/out"},
@@ -154,27 +154,29 @@ MIXED = MixtureCard(
 )
 
 
-def test_the_card_of_a_mixture_names_models_and_weights():
-    text = MIXED.text()
+def test_merge_card_names_models_and_weights():
+    text = MERGED.text()
     assert front_matter(text)["base_model"] == ["BAAI/bge-small-en-v1.5"]
     assert front_matter(text)["library_name"] == "sentence-transformers" and "merge" in front_matter(text)["tags"]
-    found = tables(text)
-    assert found["Weights"] == [["`mine`", "0.25"], ["`BAAI/bge-small-en-v1.5`", "0.75"]]
-    assert dict(found["Flags"])["`model_names_or_paths`"] == '`["mine", "BAAI/bge-small-en-v1.5"]`'
+    sections = tables(text)
+    assert sections["Weights"] == [["`mine`", "0.25"], ["`BAAI/bge-small-en-v1.5`", "0.75"]]
+    assert dict(sections["Flags"])["`model_names_or_paths`"] == '`["mine", "BAAI/bge-small-en-v1.5"]`'
     assert (
         "the weighted sum" in text and "SentenceTransformer(" in text and "someone" not in text and "/home" not in text
     )
 
 
-def test_the_card_of_a_mixture_says_where_weights_come_from():
-    scored = replace(MIXED, losses=[0.5, 1.25]).text()
+def test_merge_card_states_the_origin_of_weights():
+    scored = replace(MERGED, losses=[0.5, 1.25]).text()
     assert tables(scored)["Weights"] == [["`mine`", "0.25", "0.5"], ["`BAAI/bge-small-en-v1.5`", "0.75", "1.25"]]
     assert "softmax(-loss / temperature)" in scored
-    found = replace(MIXED, metric="nDCG@10", measured={"target": 0.7, "general": 0.6, "evaluations": 14}).text()
-    assert "14 mixtures measured: nDCG@10 0.7 on the target set and 0.6 on the general set." in found
+    searched = replace(
+        MERGED, metric="nDCG@10", search_results={"target": 0.7, "general": 0.6, "evaluations": 14}
+    ).text()
+    assert "evaluated 14 candidates: nDCG@10 0.7 on the target set and 0.6 on the general set." in searched
 
 
 @pytest.mark.parametrize(("model_type", "library"), [("decoder", "transformers"), ("reranker", "transformers")])
-def test_the_card_of_another_mixture_is_no_embedding_models(model_type, library):
-    text = replace(MIXED, model_type=model_type).text()
+def test_merge_card_of_other_model_types(model_type, library):
+    text = replace(MERGED, model_type=model_type).text()
     assert front_matter(text)["library_name"] == library and "SentenceTransformer" not in text

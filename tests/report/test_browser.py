@@ -1,7 +1,7 @@
-"""Each kind of page in headless Chromium: no error, nothing loaded, and no fault that axe-core finds.
+"""Each kind of page in headless Chromium: no errors, nothing loaded, no violations found by axe-core.
 
-Chromium is looked for on the PATH, axe-core (https://github.com/dequelabs/axe-core) at AXE_CORE, or where `make axe`
-puts it. Where one of them is absent, its tests are skipped.
+Chromium is searched on the PATH, axe-core (https://github.com/dequelabs/axe-core) at AXE_CORE or where `make axe` puts
+it. Without one of them, its tests are skipped.
 """
 
 import json
@@ -14,54 +14,56 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from pages import LONG, evaluation, measurement, mining, mixture, training
+from pages import LONG, demo, evaluation, merging, mining, mteb, training
 from searches import SIX, search
 
-from raybge.evaluation import mteb_page as tasks
-from raybge.evaluation import page as evaluate
-from raybge.merging import page as merge
-from raybge.mining import page as mine
-from raybge.training import page as train
-from raybge.tuning import page as tune
+import raybge.evaluation.mteb_page
+import raybge.evaluation.page
+import raybge.merging.page
+import raybge.mining.page
+import raybge.quickstart.page
+import raybge.training.page
+import raybge.tuning.page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE") or Path(__file__).parents[2] / ".venv/axe/node_modules/axe-core/axe.min.js")
-# size, of which Chromium takes no width below 500, and its preferredColorScheme
-LOOKS = {"light": ("1200,900", "1"), "dark": ("500,900", "0")}
+# Window size (Chromium has a minimum width of 500) and preferredColorScheme.
+MODES = {"light": ("1200,900", "1"), "dark": ("500,900", "0")}
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
-# Written into the page itself, where --dump-dom finds it again: what it loaded, and the faults that axe-core finds.
+# Writes its result into the page, which --dump-dom prints: loaded resources and axe-core's violations.
 SCRIPT = """addEventListener("load", async () => {
   const loaded = performance.getEntriesByType("resource").map((each) => each.name);
-  const found = globalThis.axe ? await axe.run(document, {resultTypes: ["violations"]}) : {violations: []};
-  const faults = found.violations.map(
+  const results = globalThis.axe ? await axe.run(document, {resultTypes: ["violations"]}) : {violations: []};
+  const violations = results.violations.map(
     (each) => [each.id, each.help, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))]);
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.said = JSON.stringify([loaded, faults, dark, innerWidth]);
+  document.documentElement.dataset.result = JSON.stringify([loaded, violations, dark, innerWidth]);
 });"""
 
 
 def pages():
     return {
-        "train": train.html(training()),
-        "train-long": train.html(training(3000, LONG[:2000])),
-        "mine": mine.html(mining()),
-        "merge": merge.html(mixture()),
-        "evaluate": evaluate.html(evaluation()),
-        "tasks": tasks.html(measurement()),
-        "tune": tune.html(search(SIX)),
+        "train": raybge.training.page.html(training()),
+        "train-long": raybge.training.page.html(training(3000, LONG[:2000])),
+        "mine": raybge.mining.page.html(mining()),
+        "merge": raybge.merging.page.html(merging()),
+        "evaluate": raybge.evaluation.page.html(evaluation()),
+        "mteb": raybge.evaluation.mteb_page.html(mteb()),
+        "tune": raybge.tuning.page.html(search(SIX)),
+        "demo": raybge.quickstart.page.html(demo()),
     }
 
 
-def opened(path: Path, look: str) -> tuple[str, str]:
-    """The page's elements as text, once it is idle, and what Chromium wrote of it."""
-    size, scheme = LOOKS[look]
-    done = subprocess.run(
+def open_page(path: Path, mode: str) -> tuple[str, str]:
+    """Return the page's elements once it is idle, and Chromium's log."""
+    size, scheme = MODES[mode]
+    process = subprocess.run(
         [
             *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
             *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", f"--window-size={size}"),
-            *(f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={path.parent / (path.stem + look)}"),
+            *(f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={path.parent / (path.stem + mode)}"),
             *("--virtual-time-budget=20000", "--dump-dom", path.as_uri()),
         ],
         capture_output=True,
@@ -69,37 +71,37 @@ def opened(path: Path, look: str) -> tuple[str, str]:
         timeout=120,
         check=True,
     )
-    return done.stdout, done.stderr
+    return process.stdout, process.stderr
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict[tuple[str, str], tuple[list, list, list[str]]]:
-    """What each page loads in each look, its faults, and the messages of its console."""
+def results(tmp_path_factory) -> dict[tuple[str, str], tuple[list, list, list[str]]]:
+    """Loaded resources, violations and console messages of each page in each mode."""
     folder = tmp_path_factory.mktemp("pages")
     axe = AXE.read_text(encoding="utf-8") if AXE.is_file() else ""
-    every = pages()
-    for name, page in every.items():
+    documents = pages()
+    for name, page in documents.items():
         page = page.replace("</body>", f"<script>{axe}</script><script>{SCRIPT}</script></body>")
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
-    def one(asked: tuple[str, str]) -> tuple[list, list, list[str]]:
-        name, look = asked
-        dom, log = opened(folder / f"{name}.html", look)
-        said = re.search(r'<html[^>]* data-said="([^"]*)"', dom)
-        assert said, f"{name}, {look}: the script did not end\n{log[-2000:]}"
-        loaded, faults, dark, width = json.loads(unescape(said[1]))
-        assert (dark, width) == (look == "dark", int(LOOKS[look][0].split(",")[0]))
-        return loaded, faults, re.findall(r"CONSOLE.*", log)
+    def check(case: tuple[str, str]) -> tuple[list, list, list[str]]:
+        name, mode = case
+        dom, log = open_page(folder / f"{name}.html", mode)
+        result = re.search(r'<html[^>]* data-result="([^"]*)"', dom)
+        assert result, f"{name}, {mode}: the script did not end\n{log[-2000:]}"
+        loaded, violations, dark, width = json.loads(unescape(result[1]))
+        assert (dark, width) == (mode == "dark", int(MODES[mode][0].split(",")[0]))
+        return loaded, violations, re.findall(r"CONSOLE.*", log)
 
-    asked = [(name, look) for name in every for look in LOOKS]
+    cases = [(name, mode) for name in documents for mode in MODES]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(asked, pool.map(one, asked), strict=True))
+        return dict(zip(cases, pool.map(check, cases), strict=True))
 
 
-def test_pages_have_no_error_and_load_nothing(found):
-    assert {asked: (loaded, log) for asked, (loaded, _, log) in found.items() if loaded or log} == {}
+def test_pages_have_no_errors_and_load_nothing(results):
+    assert {case: (loaded, log) for case, (loaded, _, log) in results.items() if loaded or log} == {}
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not there: `make axe`, or AXE_CORE=axe.min.js")
-def test_pages_are_accessible(found):
-    assert {asked: faults for asked, (_, faults, _) in found.items() if faults} == {}
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed: `make axe`, or AXE_CORE=axe.min.js")
+def test_pages_are_accessible(results):
+    assert {case: violations for case, (_, violations, _) in results.items() if violations} == {}

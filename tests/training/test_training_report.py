@@ -1,4 +1,4 @@
-"""What a run knows of itself at its end, from real steps and evaluations in this process."""
+"""Content of the training report, from real steps and evaluations in this process."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,11 @@ from trainers import FailAt, LocalStream, RunLost
 
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build_options
+from raybge.evaluation.in_training import RetrievalValidator
 from raybge.evaluation.spec import ValidationSpec
 from raybge.evaluation.validation_data import prepare
-from raybge.evaluation.in_training import RetrievalValidator
-from raybge.training import report as training_report
 from raybge.training.checkpoint.manifest import latest_checkpoint
-from raybge.training.report import training_of, write_report
+from raybge.training.page import collect_report, write_report
 
 CARD = dict(
     flags={"learning_rate": 1e-3, "token": "hf_x"}, base_model="tiny", data=[("groups", 50)], versions={"a": "1"}
@@ -23,75 +22,77 @@ CARD = dict(
 
 @pytest.fixture
 def validation(survey, dropout_model, tmp_path):
-    given = dict(model_name_or_path=dropout_model, train_data="none", output_dir="none", eval_data=[survey.files[0].name])
-    options = build_options(TrainOptions, {**given, "query_max_len": 8, "passage_max_len": 12})
-    config = prepare(ValidationSpec.from_options(options), tmp_path)
-    return RetrievalValidator(config, 0, 1)
+    required = dict(
+        model_name_or_path=dropout_model, train_data="none", output_dir="none", eval_data=[survey.files[0].name]
+    )
+    options = build_options(TrainOptions, {**required, "query_max_len": 8, "passage_max_len": 12})
+    data = prepare(ValidationSpec.from_options(options), tmp_path)
+    return RetrievalValidator(data, 0, 1)
 
 
-def config_of(made):
-    validation = made.validation.config if made.validation else None
-    task = SimpleNamespace(command="train", rows="groups")
-    return SimpleNamespace(task=task, card=CARD, order=made.stream.order, validation=validation)
+def config_of(trainer):
+    validation = trainer.validation.data if trainer.validation else None
+    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="groups"))
+    return SimpleNamespace(task=task, card=CARD, order=trainer.stream.order, validation=validation)
 
 
-def report(made, **metrics):
-    return training_of(config_of(made), made, metrics, made.query_examples())
+def report(trainer, **metrics):
+    return collect_report(config_of(trainer), trainer, metrics, trainer.query_examples())
 
 
-def test_every_step_and_both_ends_are_in_the_report(make_trainer, validation):
-    made = make_trainer(validation=validation, eval_strategy="epoch", eval_on_start=True)
-    result = made.train()
-    seen = report(made, **result.metrics)
-    logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-    rates = [entry["learning_rate"] for entry in made.state.log_history if "loss" in entry]
-    assert [span.loss for span in seen.spans] == pytest.approx(logged, abs=1e-4) and len(logged) == 18
-    assert [span.rate for span in seen.spans] == pytest.approx(rates)
-    assert 0 < sum(span.seconds for span in seen.spans) < result.metrics["train_runtime"]
-    tokens = sum(sum(map(len, item["batch"].token_ids)) for item in LocalStream.__iter__(made.stream))
-    assert sum(span.tokens for span in seen.spans[-9:]) == tokens
-    assert [scores.step for scores in seen.scores] == [1, 18]
-    assert [len(scores.positives) for scores in seen.scores] == [6, 2]  # the last step of an epoch has two rows
-    assert [step for step, _ in seen.evaluations] == [0, 9, 18] and len(seen.shown) == 20 and not seen.start
-    for change in seen.changes:
-        means = [metrics[change.metric] for _, metrics in seen.evaluations]
+def test_report_contains_all_steps_and_both_ends(make_trainer, validation):
+    trainer = make_trainer(validation=validation, eval_strategy="epoch", eval_on_start=True)
+    result = trainer.train()
+    content = report(trainer, **result.metrics)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [span.loss for span in content.spans] == pytest.approx(logged, abs=1e-4) and len(logged) == 18
+    assert [span.rate for span in content.spans] == pytest.approx(rates)
+    assert 0 < sum(span.seconds for span in content.spans) < result.metrics["train_runtime"]
+    tokens = sum(sum(map(len, item["batch"].token_ids)) for item in LocalStream.__iter__(trainer.stream))
+    assert sum(span.tokens for span in content.spans[-9:]) == tokens
+    assert [scores.step for scores in content.scores] == [1, 18]
+    assert [len(scores.positives) for scores in content.scores] == [6, 2]  # the last step of an epoch has two rows
+    assert [step for step, _ in content.evaluations] == [0, 9, 18] and len(content.examples) == 20 and not content.start
+    for change in content.changes:
+        means = [metrics[change.metric] for _, metrics in content.evaluations]
         assert (change.before, change.after) == pytest.approx((means[0], means[-1]))
         assert change.low <= change.after - change.before <= change.high and change.queries == 50
 
 
-def test_steps_are_the_same_with_and_without_an_evaluation(make_trainer, validation):
-    seen = []
+def test_steps_do_not_depend_on_evaluations(make_trainer, validation):
+    reports = []
     for flags in ({}, dict(validation=validation, eval_strategy="steps", eval_steps=5, eval_on_start=True)):
-        made = make_trainer(num_train_epochs=1, **flags)
-        made.train()
-        seen.append(report(made))
-    plain, measured = seen
-    assert [span.loss for span in plain.spans] == [span.loss for span in measured.spans]
-    assert plain.scores == measured.scores and not plain.changes and not plain.shown
+        trainer = make_trainer(num_train_epochs=1, **flags)
+        trainer.train()
+        reports.append(report(trainer))
+    without, measured = reports
+    assert [span.loss for span in without.spans] == [span.loss for span in measured.spans]
+    assert without.scores == measured.scores and not without.changes and not without.examples
 
 
-def test_a_continued_run_says_where_it_began(make_trainer, validation):
-    """What was measured before it is known as a mean alone."""
+def test_report_of_a_resumed_run(make_trainer, validation):
+    """Of metrics before the run only the means are known."""
     flags = dict(validation=validation, eval_strategy="epoch", save_strategy="steps", save_steps=6)
     with pytest.raises(RunLost):
         make_trainer([FailAt(14)], eval_on_start=True, **flags).train()
     validation.last_result = None
-    made = make_trainer(**flags)
-    made.train(resume_from_checkpoint=latest_checkpoint(Path(made.args.output_dir)).path)
-    seen = report(made, **{f"eval_{name}": 0.5 for name in ("nDCG@10", "MRR@10")})
-    assert seen.start == 12 and [span.first for span in seen.spans] == list(range(13, 19))
-    assert [scores.step for scores in seen.scores] == [13, 18] and not seen.shown
-    assert [step for step, _ in seen.evaluations] == [0, 9, 18]
-    assert all(change.after == 0.5 and change.low is None for change in seen.changes)
-    assert {change.metric: change.before for change in seen.changes} == seen.evaluations[0][1]
+    trainer = make_trainer(**flags)
+    trainer.train(resume_from_checkpoint=latest_checkpoint(Path(trainer.args.output_dir)).path)
+    content = report(trainer, **{f"eval_{name}": 0.5 for name in ("nDCG@10", "MRR@10")})
+    assert content.start == 12 and [span.first for span in content.spans] == list(range(13, 19))
+    assert [scores.step for scores in content.scores] == [13, 18] and not content.examples
+    assert [step for step, _ in content.evaluations] == [0, 9, 18]
+    assert all(change.after == 0.5 and change.low is None for change in content.changes)
+    assert {change.metric: change.before for change in content.changes} == content.evaluations[0][1]
 
 
-def test_a_report_that_fails_leaves_the_run_alone(make_trainer, tmp_path, monkeypatch, capsys):
-    made = make_trainer(max_steps=1)
-    made.train()
-    write_report(tmp_path, config_of(made), made, {}, [])
+def test_failed_report_is_logged_and_the_run_continues(make_trainer, tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    write_report(tmp_path, config_of(trainer), trainer, {}, [])
     page = (tmp_path / "report.html").read_text()
-    assert "1 step ·" in page and "hf_x" not in page and math.isfinite(made.step_metrics.spans[0].loss)
-    monkeypatch.setattr(training_report, "training_of", lambda *_: 1 / 0)
-    write_report(tmp_path, config_of(made), made, {}, [])
+    assert "1 step ·" in page and "hf_x" not in page and math.isfinite(trainer.step_metrics.spans[0].loss)
+    monkeypatch.setattr("raybge.training.page.collect_report", lambda *_: 1 / 0)
+    write_report(tmp_path, config_of(trainer), trainer, {}, [])
     assert "ZeroDivisionError" in capsys.readouterr().err and (tmp_path / "report.html").read_text() == page
