@@ -21,6 +21,7 @@ from raybge.losses.retromae import RetroMAE
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
 from raybge.model.loading import (
     ModelLocation,
+    backbone_weights,
     load_backbone,
     load_masked_lm,
     load_tokenizer,
@@ -114,12 +115,8 @@ def save_encoder(
     remove_weights(folder)
     (folder / PRETRAINING_FILE).unlink(missing_ok=True)
     backbone: Any = model.embedding.backbone
-    own = None
-    if state_dict is not None:
-        own = {name.removeprefix(_ENCODER): w for name, w in _plain(state_dict).items() if name.startswith(_ENCODER)}
-        if own.keys() != backbone.state_dict().keys():
-            raise ValueError(f"state_dict does not match this model: {', '.join(sorted(state_dict)[:5])}")
-    backbone.save_pretrained(folder, state_dict=own)
+    weights = None if state_dict is None else backbone_weights(state_dict, backbone.state_dict().keys())
+    backbone.save_pretrained(folder, state_dict=weights)
     save_tokenizer_and_settings(folder, tokenizer, FolderSettings(max_length=max_length), model.embedding.dim)
 
 

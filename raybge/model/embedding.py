@@ -1,6 +1,6 @@
-"""The network: a transformer, pooling and normalising, and running it on texts of uneven length.
+"""The network: a transformer with pooling and normalisation, run on texts of different lengths.
 
-Letters in tensor names: N texts handed in, B texts in a chunk, T tokens of its longest, D width of a vector.
+Letters in tensor names: N input texts, B texts in a chunk, T tokens of its longest, D width of a vector.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raybge.model.attention import use_fast_attention
 from raybge.model.folder import POOLINGS
 from raybge.util.errors import UserError
 
-SUB_BATCH_MULTIPLE = 16  # tokens to which the chunks of sub-batches are padded
+SUB_BATCH_MULTIPLE = 16  # the length of a sub-batch is padded to a multiple of this many tokens
 
 
 class EmbeddingModel(nn.Module):
@@ -29,9 +29,11 @@ class EmbeddingModel(nn.Module):
 
     Args:
         backbone: a transformers model whose output has `last_hidden_state`.
-        pooling: "cls" (first token), "mean" (over the text's tokens), "last_token". UserError for any other, and for
-            "cls" where no token sees those behind it.
-        normalize: divide each vector by its length.
+        pooling: "cls" (first token), "mean" (over the text's tokens) or "last_token".
+        normalize: scale each vector to length 1.
+
+    Raises:
+        UserError: another pooling, or "cls" for a decoder.
     """
 
     def __init__(self, backbone: nn.Module, pooling: str = "cls", normalize: bool = True) -> None:
@@ -40,7 +42,7 @@ class EmbeddingModel(nn.Module):
             raise UserError(f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
         if pooling == "cls" and is_causal(backbone):
             raise UserError(
-                "pooling 'cls': this model is a decoder, its first token sees nothing of the text behind it; "
+                "pooling 'cls': this model is a decoder, whose first token does not attend to the rest of the text; "
                 "expected last_token or mean"
             )
         self.backbone = backbone
@@ -49,12 +51,12 @@ class EmbeddingModel(nn.Module):
         self.packs = False  # see prepare_for_training
         pooler = getattr(backbone, "pooler", None)
         if isinstance(pooler, nn.Module):
-            # it feeds nothing here: without a gradient, data-parallel training does not wait for one
+            # unused here: data-parallel training would wait for its gradient
             pooler.requires_grad_(False)
 
     @property
     def dim(self) -> int:
-        """Width D of a vector."""
+        """Width of a vector, D."""
         return int(self._config.get_text_config().hidden_size)
 
     @property
@@ -80,23 +82,27 @@ class EmbeddingModel(nn.Module):
         else:
             length_B = attention_mask_BT.sum(dim=1)
             h_BD = h_BTD[torch.arange(len(length_B), device=h_BTD.device), length_B.clamp(min=1) - 1]
-            # a text of no token, which tokenizers without special tokens make of "", is the zero vector
+            # a text without tokens ("" for tokenizers without special tokens) becomes the zero vector
             e_BD = h_BD.float().where(length_B.unsqueeze(1) > 0, 0.0)
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
 
     def prepare_for_training(self) -> None:
-        """Take the fast attention, and pack texts on a GPU where this model gives the same vectors so."""
+        """Switch to the fast attention, and to packed texts on a GPU if they give this model the same vectors."""
         use_fast_attention(self.backbone)
-        self.packs = next(self.parameters()).device.type == "cuda" and self._packs_right()
+        self.packs = next(self.parameters()).device.type == "cuda" and self._packing_is_exact()
 
     def forward_packed(self, input_ids_1T: Tensor, position_ids_1T: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Embed texts that lie one after the other in one row of tokens; e_BD as `forward` gives it.
+        """Embed texts that are concatenated into one row of tokens.
 
         Args:
-            position_ids_1T: counted anew in each text, from where the model's positions begin.
+            input_ids_1T: token ids of all texts.
+            position_ids_1T: positions, which start again at the model's first position in each text.
             lengths: tokens of each text, at least 1.
+
+        Returns:
+            e_BD like `forward`.
         """
-        # A mask of four dimensions goes through transformers as it is; the attention does not look at it.
+        # transformers passes a mask of four dimensions on as it is; the attention ignores it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_1T.device)
         h_TD = self.backbone(
             input_ids=input_ids_1T, position_ids=position_ids_1T, attention_mask=mask, text_lengths=lengths
@@ -114,8 +120,8 @@ class EmbeddingModel(nn.Module):
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
 
     @torch.no_grad()
-    def _packs_right(self) -> bool:
-        """Whether packed texts get the vectors of padded ones: positions, masks and buffers differ between models."""
+    def _packing_is_exact(self) -> bool:
+        """Return True if packed texts get the vectors of padded ones: models differ in positions, masks and buffers."""
         room = min(max_positions(self.backbone) or 512, 512)
         random = np.random.default_rng(0)
         vocabulary = int(self._config.vocab_size)
@@ -130,7 +136,7 @@ class EmbeddingModel(nn.Module):
         return bool(torch.allclose(packed / scale, padded / scale, atol=2e-3))
 
     def freeze_positions(self) -> None:
-        """Keep the table of position embeddings as it is. UserError where the model has none."""
+        """Freeze the table of position embeddings; UserError if the model has none."""
         tables = position_tables(self.backbone)
         if not tables:
             raise UserError("--fix_position_embedding: this model has no table of position embeddings")
@@ -144,32 +150,32 @@ class EmbeddingModel(nn.Module):
         pad_to_multiple_of: int | None = None,
         sub_batch_size: int | None = None,
     ) -> Tensor:
-        """Embed tokenized texts in chunks of similar length, so that little is padded; in the input's order.
+        """Embed tokenized texts in chunks of similar length, which need little padding.
 
-        Differentiable: the gradient is that of one padded batch. The same list gives the same chunks and so
-        the same bits; a text's last bits may differ with its company.
+        Differentiable: the gradient is that of one padded batch. The same list of texts gives the same chunks and so
+        the same bits; a text's last bits may depend on the other texts of its chunk.
 
         With `sub_batch_size` only one chunk's activations are held at a time: the forward pass keeps none, and the
-        backward pass computes each chunk again, with the same dropout. This is GradCache's bound on memory,
-        https://arxiv.org/abs/2101.06983, by checkpointing each chunk.
+        backward pass computes each chunk again, with the same dropout. It is the memory bound of GradCache,
+        https://arxiv.org/abs/2101.06983, by activation checkpointing of each chunk.
 
         Args:
-            token_ids: N texts as token ids with their special tokens, each at most what the model can hold.
-            tokens_per_chunk: the most tokens, padding counted, of one chunk; a longer text runs alone.
+            token_ids: N texts as token ids with their special tokens, none longer than the model's maximal length.
+            tokens_per_chunk: maximal number of tokens in a chunk, with padding; a longer text runs alone.
             pad_to_multiple_of: round a chunk's length up to a multiple of this.
-            sub_batch_size: the most texts of one chunk.
+            sub_batch_size: maximal number of texts in a chunk; None: activations of all chunks are held.
 
         Returns:
-            e_ND in fp32; (0, D) for no text.
+            e_ND in fp32, in the order of the input; (0, D) for no text.
         """
         if sub_batch_size is not None and not pad_to_multiple_of:
-            # Every chunk of another size leaves holes in the heap that the next one does not fit into.
+            # Chunks of many different sizes fragment the heap.
             pad_to_multiple_of = SUB_BATCH_MULTIPLE
         chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk, sub_batch_size)
         device = next(self.parameters()).device
         if not chunks:
             return torch.zeros(0, self.dim, device=device)
-        # A text of no token has no place in a row of tokens.
+        # A text without tokens cannot be packed.
         packs = self.packs and all(map(len, token_ids))
         run: Any = self.forward_packed if packs else self
 
@@ -184,6 +190,7 @@ class EmbeddingModel(nn.Module):
         return e_sorted_ND[position_N.to(device)]
 
     def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
+        """Run a chunk of a sub-batch after the memory of the previous one was returned."""
         if chunk[0].device.type == "cpu":
             _return_freed_memory()
         return run(*chunk)
@@ -194,13 +201,13 @@ class EmbeddingModel(nn.Module):
         rows: Sequence[int],
         multiple: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """input_ids_BT and attention_mask_BT of some rows, padded on the right, on the model's device."""
+        """Return input_ids_BT and attention_mask_BT of some rows, padded on the right, on the model's device."""
         width = max(1, max(len(token_ids[row]) for row in rows))
         if multiple:
             room = max_positions(self.backbone)
             rounded = -(-width // multiple) * multiple
             width = rounded if room is None else max(width, min(rounded, room))
-        # RoBERTa-like models number their positions by what is not this id
+        # RoBERTa-like models derive positions from the tokens that differ from this id
         pad_id = getattr(self._config, "pad_token_id", None) or 0
         ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
         mask_BT = np.zeros((len(rows), width), dtype=np.int64)
@@ -213,7 +220,7 @@ class EmbeddingModel(nn.Module):
     def pack(
         self, token_ids: Sequence[Sequence[int] | np.ndarray], rows: Sequence[int]
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """input_ids_1T, position_ids_1T and lengths of some rows one after the other, on the model's device."""
+        """Return input_ids_1T, position_ids_1T and lengths of some rows, concatenated, on the model's device."""
         lengths = [len(token_ids[row]) for row in rows]
         first = first_position(self.backbone)
         ids_T = np.concatenate([np.asarray(token_ids[row], np.int64) for row in rows])
@@ -235,18 +242,27 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _return_freed_memory() -> None:
-    """Give what is free in the C heap back to the system, where the C library can: glibc keeps what lies between the
-    small pieces that autograd holds on to, and would grow with the number of sub-batches.
+    """Return free memory of the C heap to the operating system, if the C library supports it.
+
+    glibc keeps free memory between the small blocks that autograd holds, so the heap would grow with the number of
+    sub-batches.
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None = None) -> list[list[int]]:
-    """Row numbers in chunks of similar length, longest first, each of at most `tokens_per_chunk` padded tokens and of
-    at most `texts` rows.
+    """Group texts into chunks of similar length.
 
-    Longest first: a chunk that does not fit into memory shows at once, and later ones reuse its memory.
+    The longest come first: a chunk that does not fit into memory fails at once, and later ones reuse its memory.
+
+    Args:
+        lengths: tokens of each text.
+        tokens_per_chunk: maximal number of tokens in a chunk, with padding; a longer text is alone in its chunk.
+        texts: maximal number of texts in a chunk; None: any number.
+
+    Returns:
+        Row numbers of each chunk.
     """
     if tokens_per_chunk < 1:
         raise ValueError(f"tokens_per_chunk must be at least 1, found {tokens_per_chunk}")
@@ -262,16 +278,16 @@ def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None
 
 
 def is_causal(backbone: nn.Module) -> bool:
-    """Whether a token sees only those before it, as in a decoder."""
+    """Return True if a token attends to earlier ones only, as in a decoder."""
     config = backbone.config
-    # decoders that were made to see both ways say so in one of these words
+    # decoders converted to bidirectional attention have one of these settings
     if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
         return False
     return any(getattr(module, "is_causal", False) is True for module in backbone.modules())
 
 
 def position_tables(backbone: nn.Module) -> list[nn.Embedding]:
-    """The learned tables of absolute positions, under the names that transformers' families give them."""
+    """Return the learned tables of absolute positions, under the names of transformers' model families."""
     return [
         module
         for name, module in backbone.named_modules()
@@ -281,9 +297,9 @@ def position_tables(backbone: nn.Module) -> list[nn.Embedding]:
 
 
 def max_positions(backbone: nn.Module) -> int | None:
-    """The longest text in tokens that the model can hold, None where nothing limits it.
+    """Return the maximal length of a text in tokens, None for no limit.
 
-    RoBERTa-like models start counting after the padding's id: their table of 514 positions holds 512 tokens.
+    Positions of RoBERTa-like models start after the padding id: their table of 514 positions holds 512 tokens.
     """
     for table in position_tables(backbone):
         return table.num_embeddings - (getattr(table, "offset", 0) or first_position(backbone))
@@ -292,7 +308,7 @@ def max_positions(backbone: nn.Module) -> int | None:
 
 
 def first_position(backbone: nn.Module) -> int:
-    """The position of a text's first token: 0, or what follows the padding's id in RoBERTa-like models."""
+    """Return the position of a text's first token: 0, or the padding id plus 1 in RoBERTa-like models."""
     for table in position_tables(backbone):
         return 0 if table.padding_idx is None else table.padding_idx + 1
     return 0

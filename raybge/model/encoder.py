@@ -1,10 +1,10 @@
-"""Turning texts into vectors: the model with its tokenizer and instructions, loaded, run and saved.
+"""Encoder: an embedding model with its tokenizer and instructions, loaded, run and saved.
 
     from raybge.model.encoder import Encoder
     encoder = Encoder("BAAI/bge-small-en-v1.5")
     scores_QN = encoder.similarity(encoder.encode_queries(["what is a lane?"]), encoder.encode_corpus(["..."]))
 
-Letters in tensor names: N, M texts, D width of a vector.
+Letters in tensor names: N, M texts, Q queries, D width of a vector.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from raybge.data.prompts import Instructions
@@ -25,25 +24,35 @@ from raybge.data.tokenize import token_ids
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
 from raybge.model.inference import Devices, embed_texts, pick_devices
-from raybge.model.loading import ModelLocation, load_backbone, load_tokenizer, save_tokenizer_and_settings
-from raybge.model.lora import Lora, load_adapters, merged_weights
+from raybge.model.loading import (
+    ModelLocation,
+    backbone_weights,
+    load_backbone,
+    load_tokenizer,
+    save_merged,
+    save_tokenizer_and_settings,
+)
+from raybge.model.lora import Lora, load_adapters
 from raybge.model.quantization import Precision, quantize_embeddings
 from raybge.util.errors import UserError
 
 __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", "read_settings"]
 
-# On a CPU a chunk of about this many tokens stays in the caches; larger ones are slower.
+# On a CPU a chunk of about this many tokens fits into the caches; larger ones are slower.
 CPU_TOKENS_PER_CHUNK = 2048
-_FALLBACK_MAX_LENGTH = 512  # the recipe's default, where neither flag nor folder nor model sets a length
-_TOKENIZED_AT_ONCE = 8192  # texts: their ids are Python's numbers for so long, which take ten times the room
+_DEFAULT_MAX_LENGTH = 512  # FlagEmbedding's default, if neither flag nor folder nor model sets a length
+_TEXTS_PER_TOKENIZER_CALL = 8192  # it returns Python integers, which take ten times the memory of arrays
 
 
 class OutputOptions(TypedDict, total=False):
-    """What the encode methods make of the vectors, by keyword; left out, each is as the model gives it, in fp32.
+    """Output options of the encode methods; if unset, vectors are those of the model, in fp32.
 
-    truncate_dim: as in the constructor, for this call.
-    precision, ranges, calibration_embeddings: as in `quantize_embeddings`.
-    show_progress_bar: None shows one on a terminal when the work takes long.
+    Args:
+        truncate_dim: like the constructor's, for this call.
+        precision: like `quantize_embeddings`.
+        ranges: like `quantize_embeddings`.
+        calibration_embeddings: like `quantize_embeddings`.
+        show_progress_bar: None shows one on a terminal if encoding takes long.
     """
 
     truncate_dim: int | None
@@ -54,28 +63,42 @@ class OutputOptions(TypedDict, total=False):
 
 
 class Encoder:
-    """An embedding model with its tokenizer, on one device or several. Called as FlagEmbedding's FlagModel is.
+    """An embedding model with its tokenizer, on one device or several; same interface as FlagEmbedding's FlagModel.
 
-    An argument left None is what the model's folder says: pooling, normalising, prompts, maximal length;
-    where it says nothing: an encoder's first token or a decoder's last, normalised, no prompt, what the model can
-    hold. Half precision is on for a GPU and never on a CPU, where it would round the weights and gain nothing.
+    Arguments that are None are taken from the model's folder: pooling, normalisation, prompts, maximal length. Defaults
+    of a folder without them: an encoder's first token or a decoder's last, normalised, no prompt, the model's own
+    maximal length.
 
     Args:
-        model_name_or_path: a local folder, or a model's name on the hub.
-        query_instruction_for_retrieval, passage_instruction_for_retrieval: "" turns the folder's prompt off.
-        query_instruction_format, passage_instruction_format: two {}, for the instruction and the text.
-        devices: such as "cuda:1", 1 or "cpu"; None takes the GPU if there is one. Of several, such as
-            ["cuda:0", "cuda:1"], each has a copy of the model and shares in every call.
-        batch_size: texts of full length that a chunk may hold; of shorter ones it holds more. On a CPU a
-            chunk is never above what is fast there.
-        query_max_length, passage_max_length: in tokens, special ones included; at most what the model holds.
-        truncate_dim: the first so many numbers of each vector alone, brought to length 1 again where the model
-            normalises: for models trained with `--use_mrl`.
-        lora: train adapters instead of the weights. Without it a folder of adapters is opened as the whole model that
-            they make of their base; with it they are trained further.
+        model_name_or_path: a local folder, or a name on the hub.
+        normalize_embeddings: scale vectors to length 1.
+        use_fp16: half precision on a GPU (default: on); never on a CPU, where it would round the weights without being
+            faster.
+        query_instruction_for_retrieval: instruction of queries; "" switches the folder's prompt off.
+        query_instruction_format: two {}, for the instruction and the query.
+        passage_instruction_for_retrieval: instruction of passages; "" switches the folder's prompt off.
+        passage_instruction_format: two {}, for the instruction and the passage.
+        devices: such as "cuda:1", 1 or "cpu"; None selects the GPU if there is one. Of several, such as
+            ["cuda:0", "cuda:1"], each holds a copy of the model and takes a share of every call.
+        pooling_method: "cls", "mean" or "last_token".
+        trust_remote_code: run code of the model's folder.
+        cache_dir: folder for models from the hub.
+        batch_size: texts of maximal length in a chunk, which holds more of shorter ones. On a CPU a chunk is limited to
+            the size that is fast there.
+        query_max_length: maximal length of a query in tokens, special tokens included; at most the model's own.
+        passage_max_length: maximal length of a passage in tokens, like `query_max_length`.
+        convert_to_numpy: return numpy arrays instead of tensors.
+        tokenizer_name: another tokenizer than the model's own.
+        config_name: another configuration than the model's own.
+        token: access token for the hub.
+        use_fast_tokenizer: use the tokenizer written in Rust.
+        truncate_dim: keep the leading numbers of each vector only, scaled to length 1 again if the model normalises;
+            for models trained with `--use_mrl`.
+        lora: train adapters instead of the weights; a folder of adapters is trained further. None: a folder of adapters
+            is loaded as the full model, adapters merged into their base.
 
     Raises:
-        UserError: no model there, or one whose vectors raybge could not reproduce.
+        UserError: no such model, or one whose vectors raybge cannot reproduce.
     """
 
     def __init__(
@@ -115,10 +138,12 @@ class Encoder:
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
         self.use_fp16 = not self._on_cpu and use_fp16 is not False
-        self._source = ModelLocation(model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code)
+        self._source = ModelLocation(
+            model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
+        )
         self.lora = lora
         backbone = load_backbone(self._source, torch.float16 if self.use_fp16 else torch.float32, lora)
-        self._weights = frozenset(backbone.state_dict())
+        self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         self.model = EmbeddingModel(
             backbone,
@@ -134,39 +159,39 @@ class Encoder:
         self._copy_to_devices()
 
     def _copy_to_devices(self) -> None:
-        """Copies of the model as it is now, on all devices but the first."""
+        """Copy the current model to all devices except the first."""
         self._copies = [copy.deepcopy(self.model).to(device) for device in self._devices[1:]]
 
     @property
     def dim(self) -> int:
-        """Width D of a vector as the model gives it, before `truncate_dim`."""
+        """Width D of the model's vectors, before `truncate_dim`."""
         return self.model.dim
 
-    def _width(self, wanted: int | None) -> int:
-        """Width of the vectors wanted: the call's, else the constructor's, else the model's."""
-        width = self.dim if wanted is None else wanted
+    def _width(self, truncate_dim: int | None) -> int:
+        """Return the width of truncated vectors; None: the model's width."""
+        width = self.dim if truncate_dim is None else truncate_dim
         if not 1 <= width <= self.dim:
             raise UserError(f"truncate_dim must be from 1 to {self.dim}, this model's width; found {width}")
         return width
 
-    def _limit(self, wanted: int | None) -> int:
-        """The maximal length in tokens: as asked for, else the folder's, at most what the model holds."""
-        if wanted is not None and wanted < 1:
-            raise UserError(f"a maximal length must be at least 1 token, found {wanted}")
-        room = max_positions(self.model.backbone)
-        length = wanted or self.settings.max_length or room or _FALLBACK_MAX_LENGTH
-        return length if room is None else min(length, room)
+    def _limit(self, max_length: int | None) -> int:
+        """Return the maximal length in tokens: the argument, else the folder's, at most the model's own."""
+        if max_length is not None and max_length < 1:
+            raise UserError(f"a maximal length must be at least 1 token, found {max_length}")
+        limit = max_positions(self.model.backbone)
+        length = max_length or self.settings.max_length or limit or _DEFAULT_MAX_LENGTH
+        return length if limit is None else min(length, limit)
 
     def query_text(self, text: str, prompt: str | None = None) -> str:
-        """The query with its instruction: a row's own `prompt`, else the constructor's, else the folder's."""
+        """Return the query with its instruction: the row's `prompt`, else the constructor's, else the folder's."""
         return self.instructions.query_text(text, prompt)
 
     def passage_text(self, text: str) -> str:
-        """The passage with its instruction: the constructor's, else the folder's."""
+        """Return the passage with its instruction: the constructor's, else the folder's."""
         return self.instructions.passage_text(text)
 
     def tokenize(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids of each text with its special tokens, cut to `max_length`; no padding."""
+        """Return the token ids of each text with special tokens, truncated to `max_length`, without padding."""
         return token_ids(self.tokenizer, list(texts), max_length)
 
     def encode(
@@ -177,17 +202,18 @@ class Encoder:
         convert_to_numpy: bool | None = None,
         **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
-        """Vectors of texts as they are (only a default prompt that the folder names is put in front).
+        """Encode texts without an instruction; only the default prompt of the folder is put before them.
 
         Args:
             sentences: N texts, or one.
-            batch_size, convert_to_numpy: as in the constructor, for this call.
-            max_length: in tokens; None takes the passages'.
-            output: `truncate_dim`, `precision`, `ranges`, `calibration_embeddings`, `show_progress_bar`; see `OutputOptions`.
+            batch_size: like the constructor's, for this call.
+            max_length: maximal length in tokens; None: that of passages.
+            convert_to_numpy: like the constructor's, for this call.
+            **output: options of `OutputOptions`.
 
         Returns:
-            (N, D) fp32, numpy or a torch tensor on the CPU; (D,) for one text given as a str. Where asked for, D is
-            less and the numbers are bytes.
+            (N, D) fp32, numpy or a torch tensor on the CPU; (D,) for a single str. `truncate_dim` and `precision`
+            change width and type.
         """
         prefix = self.settings.prompts.get(self.settings.default_prompt_name or "", "")
         return self._encode(
@@ -207,7 +233,7 @@ class Encoder:
         convert_to_numpy: bool | None = None,
         **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
-        """As `encode`, with the queries' instruction and maximal length."""
+        """Encode queries like `encode`, with the instruction and the maximal length of queries."""
         return self._encode(
             queries,
             self.query_text,
@@ -225,7 +251,7 @@ class Encoder:
         convert_to_numpy: bool | None = None,
         **output: Unpack[OutputOptions],
     ) -> np.ndarray | Tensor:
-        """As `encode`, with the passages' instruction and maximal length."""
+        """Encode passages like `encode`, with the instruction and the maximal length of passages."""
         return self._encode(
             corpus,
             self.passage_text,
@@ -244,17 +270,18 @@ class Encoder:
         as_numpy: bool | None,
         output: OutputOptions,
     ) -> np.ndarray | Tensor:
-        given = [texts] if isinstance(texts, str) else texts
+        """Tokenize, run and quantize; `instructed` adds the instruction to a text."""
+        sentences = [texts] if isinstance(texts, str) else texts
         if unknown := output.keys() - OutputOptions.__annotations__.keys():
-            raise TypeError(f"encoding takes no argument {', '.join(sorted(unknown))}")
+            raise TypeError(f"unexpected argument {', '.join(sorted(unknown))}")
         width = output.get("truncate_dim")
         width = self._width(self.truncate_dim if width is None else width)
         max_length = self._limit(max_length)
         token_ids = [
             np.array(ids, np.int32)
-            for start in range(0, len(given), _TOKENIZED_AT_ONCE)
+            for start in range(0, len(sentences), _TEXTS_PER_TOKENIZER_CALL)
             for ids in self.tokenize(
-                [instructed(text) for text in given[start : start + _TOKENIZED_AT_ONCE]], max_length
+                [instructed(text) for text in sentences[start : start + _TEXTS_PER_TOKENIZER_CALL]], max_length
             )
         ]
         budget = (batch_size or self.batch_size) * max_length
@@ -268,22 +295,22 @@ class Encoder:
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        """Inner products of vectors with each other: their cosines where the model normalises.
+        """Compute the inner products of vectors: cosines if the model normalises.
 
-        Of a model that does not, longer vectors score higher; `normalize_embeddings=True` in the constructor makes them
-        cosines.
+        For a model that does not normalise, longer vectors score higher; `normalize_embeddings=True` in the constructor
+        gives cosines.
 
         Args:
-            a, b: (N, D) and (M, D), or (D,) for one, both numpy or both tensors; floats, since inner products of
-                quantised vectors are not those of the vectors.
+            a: (N, D), or (D,) for one vector; floats, since inner products of quantized vectors differ.
+            b: (M, D), or (D,) for one vector; numpy or tensor like `a`.
 
         Returns:
-            (N, M), of the kind that was given.
+            (N, M), numpy or tensor like `a`.
         """
         for vectors in (a, b):
             if not (vectors.is_floating_point() if isinstance(vectors, Tensor) else vectors.dtype.kind == "f"):
                 raise UserError(
-                    f"similarity is of vectors in floats, found {vectors.dtype}: compare them before quantising"
+                    f"similarity: expected vectors of floats, found {vectors.dtype}; compare them before quantizing"
                 )
         a_ND, b_MD = (vectors[None] if vectors.ndim == 1 else vectors for vectors in (a, b))
         return a_ND @ b_MD.T
@@ -291,19 +318,19 @@ class Encoder:
     def save(
         self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None, merge_adapters: bool = False
     ) -> None:
-        """Write the model as a sentence-transformers folder, which transformers and FlagEmbedding open too.
+        """Write the model as a sentence-transformers folder, which transformers and FlagEmbedding load as well.
 
-        The maximal length it carries is the larger of the queries' and the passages'; its prompts are the
-        instructions in use. The model card is the caller's.
+        Its maximal length is the larger one of queries and passages; its prompts are the current instructions. The
+        model card is left to the caller.
 
         Args:
-            path: the folder; a model that is there is replaced.
-            state_dict: the weights to write, named as in a `ContrastiveModel`, where those in memory are not whole
-                (sharded over workers) or not under their names (compiled). None: those in memory.
-            merge_adapters: with `lora`, write the whole model that base and adapters amount to, not the adapters.
+            path: the folder; an existing model in it is replaced.
+            state_dict: weights to write, named like those of a `ContrastiveModel`; needed if the weights in memory are
+                sharded or renamed by torch.compile. None: those in memory.
+            merge_adapters: with `lora`, write the full model with the adapters merged instead of the adapters.
 
-        Raises UserError for an instruction format that puts something behind the text: such a folder can only say
-        what comes before it.
+        Raises:
+            UserError: an instruction format adds something after the text, which such a folder cannot express.
         """
         settings = dataclasses.replace(
             self.settings,
@@ -312,63 +339,44 @@ class Encoder:
             prompts={**self.settings.prompts, **self.instructions.prefixes()},
             max_length=max(self.query_max_length, self.passage_max_length),
         )
-        own = None if state_dict is None else self._own(state_dict)
+        weights = None if state_dict is None else backbone_weights(state_dict, self._weight_names)
         folder = Path(path)
         remove_weights(folder)
         if merge_adapters and self.lora:
-            self._save_whole(folder, own)
+            save_merged(self._backbone, folder, weights, self._source.trust_remote_code)
         else:
-            self._backbone.save_pretrained(folder, state_dict=own)
+            self._backbone.save_pretrained(folder, state_dict=weights)
         save_tokenizer_and_settings(folder, self.tokenizer, settings, self.dim)
 
-    def _save_whole(self, folder: Path, own: Mapping[str, Tensor] | None) -> None:
-        """Write the plain model that base and adapters amount to, without making it."""
-        backbone = self._backbone
-        weights = merged_weights(backbone, backbone.state_dict() if own is None else own)
-        with torch.device("meta"):
-            shell = transformers.AutoModel.from_config(
-                copy.deepcopy(backbone.config),
-                dtype=backbone.dtype,
-                trust_remote_code=self._source.trust_remote_code,
-            )
-        shell.save_pretrained(folder, state_dict=weights)
-
     def load_weights(self, path: str | Path) -> None:
-        """Copy the weights of a folder that `save` wrote into the model in memory, in place; adapters into adapters.
+        """Copy the weights of a folder of `save` into the model in memory, in place; adapters into adapters.
 
-        Raises UserError for a folder whose weights are not exactly this model's.
+        Args:
+            path: the folder.
+
+        Raises:
+            UserError: names or shapes of the weights differ from this model's.
         """
         check_model_folder(str(path), "the checkpoint")
         settings = read_settings(str(path))
         if (settings.base is None) != (self.lora is None):
-            kind = "a whole model" if settings.base is None else "adapters"
-            raise UserError(f"the checkpoint {path} holds {kind}: expected what --use_lora, or its absence, makes")
+            kinds = ["a full model", "adapters"]
+            saved, expected = kinds if settings.base is None else reversed(kinds)
+            raise UserError(f"the checkpoint {path} holds {saved}, expected {expected}: use --use_lora as in that run")
         if self.lora:
             load_adapters(self._backbone, str(path), {})
             self._copy_to_devices()
             return
-        # through transformers: some models have other names for their weights in a file than in memory
+        # through transformers: some models name their weights differently in a file and in memory
         source = ModelLocation(str(path), settings, trust_remote_code=self._source.trust_remote_code)
         weights = load_backbone(source, self._backbone.dtype).state_dict()
         try:
             self._backbone.load_state_dict(weights, strict=True)
         except RuntimeError as error:
-            raise UserError(f"the checkpoint {path} holds another model than this: {error}") from error
+            raise UserError(f"the checkpoint {path} does not match this model: {error}") from error
         self._copy_to_devices()
 
     @property
     def _backbone(self) -> Any:
+        """The transformers model."""
         return self.model.backbone
-
-    def _own(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The transformers model's part of a ContrastiveModel's state_dict."""
-        own = {}
-        for name, tensor in state_dict.items():
-            # what torch.compile puts in between
-            _, mark, rest = name.replace("_orig_mod.", "").partition("embedding.backbone.")
-            if mark:
-                own[rest] = tensor
-        if own.keys() != self._weights:
-            differ = sorted(own.keys() ^ self._weights)
-            raise ValueError(f"not the weights of this model: {', '.join(differ[:5])} ({len(differ)} in all)")
-        return own

@@ -1,5 +1,6 @@
-"""Opening a model's parts, from a folder or the hub: the transformers backbone with its adapters, and the tokenizer;
-and writing what lies beside the weights.
+"""Loading of a model's parts from a folder or the hub: the transformers backbone with its adapters, and the tokenizer.
+
+Also writes the files next to the weights that make a folder one of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,27 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 
 from raybge.model.folder import FolderSettings, write_settings
-from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters
+from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters, merged_weights
 from raybge.util.errors import UserError, first_line
 
-# What transformers and peft raise for weights that are gone or damaged, and for a pickle that holds more than weights.
+# Errors of transformers and peft for missing or damaged weights, and for a pickle that holds more than weights.
 UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """Where a model comes from.
+    """Place of a model, and how to open it.
 
     Args:
-        name: a folder, or a name on the hub; `settings` is what it says (`read_settings`).
+        name: a folder, or a name on the hub.
+        settings: settings of the folder (`read_settings`).
         config_name: another configuration than its own.
-        cache_dir, token, trust_remote_code: as transformers takes them.
+        cache_dir: folder for models from the hub.
+        token: access token for the hub.
+        trust_remote_code: run code of the model's folder.
     """
 
     name: str
@@ -42,11 +48,12 @@ class ModelLocation:
 
     @property
     def hub(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `from_pretrained`."""
         return {"cache_dir": self.cache_dir, "token": self.token, "trust_remote_code": self.trust_remote_code}
 
     @property
     def adapter_options(self) -> dict[str, Any]:
-        """Where peft finds the folder's adapters."""
+        """Keyword arguments with which peft finds the folder's adapters."""
         return {
             "cache_dir": self.cache_dir,
             "token": self.token,
@@ -55,18 +62,30 @@ class ModelLocation:
 
 
 def load_backbone(source: ModelLocation, dtype: torch.dtype, lora: Lora | None = None) -> Any:
-    """The transformers model with every weight from the file: a missing one would be random, without a word.
+    """Load the transformers model with every weight from the file; transformers would initialise missing ones silently.
 
-    A folder of adapters is merged into its base model, or with `lora` trained further. With `lora`, a plain model gets
-    new adapters. Raises UserError for what is missing, damaged or of another size.
+    Args:
+        source: the model's place.
+        dtype: data type of the weights.
+        lora: a plain model gets new adapters, a folder of adapters is prepared for further training. None: a folder of
+            adapters is merged into its base model.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: weights are missing, damaged or of another shape.
     """
     settings = source.settings
     if settings.base is None:
         if lora and settings.subfolder and not os.path.isdir(source.name):
-            raise UserError(f"adapters cannot belong to {source.name}: its weights lie in {settings.subfolder}")
+            raise UserError(
+                f"--use_lora is not supported for {source.name}, whose weights are in the subfolder "
+                f"{settings.subfolder}: download the model and use the path of that folder"
+            )
         backbone = _load(source, source.name, settings.subfolder, dtype)
         return lora.apply(backbone) if lora else backbone
-    # in fp32: a half-precision sum would round the adapters away
+    # in fp32: a sum in half precision would round the adapters off
     backbone = _load(source, settings.base, "", torch.float32)
     if lora is None:
         return merge_adapters(backbone, source.name, source.adapter_options).to(dtype)
@@ -77,15 +96,21 @@ def load_backbone(source: ModelLocation, dtype: torch.dtype, lora: Lora | None =
 
 
 def load_classifier(source: ModelLocation, dtype: torch.dtype) -> Any:
-    """The transformers model with its classifying head, every weight from the file. Raises as `load_backbone` does."""
+    """Load the transformers model with its classification head; raises like `load_backbone`."""
     return _load(source, source.name, "", dtype, transformers.AutoModelForSequenceClassification)
 
 
 def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
-    """The transformers model with a masked language model's head, in fp32, and whether that head is a fresh one.
+    """Load the transformers model with the head of a masked language model, in fp32; raises like `load_backbone`.
 
-    A folder without one, such as a finished embedding model's, gets random weights for it, and the words' output
-    weights are their embeddings. All others are from the file. Raises as `load_backbone` does.
+    For a folder without a head, such as that of an embedding model, the head is newly initialised, with output weights
+    tied to the word embeddings. All other weights are from the file.
+
+    Args:
+        source: the model's place.
+
+    Returns:
+        The model, and True if its head is new.
     """
     model, loading = _open(
         source, source.name, source.settings.subfolder, torch.float32, transformers.AutoModelForMaskedLM
@@ -101,27 +126,32 @@ def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
 
 
 def make_masked_lm(source: ModelLocation) -> Any:
-    """As `load_masked_lm`, with random weights all over: of the source only its configuration is read."""
+    """Make a masked language model with random weights from the configuration of `source`."""
     config = _read_config(source, source.name, source.settings.subfolder)
     try:
         return transformers.AutoModelForMaskedLM.from_config(config, trust_remote_code=source.trust_remote_code)
     except ValueError as error:
         raise UserError(
-            f"the configuration {source.name} makes no masked language model: {first_line(error)}"
+            f"the configuration {source.name} is not one of a masked language model: {first_line(error)}"
         ) from error
 
 
-def _load(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel) -> Any:
+def _load(
+    source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any = transformers.AutoModel
+) -> Any:
+    """Load a model with every weight from the file."""
     backbone, loading = _open(source, name, subfolder, dtype, auto)
     check_weights(name, backbone, loading)
     if os.path.isdir(name):
-        # what adapters name as their base: it must be found from any current folder
+        # adapters store it as the name of their base, which has to be valid in any current folder
         backbone.name_or_path = os.path.abspath(os.path.join(name, subfolder))
     return backbone
 
 
-def _open(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any) -> tuple[Any, dict[str, Any]]:
-    """The model and what its file lacked or had in another size."""
+def _open(
+    source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, auto: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and the names of weights that its file lacks or has in another shape."""
     config = _read_config(source, name, subfolder)
     try:
         return auto.from_pretrained(
@@ -130,7 +160,7 @@ def _open(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, 
             subfolder=subfolder,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below
+            ignore_mismatched_sizes=True,  # `check_weights` names them
             **source.hub,
         )
     except UNLOADABLE as error:
@@ -138,6 +168,7 @@ def _open(source: ModelLocation, name: str, subfolder: str, dtype: torch.dtype, 
 
 
 def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
+    """Read the configuration; UserError for none, and for an encoder-decoder model."""
     try:
         config = transformers.AutoConfig.from_pretrained(
             source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
@@ -145,31 +176,43 @@ def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"the model {name} does not load: {first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"the model {name} has an encoder and a decoder: expected one of the two")
+        raise UserError(f"the model {name} is an encoder-decoder model: expected an encoder or a decoder")
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # of use when text is generated only
+        config.use_cache = False  # needed for generating text only
     return config
 
 
 def check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
-    """UserError where a model's file lacks some of its weights; a pooler that it lacks is taken off."""
+    """Raise UserError if a model's file lacks weights or has other shapes; a pooler without weights is removed."""
     sizes = [
-        f"{key} is {tuple(found)} in the file and {tuple(wanted)} in the model"
-        for key, found, wanted in sorted(loading["mismatched_keys"])
+        f"{key} is {tuple(in_file)} in the file and {tuple(in_model)} in the model"
+        for key, in_file, in_model in sorted(loading["mismatched_keys"])
     ]
     if sizes:
-        raise UserError(f"the model {name}: weights of another size than its config.json says: {'; '.join(sizes[:2])}")
-    # a model with a head needs all it has
-    spare = "pooler." if backbone.base_model is backbone else ()
-    missing = {key for key in loading["missing_keys"] if not key.startswith(spare)}
+        raise UserError(f"the model {name}: weights do not have the shapes of its config.json: {'; '.join(sizes[:2])}")
+    # a model with a head needs its pooler
+    optional = "pooler." if backbone.base_model is backbone else ()
+    missing = {key for key in loading["missing_keys"] if not key.startswith(optional)}
     if missing:
-        raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in all)")
+        raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in total)")
     if loading["missing_keys"]:
-        backbone.pooler = None  # not in the file and used by nothing here: not saved with random weights either
+        backbone.pooler = None  # not in the file and unused here: it must not be saved with random weights
 
 
 def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: bool) -> Any:
-    """The tokenizer, of the model or of another name; lower-casing and a padding token as the model's folder wants."""
+    """Load the tokenizer with the folder's lower-casing, and a padding token.
+
+    Args:
+        source: the model's place.
+        tokenizer_name: another tokenizer than the model's own.
+        use_fast: use the tokenizer written in Rust.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: it does not load, or it has no token to pad with.
+    """
     settings = source.settings
     name = tokenizer_name or source.name
     subfolder = "" if tokenizer_name else settings.subfolder
@@ -181,11 +224,16 @@ def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: 
         raise UserError(f"the tokenizer of {name} does not load: {first_line(error)}") from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise UserError(f"the tokenizer of {name} has neither a padding token nor an end token to pad with")
-        # as generating models do; it is masked, and whoever opens the saved folder can pad
+            raise UserError(
+                f"the tokenizer of {name} has neither a padding token nor an end-of-text token to pad with: expected "
+                "one of them"
+            )
+        # as usual for generative models: it is masked, and other libraries can pad with the saved tokenizer
         tokenizer.pad_token = tokenizer.eos_token
     if settings.lower_case and not tokenizer.is_fast:
-        raise UserError(f"the folder of {name} asks for lower case, which a slow tokenizer cannot be told")
+        raise UserError(
+            f"the folder of {name} requires lower-casing, which slow tokenizers do not support: use the fast one"
+        )
     if settings.lower_case:
         from tokenizers import normalizers
 
@@ -195,14 +243,60 @@ def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: 
     return tokenizer
 
 
-def save_tokenizer_and_settings(folder: Path, tokenizer: Any, settings: FolderSettings, dim: int) -> None:
-    """Make of a folder that holds a transformers model's weights and configuration a sentence-transformers folder.
+def backbone_weights(state_dict: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """Return the backbone's part of the state_dict of a training module.
 
     Args:
-        settings: with the maximal length in tokens that the folder is to carry.
+        state_dict: weights of a module with an `EmbeddingModel` as `embedding`, such as `ContrastiveModel`; names may
+            have the prefixes of torch.compile.
+        expected: names of the backbone's weights.
+
+    Returns:
+        Weights by their names in the backbone.
+
+    Raises:
+        ValueError: other names than expected.
+    """
+    weights = {}
+    for name, tensor in state_dict.items():
+        _, prefix, rest = name.replace("_orig_mod.", "").partition("embedding.backbone.")
+        if prefix:
+            weights[rest] = tensor
+    if weights.keys() != set(expected):
+        differ = sorted(weights.keys() ^ set(expected))
+        raise ValueError(f"state_dict does not match this model: {', '.join(differ[:5])} ({len(differ)} in total)")
+    return weights
+
+
+def save_merged(
+    backbone: Any, folder: Path, state_dict: Mapping[str, Tensor] | None, trust_remote_code: bool = False
+) -> None:
+    """Write the plain model that a model with adapters is equivalent to, without instantiating it.
+
+    Args:
+        backbone: a model with adapters.
+        folder: the folder.
+        state_dict: its weights if those in memory are sharded or renamed; None: those in memory.
+        trust_remote_code: run code of the model's folder.
+    """
+    weights = merged_weights(backbone, backbone.state_dict() if state_dict is None else state_dict)
+    with torch.device("meta"):
+        shell = transformers.AutoModel.from_config(
+            copy.deepcopy(backbone.config), dtype=backbone.dtype, trust_remote_code=trust_remote_code
+        )
+    shell.save_pretrained(folder, state_dict=weights)
+
+
+def save_tokenizer_and_settings(folder: Path, tokenizer: Any, settings: FolderSettings, dim: int) -> None:
+    """Turn a folder with the weights and configuration of a transformers model into one of sentence-transformers.
+
+    Args:
+        folder: the folder.
+        tokenizer: the model's tokenizer.
+        settings: settings to write, among them the maximal length in tokens.
         dim: width of a vector.
     """
-    # a fast tokenizer keeps the last call's truncation and would write it
+    # a fast tokenizer remembers the last call's truncation and would write it
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = settings.max_length
     if tokenizer.is_fast:

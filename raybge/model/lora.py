@@ -1,7 +1,7 @@
-"""Low-rank adapters: which layers get them, and their files (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+"""Low-rank adapters (LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685): their layers and their files.
 
-peft does the arithmetic. The adapters are put into the transformers model itself, so that whatever runs the model
-need not know of them. Nothing here imports torch or peft before it is used: the command checks its flags with this.
+peft does the arithmetic. The adapters are inserted into the transformers model itself, so code that runs the model is
+the same with and without them. torch and peft are imported on use only: commands check their flags with this module.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from typing import Any
 
 from raybge.util.errors import UserError, first_line
 
-_NAME = "default"  # peft's own name of the only adapter
+_NAME = "default"  # peft's name of a single adapter
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters to train, while the model's own weights stay as they are.
+    """Adapters to train while the model's own weights are frozen.
 
     Args:
-        rank: of the two factors whose product is added to a layer's weight.
+        rank: rank of the product of two factors that is added to a layer's weight.
         alpha: the product is scaled by alpha / rank.
-        dropout: of what goes into the adapters.
-        target_modules: names of linear layers, or ends of names ("query", "attention.output.dense"); None: all of
-            them, but for heads that give the embedding nothing.
+        dropout: dropout probability of the adapters' input.
+        target_modules: names of linear layers, or ends of names ("query", "attention.output.dense"); None: all linear
+            layers except heads that do not contribute to the embedding.
 
-    Raises UserError for values that cannot be, or where peft is not installed.
+    Raises:
+        UserError: a value out of range, or peft is not installed.
     """
 
     rank: int = 64
@@ -46,10 +47,18 @@ class Lora:
             raise UserError(f"--lora_dropout must be at least 0 and below 1, found {self.dropout}")
 
     def apply(self, backbone: Any) -> Any:
-        """Put adapters into a transformers model, in place, and freeze all else; returns the model.
+        """Insert adapters into a transformers model, in place, and freeze all other weights.
 
-        A new adapter adds nothing: its second factor is zero. Raises UserError for a target that is no linear layer
-        of the model.
+        A new adapter does not change the model's output: its second factor is zero.
+
+        Args:
+            backbone: a transformers model.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: a target is no linear layer of the model.
         """
         from peft import LoraConfig, TaskType
 
@@ -61,16 +70,16 @@ class Lora:
             target_modules=self._targets(backbone),
         )
         backbone.add_adapter(config, _NAME)
-        # a set until here, which would be written in another order each time
+        # peft makes a set of it, which would be written in another order each time
         config.target_modules = sorted(config.target_modules or ())
         return backbone
 
     def _targets(self, backbone: Any) -> list[str]:
-        """Full names of the layers that get adapters."""
+        """Return the full names of the layers that get adapters."""
         import torch
         from transformers.pytorch_utils import Conv1D
 
-        # a pooler gives the embedding nothing, so data-parallel training would wait for its adapters' gradients
+        # a pooler does not contribute to the embedding: data-parallel training would wait for its adapters' gradients
         linear = [
             name
             for name, module in backbone.named_modules()
@@ -78,27 +87,35 @@ class Lora:
         ]
         if self.target_modules is None:
             return linear
-        found = {end: [n for n in linear if f".{n}".endswith(f".{end}")] for end in self.target_modules}
-        unknown = [end for end, names in found.items() if not names]
-        if unknown or not found:
+        matches = {end: [n for n in linear if f".{n}".endswith(f".{end}")] for end in self.target_modules}
+        unknown = [end for end, names in matches.items() if not names]
+        if unknown or not matches:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             raise UserError(
-                f"--target_modules {' '.join(unknown)}: this model has no linear layer of that name; it has {known}"
+                f"--target_modules {' '.join(unknown)}: this model has no such linear layer; expected one of {known}"
             )
-        return sorted({name for names in found.values() for name in names})
+        return sorted({name for names in matches.values() for name in names})
 
 
-def require_peft(what: str) -> None:
-    """Stop with a UserError that says what needs peft, where it is not installed."""
+def require_peft(subject: str) -> None:
+    """Raise UserError if peft, which `subject` requires, is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError(f"{what} needs the package peft: pip install 'raybge[lora]'")
+        raise UserError(f"{subject} requires the package peft: pip install 'raybge[lora]'")
 
 
 def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Any:
-    """The model with a folder's adapters added to its weights: a plain transformers model, in fp32 as good as exact.
+    """Add a folder's adapters to the weights of their base model.
 
-    `options` say where on the hub the folder lies (token, cache_dir, subfolder). Raises UserError when the adapters
-    do not fit the model.
+    Args:
+        backbone: the base model, in fp32, in which the sum is practically exact.
+        folder: folder or hub name of the adapters.
+        options: where to find a folder on the hub: `token`, `cache_dir`, `subfolder`.
+
+    Returns:
+        A plain transformers model.
+
+    Raises:
+        UserError: the adapters do not fit the model.
     """
     require_peft(f"the model {folder}, which holds adapters,")
     from peft import PeftModel
@@ -107,17 +124,22 @@ def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> An
     try:
         whole = PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        # AttributeError: no kind that adds up; UnpicklingError: a .bin that holds more than weights
+        # AttributeError: adapters of a kind that cannot be merged; UnpicklingError: a .bin with more than weights
         raise UserError(f"the adapters of {folder} do not fit its base model: {first_line(error)}") from error
     for name, parameter in whole.named_parameters():
-        parameter.requires_grad_(wants_gradient[name])  # peft has frozen them all
+        parameter.requires_grad_(wants_gradient[name])  # peft has frozen all of them
     return whole
 
 
 def merged_weights(backbone: Any, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of the plain model that a model with adapters amounts to, by their names there.
+    """Compute the weights of the plain model that a model with adapters is equivalent to.
 
-    `state_dict` holds the weights of `backbone`, all of them whole, whatever workers hold of it in memory.
+    Args:
+        backbone: a model with adapters.
+        state_dict: its weights, unsharded, even if the workers hold shards in memory.
+
+    Returns:
+        Weights by their names in the plain model.
     """
     plain = {name.replace(".base_layer.", "."): w for name, w in state_dict.items() if ".lora_" not in name}
     for name, layer in backbone.named_modules():
@@ -126,13 +148,13 @@ def merged_weights(backbone: Any, state_dict: Mapping[str, Any]) -> dict[str, An
         weight = plain[f"{name}.weight"]
         a, b = (state_dict[f"{name}.lora_{side}.{_NAME}.weight"].float() for side in "AB")
         product = layer.scaling[_NAME] * (b @ a)
-        # GPT-2's layers keep their weights transposed
+        # GPT-2's layers store their weights transposed
         plain[f"{name}.weight"] = (weight + (product.T if layer.fan_in_fan_out else product)).to(weight.dtype)
     return plain
 
 
 def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> None:
-    """Copy a folder's adapters into those that `Lora.apply` made, in place; all of them, no other, of equal size."""
+    """Copy a folder's adapters into those that `Lora.apply` inserted, in place; names and shapes have to be equal."""
     from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
     try:
@@ -141,23 +163,30 @@ def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Non
         raise UserError(f"the adapters of {folder} do not load: {first_line(error)}") from error
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
     own = get_peft_model_state_dict(backbone, adapter_name=_NAME)
-    sizes, found = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (own, weights))
-    if sizes != found:
-        differ = sorted(name for name in sizes.keys() | found.keys() if sizes.get(name) != found.get(name))
+    expected, shapes = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (own, weights))
+    if expected != shapes:
+        differ = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
         raise UserError(
-            f"the adapters of {folder} are not those of --lora_rank and --target_modules: they differ in "
-            f"{', '.join(differ[:3])} ({len(differ)} in all)"
+            f"the adapters of {folder} do not match --lora_rank and --target_modules: they differ in "
+            f"{', '.join(differ[:3])} ({len(differ)} in total)"
         )
     set_peft_model_state_dict(backbone, weights, adapter_name=_NAME)
 
 
-def check_adapter_config(lora: Lora, folder: str, said: Mapping[str, Any]) -> None:
-    """Adapters that are trained further keep their kind and scale: `said` is their adapter_config.json."""
-    for name, wanted, found in (("rank", lora.rank, said.get("r")), ("alpha", lora.alpha, said.get("lora_alpha"))):
-        if wanted != found:
+def check_adapter_config(lora: Lora, folder: str, config: Mapping[str, Any]) -> None:
+    """Raise UserError if adapters that are trained further would change their kind or scale.
+
+    Args:
+        lora: adapters as the flags describe them.
+        folder: folder of the adapters.
+        config: its adapter_config.json.
+    """
+    for name, value, saved in (("rank", lora.rank, config.get("r")), ("alpha", lora.alpha, config.get("lora_alpha"))):
+        if value != saved:
             raise UserError(
-                f"--lora_{name} {wanted}: the adapters of {folder}, which are to be trained further, have {found}"
+                f"--lora_{name} {value}: the adapters of {folder} have {saved}; training them further requires the "
+                "same value"
             )
     for name in ("use_rslora", "alpha_pattern"):
-        if said.get(name):
-            raise UserError(f"the adapters of {folder} have {name}: raybge does not train such further")
+        if config.get(name):
+            raise UserError(f"the adapters of {folder} have {name}: training them further is not supported")

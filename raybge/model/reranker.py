@@ -1,10 +1,10 @@
-"""Scoring a query and a passage together, by a cross-encoder: slower than comparing their vectors, and more exact.
+"""Cross-encoder: scores a query and a passage together, slower and more accurately than by comparing their vectors.
 
     from raybge.model.reranker import Reranker
     reranker = Reranker("BAAI/bge-reranker-v2-m3")
     score_N = reranker.compute_score([("what is a lane?", "A lane is ..."), ("what is a lane?", "The weather ...")])
 
-Letters in tensor names: N pairs handed in, B pairs in a chunk, T tokens of its longest.
+Letters in tensor names: N input pairs, B pairs in a chunk, T tokens of its longest.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ _MAX_LENGTH = 512  # the recipe's default
 
 
 class Reranker:
-    """A cross-encoder with its tokenizer, on one device. Called as FlagEmbedding's FlagReranker is.
-
-    Half precision is on for a GPU and never on a CPU, where it would round the weights and gain nothing.
+    """A cross-encoder with its tokenizer, on one device; same interface as FlagEmbedding's FlagReranker.
 
     Args:
-        model_name_or_path: a local folder, or a model's name on the hub: a sequence classifier with one output.
-        devices: one device, such as "cuda:1", 1 or "cpu"; None takes the GPU if there is one.
-        batch_size: pairs of full length that a chunk may hold; of shorter ones it holds more. On a CPU a chunk is
-            never above what is fast there.
-        max_length: of a pair in tokens, special ones included; the passage is what is cut. At most what the model
-            holds; None: that, what its tokenizer says, or 512, whichever is least.
-        query_max_length: of the query in tokens, without special ones; None: three quarters of `max_length`. The
-            passage keeps room for one token at least.
+        model_name_or_path: a local folder, or a name on the hub: a sequence classifier with one output.
+        use_fp16: half precision on a GPU (default: on); never on a CPU, where it would round the weights without being
+            faster.
+        devices: one device, such as "cuda:1", 1 or "cpu"; None selects the GPU if there is one.
+        trust_remote_code: run code of the model's folder.
+        cache_dir: folder for models from the hub.
+        batch_size: pairs of maximal length in a chunk, which holds more of shorter ones. On a CPU a chunk is limited to
+            the size that is fast there.
+        max_length: maximal length of a pair in tokens, special tokens included; passages are truncated to it. At most
+            the model's own; None: the model's own, the tokenizer's or 512, whichever is least.
+        query_max_length: maximal length of a query in tokens, without special tokens; at least one token is left to
+            the passage. None: three quarters of `max_length`.
 
     Raises:
-        UserError: no such model there, or a length that leaves no room for both texts.
+        UserError: no such model, or a length without room for both texts.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Reranker:
         check_reranker(model_name_or_path, "the reranker", cache_dir, trust_remote_code)
         self.device = pick_device(devices)
         self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
-        source = ModelLocation(model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code)
+        source = ModelLocation(
+            model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code
+        )
         self.tokenizer = load_tokenizer(source, None, True)
         model = load_classifier(source, torch.float16 if self.use_fp16 else torch.float32)
         self.model = model.to(self.device).eval()
@@ -72,48 +76,48 @@ class Reranker:
         pad_id = getattr(self._config, "pad_token_id", None)
         self._pad_id = None if pad_id is None or pad_id < 0 else int(pad_id)
         self._frame = _read_frame(self.tokenizer)
-        # the tokenizer may give token types to a model that has no use for them
-        taken = inspect.signature(model.forward).parameters.keys() & set(self.tokenizer.model_input_names)
-        self._typed = "token_type_ids" in taken
+        # the tokenizer may return token types that the model does not accept
+        accepted = inspect.signature(model.forward).parameters.keys() & set(self.tokenizer.model_input_names)
+        self._has_types = "token_type_ids" in accepted
         self.max_length, self.query_max_length = self._limits(max_length, query_max_length)
 
-    def _limits(self, wanted: int | None, query_wanted: int | None) -> tuple[int, int]:
-        """The maximal lengths in tokens of a pair, with special tokens, and of a query, without."""
-        length = min(_MAX_LENGTH, self.tokenizer.model_max_length) if wanted is None else wanted
+    def _limits(self, max_length: int | None, query_max_length: int | None) -> tuple[int, int]:
+        """Return the maximal lengths in tokens of a pair, with special tokens, and of a query, without them."""
+        length = min(_MAX_LENGTH, self.tokenizer.model_max_length) if max_length is None else max_length
         length = min(length, max_positions(self.model) or length)
         special = self._frame.special
         if length < special + 2:
-            least = f"{special + 2}, for a query, a passage and {special} special tokens around them"
-            raise UserError(f"max_length {length}: expected at least {least}")
-        if query_wanted is not None and query_wanted < 1:
-            raise UserError(f"query_max_length must be at least 1 token, found {query_wanted}")
-        return length, min(query_wanted or length * 3 // 4, length - special - 1)
+            parts = f"a query, a passage and {special} special tokens"
+            raise UserError(f"max_length {length}: expected at least {special + 2}, for {parts}")
+        if query_max_length is not None and query_max_length < 1:
+            raise UserError(f"query_max_length must be at least 1 token, found {query_max_length}")
+        return length, min(query_max_length or length * 3 // 4, length - special - 1)
 
     def compute_score(self, pairs: Sequence[tuple[str, str]], normalize: bool = False) -> np.ndarray:
-        """Scores of N pairs of a query and a passage, in the pairs' order; more is more relevant.
+        """Score N pairs of a query and a passage; a higher score is more relevant.
 
         Args:
-            pairs: texts as they are: rerankers of this kind have no instructions.
-            normalize: the sigmoid of the model's output, between 0 and 1, instead of the output itself.
+            pairs: (query, passage) without instructions, which rerankers of this kind do not have.
+            normalize: return the sigmoid of the model's output, between 0 and 1, instead of the output itself.
 
         Returns:
-            (N,) fp32. A pair's last bits may differ with its company.
+            (N,) fp32 in the order of the pairs. A score's last bits may depend on the other pairs of its chunk.
         """
         tokens = self._tokenize(pairs)
         budget = self.batch_size * self.max_length
         if self.device.type == "cpu":
             budget = min(budget, CPU_TOKENS_PER_CHUNK)
-        # see `_fill`: it needs an id that is free
-        most = self._config.vocab_size - 1 if self._pad_id is None else None
+        # `_fill` needs an id that no text of the chunk ends with
+        max_pairs = self._config.vocab_size - 1 if self._pad_id is None else None
         score_N = torch.empty(len(tokens))
         with torch.no_grad():
-            for rows in plan_chunks([len(ids) for ids, _ in tokens], budget, most):
+            for rows in plan_chunks([len(ids) for ids, _ in tokens], budget, max_pairs):
                 logits_B1 = self.model(**self._pad([tokens[row] for row in rows])).logits
                 score_N[rows] = logits_B1[:, 0].float().cpu()
         return (score_N.sigmoid() if normalize else score_N).numpy()
 
     def _tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and token types of each pair: the query cut first, then the passage to what is left."""
+        """Return token ids and token types of each pair: the query is truncated first, then the passage to the rest."""
         if not pairs:
             return []
         options = {"add_special_tokens": False, "truncation": True}
@@ -127,12 +131,12 @@ class Reranker:
             room = self.max_length - special - len(query)
             passage = passage[-room:] if side == "left" else passage[:room]
             ids, types = self._frame.join(query, passage)
-            # two empty texts and no special tokens: models refuse a text of no token
+            # two empty texts without special tokens: models reject an input without tokens
             tokens.append((ids, types) if ids else ([self.tokenizer.pad_token_id], [0]))
         return tokens
 
     def _pad(self, tokens: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-        """The model's inputs (B, T) for one chunk, padded on the right, on its device."""
+        """Return the model's inputs (B, T) for one chunk, padded on the right, on its device."""
         shape = len(tokens), max(len(ids) for ids, _ in tokens)
         ids_BT = np.full(shape, self._fill({ids[-1] for ids, _ in tokens}), dtype=np.int64)
         mask_BT = np.zeros(shape, dtype=np.int64)
@@ -142,15 +146,15 @@ class Reranker:
             mask_BT[b, : len(ids)] = 1
             types_BT[b, : len(types)] = types
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if self._typed:
+        if self._has_types:
             inputs["token_type_ids"] = types_BT
         return {name: torch.from_numpy(values).to(self.device) for name, values in inputs.items()}
 
     def _fill(self, last: set[int]) -> int:
-        """The id to pad with, for texts that end with the tokens `last`.
+        """Return the id to pad with, for texts that end with the tokens `last`.
 
-        Decoders read the score off the last token that is not the configuration's padding, and the tokenizer's padding
-        may be another. Where the configuration has none, any id will do that no text of the chunk ends with.
+        Decoders take the score from the last token that is not the configuration's padding, which may differ from the
+        tokenizer's. If the configuration has none, any id is suitable that no text of the chunk ends with.
         """
         if self._pad_id is not None:
             return self._pad_id
@@ -160,10 +164,14 @@ class Reranker:
 
 @dataclass(frozen=True)
 class _Frame:
-    """How a tokenizer makes one text of two: a sample pair as token ids and as token types, and where the query begins
-    and ends in it, and the passage.
+    """Template of a tokenizer for a pair: a sample pair with the places of its texts.
 
-    Joining token ids is exact where cutting the text and tokenising it again is not.
+    Joining token ids is exact; truncating a text and tokenizing it again is not.
+
+    Args:
+        ids: token ids of the sample pair.
+        types: token types of the sample pair.
+        cuts: start and end of the query, start and end of the passage.
     """
 
     ids: list[int]
@@ -172,11 +180,11 @@ class _Frame:
 
     @property
     def special(self) -> int:
-        """How many special tokens a pair has."""
+        """Number of special tokens in a pair."""
         return len(self.join([], [])[0])
 
     def join(self, query: list[int], passage: list[int]) -> tuple[list[int], list[int]]:
-        """The pair's token ids and token types, from its texts' token ids without special tokens."""
+        """Return a pair's token ids and token types from the token ids of its texts without special tokens."""
         a, b, c, d = self.cuts
         query_types, passage_types = [self.types[a]] * len(query), [self.types[c]] * len(passage)
         ids = [*self.ids[:a], *query, *self.ids[b:c], *passage, *self.ids[d:]]
@@ -184,7 +192,7 @@ class _Frame:
 
 
 def _read_frame(tokenizer: Any) -> _Frame:
-    """What the tokenizer puts before, between and behind the two texts of a pair."""
+    """Read the tokens that the tokenizer adds before, between and after the two texts of a pair."""
     query, passage = tokenizer(["a", "b"], add_special_tokens=False)["input_ids"]
     pair = tokenizer("a", "b")
     ids = pair["input_ids"]
@@ -193,6 +201,6 @@ def _read_frame(tokenizer: Any) -> _Frame:
         starts = range(cuts[-1] if cuts else 0, len(ids))
         start = next((i for i in starts if ids[i : i + len(text)] == text), None)
         if start is None:
-            raise UserError(f"the tokenizer of {tokenizer.name_or_path} does not put the passage behind the query")
+            raise UserError(f"the tokenizer of {tokenizer.name_or_path} does not put the passage after the query")
         cuts += [start, start + len(text)]
     return _Frame(ids, pair.get("token_type_ids") or [0] * len(ids), cuts)

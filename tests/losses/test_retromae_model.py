@@ -206,7 +206,7 @@ def test_what_cannot_be_pre_trained_is_named(tmp_path):
     decoder = make_tiny(tmp_path / "decoder", "llama", mask=True)
     with pytest.raises(UserError, match="decoder does not load"):
         load_pretraining_model(decoder)
-    with pytest.raises(UserError, match="makes no masked language model"):
+    with pytest.raises(UserError, match="is not one of a masked language model"):
         load_pretraining_model(config_name=decoder, tokenizer_name=decoder)
     adapters = tmp_path / "adapters"
     adapters.mkdir()

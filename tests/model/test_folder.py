@@ -152,8 +152,8 @@ def test_a_pooling_that_cannot_be_honoured_is_named(tmp_path, pooling):
         ({"modules.json": [1]}, "modules.json: expected a list of modules"),
         ({"modules.json": modules(OLD + "Transformer", OLD + "Pooling")}, "1_Pooling/config.json is missing"),
         ({"sentence_bert_config.json": [1]}, "sentence_bert_config.json: expected a JSON object, found list"),
-        ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "the task 'fill-mask'"),
-        ({"config_sentence_transformers.json": {"default_prompt_name": "x"}}, "default prompt 'x'"),
+        ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask'"),
+        ({"config_sentence_transformers.json": {"default_prompt_name": "x"}}, "default_prompt_name is 'x'"),
     ],
 )
 def test_a_damaged_folder_is_named(tmp_path, files, message):
@@ -168,7 +168,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     for name, message in {
         "empty": "config.json is missing",
         "bare": "no weights here, expected one of model.safetensors",
-        "bare/config.json": "expected a model's folder, this is a file",
+        "bare/config.json": "expected a model's folder, found a file",
         "nowhere": "no such folder",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
@@ -205,7 +205,7 @@ def test_instructions():
 def test_an_instruction_behind_the_text_cannot_be_saved():
     behind = Instructions("Find", "{1} ({0})")
     assert behind.query_text("q") == "q (Find)"
-    with pytest.raises(UserError, match="query does not end with the text"):
+    with pytest.raises(UserError, match="query must end with the text"):
         behind.prefixes()
 
 

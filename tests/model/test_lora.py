@@ -143,7 +143,7 @@ def test_weights_that_workers_gathered_are_those_written(tiny, tmp_path, lora, m
     assert files(tmp_path / "a") == (ADAPTERS if lora and not merge else WHOLE)
     assert_close(Encoder(str(tmp_path / "a"), devices="cpu").encode(TEXTS), expected)
     whole.popitem()
-    with pytest.raises(ValueError, match=r"not the weights of this model.*\(1 in all\)"):
+    with pytest.raises(ValueError, match=r"state_dict does not match this model.*\(1 in total\)"):
         encoder.save(tmp_path / "a", whole)
     assert_close(Encoder(str(tmp_path / "a"), devices="cpu").encode(TEXTS), expected)
 
@@ -170,11 +170,11 @@ def test_weights_of_another_model_are_not_loaded(trained, tiny, tmp_path):
     encoder.save(tmp_path / "adapters")
     encoder.save(tmp_path / "whole", merge_adapters=True)
     plain = Encoder(tiny("bert", "plain"), devices="cpu")
-    with pytest.raises(UserError, match="the checkpoint .*whole holds a whole model"):
+    with pytest.raises(UserError, match="the checkpoint .*whole holds a full model"):
         encoder.load_weights(tmp_path / "whole")
     with pytest.raises(UserError, match="the checkpoint .*adapters holds adapters"):
         plain.load_weights(tmp_path / "adapters")
-    with pytest.raises(UserError, match="holds another model than this"):
+    with pytest.raises(UserError, match="does not match this model"):
         plain.load_weights(tiny("bert", "three", num_hidden_layers=3))
     with pytest.raises(UserError, match="they differ in .*lora_A"):
         Encoder(tiny("bert", "other"), lora=Lora(2, 6, 0.0), devices="cpu").load_weights(tmp_path / "adapters")
@@ -222,7 +222,7 @@ def test_targets(tiny, targets, expected):
 
 @pytest.mark.parametrize("targets", [("query", "quary"), ("word_embeddings",), ("uery",), ()])
 def test_a_target_that_is_not_in_the_model_is_named(tiny, targets):
-    with pytest.raises(UserError, match=r"--target_modules .*no linear layer.* it has dense, key, query, value"):
+    with pytest.raises(UserError, match=r"--target_modules .*no such linear layer.* expected one of dense, key, query, value"):
         Encoder(tiny(), lora=Lora(target_modules=targets), devices="cpu")
 
 
@@ -245,7 +245,7 @@ def test_without_peft_the_extra_is_named(trained, tmp_path, monkeypatch):
         lambda: check_model_folder(str(tmp_path / "adapters"), "--encoder"),
         lambda: Encoder(str(tmp_path / "adapters"), devices="cpu"),
     ):
-        with pytest.raises(UserError, match=r"needs the package peft: pip install 'raybge\[lora\]'"):
+        with pytest.raises(UserError, match=r"requires the package peft: pip install 'raybge\[lora\]'"):
             attempt()
 
 
@@ -254,7 +254,7 @@ def test_folders_of_adapters_that_lack_something_are_named(trained, tmp_path):
     saved = tmp_path / "saved"
     encoder.save(saved)
     config = json.loads((saved / "adapter_config.json").read_text())
-    for base, says in ((f"{folder}-gone", "no such folder is here"), (None, "base_model_name_or_path is missing")):
+    for base, says in ((f"{folder}-gone", "does not exist on this machine"), (None, "base_model_name_or_path is missing")):
         (saved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
         with pytest.raises(UserError, match=says):
             Encoder(str(saved), devices="cpu")

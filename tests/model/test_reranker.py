@@ -194,7 +194,7 @@ def test_positions_behind_the_padding_of_roberta(classifier):
     [
         ({"max_length": 4}, "max_length 4: expected at least 5, for a query, a passage and 3 special tokens"),
         ({"query_max_length": 0}, "query_max_length must be at least 1 token, found 0"),
-        ({"devices": ["cpu", "cpu"]}, "holds one device"),
+        ({"devices": ["cpu", "cpu"]}, "runs on one device"),
     ],
 )
 def test_arguments_that_cannot_be(classifier, asked, message):
@@ -240,7 +240,7 @@ def test_tokenizer_that_puts_the_passage_first(classifier):
     core = tokenizers.Tokenizer.from_file(str(path))
     core.post_processor = tokenizers.processors.TemplateProcessing(single="$A", pair="$B $A", special_tokens=[])
     core.save(str(path))
-    with pytest.raises(UserError, match=f"the tokenizer of {folder} does not put the passage behind the query"):
+    with pytest.raises(UserError, match=f"the tokenizer of {folder} does not put the passage after the query"):
         Reranker(folder, devices="cpu")
 
 
@@ -293,7 +293,7 @@ BERT = ["BertForSequenceClassification"]
                 "model_type": "new",
                 "auto_map": {"AutoModelForSequenceClassification": "modeling.New"},
             },
-            r"this model runs code of its own \(modeling.New\); allow it by --trust_remote_code",
+            r"this model runs its own code \(modeling.New\); allow it by --trust_remote_code",
         ),
     ],
 )
@@ -326,7 +326,7 @@ def test_folders_that_hold_no_whole_model(tmp_path):
         check_reranker(folder, "--reranker")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / "model" / name).touch()
-    with pytest.raises(UserError, match=f"^--reranker {folder}: adapters alone are not supported here, merge them"):
+    with pytest.raises(UserError, match=f"^--reranker {folder}: adapters alone are not supported, merge them"):
         check_reranker(folder, "--reranker")
 
 
