@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import SENTENCE, changed, make_classifier, make_t5, make_tiny
+from tiny import SENTENCE, make_classifier, make_t5, make_tiny, perturb_weights
 
 from raybge.merging import methods
 from raybge.merging.alignment import AlignedModels
@@ -40,7 +40,7 @@ def three(tmp_path):
     """Return a function from an architecture to the folders of three models."""
 
     def make(kind: str = "bert", **more) -> list[str]:
-        return [changed(make_tiny(tmp_path / f"{kind}-{i}", kind, **more), i) for i in range(3)]
+        return [perturb_weights(make_tiny(tmp_path / f"{kind}-{i}", kind, **more), i) for i in range(3)]
 
     return make
 
@@ -80,7 +80,7 @@ def test_linear_merge_is_the_weighted_sum(three, tmp_path, monkeypatch, kind, we
 @pytest.mark.parametrize("method", ["linear", "slerp"])
 def test_weights_1_and_0_reproduce_the_first_model_bit_for_bit(three, tmp_path, dtype, method):
     first, second, _ = three()
-    changed(first, 7, dtype)
+    perturb_weights(first, 7, dtype)
     key = "encoder.layer.0.output.LayerNorm.bias"
     add(first, **{key: torch.full((16,), -0.0, dtype=dtype)})
     if method == "linear":
@@ -91,7 +91,7 @@ def test_weights_1_and_0_reproduce_the_first_model_bit_for_bit(three, tmp_path, 
 
 
 def test_half_precision_is_summed_in_fp32_and_written_in_half(three, tmp_path):
-    names = [changed(name, i, torch.bfloat16) for i, name in enumerate(three())]
+    names = [perturb_weights(name, i, torch.bfloat16) for i, name in enumerate(three())]
     merged = tensors_of(merge(tmp_path / "merged", names, (0.3, 0.3, 0.4)))
     for key, expected in weighted_sum(names, (0.3, 0.3, 0.4)).items():
         # rounded once: the error is at most half of the last of bf16's 8 bits
@@ -136,14 +136,14 @@ def test_memory_mapped_tensors_are_not_written_into(three, tmp_path):
 
 def test_base_model_with_head_and_old_tensor_names(tmp_path):
     """google-bert/bert-base-uncased has the prefix `bert.` and calls its layer norm parameters gamma and beta."""
-    base = changed(make_tiny(tmp_path / "base", head=True), 1)
+    base = perturb_weights(make_tiny(tmp_path / "base", head=True), 1)
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
         for name, tensor in tensors_of(base).items()
     }
     assert any("gamma" in name for name in old) and any(name.startswith("cls.") for name in old)
     save_file(old, tmp_path / "base/model.safetensors", {"format": "pt"})
-    tuned = changed(make_tiny(tmp_path / "tuned", pooler=False), 2)
+    tuned = perturb_weights(make_tiny(tmp_path / "tuned", pooler=False), 2)
     expected = {
         name: (tensor.double() + tensors_of(tuned)[name].double()) / 2
         for name, tensor in transformers.AutoModel.from_pretrained(base).state_dict().items()
@@ -160,7 +160,7 @@ def test_base_model_with_head_and_old_tensor_names(tmp_path):
 
 def test_tied_weights_stay_tied(tmp_path):
     """gpt2 ties its head to the token embeddings; a `.bin` file contains both tensors, safetensors one."""
-    names = [changed(make_tiny(tmp_path / f"{i}", "gpt2", head=True), i) for i in range(2)]
+    names = [perturb_weights(make_tiny(tmp_path / f"{i}", "gpt2", head=True), i) for i in range(2)]
     both = tensors_of(names[1])
     assert "lm_head.weight" not in both
     torch.save({**both, "lm_head.weight": both["transformer.wte.weight"]}, tmp_path / "1/pytorch_model.bin")
@@ -190,7 +190,7 @@ def make_layerwise(folder: Path) -> str:
     ids=["classifier", "language model as reranker", "decoder", "encoder-decoder"],
 )
 def test_every_model_type_loads_again(tmp_path, model_type, make, auto):
-    names = [changed(make(tmp_path / str(i)), i) for i in range(2)]
+    names = [perturb_weights(make(tmp_path / str(i)), i) for i in range(2)]
     folder = merge(tmp_path / "merged", names, (0.25, 0.75), model_type)
     open_it = getattr(transformers, auto).from_pretrained
     model, info = open_it(folder, output_loading_info=True)
@@ -278,7 +278,7 @@ def test_adapters_are_rejected_with_a_remedy(tmp_path):
 
 def saved(folder: Path, seed: int, pooling="mean", normalize=True, prompts=None, length=16) -> str:
     """Write an embedding model's folder with its settings."""
-    changed(make_tiny(folder, pooler=False), seed)
+    perturb_weights(make_tiny(folder, pooler=False), seed)
     write_settings(folder, FolderSettings(pooling, normalize, prompts or {}, max_length=length), 16, {})
     return str(folder)
 
@@ -287,7 +287,7 @@ def saved(folder: Path, seed: int, pooling="mean", normalize=True, prompts=None,
 def test_pooling_normalisation_prompts_and_length_are_preserved(tmp_path, pooling, normalize):
     tuned = saved(tmp_path / "tuned", 1, pooling, normalize, {"query": "what is ", "document": ""}, 24)
     base = saved(tmp_path / "base", 2, pooling, normalize, {"query": ""}, 16)
-    unstated = changed(make_tiny(tmp_path / "unstated", pooler=False), 3)  # without settings: ignored
+    unstated = perturb_weights(make_tiny(tmp_path / "unstated", pooler=False), 3)  # without settings: ignored
     for i, names in enumerate(([tuned, base], [base, tuned], [unstated, tuned, base])):
         weights = [1 / len(names)] * len(names)
         settings = read_settings(merge(tmp_path / f"merged-{i}", names, weights))
@@ -331,7 +331,7 @@ def test_old_folders_with_weights_in_a_subfolder(tmp_path):
 
 
 def test_code_and_generation_settings_are_copied(tmp_path):
-    names = [changed(make_tiny(tmp_path / str(i), "qwen3", head=True), i) for i in range(2)]
+    names = [perturb_weights(make_tiny(tmp_path / str(i), "qwen3", head=True), i) for i in range(2)]
     (tmp_path / "0/modeling_own.py").write_text("# code\n")
     (tmp_path / "0/generation_config.json").write_text('{"temperature": 0.6}')
     folder = Path(merge(tmp_path / "merged", names, (0.5, 0.5), "decoder"))
@@ -343,10 +343,10 @@ def test_hub_name_is_read_from_the_cache(tmp_path):
     """Without a network, as the tests run."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     place = tmp_path / "cache/models--owner--tiny"
-    changed(make_tiny(place / "snapshots" / commit, pooler=False), 1)
+    perturb_weights(make_tiny(place / "snapshots" / commit, pooler=False), 1)
     (place / "refs").mkdir()
     (place / "refs/main").write_text(commit)
-    local = changed(make_tiny(tmp_path / "local", pooler=False), 2)
+    local = perturb_weights(make_tiny(tmp_path / "local", pooler=False), 2)
     opened = AlignedModels(["owner/tiny", local], "encoder", cache_dir=str(tmp_path / "cache"))
     assert opened.models[0].folder == place / "snapshots" / commit
     with pytest.raises(UserError, match="--model_names_or_paths owner/none is not a folder and cannot be downloaded"):
@@ -374,7 +374,7 @@ def lm_cocktail():
     ],
 )
 def test_equals_lm_cocktail(lm_cocktail, tmp_path, model_type, make, auto):
-    names = [changed(make(tmp_path / str(i)), i) for i in range(3)]
+    names = [perturb_weights(make(tmp_path / str(i)), i) for i in range(3)]
     theirs = lm_cocktail.mix_models(names, model_type, [0.2, 0.5, 0.3]).state_dict()
     folder = merge(tmp_path / "merged", names, (0.2, 0.5, 0.3), model_type)
     ours = getattr(transformers, auto).from_pretrained(folder).state_dict()

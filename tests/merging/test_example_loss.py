@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import changed, make_t5, make_tiny
+from tiny import make_t5, make_tiny, perturb_weights
 
 from raybge.data.groups import Group
 from raybge.merging.example_loss import (
@@ -39,7 +39,7 @@ def test_weights_are_the_softmax_of_negative_losses():
 @pytest.fixture
 def embedder(tmp_path) -> str:
     """A model with mean pooling, without normalisation and with prompts; the loss normalises and adds the prompts."""
-    folder = changed(make_tiny(tmp_path / "embedder", pooler=False), 1)
+    folder = perturb_weights(make_tiny(tmp_path / "embedder", pooler=False), 1)
     prompts = {"query": "what ", "document": "row "}
     write_settings(folder, FolderSettings("mean", False, prompts, max_length=16), 16, {})
     return folder
@@ -80,7 +80,7 @@ def test_negatives_are_equal_for_all_models():
 def test_generation_loss_matches_transformers(tmp_path, kind):
     """transformers averages over the tokens of a batch, which is one example here."""
     make = make_t5 if kind == "encoder-decoder" else lambda folder: make_tiny(folder, "qwen3", head=True)
-    folder = changed(make(tmp_path / "model"), 1)
+    folder = perturb_weights(make(tmp_path / "model"), 1)
     auto = transformers.AutoModelForSeq2SeqLM if kind == "encoder-decoder" else transformers.AutoModelForCausalLM
     model, words = auto.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
     words.padding_side = "right"
@@ -126,7 +126,7 @@ def test_weights_match_lm_cocktail(tmp_path):
         from LM_Cocktail import utils
     except ImportError as error:
         pytest.skip(f"lm-cocktail 0.0.4 cannot be imported ({error}): pip install --no-deps --target DIR lm-cocktail")
-    names = [changed(make_tiny(tmp_path / str(i), pooler=False), i) for i in range(3)]
+    names = [perturb_weights(make_tiny(tmp_path / str(i), pooler=False), i) for i in range(3)]
     rows = [{"query": g.query, "pos": list(g.pos), "neg": ["sort by length", "one node"]} for g in GROUPS[:2]]
     models = [transformers.AutoModel.from_pretrained(name).eval() for name in names]
     words = transformers.AutoTokenizer.from_pretrained(names[0])

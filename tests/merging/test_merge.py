@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tiny import changed, make_classifier, make_tiny
+from tiny import make_classifier, make_tiny, perturb_weights
 
 import raybge
 from raybge.cli.console import Console
@@ -35,7 +35,7 @@ def models(tmp_path_factory, words) -> list[str]:
     size = {"vocab_size": 4 + len(words), "hidden_size": 32, "intermediate_size": 64}
     folders = []
     for i, name in enumerate(("tuned", "base")):
-        changed(make_tiny(folder / name, pooler=False, words=words, **size), i)
+        perturb_weights(make_tiny(folder / name, pooler=False, words=words, **size), i)
         write_settings(folder / name, FolderSettings("mean", True, {"query": "ak "}, max_length=16), 32, {})
         folders.append(str(folder / name))
     return folders
@@ -292,7 +292,7 @@ def test_weights_follow_from_losses(ray_of_four, models, rows, tmp_path, capfd):
 
 
 def test_weights_of_language_models_follow_from_their_outputs(ray_of_four, tmp_path):
-    names = [changed(make_tiny(tmp_path / str(i), "qwen3", head=True), i) for i in range(2)]
+    names = [perturb_weights(make_tiny(tmp_path / str(i), "qwen3", head=True), i) for i in range(2)]
     pairs = [{"input": "what is a lane", "output": "a row of text"}, {"input": "we sort", "output": "by length"}]
     losses = [
         ExampleSet("decoder", [("what is a lane", "a row of text"), ("we sort", "by length")]).loss(n, 1, "cpu")

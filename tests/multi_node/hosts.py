@@ -1,7 +1,7 @@
-"""Three hosts on one machine, for clusters that nothing but a network and a shared folder holds together.
+"""Three simulated hosts on one machine, connected only by a network and a shared folder.
 
-Each host has network, host name, processes, `/tmp/ray` and home folder of its own, and an sshd. A bridge joins them to
-the «outside», where a person sits. All of it lives in namespaces below one process: with that, all of it goes.
+Each host has its own network, host name, processes, `/tmp/ray` and home folder, and an sshd. A bridge connects them to
+the «outside», from which the cluster is controlled. All of it is in namespaces below one process, and ends with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPACES = ["--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mou
 PATH = f"{os.path.dirname(sys.executable)}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ADDRESSES = ("10.77.0.2", "10.77.0.3", "10.77.0.4")
 
-# What each host and the outside (0) make their own, once they are in their namespaces. $1: number.
+# Private resources of each host, and of the outside (0), set up within their namespaces. $1: number.
 PRIVATE = """
 set -eu
 hostname host$1
@@ -31,7 +31,7 @@ mount --bind shadow /etc/shadow
 ip link set lo up
 """
 
-# A host: wait for the cable, then serve.
+# A host: wait for its end of the cable, then run sshd.
 HOST = """
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip addr add 10.77.0.$(($1 + 1))/24 dev eth0
@@ -67,20 +67,20 @@ MaxStartups 100
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here; None where there can."""
+    """Return the reason why this machine permits no simulated hosts; None if it does."""
     path = f"{PATH}:{os.environ.get('PATH', '')}"
     if lacking := [name for name in PROGRAMS if shutil.which(name, path=path) is None]:
         return f"not installed: {', '.join(lacking)}"
     needed = "ip link add bridge type bridge && ip link add cable type veth peer name end && mount --bind /tmp /tmp"
-    tried = subprocess.run(["unshare", *SPACES, "sh", "-c", needed], capture_output=True, text=True)
-    return None if tried.returncode == 0 else f"namespaces are not permitted: {tried.stderr.strip()}"
+    probe = subprocess.run(["unshare", *SPACES, "sh", "-c", needed], capture_output=True, text=True)
+    return None if probe.returncode == 0 else f"namespaces are not permitted: {probe.stderr.strip()}"
 
 
 def run_alone(script: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script on a host of its own that no cable leads to; stdout and stderr together.
+    """Run a shell script on a host without network; stdout and stderr together.
 
-    Its `/tmp/ray` lies in `folder`. `more` is added to this process's environment. What the script leaves running is
-    ended with it.
+    Its `/tmp/ray` is in `folder`. `more` is added to this process's environment. Processes that the script leaves
+    running end with it.
     """
     (folder / "ray").mkdir()
     own = f"set -e; mkdir -p /tmp/ray; mount --bind {folder}/ray /tmp/ray; ip link set lo up\n"
@@ -95,10 +95,13 @@ def run_alone(script: str, folder: Path, **more: str) -> subprocess.CompletedPro
 
 
 class Hosts:
-    """The hosts, from `with` to its end.
+    """Context manager that runs the hosts.
 
-    `shared` is one folder for all. `own` and `home` are folders of each host's own under the same name; `homes` is
-    where the hosts' homes are to be found from here. All else is the machine's.
+    Attributes:
+        shared: folder that all hosts share.
+        own: private folder of each host, at the same path on all of them.
+        home: home folder of each host, at the same path on all of them.
+        homes: paths of the hosts' home folders on this machine.
     """
 
     def __init__(self) -> None:
@@ -109,7 +112,7 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         try:
-            self._furnish()
+            self._create_files()
             command = ["unshare", *SPACES, "sh", "outside.sh", "0"]
             with open(self.base / "outside.log", "w") as log:
                 self._outside = subprocess.Popen(command, cwd=self.base, stdout=log, stderr=log)
@@ -126,11 +129,11 @@ class Hosts:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What the person outside has set."""
+        """Return the environment of commands outside the hosts."""
         return {"PATH": PATH, "HOME": str(self.home), "LANG": "C.UTF-8", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command as the machine must call it, for it to run outside the hosts and on their bridge."""
+        """Return the command that runs `command` on the outside, connected to the hosts' bridge."""
         children = Path(f"/proc/{self._outside.pid}/task/{self._outside.pid}/children").read_text().split()
         return ["nsenter", "--target", children[0], "--net", "--uts", "--mount", "--pid", "--wd=.", "--", *command]
 
@@ -158,11 +161,11 @@ class Hosts:
         return self.run("ssh", "-i", str(self.key), *options, f"root@{address}", command)
 
     def processes(self, address: str) -> list[str]:
-        """Commands of the processes on a host, without sshd and what this question takes."""
+        """Return the commands of the processes on a host, without sshd and those of this query."""
         args = self.ssh(address, "ps -eo args=").stdout.splitlines()
         return [line for line in args if not line.startswith(("sshd:", "/usr/sbin/sshd", "ps -eo", "bash -c ps"))]
 
-    def _furnish(self) -> None:
+    def _create_files(self) -> None:
         for name in ("shared", "own", "home"):
             (self.base / name).mkdir()
         for i in range(len(ADDRESSES) + 1):
@@ -171,8 +174,8 @@ class Hosts:
         for name in ("key", "host_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.base / name], check=True)
         (self.base / "sshd_config").write_text(SSHD.format(base=self.base))
-        people = f"root:x:0:0:root:{self.home}:/bin/bash", "sshd:x:101:65534::/run/sshd:/bin/false"
-        (self.base / "passwd").write_text("\n".join([*people, ""]))
+        users = f"root:x:0:0:root:{self.home}:/bin/bash", "sshd:x:101:65534::/run/sshd:/bin/false"
+        (self.base / "passwd").write_text("\n".join([*users, ""]))
         (self.base / "shadow").write_text("root:*:19000:0:99999:7:::\n")
         (self.base / "host.sh").write_text(PRIVATE + HOST)
         (self.base / "outside.sh").write_text(PRIVATE + OUTSIDE.replace("SPACES", " ".join(SPACES)))

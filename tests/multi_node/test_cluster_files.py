@@ -1,4 +1,4 @@
-"""The cluster files: what Ray accepts, and the versions and the lock that every node gets."""
+"""Cluster files: accepted by Ray, with pinned versions and the token on every node."""
 
 import json
 import re
@@ -18,21 +18,22 @@ def read(name: str) -> dict:
 
 
 def locked(package: str) -> str:
-    found = re.findall(rf"^{package}==(\S+)$", (ROOT / "requirements/lock-gpu.txt").read_text(), re.MULTILINE)
-    assert len(found) == 1
-    return found[0]
+    """Return the version of a package in the lock file."""
+    versions = re.findall(rf"^{package}==(\S+)$", (ROOT / "requirements/lock-gpu.txt").read_text(), re.MULTILINE)
+    assert len(versions) == 1
+    return versions[0]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_accepts_it(name):
-    """As `ray up` reads it: filled with the provider's defaults, then held against Ray's schema."""
+def test_ray_accepts_the_file(name):
+    """As `ray up` does: the provider's defaults are filled in, then the file is validated against Ray's schema."""
     validate_config(prepare_config(read(name)))
     known = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())["properties"]
     assert set(read(name)) <= set(known)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_node_gets_the_projects_ray_and_the_token(name):
+def test_every_node_gets_the_pinned_ray_and_the_token(name):
     config = read(name)
     pinned = dict(re.findall(r"'([\w\[\]]+)==([\d.]+)'", " ".join(config["setup_commands"])))
     assert pinned == {"ray[default]": locked("ray"), "virtualenv": locked("virtualenv")}
@@ -42,7 +43,7 @@ def test_every_node_gets_the_projects_ray_and_the_token(name):
         assert "--object-spilling-directory=" in config[f"{kind}_start_ray_commands"][-1]
 
 
-def test_the_two_files_start_nodes_alike():
+def test_both_files_start_nodes_alike():
     cloud, local = map(read, FILES)
     assert all(cloud[name] == local[name] for name in ("file_mounts", "setup_commands"))
     for kind in ("head", "worker"):
@@ -50,7 +51,7 @@ def test_the_two_files_start_nodes_alike():
         assert start in local[f"{kind}_start_ray_commands"][-1]
 
 
-def test_the_cloud_grows_from_nothing_on_spot_machines():
+def test_cloud_cluster_grows_from_zero_on_spot_machines():
     config = read("cluster.yaml")
     types = dict(config["available_node_types"])
     head = types.pop(config["head_node_type"])
@@ -61,11 +62,11 @@ def test_the_cloud_grows_from_nothing_on_spot_machines():
     assert sum(node["max_workers"] for node in types.values()) <= config["max_workers"]
 
 
-def test_jobs_bring_the_locked_packages():
+def test_jobs_install_the_locked_packages():
     from ray.runtime_env import RuntimeEnv
 
-    given = read("jobs/runtime_env.yaml")
-    assert (ROOT / given["pip"]).is_file()
-    # the path counts from where `ray job submit` runs
-    packages = RuntimeEnv(**{**given, "pip": str(ROOT / given["pip"])}).pip_config()["packages"]
+    environment = read("jobs/runtime_env.yaml")
+    assert (ROOT / environment["pip"]).is_file()
+    # The path is relative to the folder in which `ray job submit` runs.
+    packages = RuntimeEnv(**{**environment, "pip": str(ROOT / environment["pip"])}).pip_config()["packages"]
     assert f"ray=={locked('ray')}" in packages and f"torch=={locked('torch')}" in packages

@@ -1,4 +1,4 @@
-"""The whole recipe as a job on one machine: `ray start --head` and `ray job submit`, as on a laptop."""
+"""The complete recipe as a job on one machine: `ray start --head` and `ray job submit`, as on a laptop."""
 
 import json
 import random
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hosts
 import pytest
-from clusters import OBJECT_STORE, ROOT, OnOneMachine
+from clusters import OBJECT_STORE, ROOT, ClusterOnOneMachine
 from tiny import make_tiny
 
 STAGES = ("before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after")
@@ -14,9 +14,9 @@ STAGES = ("before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after")
 
 @pytest.fixture
 def command(tmp_path, words) -> list[str]:
-    """The recipe with a random model, twelve groups, and the passages to search."""
-    chance = random.Random(3)
-    texts = [" ".join(chance.choices(words, k=6)) for _ in range(30)]
+    """Return the command of the recipe with a random model, twelve groups and a corpus."""
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(words, k=6)) for _ in range(30)]
     groups = [{"query": " ".join(text.split()[:3]), "pos": [text]} for text in texts[:12]]
     for name, rows in (("groups", groups), ("corpus", [{"text": text} for text in texts])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -26,29 +26,29 @@ def command(tmp_path, words) -> list[str]:
     return ["jobs/recipe.py", "--model_name_or_path", model, "--output_dir", f"{tmp_path}/runs", *flags]
 
 
-def submitted(command: list[str], folder: Path) -> tuple[int, str]:
-    """Run it as a job on a machine of 2 CPUs; exit code and output."""
+def submit(command: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command as a job on a machine of 2 CPUs; return exit code and output."""
     if hosts.missing():
-        place = OnOneMachine(folder, nodes=1)
-        place.up()
+        cluster = ClusterOnOneMachine(folder, nodes=1)
+        cluster.up()
         try:
-            done = place.submit(*command)
+            job = cluster.submit(*command)
         finally:
-            place.down()
-        return done.submitted, done.output
+            cluster.down()
+        return job.submit_code, job.output
     script = f"""
         ray get-auth-token --generate
         ray start --head --num-cpus=2 --object-store-memory={OBJECT_STORE}
         cd {ROOT}
         ray job submit --working-dir . -- python {" ".join(command)}
     """
-    door = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://localhost:8265"}
-    ended = hosts.run_alone(script, folder, HOME=str(folder), **door)
-    return ended.returncode, ended.stdout
+    environment = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://localhost:8265"}
+    result = hosts.run_alone(script, folder, HOME=str(folder), **environment)
+    return result.returncode, result.stdout
 
 
-def test_the_recipe_runs_to_its_end(command, tmp_path):
-    code, output = submitted(command, tmp_path)
+def test_recipe_runs_to_its_end(command, tmp_path):
+    code, output = submit(command, tmp_path)
     assert code == 0, output
     runs = tmp_path / "runs"
     assert tuple(json.loads((runs / "stages.json").read_text())) == STAGES

@@ -1,4 +1,4 @@
-"""Rows to read in tests, packed in every way, and a reader that is nothing but the standard library."""
+"""Sample rows in all supported file formats, and a reference reader that uses only the standard library."""
 
 import gzip
 import io
@@ -20,17 +20,18 @@ ROWS: list[dict[str, Any]] = [
 
 
 def plain_loop(data: bytes) -> list[tuple[int, int, dict]]:
-    """(offset, 1-based line, object), by the standard library alone."""
-    found, offset = [], 0
+    """Return (offset, 1-based line number, object) of each row, by the standard library only."""
+    rows, offset = [], 0
     for line, raw in enumerate(io.BytesIO(data), start=1):
         text = raw.decode("utf-8-sig" if offset == 0 else "utf-8").strip()
         if text:
-            found.append((offset, line, json.loads(text)))
+            rows.append((offset, line, json.loads(text)))
         offset += len(raw)
-    return found
+    return rows
 
 
 def anything(raw: dict) -> dict:
+    """Accept any row: a parser without checks."""
     return raw
 
 

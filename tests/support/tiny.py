@@ -1,4 +1,4 @@
-"""Tiny random models with their tokenizers, one of each family, made in a second."""
+"""Tiny random models of each model family, with their tokenizers."""
 
 import json
 from collections.abc import Sequence
@@ -24,16 +24,20 @@ def make_tiny(
 ) -> str:
     """Write a random model of two layers for texts of 32 tokens and return its folder.
 
-    It has weights, configuration and tokenizer, and none of sentence-transformers' files. `kind` is one of KINDS, with
-    what the family is known for: roberta and mpnet number positions behind the padding's id, modernbert's second layer
-    sees 4 tokens to each side, qwen3's tokenizer ends a text with a token and pads on the left, llama's begins it with
-    one and has none for padding, gpt2's adds nothing.
+    The folder has weights, configuration and tokenizer, but none of sentence-transformers' files. Each family has its
+    peculiarities: roberta and mpnet number positions from the padding id + 1 on, modernbert's second layer attends to 4
+    tokens on each side, qwen3's tokenizer appends an end token and pads on the left, llama's prepends a start token and
+    has no padding token, gpt2's adds nothing.
 
     Args:
-        head: with a language model's head.
-        words: all that the tokenizer knows, at most 60; more with `vocab_size`.
+        folder: folder to write.
+        kind: model family, one of KINDS.
+        pooler: with the family's pooling layer.
+        dropout: dropout probability.
+        head: with a language modelling head.
+        words: vocabulary of the tokenizer, at most 60 words; more with `vocab_size`.
         mask: the tokenizer has a mask token.
-        more: of the configuration.
+        **more: fields of the configuration.
     """
     import torch
     import transformers
@@ -48,14 +52,14 @@ def make_tiny(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 and "bias" in name:
-                parameter.normal_(std=0.1)  # zeros would hide a bias that is left out
+                parameter.normal_(std=0.1)  # a missing bias would not be noticed if it were zero
     model.save_pretrained(folder)
     tokenizer(kind, words, mask).save_pretrained(folder)
     return str(folder)
 
 
 def _settings(kind: str, dropout: float) -> dict[str, Any]:
-    """Of the configuration: two layers, 16 wide, two heads, weights large enough to tell texts apart."""
+    """Return the configuration: two layers, width 16, two heads, weights large enough to distinguish texts."""
     size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     size |= {"intermediate_size": 32, "initializer_range": 0.5, "max_position_embeddings": 32, "pad_token_id": 0}
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -86,7 +90,7 @@ def _settings(kind: str, dropout: float) -> dict[str, Any]:
 
 
 def tokenizer(kind: str, words: Sequence[str] = WORDS, mask: bool = False) -> Any:
-    """Splits at white space; anything but `words` is one unknown token."""
+    """Build a tokenizer that splits at white space; other words than `words` become one unknown token."""
     import tokenizers
     import transformers
 
@@ -112,8 +116,8 @@ def tokenizer(kind: str, words: Sequence[str] = WORDS, mask: bool = False) -> An
     )
 
 
-# where the tokenizer puts special tokens in a pair; the first is the one that begins a text, the second ends it
-FRAMES = {
+# Special tokens that the tokenizer adds to a pair of texts; [CLS] [SEP] for the families that are not listed.
+PAIR_TEMPLATES = {
     "roberta": "<s> $A </s> </s> $B </s>",
     "llama": "[CLS] $A [CLS] $B",
     "qwen3": "$A $B [SEP]",
@@ -122,7 +126,7 @@ FRAMES = {
 
 
 def make_classifier(folder: Path, kind: str = "bert", labels: int = 1, **more) -> str:
-    """A tiny random sequence classifier with a tokenizer that knows pairs, as its family's do."""
+    """Write a tiny random sequence classifier whose tokenizer encodes pairs as its family does; return its folder."""
     import tokenizers
     import torch
     import transformers
@@ -137,24 +141,24 @@ def make_classifier(folder: Path, kind: str = "bert", labels: int = 1, **more) -
             if "bias" in name:
                 parameter.normal_(std=0.1)
     model.save_pretrained(folder)
-    known = transformers.AutoTokenizer.from_pretrained(folder)
-    core = known.backend_tokenizer
+    pair_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    core = pair_tokenizer.backend_tokenizer
     special = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]", "<s>", "</s>")]
     core.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A",
-        pair=FRAMES.get(kind, "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        pair=PAIR_TEMPLATES.get(kind, "[CLS] $A [SEP] $B:1 [SEP]:1"),
         special_tokens=[(token, number) for token, number in special if number is not None],
     )
     if kind != "roberta":
-        known.add_special_tokens({"additional_special_tokens": ["[PAD]", "[SEP]"]})
-    known.save_pretrained(folder)
-    if kind in ("bert", "distilbert"):  # distilbert has no use for token types
+        pair_tokenizer.add_special_tokens({"additional_special_tokens": ["[PAD]", "[SEP]"]})
+    pair_tokenizer.save_pretrained(folder)
+    if kind in ("bert", "distilbert"):  # distilbert ignores the token types
         configure_tokenizer(folder, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     return str(folder)
 
 
 def make_t5(folder: Path) -> str:
-    """A tiny random model of an encoder and a decoder."""
+    """Write a tiny random encoder-decoder model; return its folder."""
     import torch
     import transformers
 
@@ -166,18 +170,19 @@ def make_t5(folder: Path) -> str:
     return str(folder)
 
 
-def changed(folder: str | Path, seed: int, dtype: Any = None) -> str:
-    """Other weights for a model, in place, and in another dtype where it is given."""
+def perturb_weights(folder: str | Path, seed: int, dtype: Any = None) -> str:
+    """Add noise to the weights of a model, in place, and convert them to `dtype` if it is set; return its folder."""
     import torch
     from safetensors.torch import load_file, save_file
 
     path = Path(folder) / "model.safetensors"
     torch.manual_seed(seed)
-    found = {name: (t + 0.3 * torch.randn_like(t)).to(dtype or t.dtype) for name, t in load_file(path).items()}
-    save_file(found, path, {"format": "pt"})
+    weights = {name: (t + 0.3 * torch.randn_like(t)).to(dtype or t.dtype) for name, t in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
     return str(folder)
 
 
 def configure_tokenizer(folder: str | Path, **more) -> None:
+    """Set fields of a tokenizer's configuration file."""
     path = Path(folder) / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
