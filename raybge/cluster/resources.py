@@ -45,6 +45,9 @@ class Cluster:
         Args:
             cpus: CPUs of each worker.
             gpu: each worker has a GPU.
+
+        Returns:
+            The number of workers.
         """
         fit = (min(c // cpus, g) if gpu else c // cpus for c, g in zip(self.node_cpus, self.node_gpus, strict=True))
         return min(sum(fit), self.worker_cpus // cpus)
@@ -152,8 +155,7 @@ def _check_fits(cluster: Cluster, plan: Plan) -> None:
 def parse_num_workers(num_workers: str | None, elastic: bool) -> tuple[int, int] | None:
     """Parse `--num_workers` into the fewest and the most workers; None if it is unset.
 
-    Raises:
-        UserError: it is neither a whole number of at least 1 nor MIN-MAX, or it is MIN-MAX and not `elastic`.
+    Raises UserError if it is neither a whole number of at least 1 nor MIN-MAX, or it is MIN-MAX and not `elastic`.
     """
     if num_workers is None:
         return None
@@ -173,6 +175,9 @@ def read_cluster(own: bool) -> Cluster:
 
     Args:
         own: raybge started it; its CPU slots for reading are not counted.
+
+    Returns:
+        The cluster's resources.
     """
     import ray
 

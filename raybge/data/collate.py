@@ -1,6 +1,6 @@
-"""From a step's rows to tokens: draw each group's passages, shuffle what is to be shuffled, tokenise.
+"""Make a training step's batch from its rows: sample passages, shuffle long positives, tokenize.
 
-This runs where the rows are read, so the training process receives token ids and never waits for a tokenizer.
+This runs in the reading tasks, so the training process receives token ids and never waits for a tokenizer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from raybge.data.mixture import generator
 from raybge.data.step_batch import Groups, StepBatch
 from raybge.data.tokenize import TextTokenizer
 
-LONG = 100  # characters above which a positive may be shuffled, as in the recipe
+LONG = 100  # characters above which a positive may be shuffled, as in FlagEmbedding
 
-# A step's share is one row; see StepBatch. A column that was not asked for is null.
+# One worker's share of a step is one row, see StepBatch. A column that is not needed is null.
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -42,16 +42,17 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class GroupTokenizer:
-    """Draws and tokenises the passages of groups.
+    """Samples and tokenizes the passages of groups.
 
     Args:
-        texts: the model's way from texts to tokens.
-        group_size: passages a group, one positive and the rest negatives.
-        seed: of the draw, together with epoch and row.
-        shuffle_ratio: share of the long positives whose three parts are put into another order.
-        alone: files whose queries see their own group only.
-        scored: the groups carry a teacher's scores, and the batch is to have them.
-        guide: a second model's way to tokens; the batch then has those too.
+        texts: the model's tokenizer.
+        group_size: passages per group: one positive, the rest negatives.
+        seed: seed of the sampling, together with epoch and row.
+        shuffle_ratio: share of the long positives whose three parts are reordered.
+        alone: files whose queries are compared with their own group only.
+        scored: groups have teacher scores, which the batch needs.
+        guide: tokenizer of a guide model, whose token ids the batch needs too.
+        schema: schema of the tables.
     """
 
     texts: TextTokenizer
@@ -65,17 +66,24 @@ class GroupTokenizer:
 
     @property
     def parse(self) -> Parse:
-        """Of a row, as a stream asks for it."""
+        """Function that parses a row."""
         return parse_scored_group if self.scored else parse_group
 
     def unpack(self, table: pa.Table) -> StepBatch:
-        """As a stream asks for it."""
+        """Return the batch of a table of one row."""
         return unpack(table)
 
     def __call__(self, epoch: int, step: int, rows: Sequence[Row], copies: Sequence[int] | None = None) -> pa.Table:
-        """The share of a step as a table of one row (see SCHEMA); no rows give empty lists.
+        """Return one worker's share of a step as a table of one row (see SCHEMA).
 
-        `copies`: which of its appearances in the epoch each row's is, counted from 0; each draws anew.
+        Args:
+            epoch: number of the epoch.
+            step: number of the step within the epoch.
+            rows: the groups; may be empty.
+            copies: for each row how often the epoch had it before; each copy samples other passages. Default: 0.
+
+        Returns:
+            The table.
         """
         queries: list[tuple[str, str | None]] = []
         passages: list[str] = []
@@ -114,9 +122,18 @@ class GroupTokenizer:
 
 
 def draw(positives: int, negatives: int, size: int, random: np.random.Generator) -> tuple[int, list[int]]:
-    """Which positive, and which `size` - 1 negatives, of a group that has so many.
+    """Sample one positive and `size` - 1 negatives by their index.
 
-    A negative comes twice only after all have come; a group without negatives gives its positive alone.
+    A negative is repeated only after all have been used; a group without negatives gets its positive only.
+
+    Args:
+        positives: number of positives in the group.
+        negatives: number of negatives in the group.
+        size: passages to sample.
+        random: random numbers.
+
+    Returns:
+        The positive, and the negatives.
     """
     positive = int(random.integers(positives))
     drawn: list[int] = []
@@ -126,7 +143,7 @@ def draw(positives: int, negatives: int, size: int, random: np.random.Generator)
 
 
 def shuffle_parts(text: str, ratio: float, random: np.random.Generator) -> str:
-    """A share `ratio` of the texts above 100 characters with their three parts in random order, as in the recipe."""
+    """Reorder the three parts of a share `ratio` of the texts above 100 characters, as in FlagEmbedding."""
     if not ratio or len(text) <= LONG or random.random() >= ratio:
         return text
     size = len(text) // 3 + 1
@@ -135,7 +152,7 @@ def shuffle_parts(text: str, ratio: float, random: np.random.Generator) -> str:
 
 
 def unpack(table: pa.Table) -> StepBatch:
-    """The StepBatch of a table of one row."""
+    """Return the StepBatch of a table of one row."""
     column = {name: column_values(table, name) for name in SCHEMA.names[1:]}
     scored, guided = (table.column(name)[0].is_valid for name in ("teacher", "guide_tokens"))
     return StepBatch(
@@ -155,13 +172,15 @@ def unpack(table: pa.Table) -> StepBatch:
 
 
 def column_values(table: pa.Table, name: str) -> np.ndarray:
-    """The list in a column as an array of its own: one that can be written to, as torch wants, and that does not hold
-    Ray's memory. Empty where the column is null.
+    """Return the list in a column of one row as a new array; empty if the column is null.
+
+    torch needs a writable array, and a view would keep Ray's shared memory alive.
     """
     values = table.column(name)[0].values
-    return np.zeros(0) if values is None else values.to_numpy(zero_copy_only=False).copy()
+    array: np.ndarray = np.zeros(0) if values is None else values.to_numpy(zero_copy_only=False).copy()
+    return array
 
 
 def split_texts(tokens: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """What lies one text after the other, text by text."""
+    """Split the concatenated tokens of several texts into one array per text."""
     return np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else []

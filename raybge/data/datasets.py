@@ -1,12 +1,11 @@
-"""A run's data sets: which files they are, which rows of them are used, how often, and in whose company.
+"""Data sets of a run: their files, the rows that are used, weights, and in-batch negatives.
 
-Each file is a data set. Where a folder was named, its files of fewer rows than `small_threshold` are joined into one
-data set, which is left out when it has fewer than `drop_threshold`. A file that was named by itself stays, whatever its
-size: nothing that a person asks for by name is dropped. Both thresholds act with and without
-`same_dataset_within_batch`, since they say what the data sets are.
+Each file is a data set. In a folder that the user names, files with fewer rows than `small_threshold` are joined into
+one data set, which is dropped if it has fewer rows than `drop_threshold`. A file that the user names is never dropped.
+Both thresholds apply with and without `same_dataset_within_batch`, since they define the data sets.
 
-Where the name of a file (up to its first dot), the folder it lies in or the folder that was named ends in
-`no_in_batch_neg`, its queries see their own group only.
+If the name of a file (up to its first dot), of its folder or of the folder that the user named ends in
+`no_in_batch_neg`, the file's queries are compared with their own group only.
 """
 
 from __future__ import annotations
@@ -32,8 +31,13 @@ MAX_WEIGHT = 100.0
 
 @dataclass(frozen=True)
 class DataSet:
-    """`name` is what the run prints, `files` are indices into the survey's, `rows` those that are used. `small`: made
-    of a folder's small files.
+    """One data set.
+
+    Args:
+        name: name for messages.
+        files: indices into the survey's files.
+        rows: rows that are used.
+        small: the data set joins small files of a folder.
     """
 
     name: str
@@ -44,29 +48,44 @@ class DataSet:
 
 @dataclass(frozen=True)
 class DataSets:
-    """The data sets of a run and those that were left out; `alone`: files whose queries see their own group only."""
+    """Data sets of a run.
 
-    kept: tuple[DataSet, ...]
-    left_out: tuple[DataSet, ...]
+    Args:
+        used: the data sets.
+        dropped: data sets below `drop_threshold`.
+        alone: files whose queries are compared with their own group only.
+        mixture: rows per epoch of each file.
+    """
+
+    used: tuple[DataSet, ...]
+    dropped: tuple[DataSet, ...]
     alone: frozenset[int]
     mixture: Mixture
 
     def describe(self, survey: Survey, order: Order) -> list[str]:
-        """What a person should see of them: a line each where there are several, or one that is not simply used."""
+        """Return one line per data set if there are several, or if one is not simply used once per epoch.
+
+        Args:
+            survey: the surveyed files.
+            order: order of the epochs.
+
+        Returns:
+            The lines.
+        """
         mixture, lines = self.mixture, []
         rows_F = np.bincount(mixture.file_B, survey.rows, len(survey.files)).astype(np.int64)
         short = {pool for pool, steps in enumerate(order.steps_D) if not steps}
-        for one in self.kept:
+        for one in self.used:
             members = list(one.files)
             rows, epoch = int(rows_F[members].sum()), int(mixture.total_F[members].sum())
             notes = [f"{one.rows:,} of {rows:,} rows"] * (one.rows < rows)
-            notes += [f"{epoch:,} an epoch"] * (epoch != one.rows)
+            notes += [f"{epoch:,} per epoch"] * (epoch != one.rows)
             notes += ["own negatives only"] * (self.alone >= set(members))
             if mixture.pool_F[members[0]] in short:
-                notes.append(f"left out by --dataloader_drop_last: less than a global batch of {order.global_batch:,}")
-            if notes or len(self.kept) + len(self.left_out) > 1:
+                notes.append(f"dropped by --dataloader_drop_last: less than a global batch of {order.global_batch:,}")
+            if notes or len(self.used) + len(self.dropped) > 1:
                 lines.append(f"  {one.name}: {'; '.join([f'{one.rows:,} groups', *notes])}")
-        return lines + [f"  left out by --drop_threshold: {one.name}: {one.rows:,} groups" for one in self.left_out]
+        return lines + [f"  dropped by --drop_threshold: {one.name}: {one.rows:,} groups" for one in self.dropped]
 
 
 def build_data_sets(
@@ -77,36 +96,45 @@ def build_data_sets(
     weights: Mapping[str, float] | None = None,
     together: bool = False,
 ) -> DataSets:
-    """The data sets of the files that were surveyed.
+    """Build the data sets of the surveyed files.
 
     Args:
-        max_examples: rows used of each file; of a larger one a sample, from all its parts, the same in every epoch.
-        small_threshold, drop_threshold: see above; rows that are used are what counts.
-        weights: how often an epoch has each row, by file or by folder named; the file's own counts first.
+        survey: the surveyed files.
+        max_examples: most rows used of a file; of a larger file a sample from all its parts, the same in every epoch.
+        small_threshold: used rows below which a file of a folder is small.
+        drop_threshold: used rows below which a data set of small files is dropped.
+        weights: how often an epoch has each row, by file or by folder; a weight of the file itself takes precedence.
         together: a step takes its rows from one data set.
 
-    Raises UserError for a weight of what is no data set, and where every data set is left out.
+    Returns:
+        The data sets.
+
+    Raises:
+        UserError: a weight names no data set, or every data set is dropped.
     """
     files = survey.files
     file_B = np.array([block.file for block in survey.blocks], np.int64)
     used_F = np.minimum(np.bincount(file_B, survey.rows, len(files)).astype(np.int64), max_examples)
     sets = _sets(files, used_F, small_threshold)
-    left_out = [one for one in sets if one.small and one.rows < drop_threshold]
-    kept = [one for one in sets if one not in left_out]
-    if not kept:
-        raise UserError(f"--drop_threshold {drop_threshold} leaves out all of --train_data: {_listed(left_out)}")
+    dropped = [one for one in sets if one.small and one.rows < drop_threshold]
+    used = [one for one in sets if one not in dropped]
+    if not used:
+        raise UserError(f"--drop_threshold {drop_threshold} drops all of --train_data: {_list_sets(dropped)}")
     pool_F = np.full(len(files), -1, np.int64)
-    for pool, one in enumerate(kept):
+    for pool, one in enumerate(used):
         pool_F[list(one.files)] = pool if together else 0
     weight_F = np.array(_weights(files, weights or {}), float)
-    alone = frozenset(i for i, file in enumerate(files) if _sees_own_group_only(file))
-    return DataSets(tuple(kept), tuple(left_out), alone, Mixture(file_B, used_F, weight_F, pool_F))
+    alone = frozenset(i for i, file in enumerate(files) if _is_alone(file))
+    return DataSets(tuple(used), tuple(dropped), alone, Mixture(file_B, used_F, weight_F, pool_F))
 
 
-def parse_weights(given: Sequence[str]) -> dict[str, float]:
-    """The weights of NAME=WEIGHT ...; UserError for one that is not written so, or not above 0 and at most 100."""
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Parse weights of the form NAME=WEIGHT.
+
+    Raises UserError if a text has another form, its weight is not above 0 and at most 100, or a name occurs twice.
+    """
     weights: dict[str, float] = {}
-    for text in given:
+    for text in texts:
         name, mark, value = text.rpartition("=")
         try:
             weight = float(value)
@@ -123,45 +151,46 @@ def parse_weights(given: Sequence[str]) -> dict[str, float]:
 
 
 def _sets(files: Sequence[SourceFile], used_F: np.ndarray, small_threshold: int) -> list[DataSet]:
-    """Every data set, in the order of its first file."""
+    """Return every data set, in the order of its first file."""
     sets: dict[tuple[str, int], list[int]] = {}
     for i, file in enumerate(files):
         small = file.folder and used_F[i] < small_threshold
         if used_F[i]:
             sets.setdefault((file.folder, -1) if small else ("", i), []).append(i)
-    found = []
+    result = []
     for (folder, one), members in sets.items():
         name = files[members[0]].name if len(members) == 1 else f"{_folder(folder)} ({len(members)} small files)"
-        found.append(DataSet(name, tuple(members), int(used_F[members].sum()), small=one < 0))
-    return found
+        result.append(DataSet(name, tuple(members), int(used_F[members].sum()), small=one < 0))
+    return result
 
 
-def _weights(files: Sequence[SourceFile], given: Mapping[str, float]) -> list[float]:
+def _weights(files: Sequence[SourceFile], weights: Mapping[str, float]) -> list[float]:
+    """Return the weight of each file."""
     names = {file.name: file.name for file in files}
     names |= {_folder(file.folder): file.folder for file in files if file.folder}
-    wanted = {}
-    for asked, weight in given.items():
-        name = redact(asked)  # as files are called
+    by_name = {}
+    for key, weight in weights.items():
+        name = redact(key)  # names of files have no credentials
         known = name if name in names else _folder(name)
         if known not in names:
             tails = {posixpath.basename(each.rstrip("/")): each for each in names}
             close = difflib.get_close_matches(name, [*tails, *names], n=1)
             hint = f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
             raise UserError(f"--dataset_weights: --train_data has no {name}{hint}")
-        wanted[known] = weight
-    return [wanted.get(file.name, wanted.get(_folder(file.folder), 1.0)) for file in files]
+        by_name[known] = weight
+    return [by_name.get(file.name, by_name.get(_folder(file.folder), 1.0)) for file in files]
 
 
 def _folder(name: str) -> str:
-    """A folder's name as the run prints it."""
+    """Return the name of a folder for messages."""
     return name.rstrip("/") + "/"
 
 
-def _sees_own_group_only(file: SourceFile) -> bool:
+def _is_alone(file: SourceFile) -> bool:
     place, name = posixpath.split(file.name)
     names = (name.split(".")[0], posixpath.basename(place), posixpath.basename(file.folder.rstrip("/")))
     return any(each.endswith(ALONE) for each in names)
 
 
-def _listed(sets: Sequence[DataSet]) -> str:
+def _list_sets(sets: Sequence[DataSet]) -> str:
     return ", ".join(f"{one.name} ({one.rows:,} rows)" for one in sets)

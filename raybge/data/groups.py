@@ -1,6 +1,6 @@
-"""What a row must look like: training groups, passages, judged queries. Pure Python, the standard library
-only.
-"""
+"""Rows of training groups, passages, documents and judged queries: parsed and checked."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -10,25 +10,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-_SHOWN = 60  # characters of a wrong value that a message quotes
+_QUOTED = 60  # characters of a wrong value that a message quotes
 
 
 class RowError(ValueError):
-    """Raised by parse functions: `expected` says what the field must be and what was found, e.g. "must be a
-    string, found 3".
-    """
+    """Error of a field; `expected` is what it must be and what it is, for example "must be a string, found 3"."""
 
     def __init__(self, field: str, expected: str):
-        super().__init__(field, expected)  # both, so that the error survives pickling
+        super().__init__(field, expected)  # both, for pickling
         self.field = field
         self.expected = expected
 
 
 @dataclass(frozen=True)
 class Group:
-    """One query with its positives and negatives; `prompt` is the row's own instruction, None where it has
-    none. `pos_scores` and `neg_scores` are a teacher's, one for each of `pos` and `neg`, where they were asked for;
-    `grades` say how relevant each of `pos` is, and are empty where all are alike.
+    """One query with its positives and negatives.
+
+    Args:
+        query: the query.
+        pos: relevant passages.
+        neg: negatives.
+        prompt: the row's own instruction, None if it has none.
+        pos_scores: teacher score of each positive; empty if not needed.
+        neg_scores: teacher score of each negative; empty if not needed.
+        grades: relevance grade of each of `pos`; empty if all are equally relevant.
     """
 
     query: str
@@ -41,28 +46,32 @@ class Group:
 
 
 class Document(str):
-    """A passage that goes by its `id`: other than those that go by their text, two may have the same."""
+    """Text of a passage that is identified by `id` instead of by its text: two documents may have the same text."""
 
     id: str
 
 
 def parse_group(raw: dict[str, Any]) -> Group:
-    """Training row {"query", "pos", "neg"?, "prompt"?}; other fields are not looked at. RowError where a
-    field is wrong.
+    """Parse a training row {"query", "pos", "neg"?, "prompt"?}; other fields are ignored.
 
     `pos` and `neg` are a string or a list of strings; `neg` may be missing, null or an empty list.
+
+    Raises RowError if a field is invalid.
     """
     return Group(
         query=_text(raw, "query"),
         pos=_texts(raw, "pos"),
-        neg=() if raw.get("neg") in (None, []) else _texts(raw, "neg", "(or be left out)"),
+        neg=() if raw.get("neg") in (None, []) else _texts(raw, "neg", "(or be missing)"),
         prompt=_prompt(raw),
     )
 
 
 def parse_scored_group(raw: dict[str, Any]) -> Group:
-    """As parse_group, for distillation: a row must have {"pos_scores", "neg_scores"} too, a finite number for each of
-    `pos` and `neg`; without negatives `neg_scores` may be missing, null or an empty list.
+    """Parse a training row for distillation: {"pos_scores", "neg_scores"} in addition to the fields of `parse_group`.
+
+    They have a finite number for each of `pos` and `neg`; without negatives `neg_scores` may be missing, null or empty.
+
+    Raises RowError if a field is invalid.
     """
     group = parse_group(raw)
     return replace(
@@ -73,51 +82,53 @@ def parse_scored_group(raw: dict[str, Any]) -> Group:
 
 
 def parse_example(raw: dict[str, Any]) -> tuple[str, str]:
-    """A language model's example {"input", "output"}. RowError where one is no non-empty string."""
+    """Parse an example {"input", "output"} of a language model; RowError if one is not a non-empty string."""
     return _text(raw, "input"), _text(raw, "output")
 
 
 def parse_passage(raw: dict[str, Any]) -> str:
-    """Passage row {"text"}, or the recipe's {"content"}. RowError where neither is a non-empty string."""
+    """Parse a passage {"text"} or, as in FlagEmbedding, {"content"}; RowError if it is not a non-empty string."""
     return _text(raw, "content" if "text" not in raw and "content" in raw else "text")
 
 
 def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> str:
-    """The text in a field of a row that must have the fields `also` too. RowError where it is no non-empty string."""
+    """Parse the text of one field; RowError if it is not a non-empty string, or if a field of `also` is missing."""
     for name in also:
         if name not in raw:
-            raise RowError(name, f"must be there, {_found(raw, name)}")
+            raise RowError(name, f"must be there, {_actual(raw, name)}")
     return _text(raw, field)
 
 
 def parse_document(raw: dict[str, Any]) -> Document:
-    """Passage row {"_id" or "id", "text", "title"?}, as BEIR has it; the title goes before the text. RowError where
-    there is no id or nothing to read.
+    """Parse a passage {"_id" or "id", "text", "title"?} in BEIR's format; the title precedes the text.
+
+    Raises RowError if the id or the text is missing.
     """
     title = raw.get("title")
     if _is_text(title):
         body = raw.get("text")
-        found = Document(f"{title} {body}".strip() if isinstance(body, str) else title)
+        document = Document(f"{title} {body}".strip() if isinstance(body, str) else title)
     else:
-        found = Document(parse_passage(raw))
-    found.id = row_id(raw)
-    return found
+        document = Document(parse_passage(raw))
+    document.id = row_id(raw)
+    return document
 
 
 def row_id(raw: dict[str, Any]) -> str:
-    """What the row goes by: its "_id" or "id", a string or a whole number."""
+    """Return the row's "_id" or "id", a string or a whole number; RowError if it has none."""
     field = "_id" if "_id" in raw else "id"
     value = raw.get(field)
     if isinstance(value, bool) or not (isinstance(value, int) or _is_text(value)):
-        raise RowError(field, f"must be a non-empty string or a whole number, {_found(raw, field)}")
+        raise RowError(field, f"must be a non-empty string or a whole number, {_actual(raw, field)}")
     return str(value)
 
 
 def parse_judged(raw: dict[str, Any]) -> Group:
-    """Evaluation row {"query", "pos", "grades"?}, or the recipe's {"query", "positive"}; the group's `neg` is empty.
-    RowError as above.
+    """Parse an evaluation row {"query", "pos", "grades"?} or, as in FlagEmbedding, {"query", "positive"}.
 
-    `grades` are whole numbers, one for each of `pos`; those of 1 or more are relevant.
+    `grades` are whole numbers, one for each of `pos`; 1 or more means relevant. The group's `neg` is empty.
+
+    Raises RowError if a field is invalid.
     """
     field = "positive" if "pos" not in raw and "positive" in raw else "pos"
     pos = _texts(raw, field)
@@ -125,29 +136,29 @@ def parse_judged(raw: dict[str, Any]) -> Group:
 
 
 def id_key(document: str) -> bytes:
-    """As `text_key`, of what a Document goes by; a plain string is an id itself."""
+    """Return the `text_key` of a Document's id; a plain string is an id itself."""
     return text_key(document.id if isinstance(document, Document) else document)
 
 
 def text_key(text: str) -> bytes:
-    """16 bytes that stand for the text: equal texts, equal keys, on every machine and in every run."""
+    """Return 16 bytes that identify the text, equal on every machine and in every run."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def near_key(text: str) -> bytes:
-    """As `text_key`, equal also where texts differ in nothing but case, white space or the form of a character."""
+    """Return a `text_key` that ignores case, white space and Unicode forms of a character."""
     return text_key(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
 
 
 def short_key(text: str) -> int:
-    """The first 8 bytes of `text_key` as a signed number."""
+    """Return the first 8 bytes of `text_key` as a signed number."""
     return int.from_bytes(text_key(text)[:8], "little", signed=True)
 
 
 def _text(raw: dict[str, Any], field: str) -> str:
     value = raw.get(field)
     if not _is_text(value):
-        raise RowError(field, f"must be a non-empty string, {_found(raw, field)}")
+        raise RowError(field, f"must be a non-empty string, {_actual(raw, field)}")
     assert isinstance(value, str)
     return value
 
@@ -158,11 +169,11 @@ def _texts(raw: dict[str, Any], field: str, or_else: str = "") -> tuple[str, ...
     wrong = next((index for index, text in enumerate(values) if not _is_text(text)), None)
     if values and wrong is None:
         return tuple(values)
-    found = _found(raw, field)
+    actual = _actual(raw, field)
     if isinstance(value, list) and wrong is not None:
-        found = f"found {_shown(values[wrong])} as item {wrong + 1} of {len(values)}"
-    asked = " ".join(filter(None, ["must be a non-empty string or a list of them", or_else]))
-    raise RowError(field, f"{asked}, {found}")
+        actual = f"found {_quote(values[wrong])} as item {wrong + 1} of {len(values)}"
+    expected = " ".join(filter(None, ["must be a non-empty string or a list of them", or_else]))
+    raise RowError(field, f"{expected}, {actual}")
 
 
 def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
@@ -174,12 +185,12 @@ def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
     wrong = next((index for index, score in enumerate(values) if not _is_score(score)), None)
     if len(values) == count and wrong is None:
         return tuple(float(score) for score in values)
-    asked = f"must be a list of {count} number{'s' * (count != 1)}, one for each of {of}"
+    expected = f"must be a list of {count} number{'s' * (count != 1)}, one for each of {of}"
     if not isinstance(value, list):
-        raise RowError(field, f"{asked}, {_found(raw, field)}")
+        raise RowError(field, f"{expected}, {_actual(raw, field)}")
     if wrong is not None:
-        raise RowError(field, f"{asked}, found {_shown(value[wrong])} as item {wrong + 1} of {len(value)}")
-    raise RowError(field, f"{asked}, found {len(value)}")
+        raise RowError(field, f"{expected}, found {_quote(value[wrong])} as item {wrong + 1} of {len(value)}")
+    raise RowError(field, f"{expected}, found {len(value)}")
 
 
 def _grades(raw: dict[str, Any], count: int) -> tuple[int, ...]:
@@ -190,7 +201,7 @@ def _grades(raw: dict[str, Any], count: int) -> tuple[int, ...]:
     if len(values) == count and all(isinstance(each, int) and not isinstance(each, bool) for each in values):
         return tuple(values)
     number = f"{count} whole number{'s' * (count != 1)}"
-    raise RowError("grades", f"must be a list of {number}, one for each answer, {_found(raw, 'grades')}")
+    raise RowError("grades", f"must be a list of {number}, one for each answer, {_actual(raw, 'grades')}")
 
 
 def _is_score(value: object) -> bool:
@@ -200,7 +211,7 @@ def _is_score(value: object) -> bool:
 def _prompt(raw: dict[str, Any]) -> str | None:
     value = raw.get("prompt")
     if value is not None and not isinstance(value, str):
-        raise RowError("prompt", f"must be a string or null, {_found(raw, 'prompt')}")
+        raise RowError("prompt", f"must be a string or null, {_actual(raw, 'prompt')}")
     return value
 
 
@@ -208,10 +219,10 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and not value.isspace()
 
 
-def _found(raw: dict[str, Any], field: str) -> str:
-    return f"found {_shown(raw[field])}" if field in raw else "but the row has no such field"
+def _actual(raw: dict[str, Any], field: str) -> str:
+    return f"found {_quote(raw[field])}" if field in raw else "but the row has no such field"
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "..."

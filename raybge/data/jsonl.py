@@ -83,8 +83,7 @@ def cut(files: Sequence[SourceFile], block_bytes: int) -> list[Block]:
 
     The result depends on nothing else. Parquet blocks are whole row groups of at least that many uncompressed bytes.
 
-    Raises:
-        UserError: a Parquet file cannot be opened.
+    Raises UserError if a Parquet file cannot be opened.
     """
     blocks: list[Block] = []
     for index, file in enumerate(files):

@@ -1,28 +1,27 @@
-"""The order in which an epoch's rows are trained: a function of (seed, epoch, data, global batch) and of nothing else.
+"""Training order of an epoch's rows: a function of (seed, epoch, data, global batch) only.
 
-An epoch's rows stand in one shuffled sequence, or in one for each data set (`mixture.py`). A sequence is cut into M
+An epoch's rows are one shuffled sequence, or one for each data set (`mixture.py`). A sequence is cut into M
 lanes whose lengths differ by at most one; M is the largest divisor of the global batch not above 1,024. Each step takes
 global_batch / M rows from every lane, so global batch k is the same rows for any number of workers: worker r of W reads
-lanes j with j * W // M == r. With several sequences a seeded schedule says which one a step takes its rows from.
+lanes j with j * W // M == r. With several sequences a seeded schedule selects the one of each step.
 Inside a lane, windows of a fixed number of steps are permuted: to start at step k, nothing before its window is read.
 
 Memory: a process that reads a window for all lanes holds its rows: at most 32,768, of about 64 MiB of text, or one
 global batch if that is more; one of W workers holds a W-th of it. The first windows are short, so that the first step
-comes soon.
-The idea of lanes is MosaicML Streaming's «elastic determinism»: https://docs.mosaicml.com/projects/streaming
+starts early.
+Lanes follow the «elastic determinism» of MosaicML Streaming: https://docs.mosaicml.com/projects/streaming
 
 Letters in array names: D pools (sequences), S steps of an epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence as AnySequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from raybge.data.mixture import Mixture, Sequence, Span, generator
+from raybge.data.mixture import Mixture, RowSequence, Span, generator
 from raybge.util.errors import UserError
 
 MAX_LANES = 1024
@@ -31,23 +30,29 @@ SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 16 << 10, 1 << 20, 8192
 
 
 def block_bytes(total_bytes: int) -> int:
-    """Bytes of a block to be shuffled: about 8,192 blocks, each between 16 KiB and 1 MiB."""
+    """Return the size of a block for shuffling, so that there are about 8,192 blocks of 16 KiB to 1 MiB."""
     return min(max(total_bytes // BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
 def window_rows(total_bytes: int, total_rows: int) -> int:
-    """Rows of a window: 64 MiB of rows of the data's mean size, at most 32,768."""
+    """Return the rows of a window: 64 MiB of rows of the mean size, at most 32,768."""
     return max(1, min(WINDOW_ROWS, WINDOW_BYTES * total_rows // max(total_bytes, 1)))
 
 
 def lane_count(global_batch: int) -> int:
-    """M: the largest divisor of the global batch not above 1,024."""
+    """Return M, the largest divisor of the global batch that is at most 1,024."""
     return next(m for m in range(min(global_batch, MAX_LANES), 0, -1) if global_batch % m == 0)
 
 
 @dataclass(frozen=True)
 class LaneWindow:
-    """One lane's rows for one window, as spans in lane order, and the seed of the permutation that follows."""
+    """Rows of one lane in one window.
+
+    Args:
+        lane: number of the lane.
+        spans: the rows in lane order.
+        seed: seed of the window's permutation.
+    """
 
     lane: int
     spans: tuple[Span, ...]
@@ -55,33 +60,39 @@ class LaneWindow:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(len(s.rows) for s in self.spans)
 
     def permutation(self) -> np.ndarray:
-        """The order in which the window's rows are trained."""
+        """Return the order in which the window's rows are trained."""
         return generator("window", *self.seed).permutation(self.rows)
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one worker reads for steps [first_step, last_step).
+    """Rows that one worker reads for steps [first_step, last_step).
 
-    `lanes`: a LaneWindow for each of its `width` lanes, and so for each pool that the steps need, pool after pool.
-    `steps`: for each step its pool's place among those, and how many of the window's steps took from it before.
+    Args:
+        first_step: first step of the window.
+        rows_a_step: rows per step of each lane.
+        width: number of the worker's lanes.
+        steps: for each step the position of its pool in the window, and the number of earlier steps of that pool.
+        lanes: for each pool of the window, one after the other, a LaneWindow of each lane.
     """
 
     first_step: int
-    rows_a_step: int  # from each lane
+    rows_a_step: int
     width: int
     steps: tuple[tuple[int, int], ...]
     lanes: tuple[LaneWindow, ...]
 
     @property
     def last_step(self) -> int:
+        """End of the window, exclusive."""
         return self.first_step + len(self.steps)
 
     def step_rows(self, step: int) -> list[tuple[int, int]]:
-        """(index into `lanes`, index into that lane's permuted rows) of a step's rows, in the batch's order."""
+        """Return (index into `lanes`, index into the lane's permuted rows) of a step's rows, in batch order."""
         place, before = self.steps[step - self.first_step]
         first = before * self.rows_a_step
         return [
@@ -92,20 +103,20 @@ class Window:
 
 
 class Order:
-    """The order of all epochs of a run's data.
+    """Training order of all epochs of a run.
 
     Args:
-        rows: good rows of each block, in file order.
+        rows: valid rows of each block, in file order.
         global_batch: rows of one step over all workers.
-        seed: changes every order.
-        drop_last: leave out a sequence's last step when it is not full.
-        mixture: what an epoch has of the rows; left out, each row once in one sequence.
-        window_rows: rows of a window, rounded down to whole steps, and up to one.
+        seed: seed of every order.
+        drop_last: drop the last step of a sequence if it is not full.
+        mixture: rows per epoch of each file; default: each row once, in one sequence.
+        window_rows: rows of a window, rounded down to whole steps, at least one step.
     """
 
     def __init__(
         self,
-        rows: AnySequence[int] | np.ndarray,
+        rows: Sequence[int] | np.ndarray,
         global_batch: int,
         seed: int,
         drop_last: bool = False,
@@ -119,33 +130,33 @@ class Order:
         self.lanes = lane_count(global_batch)
         self.rows_a_step = global_batch // self.lanes
         self.window_steps = max(1, window_rows // global_batch)
-        kept = self.mixture.pool_F >= 0
-        total_D = np.bincount(self.mixture.pool_F[kept], self.mixture.total_F[kept], self.mixture.pools)
+        used = self.mixture.pool_F >= 0
+        total_D = np.bincount(self.mixture.pool_F[used], self.mixture.total_F[used], self.mixture.pools)
         self.total_D = total_D.astype(np.int64)
         self.total = int(self.total_D.sum())
         longest_D = -(-self.total_D // self.lanes)
         self.steps_D = self.total_D // global_batch if drop_last else -(-longest_D // self.rows_a_step)
         self.steps = int(self.steps_D.sum())
-        self.known: tuple[int, np.ndarray, np.ndarray] | None = None  # the schedule that was asked last
+        self.known: tuple[int, np.ndarray, np.ndarray] | None = None  # the latest schedule
 
     def owned(self, rank: int, world: int) -> range:
-        """The lanes that worker `rank` of `world` reads. UserError when there are more workers than lanes."""
+        """Return the lanes that worker `rank` of `world` reads; UserError if there are more workers than lanes."""
         if world > self.lanes:
             raise UserError(
                 f"{world} workers cannot share a global batch of {self.global_batch}: at most {self.lanes} "
-                f"(its largest divisor up to {MAX_LANES:,}); change --global_batch_size or --num_workers"
+                f"(its largest divisor up to {MAX_LANES:,}) can; change --global_batch_size or --num_workers"
             )
         mine = [j for j in range(self.lanes) if j * world // self.lanes == rank]
         return range(mine[0], mine[-1] + 1)
 
     def size(self, epoch: int, step: int) -> int:
-        """Rows of an epoch's step over all workers: the global batch, or what is left of the step's sequence."""
+        """Return the rows of a step over all workers: the global batch, or the rest of the step's sequence."""
         pool_S, nth_S = self.schedule(epoch)
         lengths = np.diff(np.arange(self.lanes + 1) * self.total_D[pool_S[step]] // self.lanes)
         return int(np.clip(lengths - nth_S[step] * self.rows_a_step, 0, self.rows_a_step).sum())
 
     def schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """pool_S and nth_S: the pool that each step takes its rows from, and how many steps did so before it."""
+        """Return pool_S and nth_S: the pool of each step, and the number of earlier steps of that pool."""
         if self.known is None or self.known[0] != epoch:
             pool_S = np.repeat(np.arange(len(self.steps_D)), self.steps_D)
             if len(self.steps_D) > 1:
@@ -157,8 +168,9 @@ class Order:
         return self.known[1:]
 
     def window_bounds(self, start_step: int = 0) -> list[tuple[int, int]]:
-        """Steps [first, last) of each window, from the one that holds `start_step` on: 1, 1, 2, 4, ... steps, then
-        `window_steps`.
+        """Return steps [first, last) of each window, from the window of `start_step` on.
+
+        Windows have 1, 1, 2, 4, ... steps, then `window_steps`.
         """
         bounds, first = [], 0
         while first < self.steps:
@@ -169,30 +181,43 @@ class Order:
         return bounds
 
     def windows(self, epoch: int, rank: int, world: int, start_step: int = 0) -> Iterator[Window]:
-        """What worker `rank` of `world` reads in an epoch, from the window that holds `start_step` on."""
+        """Yield the windows that one worker reads in an epoch.
+
+        Args:
+            epoch: number of the epoch.
+            rank: number of the worker.
+            world: number of workers.
+            start_step: windows before the one of this step are skipped.
+
+        Yields:
+            The windows in order.
+
+        Raises:
+            UserError: there are more workers than lanes.
+        """
         pool_S, nth_S = self.schedule(epoch)
         lanes = self.owned(rank, world)
-        sequences: dict[int, Sequence] = {}
+        sequences: dict[int, RowSequence] = {}
         for first, last in self.window_bounds(start_step):
             steps = list(zip(pool_S[first:last].tolist(), nth_S[first:last].tolist(), strict=True))
-            begin: dict[int, int] = {}  # of each pool, in the order in which the window needs them
+            begin: dict[int, int] = {}  # first step of each pool, in the order in which the window needs the pools
             for pool, nth in steps:
                 begin.setdefault(pool, nth)
             ends = {pool: nth + 1 for pool, nth in steps}
             parts = []
             for pool in begin:
                 if pool not in sequences:
-                    sequences[pool] = Sequence(self.rows, self.mixture, pool, self.seed, epoch)
+                    sequences[pool] = RowSequence(self.rows, self.mixture, pool, self.seed, epoch)
                 for lane in lanes:
                     low, high = self._lane_rows(pool, lane, begin[pool], ends[pool])
                     seed = (self.seed, epoch, pool, lane, first)
                     parts.append(LaneWindow(lane, sequences[pool].spans(low, high), seed))
             place = {pool: at for at, pool in enumerate(begin)}
-            where = tuple((place[pool], nth - begin[pool]) for pool, nth in steps)
-            yield Window(first, self.rows_a_step, len(lanes), where, tuple(parts))
+            positions = tuple((place[pool], nth - begin[pool]) for pool, nth in steps)
+            yield Window(first, self.rows_a_step, len(lanes), positions, tuple(parts))
 
     def _lane_rows(self, pool: int, lane: int, first: int, last: int) -> tuple[int, int]:
-        """The rows of its sequence that a lane gives to the pool's steps [first, last)."""
+        """Return the rows [low, high) of the sequence that a lane contributes to the pool's steps [first, last)."""
         start, stop = (int(j * self.total_D[pool] // self.lanes) for j in (lane, lane + 1))
         low = min(start + first * self.rows_a_step, stop)
         return low, min(start + last * self.rows_a_step, stop)

@@ -18,8 +18,7 @@ from raybge.util.errors import UserError, first_line
 def row_group_sizes(file: SourceFile) -> list[int]:
     """Return the uncompressed bytes of each row group.
 
-    Raises:
-        UserError: the file is damaged.
+    Raises UserError if the file is damaged.
     """
     try:
         with open_stream(file) as stream:

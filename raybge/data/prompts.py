@@ -10,14 +10,17 @@ from raybge.util.errors import UserError
 
 @dataclass(frozen=True)
 class Instructions:
-    """What is put around queries and passages before they are tokenised.
+    """Instructions of queries and passages, and how they are combined with the text.
 
     Args:
-        query, passage: the instruction; None is the folder's prompt, "" is none at all.
-        query_format, passage_format: two {}, for the instruction and for the text.
-        prompts: the folder's (`FolderSettings.prompts`): ready prefixes, so no format is applied to them.
+        query: instruction of queries; None: the model folder's prompt; "": no instruction.
+        query_format: format with two {}, for the instruction and for the text.
+        passage: instruction of passages, like `query`.
+        passage_format: format like `query_format`.
+        prompts: prompts of the model folder (`FolderSettings.prompts`): prefixes to which no format is applied.
 
-    Raises UserError for a format that does not take both.
+    Raises:
+        UserError: a format does not have two {}.
     """
 
     query: str | None = None
@@ -31,26 +34,26 @@ class Instructions:
         _check_format(self.passage_format, "passage_instruction_format")
 
     def query_text(self, text: str, prompt: str | None = None) -> str:
-        """The query with its instruction: a row's own `prompt`, else `query`, else the folder's."""
+        """Return the query with the row's own `prompt`, else with `query`, else with the folder's prompt."""
         instruction = self.query if prompt is None else prompt
         return _instruct(self.query_format, instruction, text, self.prompts.get("query", ""))
 
     def passage_text(self, text: str) -> str:
-        """The passage with its instruction: `passage`, else the folder's."""
+        """Return the passage with `passage` as its instruction, else with the folder's prompt."""
         return _instruct(self.passage_format, self.passage, text, self.prompts.get("document", ""))
 
     def prefixes(self) -> dict[str, str]:
-        """What comes before a "query" and a "document": all that a saved model can say.
+        """Return the prefixes of "query" and "document", the only form in which a model folder stores prompts.
 
-        Raises UserError for a format that puts something behind the text.
+        Raises UserError if a format puts something after the text.
         """
         mark = "\x00"
         texts = {"query": self.query_text(mark), "document": self.passage_text(mark)}
         for name, text in texts.items():
             if text.find(mark) != len(text) - 1:
                 raise UserError(
-                    f"the instruction of a {name} does not end with the text, {text.replace(mark, '{}')!r}: "
-                    "a saved model can only carry what comes before it"
+                    f"the instruction format of a {name} must end with the text, found {text.replace(mark, '{}')!r}: "
+                    "a model folder stores only prefixes"
                 )
         return {name: text[:-1] for name, text in texts.items()}
 
@@ -58,7 +61,7 @@ class Instructions:
 def _instruct(instruction_format: str, instruction: str | None, text: str, prompt: str) -> str:
     if instruction is None:
         return prompt + text
-    # a shell hands over \n as two characters
+    # a shell passes \n as two characters
     return instruction_format.replace("\\n", "\n").format(instruction, text) if instruction else text
 
 

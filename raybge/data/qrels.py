@@ -1,7 +1,8 @@
-"""Relevance judgements in files of their own: TREC qrels and BEIR folders, joined with their queries.
+"""Relevance judgements of TREC qrels and BEIR folders, joined with their queries.
 
-TREC: `query 0 document grade` a line, divided by white space. BEIR: a header, then query, document and grade divided by
-tabs; in its folders `corpus.jsonl` and `queries.jsonl` have an `_id` and a `text`, and `qrels/test.tsv` the judgements.
+TREC: lines of `query 0 document grade`, separated by white space. BEIR: a header, then query, document and grade,
+separated by tabs; its folders have `corpus.jsonl` and `queries.jsonl` with `_id` and `text`, and the judgements in
+`qrels/test.tsv`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 from raybge.data.groups import Document, parse_judged, row_id
 from raybge.data.jsonl import Row, read_block
 from raybge.data.survey import Survey
-from raybge.util import atomic_write as output
+from raybge.util.atomic_write import open_atomic
 from raybge.util.errors import UserError
 from raybge.util.filesystem import filesystem
 
@@ -26,7 +27,13 @@ _GRADE = re.compile(r"-?[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class JoinedQrels:
-    """What came of joining: queries written; those without a judgement, and judged ones that no row has."""
+    """Result of joining queries with judgements.
+
+    Args:
+        queries: number of queries with a relevant document.
+        unjudged: number of queries without one.
+        unknown: judged queries that no row has.
+    """
 
     queries: int
     unjudged: int
@@ -34,10 +41,19 @@ class JoinedQrels:
 
 
 def read_qrels(path: str, flag: str) -> Grades:
-    """The judgements of a file (packed or not, a URI or not), by query and document. UserError with file and line for
-    what is none.
+    """Read the judgements of a file, which may be compressed or at a URI.
+
+    Args:
+        path: path or URI.
+        flag: flag that an error message names.
+
+    Returns:
+        Grades by query, then by document.
+
+    Raises:
+        UserError: naming file and line of an invalid judgement.
     """
-    found: Grades = {}
+    judged: Grades = {}
     try:
         system, place = filesystem(path)
         with system.open_input_stream(place) as stream:
@@ -51,34 +67,42 @@ def read_qrels(path: str, flag: str) -> Grades:
         if len(words) not in (3, 4) or not _GRADE.fullmatch(words[-1].strip()):
             raise UserError(
                 f"{flag}: {path}:{number}: expected «query 0 document grade» (TREC) or «query, document, grade» "
-                f"divided by tabs (BEIR), found {line.strip()[:80]!r}"
+                f"separated by tabs (BEIR), found {line.strip()[:80]!r}"
             )
         query, document = words[0].strip(), words[-2].strip()
-        grades = found.setdefault(query, {})
+        grades = judged.setdefault(query, {})
         if grades.setdefault(document, int(words[-1])) != int(words[-1]):
-            raise UserError(f"{flag}: {path}:{number}: {query} {document} was graded {grades[document]} before")
-    if not any(grade > 0 for grades in found.values() for grade in grades.values()):
+            raise UserError(
+                f"{flag}: {path}:{number}: {query} {document} has the grade {grades[document]} in an earlier line"
+            )
+    if not any(grade > 0 for grades in judged.values() for grade in grades.values()):
         raise UserError(f"{flag}: {path} names no relevant document")
-    return found
+    return judged
 
 
-def join(found: Survey, grades: Grades, path: str) -> JoinedQrels:
-    """Write the queries that have a relevant document, with their judgements, as rows that `parse_judged` reads: the
-    answers are documents' ids.
+def join(queries: Survey, grades: Grades, path: str) -> JoinedQrels:
+    """Write the queries that have a relevant document as rows of `parse_judged`, whose positives are documents' ids.
+
+    One process reads and writes, row by row.
 
     Args:
-        found: the queries, surveyed with `parse_query`.
-        path: of a new JSONL file, or its URI. One process reads and writes, row by row.
+        queries: the queries, surveyed with `parse_query`.
+        grades: grades by query, then by document.
+        path: path or URI of the new JSONL file.
 
-    UserError where no query is judged.
+    Returns:
+        Numbers of queries.
+
+    Raises:
+        UserError: no query is judged.
     """
-    left, written, unjudged = dict(grades), 0, 0
-    with output.open_atomic(path, "--storage_path") as out:
-        for number in range(len(found.blocks)):
-            for row in read_block(found.files, found.blocks[number], parse_query):
+    remaining, written, unjudged = dict(grades), 0, 0
+    with open_atomic(path, "--storage_path") as out:
+        for number in range(len(queries.blocks)):
+            for row in read_block(queries.files, queries.blocks[number], parse_query):
                 if not isinstance(row, Row):
                     continue
-                judged = left.pop(row.value.id, {})
+                judged = remaining.pop(row.value.id, {})
                 if not any(grade > 0 for grade in judged.values()):
                     unjudged += 1
                     continue
@@ -88,13 +112,13 @@ def join(found: Survey, grades: Grades, path: str) -> JoinedQrels:
                 written += 1
     if not written:
         raise UserError(f"--qrels judges none of the {unjudged:,} queries of --query_data: are their ids the same?")
-    unknown = [query for query, judged in left.items() if any(grade > 0 for grade in judged.values())]
+    unknown = [query for query, judged in remaining.items() if any(grade > 0 for grade in judged.values())]
     return JoinedQrels(written, unjudged, tuple(unknown))
 
 
 def parse_query(raw: dict[str, Any]) -> Document:
-    """Query row {"_id" or "id", "text" or "query"}. RowError where one is missing."""
+    """Parse a query {"_id" or "id", "text" or "query"}; RowError if one is missing."""
     field = "query" if "query" in raw else "text"
-    found = Document(parse_judged({"query": raw.get(field), "pos": "-", "prompt": raw.get("prompt")}).query)
-    found.id = row_id(raw)
-    return found
+    query = Document(parse_judged({"query": raw.get(field), "pos": "-", "prompt": raw.get("prompt")}).query)
+    query.id = row_id(raw)
+    return query

@@ -201,8 +201,7 @@ def _is_array(file: SourceFile) -> bool:
 def open_stream(file: SourceFile) -> pa.NativeFile:
     """Open a file for reading: seekable, except gzip and zstd, which are decompressed.
 
-    Raises:
-        UserError: the file cannot be opened.
+    Raises UserError if the file cannot be opened.
     """
     try:
         store, path = filesystem(file.path)

@@ -61,6 +61,9 @@ class StepTokenizer(Protocol):
             step: number of the step within the epoch.
             rows: rows of the worker's share.
             copies: for each row how often the epoch had it before; default: 0.
+
+        Returns:
+            The table.
         """
 
     def unpack(self, table: pa.Table) -> Batch:

@@ -1,4 +1,4 @@
-"""Some texts from all parts of the data, where something has to be known of them before they are read."""
+"""Sample texts from all parts of the data, for statistics that are needed before training."""
 
 import numpy as np
 
@@ -6,18 +6,22 @@ from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.mixture import generator
 from raybge.data.survey import Survey
 
-CHARACTERS = 1 << 21  # of all texts together: some 300,000 words
-PARTS = 64  # blocks of which each may have its share
-MOST = 256  # blocks that are opened, where those hold less
+CHARACTERS = 1 << 21  # total length of the sample: about 300,000 words
+PARTS = 64  # blocks that share the sample evenly
+MOST = 256  # most blocks that are opened if those have fewer characters
 
 
 def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS) -> list[str]:
-    """The first texts of blocks chosen at random, the same for the same data. Weights of data sets do not count.
+    """Return the first texts of random blocks, the same for the same data; weights of data sets are ignored.
 
     Args:
+        survey: the surveyed data.
         parse: makes a text of a row.
-        longest: characters of a text; what is beyond is cut off.
-        characters: of all texts together, where there are so many; exceeded by one text at most.
+        longest: characters at which a text is cut.
+        characters: total length, if the data has as much; exceeded by one text at most.
+
+    Returns:
+        The texts.
     """
     texts: list[str] = []
     share, room = characters / PARTS, characters

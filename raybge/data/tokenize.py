@@ -1,4 +1,4 @@
-"""Texts to token ids: instructions in front, cut to length, long texts not read to their end."""
+"""Tokenize queries and passages with their instructions; long texts are only tokenized as far as needed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 
 from raybge.data.prompts import Instructions
 
-HEAD_CHARACTERS = 8  # of a long text are tokenised at first, for each token that may be kept
-MARGIN = 16  # tokens that must lie between what is kept and the end of the head
+HEAD_CHARACTERS = 8  # characters of a long text that are tokenized first, per token of the maximum length
+MARGIN = 16  # tokens that must follow the maximum length within these characters
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A model's way from queries and passages to token ids.
+    """Tokenizer of a model's queries and passages.
 
     Args:
-        tokenizer: of transformers.
-        instructions: what goes before queries and passages; a row's own prompt replaces the query's.
-        query_max_len, passage_max_len: in tokens, special ones included.
+        tokenizer: tokenizer of transformers.
+        instructions: instructions; a row's own prompt replaces the query's.
+        query_max_len: tokens of a query, with special tokens.
+        passage_max_len: tokens of a passage, with special tokens.
     """
 
     tokenizer: Any
@@ -31,7 +32,15 @@ class TextTokenizer:
     passage_max_len: int
 
     def __call__(self, queries: Sequence[tuple[str, str | None]], passages: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """(lengths, tokens), int32, of the queries and then of the passages; a query comes with its row's prompt."""
+        """Tokenize queries and passages.
+
+        Args:
+            queries: (query, prompt of its row) of each query.
+            passages: the passages.
+
+        Returns:
+            Lengths and concatenated tokens, int32, of the queries, then of the passages.
+        """
         texts = [self.instructions.query_text(*query) for query in queries]
         ids = token_ids(self.tokenizer, texts, self.query_max_len)
         texts = [self.instructions.passage_text(text) for text in passages]
@@ -41,13 +50,13 @@ class TextTokenizer:
 
 
 def token_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
-    """What `tokenizer(texts, truncation=True, max_length=max_length)` gives."""
+    """Return the ids of `tokenizer(texts, truncation=True, max_length=max_length)`."""
     if not texts:
         return []
-    found = encode_heads(tokenizer, texts, max_length)
-    if found is not None:
-        return [each.ids for each in found]
-    return tokenizer(
+    encodings = encode_heads(tokenizer, texts, max_length)
+    if encodings is not None:
+        return [each.ids for each in encodings]
+    ids: list[list[int]] = tokenizer(
         texts,
         truncation=True,
         max_length=max_length,
@@ -55,16 +64,24 @@ def token_ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[in
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
+    return ids
 
 
 def encode_heads(tokenizer: Any, texts: list[str], max_length: int, words: bool = False) -> list[Any] | None:
-    """The Rust tokenizer's encodings of texts cut to `max_length`; None where there is none or it keeps a text's end.
+    """Return the Rust tokenizer's encodings of texts cut to `max_length`.
 
-    A text of many times the length is tokenised up to a white space some way behind what is kept. Tokens are words
-    or parts of words wherever there is a pre-tokenizer, so what comes later cannot change those; where the head
-    turns out to be too short, the whole text is tokenised after all.
+    A text of many times the length is tokenized up to a white space some way after the cut. With a pre-tokenizer,
+    tokens are words or parts of words, so later text cannot change them. If the head is too short, the whole text is
+    tokenized.
 
-    `words`: each encoding also knows the word of each token (`word_ids`), which takes longer.
+    Args:
+        tokenizer: tokenizer of transformers.
+        texts: the texts.
+        max_length: tokens, with special tokens.
+        words: compute the word of each token (`word_ids`) as well, which takes longer.
+
+    Returns:
+        The encodings; None if the tokenizer is not a Rust tokenizer, or truncates at the beginning of a text.
     """
     backend = _backend(tokenizer, max_length)
     if backend is None:
@@ -72,19 +89,19 @@ def encode_heads(tokenizer: Any, texts: list[str], max_length: int, words: bool 
     encode = backend.encode_batch if words else backend.encode_batch_fast
     limit = HEAD_CHARACTERS * max_length
     heads = [_head(text, limit) if backend.pre_tokenizer is not None else text for text in texts]
-    found = encode(heads)
+    encodings: list[Any] = encode(heads)
     again = [
         i
         for i, (head, text) in enumerate(zip(heads, texts, strict=True))
-        if len(head) < len(text) and sum(len(rest) for rest in found[i].overflowing) < MARGIN
+        if len(head) < len(text) and sum(len(rest) for rest in encodings[i].overflowing) < MARGIN
     ]
     for i, whole in zip(again, encode([texts[i] for i in again]), strict=True):
-        found[i] = whole
-    return found
+        encodings[i] = whole
+    return encodings
 
 
 def _backend(tokenizer: Any, max_length: int) -> Any:
-    """The Rust tokenizer, set to cut at `max_length`; None where there is none or it keeps a text's end."""
+    """Return the Rust tokenizer, set to cut the end of texts at `max_length`; None if there is none."""
     if not tokenizer.is_fast or tokenizer.truncation_side != "right":
         return None
     backend = tokenizer.backend_tokenizer
@@ -95,7 +112,7 @@ def _backend(tokenizer: Any, max_length: int) -> Any:
 
 
 def _head(text: str, limit: int) -> str:
-    """The text up to the last space or line end before `limit`; the whole of it where that saves little."""
+    """Return the text up to the last space or line end before `limit`, or all of it if that saves little."""
     if len(text) < 1.5 * limit:
         return text
     end = max(text.rfind(" ", 0, limit), text.rfind("\n", 0, limit))

@@ -24,8 +24,7 @@ COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 def exists(path: str, flag: str) -> bool:
     """Return True if there is a file at a path or URI.
 
-    Raises:
-        UserError: naming `flag`: it is a folder, or cannot be reached.
+    Raises UserError if it is a folder, or cannot be reached.
     """
     try:
         store, place = filesystem(path)

@@ -41,8 +41,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
     pyarrow's own S3 and GCS are used if s3fs or gcsfs is not installed, or if the query has another parameter.
 
-    Raises:
-        StorageError: no installed package opens the URI; the message names the package to install.
+    Raises StorageError if no installed package opens the URI; the message names the package to install.
     """
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
@@ -93,7 +92,7 @@ class FsspecHandler(pafs.FSSpecHandler):
     def _create_file_info(path: str, info: dict[str, Any]) -> pafs.FileInfo:
         names = ("mtime", "LastModified", "last_modified", "updated")
         modified = next((info[name] for name in names if info.get(name)), None)
-        return pafs.FSSpecHandler._create_file_info(path, {**info, "mtime": modified})
+        return super(FsspecHandler, FsspecHandler)._create_file_info(path, {**info, "mtime": modified})
 
 
 def _s3_options(login: str, query: dict[str, str]) -> dict[str, Any]:
@@ -134,8 +133,7 @@ def _missing_package(protocol: str, error: ImportError) -> str:
 def is_local(path: str, flag: str) -> bool:
     """Return True if a path or URI is in a file system of this machine.
 
-    Raises:
-        UserError: naming `flag`: no installed package opens the URI.
+    Raises UserError if no installed package opens the URI.
     """
     try:
         return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)

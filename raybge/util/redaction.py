@@ -1,6 +1,6 @@
-"""What nobody else is to see: the values of secret flags, and what a URI holds to log in with.
+"""Redaction of secrets: values of secret flags, and credentials in URIs.
 
-Messages, reports, cards and notes all go through here. Nothing is imported, so that everything may import it.
+All messages, reports, model cards and records are redacted here. Nothing of raybge is imported.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SECRET_FLAG = re.compile(r"(^|_)(token|password|secret|api_key)$")  # of a flag's name
-# s3://key:secret@bucket; keys may hold a slash, and where they do, pyarrow refuses the URI and a message quotes it
+SECRET_FLAG = re.compile(r"(^|_)(token|password|secret|api_key)$")  # flag names
+# s3://key:secret@bucket; a key may contain a slash: pyarrow rejects such a URI, and its message quotes it
 _LOGIN = re.compile(r"(://)(?:[^/@\s]+|[^:/@\s]+:[^@\s]*)@")
 _QUERY = re.compile(r"([?&][^=&\s]*(?:secret|token|password|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
-_HANDED = "RAYBGE_SECRET_WORDS"  # in the environment, from a process to what it becomes
+_VARIABLE = "RAYBGE_SECRET_WORDS"  # passes secret flags from a process to the one that replaces it
 
 
 def redact(text: str) -> str:
-    """A text without what its URIs hold to log in with."""
+    """Return a text without the credentials of its URIs."""
     return _QUERY.sub(r"\1…", _LOGIN.sub(r"\1…@", text))
 
 
 def redact_settings(value: Any) -> Any:
-    """Nested settings without the secret ones, their texts without what URIs hold to log in with."""
+    """Return nested settings without secret ones, and without the credentials of URIs."""
     if isinstance(value, Mapping):
         return {name: redact_settings(each) for name, each in value.items() if not SECRET_FLAG.search(str(name))}
     if isinstance(value, list | tuple):
@@ -34,31 +34,31 @@ def redact_settings(value: Any) -> Any:
 
 
 def command_line() -> list[str]:
-    """The words of this process's command line behind the program's name.
+    """Return the arguments of this process's command line.
 
-    `ps` shows them to everybody on the machine, and Ray to whoever sees its list of jobs. So a process that was given a
-    secret flag is replaced by one without, to which it hands the flag in the environment.
+    `ps` shows the command line to all users of the machine, and Ray shows it in its list of jobs. So a process with a
+    secret flag is replaced by one without, which receives the flag in an environment variable.
     """
-    handed = os.environ.pop(_HANDED, None)
-    if handed is not None:
-        return [*sys.argv[1:], *json.loads(handed)]
-    words, secret = _apart(sys.orig_argv)
+    passed = os.environ.pop(_VARIABLE, None)
+    if passed is not None:
+        return [*sys.argv[1:], *json.loads(passed)]
+    words, secret = _split_secrets(sys.orig_argv)
     if secret:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, words, {**os.environ, _HANDED: json.dumps(secret)})
+        os.execve(sys.executable, words, {**os.environ, _VARIABLE: json.dumps(secret)})
     return sys.argv[1:]
 
 
-def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words without secret flags, and these with their values."""
-    open_: list[str] = []
+def _split_secrets(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words without secret flags, and the secret flags with their values."""
+    visible: list[str] = []
     secret: list[str] = []
-    waits = False  # for the value of a secret flag
+    expects_value = False  # the word before is a secret flag
     for word in words:
         name, mark, _ = word.removeprefix("--").partition("=")
         is_secret = word.startswith("--") and SECRET_FLAG.search(name) is not None
-        hidden = is_secret or (waits and not word.startswith("--"))
-        (secret if hidden else open_).append(word)
-        waits = is_secret and not mark
-    return open_, secret
+        hidden = is_secret or (expects_value and not word.startswith("--"))
+        (secret if hidden else visible).append(word)
+        expects_value = is_secret and not mark
+    return visible, secret

@@ -134,7 +134,8 @@ def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
         from raybge.util.errors import UserError
 
         with connect() as cluster:
-            assert cluster.own and cluster.cpus == available_cores() and ray.cluster_resources()["CPU"] > available_cores()
+            assert cluster.own and cluster.cpus == available_cores()
+            assert ray.cluster_resources()["CPU"] > available_cores()
             with connect() as inner:  # the outer one stays, and its slots for reading are not for workers
                 assert inner == cluster
             assert ray.is_initialized()

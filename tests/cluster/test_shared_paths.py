@@ -43,7 +43,7 @@ def test_a_folder_of_one_node_is_refused(other, tmp_path):
 
 def test_what_is_read_must_be_there_and_the_same(other, tmp_path):
     for name in ("own/data.jsonl", "all/old.jsonl"):
-        with pytest.raises(UserError, match="--train_data .*: 1 of 2 nodes do not see it.*; put it on a folder"):
+        with pytest.raises(UserError, match="--train_data .*: 1 of 2 nodes do not see it.*; put it into a folder"):
             check_shared(TWO, {}, {"--train_data": [str(tmp_path / name)]})
 
 

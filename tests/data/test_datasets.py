@@ -35,7 +35,7 @@ def read(*paths: str) -> Survey:
 
 
 def shown(sets: DataSets) -> dict[str, int]:
-    return {one.name: one.rows for one in sets.kept}
+    return {one.name: one.rows for one in sets.used}
 
 
 def epoch(sets: DataSets, found: Survey) -> list[int]:
@@ -54,7 +54,7 @@ def epoch(sets: DataSets, found: Survey) -> list[int]:
 def test_each_file_is_a_data_set(found):
     sets = build_data_sets(found, 10**8)
     assert shown(sets) == SIZES
-    assert sets.left_out == () and sets.alone == frozenset()
+    assert sets.dropped == () and sets.alone == frozenset()
     assert sets.mixture.pools == 1
     assert epoch(sets, found) == [60, 20, 5, 4, 3]
 
@@ -70,14 +70,14 @@ def test_small_files_of_a_folder_are_joined_a_file_that_was_named_stays(found):
 def test_joined_data_sets_that_are_too_small_are_left_out(found, together):
     sets = build_data_sets(found, 10**8, small_threshold=10, drop_threshold=10, together=together)
     assert shown(sets) == {"d/big.jsonl": 60, "d/mid.jsonl": 20, "tiny.jsonl": 3}
-    assert [one.name for one in sets.left_out] == ["d/ (2 small files)"]
+    assert [one.name for one in sets.dropped] == ["d/ (2 small files)"]
     assert epoch(sets, found) == [60, 20, 0, 0, 3]
-    assert build_data_sets(found, 10**8, small_threshold=10, drop_threshold=9).left_out == ()
-    assert build_data_sets(found, 10**8, small_threshold=0, drop_threshold=10).left_out == ()
+    assert build_data_sets(found, 10**8, small_threshold=10, drop_threshold=9).dropped == ()
+    assert build_data_sets(found, 10**8, small_threshold=0, drop_threshold=10).dropped == ()
 
 
 def test_a_folder_of_small_files_only_leaves_nothing(found):
-    with pytest.raises(UserError, match=r"--drop_threshold 100 leaves out all .* d/ \(4 small files\) \(89 rows\)"):
+    with pytest.raises(UserError, match=r"--drop_threshold 100 drops all .* d/ \(4 small files\) \(89 rows\)"):
         build_data_sets(read("d"), 10**8, small_threshold=90, drop_threshold=100)
 
 
@@ -98,7 +98,7 @@ def test_at_most_so_many_rows_of_each_file(found):
     }
     assert epoch(sets, found) == [10, 10, 5, 4, 3]
     # rows that are used are what is held against the thresholds
-    assert len(build_data_sets(found, 10, small_threshold=11).kept) == 2
+    assert len(build_data_sets(found, 10, small_threshold=11).used) == 2
 
 
 def test_weights_by_file_and_by_folder(found):
@@ -146,14 +146,16 @@ def test_names_that_say_own_negatives_only(tmp_path, monkeypatch):
 def test_what_a_person_sees_of_them(found):
     order = Order(found.rows, 8, 0)
     assert build_data_sets(read("tiny.jsonl"), 10**8).describe(read("tiny.jsonl"), Order([3], 1, 0)) == []
-    assert build_data_sets(found, 10**8).describe(found, order) == [f"  {name}: {rows} groups" for name, rows in SIZES.items()]
+    assert build_data_sets(found, 10**8).describe(found, order) == [
+        f"  {name}: {rows} groups" for name, rows in SIZES.items()
+    ]
     sets = build_data_sets(found, 30, 10, 10, {"d": 2}, together=True)
     order = Order(found.rows, 8, 0, True, sets.mixture)
     assert sets.describe(found, order) == [
-        "  d/big.jsonl: 30 groups; 30 of 60 rows; 60 an epoch",
-        "  d/mid.jsonl: 20 groups; 40 an epoch",
-        "  tiny.jsonl: 3 groups; left out by --dataloader_drop_last: less than a global batch of 8",
-        "  left out by --drop_threshold: d/ (2 small files): 9 groups",
+        "  d/big.jsonl: 30 groups; 30 of 60 rows; 60 per epoch",
+        "  d/mid.jsonl: 20 groups; 40 per epoch",
+        "  tiny.jsonl: 3 groups; dropped by --dataloader_drop_last: less than a global batch of 8",
+        "  dropped by --drop_threshold: d/ (2 small files): 9 groups",
     ]
     write({"x_no_in_batch_neg.jsonl": 2})
     alone = read("x_no_in_batch_neg.jsonl")

@@ -37,7 +37,7 @@ def test_both_forms_are_read(tmp_path, name, text, wanted):
         ("q1\td1\tvery\n", ":1: expected"),
         ("q1 0 d1 ²\n", ":1: expected"),
         ("q1 0 d1 " + "9" * 5000, ":1: expected"),
-        ("q1 0 d1 1\nq1 0 d1 2\n", ":2: q1 d1 was graded 1 before"),
+        ("q1 0 d1 1\nq1 0 d1 2\n", ":2: q1 d1 has the grade 1 in an earlier line"),
         ("q1 0 d1 0\n", "names no relevant document"),
         ("", "names no relevant document"),
     ],

@@ -140,7 +140,9 @@ def test_a_teachers_scores_come_along(data):
     (data / "a.jsonl").write_text("\n".join(lines) + "\n")
     (data / "b.jsonl").unlink()
     batches = steps(reading(data, scored=True))
-    assert sorted(score for batch in batches for score in batch.groups.teacher_score_M.tolist()) == [i / 4 for i in range(20)]
+    assert sorted(score for batch in batches for score in batch.groups.teacher_score_M.tolist()) == [
+        i / 4 for i in range(20)
+    ]
 
 
 def test_what_tasks_share_is_arrays(data):

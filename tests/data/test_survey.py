@@ -39,7 +39,7 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"query": "", "pos": "p"}', '"query" must be a non-empty string, found ""'),
     (
         b'{"query": "q", "pos": "p", "neg": ["n", " "]}',
-        f'"neg" {TEXTS} (or be left out), found " " as item 2 of 2',
+        f'"neg" {TEXTS} (or be missing), found " " as item 2 of 2',
     ),
     (b'{"query": "caf\xe9", "pos": "p"}', "the row must be UTF-8 text, found byte 0xe9 at byte 15"),
     (b'{"query": "\xed\xa0\x80", "pos": "p"}', "the row must be UTF-8 text, found byte 0xed at byte 12"),

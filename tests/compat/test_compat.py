@@ -1,0 +1,166 @@
+"""Contracts of private names: each exists in the installed version and behaves as raybge.compat expects."""
+
+import ast
+import importlib
+import inspect
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import raybge
+from raybge.compat import ray as compat_ray
+from raybge.compat import torch as compat_torch
+from raybge.compat import transformers as compat_transformers
+
+LIBRARIES = ("ray", "torch", "transformers", "accelerate")
+PACKAGE = Path(raybge.__file__).parent
+
+
+# --- private names are used in raybge.compat only ---------------------------------------------------------------------
+
+
+def private_names(source: str) -> list[str]:
+    """Private modules and attributes of the libraries in a module; overrides through super() are exempt."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
+            parts = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+            names += [f"{node.lineno}: {node.module}"] * any(part.startswith("_") for part in parts)
+        if isinstance(node, ast.Import):
+            parts = [part for alias in node.names for part in alias.name.split(".") if alias.name.startswith(LIBRARIES)]
+            names += [f"{node.lineno}: {parts}"] * any(part.startswith("_") for part in parts)
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            value = ast.unparse(node.value)
+            if value not in ("self", "cls") and not value.startswith("super("):
+                names.append(f"{node.lineno}: {ast.unparse(node)}")
+    return names
+
+
+def test_private_names_of_libraries_are_used_in_compat_only():
+    assert private_names(
+        "from ray._private import x\nmodel.config._attn\nimport torch._dynamo\nself._a\nsuper()._b()"
+    ) == [
+        "1: ray._private",
+        "3: ['torch', '_dynamo']",
+        "2: model.config._attn",
+    ]
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "compat"]
+    uses = {str(path.relative_to(PACKAGE)): private_names(path.read_text()) for path in paths}
+    assert {path: names for path, names in uses.items() if names} == {}
+
+
+def test_compat_imports_nothing_of_raybge():
+    for path in (PACKAGE / "compat").glob("*.py"):
+        imports = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        assert not [node for node in imports if "raybge" in ast.unparse(node)], path.name
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+def expect(module: str, name: str) -> object:
+    """Return a private name, or fail with what to do."""
+    advice = f"{module}.{name} is gone: find its successor and change raybge/compat"
+    try:
+        parent = importlib.import_module(module)
+    except ImportError:
+        pytest.fail(advice)
+    assert hasattr(parent, name), advice
+    return getattr(parent, name)
+
+
+def test_ray_reads_the_constant_for_its_ports(monkeypatch):
+    constants = importlib.import_module("ray._private.ray_constants")
+    monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", expect("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"))
+    compat_ray.keep_ports_on_loopback()
+    assert constants.ENABLE_RAY_CLUSTER is False
+    services = inspect.getsource(importlib.import_module("ray._private.services"))
+    assert "ray_constants.ENABLE_RAY_CLUSTER" in services, "Ray reads another constant: its ports would be open"
+
+
+def test_the_torch_backend_starts_on_a_worker_group():
+    backend = compat_ray.torch_backend()
+    assert [*inspect.signature(backend.on_start).parameters] == ["self", "worker_group", "backend_config"]
+    from ray.train.torch import TorchConfig
+
+    assert issubclass(TorchConfig().backend_cls, backend)
+
+
+def test_the_trainer_has_neither_cleaner_nor_data_actor():
+    from ray.train import ScalingConfig
+
+    def names(trainer: object) -> list[str]:
+        return [type(each).__name__ for each in trainer._create_default_callbacks()]
+
+    from ray.train.torch import TorchTrainer
+
+    shipped, ours = (
+        names(kind(lambda: None, scaling_config=ScalingConfig(num_workers=1)))
+        for kind in (TorchTrainer, compat_ray.torch_trainer_without_helpers())
+    )
+    assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} <= {*shipped}
+    replaced = [each for each in shipped if each not in ("DatasetsCallback", "PlacementGroupCleanerCallback")]
+    assert ours == [*replaced, "DataContextCallback"]
+
+
+def test_the_autoscaler_reports_starting_machines():
+    assert callable(expect("ray.autoscaler.v2.utils", "is_autoscaler_v2"))
+    assert callable(expect("ray.autoscaler.v2.sdk", "get_cluster_status"))
+    status = expect("ray.autoscaler.v2.schema", "ClusterStatus")
+    assert {"pending_nodes", "pending_launches"} <= {*status.__dataclass_fields__}
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_group_creates_its_store_by_the_replaced_class(monkeypatch):
+    create = expect("torch.distributed.rendezvous", "_create_c10d_store")
+    module = sys.modules[create.__module__]
+    monkeypatch.setattr(module, "TCPStore", module.TCPStore)  # restored after the test
+    calls = []
+
+    def store(**arguments):
+        calls.append(arguments)
+        return torch.distributed.TCPStore(**arguments)
+
+    compat_torch.replace_rendezvous_store(store)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    create("127.0.0.1", port, 0, 1, timedelta(seconds=20))
+    (arguments,) = calls
+    assert {"host_name", "port", "world_size", "is_master"} <= {*arguments}
+
+
+def test_the_rates_that_are_logged_are_set():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    compat_torch.set_logged_rates(scheduler, [0.25])
+    assert scheduler.get_last_lr() == [0.25]
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_the_attention_of_a_model_is_known(name):
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9
+    )
+    model = transformers.BertModel(config)
+    model.set_attn_implementation(name)
+    assert compat_transformers.attention_implementation(model) == name
+
+
+def test_the_learning_rate_of_the_next_step_is_known(tmp_path):
+    arguments = transformers.TrainingArguments(str(tmp_path), learning_rate=0.5, use_cpu=True, report_to=[])
+    trainer = transformers.Trainer(torch.nn.Linear(2, 2), arguments)
+    trainer.create_optimizer_and_scheduler(10)
+    assert compat_transformers.learning_rate(trainer) == 0.5
