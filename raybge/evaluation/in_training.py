@@ -5,8 +5,8 @@
    query.
 3. These lists are gathered and merged.
 
-What is encoded or multiplied together is a block or a fixed number of queries, and ties are ordered by passage id: the
-metrics are the same on every worker and for any number of workers.
+Texts are encoded and multiplied in units of a block or of a fixed number of queries, and ties are ordered by passage
+id: the metrics are the same on every worker and for any number of workers.
 
 Memory per worker: all query vectors, `SCORED_QUERIES` scores per passage of a block, at most `TOKEN_BYTES` of tokens
 and, while the first evaluation searches for duplicates, about 60 bytes per passage of the whole corpus. Vectors of
@@ -138,8 +138,8 @@ class RetrievalValidator:
     def examples(self, first: RetrievalResult, last: RetrievalResult) -> list[QueryExample]:
         """Return the queries that changed most between two evaluations, with texts. Collective.
 
-        Only the blocks of these queries and of their passages are read again, each passage by its worker. What cannot
-        be read any more is logged and omitted: training is over, but its model not saved yet.
+        Only the blocks of these queries and of their passages are read again, each passage by its worker. Texts that
+        cannot be read any more are logged and omitted: training is over, but its model is not saved yet.
 
         Args:
             first: An earlier result.
