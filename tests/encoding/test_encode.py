@@ -1,4 +1,4 @@
-"""Encoding files end to end on one Ray: an Encoder's vectors, in order, the same bytes for any number of actors."""
+"""Encoding files end to end on one Ray: vectors of an Encoder, in order, the same bytes for any number of actors."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ ROWS = 130
 
 @pytest.fixture(scope="module")
 def ray_of_six():
-    """More CPUs than the machine may have: three actors must fit, whatever it is."""
+    """Start Ray with more CPUs than the machine may have, so that three actors always fit."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
@@ -40,7 +40,7 @@ def ray_of_six():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, words):
-    """Rows of uneven length in two files of several blocks; some texts twice, one row without an id."""
+    """Write rows of uneven length to two files of several blocks; a repeated text, a row without an id."""
     rng = np.random.default_rng(3)
     rows = [{"id": f"p{i}", "text": " ".join(rng.choice(words, rng.integers(1, 15))), "n": i} for i in range(ROWS)]
     rows[9]["text"] = rows[2]["text"]
@@ -53,16 +53,20 @@ def data(tmp_path_factory, words):
 
 @pytest.fixture(scope="module")
 def encoded(ray_of_six, data, tiny_model, tmp_path_factory):
-    """Outputs by name, and the summary of each."""
+    """Write outputs; return their folder and the summary of each."""
     folder = tmp_path_factory.mktemp("out")
-    given = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
-    asked = {
+    shared = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
+    outputs = {
         "one.parquet": {"num_workers": 1},
         "three.parquet": {"num_workers": 3},
         "query.npy": {"query_instruction_for_retrieval": "bk ", "kind": "query", "max_length": 8, "truncate_dim": 20},
     }
-    summaries = {name: encode_dataset(**given, **more, output_file=str(folder / name)) for name, more in asked.items()}
-    assert {path.name for path in folder.iterdir()} == {f"{name}{end}" for name in asked for end in ("", ".meta.json")}
+    summaries = {
+        name: encode_dataset(**shared, **more, output_file=str(folder / name)) for name, more in outputs.items()
+    }
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}{end}" for name in outputs for end in ("", ".meta.json")
+    }
     return folder, summaries
 
 
@@ -75,34 +79,34 @@ def encoder(tiny_model):
     )
 
 
-def assert_close(found, expected):
-    assert found.dtype == expected.dtype and np.std(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(found, expected, atol=1e-5)  # fp32, unit vectors: other texts are in a chunk
+def assert_close(vectors, expected):
+    assert vectors.dtype == expected.dtype and np.std(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)  # fp32, unit vectors: chunks hold other texts
 
 
-def test_the_bytes_are_the_same_for_any_number_of_actors(encoded):
+def test_bytes_do_not_depend_on_actors(encoded):
     folder, summaries = encoded
     assert (folder / "one.parquet").read_bytes() == (folder / "three.parquet").read_bytes()
     assert summaries["one.parquet"]["rows"] == ROWS and summaries["one.parquet"]["dim"] == 32
 
 
-def test_rows_and_vectors_are_in_the_inputs_order(encoded, data, encoder):
+def test_rows_and_vectors_keep_input_order(encoded, data, encoder):
     folder, (_, rows) = encoded[0], data
     texts = [row["text"] for row in rows]
     table = pq.read_table(folder / "one.parquet")
     assert table.column_names == ["id", "text", "embedding"]
     assert table["text"].to_pylist() == texts and table["id"].to_pylist() == [row.get("id") for row in rows]
-    found = np.array(table["embedding"].to_pylist(), np.float32)
-    assert_close(found, encoder.encode_corpus(texts))
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    assert_close(vectors, encoder.encode_corpus(texts))
     expected = encoder.encode_queries(texts, max_length=8, truncate_dim=20)
     assert_close(np.load(folder / "query.npy", mmap_mode="r"), expected)
-    # the texts are long enough for the length to matter, and the instructions do
+    # maximum length and instructions do change the vectors
     assert not np.allclose(expected, encoder.encode_queries(texts, truncate_dim=20), atol=1e-2)
     assert not np.allclose(encoder.encode(texts), encoder.encode_corpus(texts), atol=1e-2)
 
 
 def fixed(texts) -> np.ndarray:
-    """The stub's vectors."""
+    """Return the stub's vectors."""
     return stub.StubEncoder(None, 0, stub.DIM, "cpu").encode_corpus(texts)
 
 
@@ -115,7 +119,7 @@ def blocks(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def test_a_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
+def test_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
     monkeypatch.setattr(vector_writer, "PART_ROWS", 40)
     _, rows = data
     run(data, tmp_path / "v", None, keep_fields=["n", "text"])
@@ -126,8 +130,8 @@ def test_a_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), expected)
 
 
-def test_bytes_have_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
-    """As `quantize_embeddings` of the whole matrix; another output is given the ranges."""
+def test_int8_uses_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
+    """Equal to `quantize_embeddings` of the whole matrix, also in an output with explicit ranges."""
     vectors_ND = fixed([row["text"] for row in data[1]])
     expected = quantize_embeddings(vectors_ND, "int8")
     run(data, tmp_path / "all.npy", None, precision="int8")
@@ -143,10 +147,10 @@ def test_bytes_have_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
         np.testing.assert_array_equal(np.load(later), expected[70:])
 
 
-def test_a_run_that_failed_goes_on_and_a_finished_one_is_said(ray_of_six, data, tmp_path, monkeypatch, capfd):
+def test_failed_run_continues_and_finished_run_is_skipped(ray_of_six, data, tmp_path, monkeypatch, capfd):
     log, output = tmp_path / "log", tmp_path / "v.npy"
     with monkeypatch.context() as patch:
-        patch.setattr(vector_writer, "write", lambda *given: pytest.fail("no space left"))
+        patch.setattr(vector_writer, "write", lambda *arguments: pytest.fail("no space left"))
         with pytest.raises(BaseException, match="no space left"):
             run(data, output, log)
     assert not output.exists() and (tmp_path / "v.npy.work").is_dir()
@@ -165,59 +169,59 @@ def test_a_run_that_failed_goes_on_and_a_finished_one_is_said(ray_of_six, data, 
     run(data, output, log, overwrite=True, storage_path=str(tmp_path / "kept"))
     assert output.read_bytes() == written and output.stat().st_mtime_ns != stamp
     assert sorted(blocks(log)) == sorted(before * 2)
-    # what a storage_path keeps serves another precision
+    # blocks under a storage_path are reused for another precision
     run(data, tmp_path / "bits.npy", log, precision="binary", storage_path=str(tmp_path / "kept"))
     assert sorted(blocks(log)) == sorted(before * 2) and np.load(tmp_path / "bits.npy").shape == (ROWS, 4)
 
 
-def test_rows_that_are_skipped_leave_no_gap(ray_of_six, tmp_path):
+def test_skipped_rows_leave_no_gap(ray_of_six, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
     assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
 
 
-def test_a_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
+def test_ray_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
     import ray
 
     _, rows = data
-    given = ray.data.from_items([{"body": row["text"], "n": i} for i, row in enumerate(rows)], override_num_blocks=3)
+    dataset = ray.data.from_items([{"body": row["text"], "n": i} for i, row in enumerate(rows)], override_num_blocks=3)
     more = {"text_field": "body", "kind": "query", "query_instruction_for_retrieval": "bk "}
-    found = encode_dataset(given, model_name_or_path=tiny_model, **more, num_workers=2).take_all()
+    out_rows = encode_dataset(dataset, model_name_or_path=tiny_model, **more, num_workers=2).take_all()
     expected = encoder.encode_queries([row["text"] for row in rows])
-    for row in found:
+    for row in out_rows:
         assert_close(np.asarray(row["embedding"], np.float32), expected[row["n"]])
-    assert sorted(row["n"] for row in found) == list(range(ROWS))
+    assert sorted(row["n"] for row in out_rows) == list(range(ROWS))
 
 
-def test_a_datasets_column_and_flags(tiny_model):
+def test_ray_dataset_column_and_flags(tiny_model):
     ranges_2D = np.stack([-np.ones(stub.DIM), np.ones(stub.DIM)]).astype(np.float32)
     column = ColumnEncoder(stub.embedder(), "query", "body", "uint8", ranges_2D)
-    made = column(pa.table({"body": ["ak", "bl"], "n": [1, 2]}))
-    assert made.column_names == ["body", "n", "embedding"]
+    table = column(pa.table({"body": ["ak", "bl"], "n": [1, 2]}))
+    assert table.column_names == ["body", "n", "embedding"]
     expected = quantize_embeddings(fixed(["ak", "bl"]), "uint8", ranges_2D)
-    np.testing.assert_array_equal(np.array(made["embedding"].to_pylist(), np.uint8), expected)
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.uint8), expected)
     with pytest.raises(UserError, match="text_field: the Dataset has no column 'body', only text, n"):
         column(pa.table({"text": ["ak"], "n": [1]}))
     with pytest.raises(UserError, match='text_field: "body" must be a non-empty string, found null'):
         column(pa.table({"body": ["ak", None]}))
-    nothing: Any = object()
+    dataset: Any = object()
     with pytest.raises(UserError, match="input_file does not apply to a Dataset"):
-        encode_dataset(nothing, model_name_or_path=tiny_model, input_file="x")
+        encode_dataset(dataset, model_name_or_path=tiny_model, input_file="x")
     with pytest.raises(UserError, match="precision int8: .* set `ranges`"):
-        encode_dataset(nothing, model_name_or_path=tiny_model, precision="int8")
+        encode_dataset(dataset, model_name_or_path=tiny_model, precision="int8")
 
 
 # --- before Ray starts ------------------------------------------------------------------------------------
 
 
 def argv(model, data, output="never.npy", **changed):
-    given = {"model_name_or_path": model, "input_file": str(data[0]), "output_file": str(output), **changed}
-    return [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
+    values = {"model_name_or_path": model, "input_file": str(data[0]), "output_file": str(output), **changed}
+    return [word for name, value in values.items() for word in (f"--{name}", *str(value).split())]
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
         ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl is not there"),
@@ -235,21 +239,21 @@ def argv(model, data, output="never.npy", **changed):
         ({"query_instruction_format": "{}"}, "{}"),
     ],
 )
-def test_what_cannot_be_is_named(data, tiny_model, capfd, monkeypatch, changed, said):
-    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *given: pytest.fail("Ray was started"))
+def test_invalid_flags_and_rows_are_named(data, tiny_model, capfd, monkeypatch, changed, message):
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *arguments: pytest.fail("Ray was started"))
     assert main(argv(tiny_model, data, **changed)) == 2
-    assert said in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
-def test_ranges_of_another_width_are_named(data, tiny_model, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *given: pytest.fail("Ray was started"))
+def test_ranges_of_wrong_width_are_named(data, tiny_model, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *arguments: pytest.fail("Ray was started"))
     np.save(tmp_path / "r.npy", np.zeros((2, 20), np.float32))
     ranges = str(tmp_path / "r.npy")
     assert main(argv(tiny_model, data, precision="int8", ranges=ranges)) == 2
     assert "expected floats of the shape (2, 32), found float32 (2, 20)" in capfd.readouterr().err
 
 
-def test_the_input_may_not_be_written_over(tiny_model, tmp_path, capfd):
+def test_output_must_not_be_an_input(tiny_model, tmp_path, capfd):
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"x")
     assert main(argv(tiny_model, (path,), path)) == 2
@@ -259,8 +263,8 @@ def test_the_input_may_not_be_written_over(tiny_model, tmp_path, capfd):
 def test_dry_run_stops_after_the_plan(ray_of_six, data, tiny_model, tmp_path, capfd):
     output = tmp_path / "v.npy"
     assert main(argv(tiny_model, data, output, dry_run=True)) == 0
-    said = capfd.readouterr().out
-    assert "passages up to 16 tokens" in said and f"data: {ROWS} rows" in said
+    message = capfd.readouterr().out
+    assert "passages up to 16 tokens" in message and f"data: {ROWS} rows" in message
     assert list(tmp_path.iterdir()) == []
 
 

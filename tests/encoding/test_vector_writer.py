@@ -1,4 +1,4 @@
-"""Files of vectors, in this process: what numpy and pyarrow read from them, and what stands under the name when."""
+"""Files of vectors, in this process: content as read by numpy and pyarrow, and atomic appearance."""
 
 import json
 import types
@@ -30,29 +30,29 @@ def store(tmp_path) -> Store:
 
 
 @pytest.fixture
-def pieces(store) -> list[EncodedBlock]:
-    """Blocks of several sizes; their names are not in their order."""
-    made, start = [], 0
+def blocks(store) -> list[EncodedBlock]:
+    """Write blocks of several sizes; their names are not in order."""
+    encoded, start = [], 0
     for number, size in enumerate(SIZES):
         rows = [json.dumps(row) for row in ROWS[start : start + size]]
         table = pa.table([pa.array(rows, pa.large_string())], schema=ROW_SCHEMA)
         name = f"{9 - number}{number}"
         store.write_table(name, table.append_column("vector", vectors_column(E_ND[start : start + size])))
-        made.append(EncodedBlock(name, size))
+        encoded.append(EncodedBlock(name, size))
         start += size
-    return made
+    return encoded
 
 
 @pytest.fixture
 def bar():
-    counted = types.SimpleNamespace(n=0)
-    counted.update = lambda n: setattr(counted, "n", counted.n + n)
-    return counted
+    bar = types.SimpleNamespace(n=0)
+    bar.update = lambda n: setattr(bar, "n", bar.n + n)
+    return bar
 
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Ray's tasks as plain calls."""
+    """Run Ray tasks as plain calls."""
     import ray
 
     monkeypatch.setattr(ray, "remote", lambda function: types.SimpleNamespace(remote=function))
@@ -67,35 +67,35 @@ def layout(precision="float32") -> Layout:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
-def test_numpy_maps_the_rows_in_their_order(store, pieces, bar, tmp_path, precision):
+def test_npy_holds_rows_in_order(store, blocks, bar, tmp_path, precision):
     path = tmp_path / "new" / "vectors.npy"
-    write(str(path), pieces, layout(precision), store, bar)
-    found = np.load(path, mmap_mode="r")
-    expected = quantize_embeddings(E_ND, precision)  # of all at once, with the ranges of all
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    write(str(path), blocks, layout(precision), store, bar)
+    vectors = np.load(path, mmap_mode="r")
+    expected = quantize_embeddings(E_ND, precision)  # all at once, with the ranges of all
+    assert vectors.dtype == expected.dtype
+    np.testing.assert_array_equal(vectors, expected)
     assert bar.n == len(ROWS)
     assert [each.name for each in path.parent.iterdir()] == ["vectors.npy"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "uint8", "binary"])
-def test_parquet_has_the_fields_and_fixed_size_lists(store, pieces, bar, tmp_path, monkeypatch, precision):
+def test_parquet_holds_fields_and_fixed_size_lists(store, blocks, bar, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(vector_writer, "ROW_GROUP_BYTES", 600 if precision == "float32" else 200)
     path = str(tmp_path / "vectors.parquet")
-    write(path, pieces, layout(precision), store, bar)
+    write(path, blocks, layout(precision), store, bar)
     table = pq.read_table(path)
     expected = quantize_embeddings(E_ND, precision)
     kind = table.schema.field("embedding").type
     assert pa.types.is_fixed_size_list(kind) and kind.list_size == expected.shape[1]
     assert table.select(["id", "text"]).to_pylist() == ROWS
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), expected.dtype), expected)
-    assert 1 < pq.read_metadata(path).num_row_groups < len(SIZES)  # blocks are gathered
+    assert 1 < pq.read_metadata(path).num_row_groups < len(SIZES)  # blocks are combined
 
 
-def test_a_folder_reads_as_one_table(store, pieces, bar, tmp_path, monkeypatch, in_this_process):
+def test_folder_reads_as_one_table(store, blocks, bar, tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr(vector_writer, "PART_ROWS", 12)
     folder = tmp_path / "vectors"
-    write(str(folder), pieces, layout(), store, bar)
+    write(str(folder), blocks, layout(), store, bar)
     assert sorted(path.name for path in folder.iterdir()) == [SUCCESS_FILE, "part-00000.parquet", "part-00001.parquet"]
     table = pq.read_table(folder)
     assert table["id"].to_pylist() == list(range(len(ROWS))) and bar.n == len(ROWS)
@@ -103,33 +103,33 @@ def test_a_folder_reads_as_one_table(store, pieces, bar, tmp_path, monkeypatch, 
     assert is_finished(str(folder))
 
 
-def test_parts_are_runs_of_blocks(monkeypatch):
+def test_parts_are_consecutive_blocks(monkeypatch):
     monkeypatch.setattr(vector_writer, "PART_ROWS", 10)
-    blocks = [EncodedBlock(str(i), rows) for i, rows in enumerate([4, 4, 4, 20, 1, 9, 2])]
-    parts = [[block.name for block in part] for part in split_parts(blocks)]
+    numbered = [EncodedBlock(str(i), rows) for i, rows in enumerate([4, 4, 4, 20, 1, 9, 2])]
+    parts = [[block.name for block in part] for part in split_parts(numbered)]
     assert parts == [["0", "1", "2"], ["3"], ["4", "5"], ["6"]]
     assert split_parts([]) == []
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet", "v"])
-def test_nothing_stands_under_the_name_before_it_is_whole(store, pieces, bar, tmp_path, name, in_this_process):
+def test_output_appears_only_when_complete(store, blocks, bar, tmp_path, name, in_this_process):
     folder = tmp_path / "out"
-    lost = [*pieces[:2], EncodedBlock("none", 3)]
+    lost = [*blocks[:2], EncodedBlock("none", 3)]
     with pytest.raises(FileNotFoundError):
         write(str(folder / name), lost, layout(), store, bar)
     assert list(folder.iterdir()) == [] and not is_finished(str(folder / name))
-    write(str(folder / name), pieces, layout(), store, bar)
-    with pytest.raises(FileNotFoundError):  # what is there stays
+    write(str(folder / name), blocks, layout(), store, bar)
+    with pytest.raises(FileNotFoundError):  # the existing output remains
         write(str(folder / name), lost, layout(), store, bar)
     assert [path.name for path in folder.iterdir()] == [name] and is_finished(str(folder / name))
-    # and is replaced whole
-    write(str(folder / name), pieces[:1], layout(), store, bar)
-    found = np.load(folder / name) if name == "v.npy" else pq.read_table(folder / name)
-    assert len(found) == SIZES[0]
+    # and is replaced as a whole
+    write(str(folder / name), blocks[:1], layout(), store, bar)
+    vectors = np.load(folder / name) if name == "v.npy" else pq.read_table(folder / name)
+    assert len(vectors) == SIZES[0]
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
-    left = tmp_path / f"v.part-{atomic_write.platform.node()}-4194305"  # above any process's number
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
+    left = tmp_path / f"v.part-{atomic_write.platform.node()}-4194305"  # above any process id
     left.mkdir()
     (left / "part-00000.parquet").write_bytes(b"half")
     with atomic_write.atomic_folder(str(tmp_path / "v"), FLAG, SUCCESS_FILE):
@@ -137,14 +137,14 @@ def test_what_a_killed_process_left_is_cleared(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["v"]
 
 
-def test_a_folder_at_a_uri_is_whole_when_its_last_file_is_there(store, pieces, bar, tmp_path, in_this_process):
-    """A URI of this machine is opened as a local folder; one elsewhere cannot be renamed."""
+def test_folder_at_a_uri(store, blocks, bar, tmp_path, in_this_process):
+    """A file:// URI is opened as a local folder."""
     path = f"file://{tmp_path}/v"
-    write(path, pieces, layout(), store, bar)
+    write(path, blocks, layout(), store, bar)
     assert is_finished(path) and pq.read_table(tmp_path / "v").num_rows == len(ROWS)
 
 
-def test_what_may_not_be_written_is_named(tmp_path):
+def test_output_formats_and_conflicts(tmp_path):
     assert [output_format(path) for path in ("a/b.npy", "b.parquet", "s3://c/d.parquet?region=x", "v1.2", "v/")] == [
         "npy",
         "parquet",
@@ -177,7 +177,7 @@ def test_what_may_not_be_written_is_named(tmp_path):
         ([True, 1], pa.string(), ["true", "1"]),
     ],
 )
-def test_a_column_takes_what_its_values_are(values, kind, expected):
+def test_column_type_follows_values(values, kind, expected):
     assert column_type(map(value_kind, values)) == kind
     (column,) = field_columns([{"x": value} for value in values], pa.schema([("x", kind)]))
     assert column.to_pylist() == expected and column.type == kind

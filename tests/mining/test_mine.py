@@ -1,5 +1,5 @@
-"""Mining end to end on one Ray: candidates as one exact search gives them, the same bytes for any number of actors,
-and each trap of the reference tool.
+"""Mining end to end on one Ray: candidates equal one exact search, the same bytes for any number of actors, and each
+trap of the reference tool.
 """
 
 import gzip
@@ -13,7 +13,7 @@ import pytest
 
 from raybge import mine_hard_negatives
 from raybge.mine import main
-from raybge.search import session as inputs
+from raybge.search import inputs
 from raybge.util.errors import UserError
 
 LO, HI, NUMBER = 2, 12, 10  # as many negatives as ranks: a row without a positive in the range gets all of them
@@ -21,7 +21,7 @@ LO, HI, NUMBER = 2, 12, 10  # as many negatives as ranks: a row without a positi
 
 @pytest.fixture(scope="module")
 def ray_of_six():
-    """More CPUs than the machine may have: three actors must fit, whatever it is."""
+    """Start Ray with more CPUs than the machine may have, so that three actors always fit."""
     import ray
 
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
@@ -31,7 +31,7 @@ def ray_of_six():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, words):
-    """Groups and a pool in files of several blocks, with duplicates, an unusual row and fields that ride along."""
+    """Write groups and a pool of several blocks, with duplicates, an unusual row and further fields."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(words, rng.integers(3, 9))) for _ in range(300)]
     pool = [texts[i] for i in rng.permutation(300)] + texts[:20]
@@ -58,9 +58,9 @@ def read(path: Path) -> list:
 
 @pytest.fixture(scope="module")
 def mined(ray_of_six, data, tiny_model, tmp_path_factory):
-    """(bytes, summary) by (actors, passages a shard)."""
+    """Return (bytes, summary) by (actors, passages per shard)."""
     folder = tmp_path_factory.mktemp("mined")
-    found, pages = {}, {}
+    outputs, pages = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 2048)
         for actors, shard in ((1, 64), (2, 1000), (3, 64)):
@@ -77,41 +77,41 @@ def mined(ray_of_six, data, tiny_model, tmp_path_factory):
                 passage_instruction_for_retrieval="al",
                 passage_instruction_format="{} {}",
             )
-            found[actors, shard] = output.read_bytes(), summary
+            outputs[actors, shard] = output.read_bytes(), summary
             assert {path.name for path in output.parent.iterdir()} == {
                 f"mined.jsonl{ending}" for ending in ("", ".meta.json", ".report.html")
             }
             pages[actors, shard] = (output.parent / "mined.jsonl.report.html").read_text()
     assert all(chosen(page) == chosen(pages[1, 64]) for page in pages.values())
-    found["page"] = pages[1, 64]
-    return found
+    outputs["page"] = pages[1, 64]
+    return outputs
 
 
 def chosen(page: str) -> str:
-    """What a report says of the negatives: all but times and flags."""
+    """Return the report's sections about the negatives, without times and flags."""
     return page[page.index("<h2>Scores") : page.index("<h2>Time")]
 
 
-def test_the_report_says_what_the_output_holds(mined, data):
+def test_report_agrees_with_output(mined, data):
     page, (_, summary) = mined["page"], mined[1, 64]
     assert f"120 rows with {NUMBER} negatives" in page and "groups.jsonl" in page and "pool.jsonl" in page
     negatives, random = (
-        int(n.replace(",", "")) for n in re.search(r"([\d,]+) chosen.*?([\d,]+) negatives, r", page).groups()
+        int(n.replace(",", "")) for n in re.search(r"([\d,]+) chosen.*?([\d,]+) random negatives", page).groups()
     )
     assert negatives + random == 120 * NUMBER and random >= summary["rows_filled"] > 0
     assert f"{random:,} more are random passages" in page
     rows = zip(data[1], read_lines(mined), strict=True)
     every = {" ".join(text.split()) for row, out in rows for text in (row["query"], *out["neg"])}
-    shown = re.findall(r"<h3>(.*?)</h3>.*?beside.*?<h4>negative</h4><p>(.*?)</p>", page)
+    shown = re.findall(r"<h3>(.*?)</h3>.*?<h4>negative</h4><p>(.*?)</p>", page, re.DOTALL)
     assert len(shown) == 20
     assert sorted({html.unescape(text) for each in shown for text in each} - every) == []
 
 
-def test_the_bytes_are_the_same_for_any_number_of_actors_and_shards(mined):
+def test_bytes_do_not_depend_on_actors_or_shards(mined):
     assert mined[1, 64][0] == mined[2, 1000][0] == mined[3, 64][0]
 
 
-def test_candidates_are_those_of_one_exact_search(mined, data, tiny_model):
+def test_candidates_equal_one_exact_search(mined, data, tiny_model):
     from raybge.model.encoder import Encoder
 
     _, rows, pool = data
@@ -140,22 +140,22 @@ def read_lines(mined):
     return [json.loads(line) for line in mined[1, 64][0].decode().split("\n") if line]
 
 
-def test_rows_come_in_input_order_with_everything_else_untouched(mined, data):
+def test_rows_keep_order_and_other_fields(mined, data):
     for row, out in zip(data[1], read_lines(mined), strict=True):
         assert {**out, "neg": 0} == {**row, "neg": 0}
         assert list(out) == list(row) + ([] if "neg" in row else ["neg"])
-    assert "日本" in mined[1, 64][0].decode()  # as text, not as escapes
+    assert "日本" in mined[1, 64][0].decode()  # as text, not escaped
 
 
-def test_the_summary_counts(mined, data):
+def test_summary_counts(mined, data):
     summary = mined[3, 64][1]
     assert (summary["rows"], summary["passages"], summary["duplicates"]) == (120, 300, 20)
     assert summary["rows_with_fewer"] == 0 and summary["bad_rows"] == 0
     assert {"deduplicate", "encode", "index", "search"} == set(summary["seconds"])
 
 
-def test_a_small_pool_is_used_up_and_said_so(ray_of_six, tiny_model, tmp_path, capfd):
-    """No corpus_data, a range beyond the pool, too few passages, a bad row left out, gzip in and out."""
+def test_small_pool_is_used_up_and_reported(ray_of_six, tiny_model, tmp_path, capfd):
+    """No corpus_data, a range beyond the pool, too few passages, a skipped bad row, gzip input and output."""
     rows = [
         {"query": "ak", "pos": ["bk", "ck"], "neg": ["dk"]},
         {"query": 3, "pos": ["never"]},
@@ -168,49 +168,49 @@ def test_a_small_pool_is_used_up_and_said_so(ray_of_six, tiny_model, tmp_path, c
     argv = ["--model_name_or_path", tiny_model, "--input_file", str(source), "--output_file", str(output)]
     argv += ["--range_for_sampling", "1-200", "--negative_number", "4", "--on_bad_rows", "skip", "--num_workers", "1"]
     assert main(argv) == 0
-    said = capfd.readouterr().out
-    assert "in.jsonl.gz:2" in said and '"query"' in said
-    assert "--range_for_sampling 1-200 goes beyond the pool of 5 passages: 1-5" in said
-    assert "bad rows left out: 1" in said and "because the pool has no more: 2" in said
-    found = [json.loads(line) for line in gzip.decompress(output.read_bytes()).splitlines()]
+    message = capfd.readouterr().out
+    assert "in.jsonl.gz:2" in message and '"query"' in message
+    assert "--range_for_sampling 1-200 exceeds the pool of 5 passages: 1-5 is used" in message
+    assert "bad rows skipped: 1" in message and "because the pool has no more passages: 2" in message
+    out_rows = [json.loads(line) for line in gzip.decompress(output.read_bytes()).splitlines()]
     pool = {"bk", "ck", "dk", "fk", "ek"}
     # neither a positive nor the query (which is the third row's positive), each once
-    assert [set(row["neg"]) for row in found] == [pool - {"bk", "ck"}, pool - {"ek", "fk"}, pool - {"ek"}]
-    assert [len(row["neg"]) for row in found] == [3, 3, 4]
+    assert [set(row["neg"]) for row in out_rows] == [pool - {"bk", "ck"}, pool - {"ek", "fk"}, pool - {"ek"}]
+    assert [len(row["neg"]) for row in out_rows] == [3, 3, 4]
 
-    kept = output.read_bytes()
-    assert main(argv) == 0  # finished: says so and does nothing
-    assert "is there already" in capfd.readouterr().out and output.read_bytes() == kept
+    before = output.read_bytes()
+    assert main(argv) == 0  # finished: nothing is done
+    assert "exists already" in capfd.readouterr().out and output.read_bytes() == before
     assert main([*argv, "--overwrite", "--dry_run"]) == 0
-    said = capfd.readouterr().out
-    assert "mean pooling, normalised (the model's folder)" in said and "1 actor of 1 CPU" in said
-    assert "3 rows in 1 file; pool of 5 passages (0 duplicates dropped) in 1 shard" in said
-    assert output.read_bytes() == kept and {p.name for p in output.parent.iterdir()} == {
+    message = capfd.readouterr().out
+    assert "mean pooling, normalised (the model's folder)" in message and "1 actor of 1 CPU" in message
+    assert "3 rows in 1 file; pool of 5 passages (0 duplicates dropped) in 1 shard" in message
+    assert output.read_bytes() == before and {p.name for p in output.parent.iterdir()} == {
         output.name,
         f"{output.name}.meta.json",
         f"{output.name}.report.html",
     }
 
 
-def test_a_range_that_begins_behind_the_pool_is_refused(ray_of_six, data, tiny_model, tmp_path, capfd):
+def test_range_beyond_the_pool_is_refused(ray_of_six, data, tiny_model, tmp_path, capfd):
     assert main(flags(tiny_model, data, tmp_path, range_for_sampling="300-310")) == 2
-    assert "--range_for_sampling 300-310 leaves nothing: the pool holds 300 passages" in capfd.readouterr().err
+    assert "--range_for_sampling 300-310 is empty: the pool has 300 passages" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (OSError, 1), (UserError, 2)])
-def test_what_stops_a_run_leaves_old_output_as_it_was(ray_of_six, data, tiny_model, tmp_path, monkeypatch, error, code):
-    def fail(*given):
+def test_stopped_run_leaves_old_output_unchanged(ray_of_six, data, tiny_model, tmp_path, monkeypatch, error, code):
+    def fail(*arguments):
         raise error("stopped")
 
-    monkeypatch.setattr("raybge.search.pipeline.encode", fail)
+    monkeypatch.setattr("raybge.mining.run.encode", fail)
     old = write(tmp_path / "out.jsonl", [{"old": 1}])
     assert main([*flags(tiny_model, data, tmp_path), "--overwrite"]) == code
     assert {path.name for path in tmp_path.iterdir()} == {old.name, f"{old.name}.work"}
     assert read(old) == [{"old": 1}]
 
 
-def test_a_model_that_does_not_load_is_named_without_a_traceback(ray_of_six, data, tiny_model, tmp_path, capfd):
+def test_broken_model_is_named_without_traceback(ray_of_six, data, tiny_model, tmp_path, capfd):
     import shutil
 
     broken = tmp_path / "model"
@@ -221,14 +221,14 @@ def test_a_model_that_does_not_load_is_named_without_a_traceback(ray_of_six, dat
 
 
 def flags(model, data, folder, **changed):
-    given = {
+    values = {
         "model_name_or_path": model,
         "input_file": str(data[0] / "groups.jsonl"),
         "corpus_data": str(data[0] / "pool.jsonl"),
         "output_file": str(folder / "out.jsonl"),
         "num_workers": "1",
     }
-    return [word for name, value in {**given, **changed}.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in {**values, **changed}.items() for word in (f"--{name}", str(value))]
 
 
 # --- bad input: without Ray -------------------------------------------------------------------------------
@@ -236,14 +236,14 @@ def flags(model, data, folder, **changed):
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    def connect(*given):
+    def connect(*arguments):
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(inputs, "connect", connect)
+    monkeypatch.setattr("raybge.cluster.spec.connect", connect)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"range_for_sampling": "200-2"}, "--range_for_sampling takes two ranks"),
         ({"range_for_sampling": "0-0"}, "--range_for_sampling takes two ranks"),
@@ -256,21 +256,21 @@ def no_ray(monkeypatch):
         ({"query_max_len": 0}, "--query_max_len must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"query_instruction_format": "{}"}, "expected two {}"),
-        ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl is not there"),
-        ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
+        ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl"),
+        ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl"),
         ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
         ({"output_file": "out.parquet"}, "--output_file out.parquet"),
         ({"max_failures": 3}, "--max_failures is not built yet"),
     ],
 )
-def test_flags_that_cannot_be_are_named(no_ray, data, tiny_model, tmp_path, capfd, changed, said):
+def test_invalid_flags_are_named(no_ray, data, tiny_model, tmp_path, capfd, changed, message):
     assert main(flags(tiny_model, data, tmp_path, **changed)) == 2
     captured = capfd.readouterr()
-    assert said in captured.err and "Traceback" not in captured.err
+    assert message in captured.err and "Traceback" not in captured.err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_row_is_named_with_file_line_and_field_before_ray_starts(no_ray, data, tiny_model, tmp_path, capfd):
+def test_bad_row_is_named_before_ray_starts(no_ray, data, tiny_model, tmp_path, capfd):
     groups = write(tmp_path / "groups.jsonl", [{"query": "q", "pos": ["p"]}, {"query": "q", "pos": 3}])
     assert main(flags(tiny_model, data, tmp_path, input_file=groups)) == 2
     assert 'groups.jsonl:2: "pos" must be' in capfd.readouterr().err
@@ -279,12 +279,12 @@ def test_a_bad_row_is_named_with_file_line_and_field_before_ray_starts(no_ray, d
     assert 'pool.jsonl:1: "text" must be' in capfd.readouterr().err
 
 
-def test_the_output_may_not_be_a_file_that_is_read(no_ray, data, tiny_model, tmp_path, capfd):
+def test_output_must_not_be_an_input(no_ray, data, tiny_model, tmp_path, capfd):
     groups = write(tmp_path / "groups.jsonl", data[1])
-    kept = groups.read_bytes()
+    before = groups.read_bytes()
     for name, read_from in ((groups, groups), (tmp_path / "." / "groups.jsonl", tmp_path)):
         assert main(flags(tiny_model, data, tmp_path, input_file=read_from, output_file=name)) == 2
         assert "is a file that --input_file reads" in capfd.readouterr().err
     assert main(flags(tiny_model, data, tmp_path, output_file=tmp_path)) == 2
     assert "is a folder" in capfd.readouterr().err
-    assert groups.read_bytes() == kept
+    assert groups.read_bytes() == before

@@ -1,5 +1,5 @@
-"""Mining with the choices that keep false negatives out, a teacher, another index, and work that is kept: on one Ray,
-against plain numpy over the whole pool.
+"""Mining with rules against false negatives, a cross-encoder, an approximate index and kept work: on one Ray, against
+plain numpy over the whole pool.
 """
 
 import json
@@ -13,10 +13,10 @@ from tiny import make_classifier
 
 from raybge.cli.console import Console
 from raybge.cli.options import MineOptions
-from raybge.cli.parser import build
+from raybge.cli.parser import build_options
 from raybge.mine import main
 from raybge.mining.run import mine
-from raybge.search import session as inputs
+from raybge.search import inputs
 
 POOL = [f"passage {i}" for i in range(300)]
 LO, HI = 3, 60
@@ -48,15 +48,15 @@ def read(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    """Forty rows; the last five ask what the first five do, in other letters."""
-    made = [{"query": f"query {i}", "pos": [POOL[i], POOL[i + 100]]} for i in range(35)]
-    return made + [{"query": f"Query  {i}", "pos": [POOL[i + 200]]} for i in range(5)]
+    """Return forty rows; the last five repeat the queries of the first five in another spelling."""
+    first = [{"query": f"query {i}", "pos": [POOL[i], POOL[i + 100]]} for i in range(35)]
+    return first + [{"query": f"Query  {i}", "pos": [POOL[i + 200]]} for i in range(5)]
 
 
 @pytest.fixture(scope="module")
 def files(rows, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("data")
-    pool = [{"text": text} for text in [*POOL, "PASSAGE  7"]]  # but for its case the positive of row 7
+    pool = [{"text": text} for text in [*POOL, "PASSAGE  7"]]  # except for its case, the positive of row 7
     return {
         "input_file": write(folder / "rows.jsonl", rows),
         "corpus_data": write(folder / "pool.jsonl", pool),
@@ -64,8 +64,8 @@ def files(rows, tmp_path_factory) -> dict[str, str]:
 
 
 def mined(files, output: Path, log: Path | None = None, **flags) -> tuple[list[dict], dict]:
-    given = {"range_for_sampling": f"{LO}-{HI}", "negative_number": 8, "num_workers": 2, "shard_size": 70, **flags}
-    arguments = build(MineOptions, {**files, **given, "output_file": str(output)})
+    values = {"range_for_sampling": f"{LO}-{HI}", "negative_number": 8, "num_workers": 2, "shard_size": 70, **flags}
+    arguments = build_options(MineOptions, {**files, **values, "output_file": str(output)})
     summary = mine(arguments, Console(), stub.embedder(log))
     return read(output), summary
 
@@ -75,20 +75,20 @@ def vectors(texts) -> np.ndarray:
 
 
 def ranked(query: str) -> list[tuple[str, float]]:
-    """The whole pool by score, of which LO to HI is looked at."""
+    """Return the whole pool by score, of which ranks LO to HI are candidates."""
     pool = [*POOL, "PASSAGE  7"]
     scores = vectors(pool) @ vectors([query])[0]
     return [(pool[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
 def known_of(rows: list[dict], row: dict) -> set[str]:
-    """All positives of the row's query in the file, however written."""
+    """Return all positives of the row's query in the file, in any spelling."""
     same = [other for other in rows if other["query"].lower().split() == row["query"].lower().split()]
     return {" ".join(text.lower().split()) for other in same for text in other["pos"]}
 
 
-def test_top_with_margins_takes_the_highest_that_are_far_enough_below_each_positive(files, rows, tmp_path):
-    found, _ = mined(
+def test_top_with_margins(files, rows, tmp_path):
+    out_rows, _ = mined(
         files,
         tmp_path / "out.jsonl",
         sampling_strategy="top",
@@ -99,7 +99,7 @@ def test_top_with_margins_takes_the_highest_that_are_far_enough_below_each_posit
         keep_scores=True,
     )
     cut = short = 0
-    for row, out in zip(rows, found, strict=True):
+    for row, out in zip(rows, out_rows, strict=True):
         positives = vectors(row["pos"]) @ vectors([row["query"]])[0]
         limit = min(0.3, (positives - 0.05).min(), (positives - 0.1 * np.abs(positives)).min())
         known = known_of(rows, row)
@@ -116,10 +116,10 @@ def test_top_with_margins_takes_the_highest_that_are_far_enough_below_each_posit
     assert 0 < cut < len(rows) and short < len(rows)
 
 
-def test_positives_of_the_same_query_elsewhere_and_their_other_spellings_are_never_negatives(files, rows, tmp_path):
-    """With as many negatives as the pool holds, whatever may be one is one."""
-    found, summary = mined(files, tmp_path / "out.jsonl", range_for_sampling="0-301", negative_number=400)
-    for row, out in zip(rows, found, strict=True):
+def test_shared_positives_and_their_spellings_are_never_negatives(files, rows, tmp_path):
+    """With as many negatives as the pool holds, every allowed passage is one."""
+    out_rows, summary = mined(files, tmp_path / "out.jsonl", range_for_sampling="0-301", negative_number=400)
+    for row, out in zip(rows, out_rows, strict=True):
         known = known_of(rows, row)
         assert set(out["neg"]) == {
             text for text in [*POOL, "PASSAGE  7"] if " ".join(text.lower().split()) not in known
@@ -127,43 +127,47 @@ def test_positives_of_the_same_query_elsewhere_and_their_other_spellings_are_nev
     assert len(known_of(rows, rows[0])) == 3 and summary["rows_with_fewer"] == 40
 
 
-def test_scores_are_the_same_from_a_pool_of_its_own(rows, tmp_path):
+def test_scores_are_equal_with_the_groups_own_pool(rows, tmp_path):
     """Without corpus_data the positives' vectors are those of the pool, with one they are encoded with the query.
     Where the pool has other spellings of a positive, its own vector counts.
     """
     spelled = [{**row, "neg": [row["pos"][0].upper(), f" {row['pos'][0]}"]} for row in rows]
     own = {"input_file": write(tmp_path / "rows.jsonl", spelled)}
-    given = {"keep_scores": True, "range_for_sampling": "0-60", "relative_margin": 0.05, "negative_number": 3}
-    found, _ = mined(own, tmp_path / "own.jsonl", **given)
-    for row, out in zip(rows, found, strict=True):
+    values = {"keep_scores": True, "range_for_sampling": "0-60", "relative_margin": 0.05, "negative_number": 3}
+    out_rows, _ = mined(own, tmp_path / "own.jsonl", **values)
+    for row, out in zip(rows, out_rows, strict=True):
         np.testing.assert_allclose(out["pos_scores"], vectors(row["pos"]) @ vectors([row["query"]])[0], atol=2e-6)
         assert all(score <= 0.95 * min(out["pos_scores"]) or min(out["pos_scores"]) < 0 for score in out["neg_scores"])
 
 
-def test_a_teacher_s_scores_decide_and_are_written(files, rows, tmp_path, capfd):
+def test_cross_encoder_scores_are_used_and_written(files, rows, tmp_path, capfd):
     from raybge.model.reranker import Reranker
 
-    teacher = make_classifier(tmp_path / "teacher")
-    reranker = Reranker(teacher, devices="cpu")
-    found, _ = mined(files, tmp_path / "out.jsonl", cross_encoder=teacher, sampling_strategy="top", absolute_margin=0.0)
-    for row, out in zip(rows, found, strict=True):
+    cross_encoder = make_classifier(tmp_path / "cross_encoder")
+    reranker = Reranker(cross_encoder, devices="cpu")
+    out_rows, _ = mined(
+        files, tmp_path / "out.jsonl", cross_encoder=cross_encoder, sampling_strategy="top", absolute_margin=0.0
+    )
+    for row, out in zip(rows, out_rows, strict=True):
         pairs = [(row["query"], text) for text in (*row["pos"], *out["neg"])]
         np.testing.assert_allclose([*out["pos_scores"], *out["neg_scores"]], reranker.compute_score(pairs), atol=1e-5)
         assert max(out["neg_scores"], default=-9) <= min(out["pos_scores"]) + 1e-6
-    plain = write(tmp_path / "plain.jsonl", [{**row, "neg": out["neg"]} for row, out in zip(rows, found, strict=True)])
+    plain = write(
+        tmp_path / "plain.jsonl", [{**row, "neg": out["neg"]} for row, out in zip(rows, out_rows, strict=True)]
+    )
     scored = tmp_path / "scored.jsonl"
-    argv = ["--score_only", "--cross_encoder", teacher, "--input_file", plain, "--output_file", str(scored)]
+    argv = ["--score_only", "--cross_encoder", cross_encoder, "--input_file", plain, "--output_file", str(scored)]
     assert main([*argv, "--num_workers", "2"]) == 0
-    for row, out in zip(read(scored), found, strict=True):
+    for row, out in zip(read(scored), out_rows, strict=True):
         assert row["neg"] == out["neg"] and row["query"] == out["query"]
         np.testing.assert_allclose(row["neg_scores"], out["neg_scores"], atol=1e-5)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("teacher", "plain.jsonl", "scored.jsonl", "scored.jsonl.meta.json", "out.jsonl", "out.jsonl.meta.json"),
+        *("cross_encoder", "plain.jsonl", "scored.jsonl", "scored.jsonl.meta.json", "out.jsonl", "out.jsonl.meta.json"),
         *("scored.jsonl.report.html", "out.jsonl.report.html"),
     }
 
 
-def test_work_under_a_storage_path_is_used_by_the_next_run(files, tmp_path):
+def test_work_under_a_storage_path_is_reused(files, tmp_path):
     log, storage = tmp_path / "log", tmp_path / "kept"
     first, _ = mined(files, tmp_path / "1.jsonl", log, storage_path=str(storage), seed=1)
     encoded = log.read_text().splitlines()
@@ -175,7 +179,7 @@ def test_work_under_a_storage_path_is_used_by_the_next_run(files, tmp_path):
     assert log.read_text().splitlines() == encoded and anew == first
 
 
-def test_a_run_that_was_to_overwrite_goes_on_where_it_was_killed(files, tmp_path, monkeypatch):
+def test_interrupted_overwriting_run_continues(files, tmp_path, monkeypatch):
     log, output = tmp_path / "log", tmp_path / "out.jsonl"
     work = tmp_path / "out.jsonl.work"
     first, _ = mined(files, output, log)
@@ -183,12 +187,12 @@ def test_a_run_that_was_to_overwrite_goes_on_where_it_was_killed(files, tmp_path
 
     def stopped(**flags) -> None:
         with monkeypatch.context() as changed, pytest.raises(MemoryError):
-            changed.setattr("raybge.search.index.search", lambda *given, **named: raise_(MemoryError()))
+            changed.setattr("raybge.mining.run.search", lambda *arguments, **keywords: raise_(MemoryError()))
             mined(files, output, log, **flags)
         assert work.exists()
 
     stopped(overwrite=True, seed=1)
-    assert encoded(log) == blocks + blocks  # nothing was left of the run that had finished
+    assert encoded(log) == blocks + blocks  # nothing was left of the finished run
     dry = mined(files, output, log, overwrite=True, dry_run=True)[1]
     assert dry["dry_run"] and work.exists() and read(output) == first
     assert mined(files, output, log)[1]["already_there"] and work.exists()
@@ -196,12 +200,12 @@ def test_a_run_that_was_to_overwrite_goes_on_where_it_was_killed(files, tmp_path
     assert encoded(log) == blocks + blocks and again != first and not work.exists()
     output.unlink()
     stopped()
-    mined(files, output, log, overwrite=True)  # there is no output: it is the work that is not wanted
+    mined(files, output, log, overwrite=True)  # there is no output: the work itself is discarded
     assert encoded(log) == blocks + blocks + blocks + blocks
 
 
 def encoded(log: Path) -> Counter[str]:
-    """How often each block was encoded."""
+    """Count how often each block was encoded."""
     return Counter(log.read_text().splitlines())
 
 
@@ -209,10 +213,10 @@ def raise_(error: Exception) -> None:
     raise error
 
 
-def test_another_index_says_what_it_finds(files, tmp_path, capfd):
+def test_approximate_index_reports_recall(files, tmp_path, capfd):
     exact, _ = mined(files, tmp_path / "exact.jsonl", sampling_strategy="top")
-    found, summary = mined(files, tmp_path / "out.jsonl", sampling_strategy="top", index_factory="IVF8,Flat")
-    assert 0.05 < summary["recall"] < 1 and found != exact
+    out_rows, summary = mined(files, tmp_path / "out.jsonl", sampling_strategy="top", index_factory="IVF8,Flat")
+    assert 0.05 < summary["recall"] < 1 and out_rows != exact
     assert (
         f"--index_factory IVF8,Flat finds {summary['recall']:.1%} of the 60 nearest passages" in capfd.readouterr().out
     )
@@ -220,46 +224,46 @@ def test_another_index_says_what_it_finds(files, tmp_path, capfd):
     assert meta["counts"]["recall"] == summary["recall"] and meta["options"]["index_factory"] == "IVF8,Flat"
 
 
-def test_the_meta_file_says_what_it_was_made_of(files, rows, tmp_path, capfd):
-    found, _ = mined(files, tmp_path / "out.jsonl", keep_scores=True)
+def test_metadata_file(files, rows, tmp_path, capfd):
+    out_rows, _ = mined(files, tmp_path / "out.jsonl", keep_scores=True)
     first = (tmp_path / "out.jsonl.meta.json").read_text()
     meta = json.loads(first)
     assert meta["options"]["seed"] == 42 and meta["embedder"] == "stub" and meta["counts"]["rows"] == 40
     assert {"raybge", "ray", "torch", "numpy"} <= set(meta["versions"])
     counted = meta["scores"]["negatives"]
-    scores = np.array([score for out in found for score in out["neg_scores"]])
+    scores = np.array([score for out in out_rows for score in out["neg_scores"]])
     assert sum(counted.values()) == len(scores)
     for start, count in counted.items():
         assert abs(int(((scores >= float(start)) & (scores < float(start) + 0.05)).sum()) - count) <= 1
-    said = capfd.readouterr().out
-    assert "memory: a search actor holds 3 of its 3 shards at a time" in said
-    assert f"query  {rows[0]['query']}" in said and f"neg    {found[0]['neg'][0]}" in said
+    console = capfd.readouterr().out
+    assert "memory: a search actor holds 3 of its 3 shards at a time" in console
+    assert f"query  {rows[0]['query']}" in console and f"neg    {out_rows[0]['neg'][0]}" in console
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"relative_margin": -0.1}, "--relative_margin must be at least 0, found -0.1"),
         ({"min_score": 0.5, "max_score": 0.1}, "--min_score 0.5 is above --max_score 0.1"),
         ({"sampling_strategy": "best"}, "--sampling_strategy"),
-        ({"score_only": True}, "--score_only: it needs --cross_encoder"),
-        ({"normalize_scores": True}, "--normalize_scores: it needs --cross_encoder"),
-        ({"score_only": True, "cross_encoder": "x", "keep_scores": True}, "--keep_scores: with --score_only nothing"),
+        ({"score_only": True}, "--score_only requires --cross_encoder"),
+        ({"normalize_scores": True}, "--normalize_scores requires --cross_encoder"),
+        ({"score_only": True, "cross_encoder": "x", "keep_scores": True}, "--keep_scores: --score_only mines nothing"),
         ({"shards_per_actor": 0}, "--shards_per_actor must be at least 1"),
-        ({"index_factory": "Flta"}, "--index_factory Flta: faiss makes no index of it"),
+        ({"index_factory": "Flta"}, "--index_factory Flta: faiss cannot build this index"),
     ],
 )
-def test_flags_that_cannot_be_are_named(files, tmp_path, tiny_model, capfd, monkeypatch, flags, says):
-    monkeypatch.setattr(inputs, "connect", lambda *given: pytest.fail("Ray was asked for"))
-    given = {**files, "model_name_or_path": tiny_model, "output_file": tmp_path / "out.jsonl", **flags}
+def test_invalid_flags_are_named(files, tmp_path, tiny_model, capfd, monkeypatch, flags, message):
+    monkeypatch.setattr("raybge.cluster.spec.connect", lambda *arguments: pytest.fail("Ray was asked for"))
+    values = {**files, "model_name_or_path": tiny_model, "output_file": tmp_path / "out.jsonl", **flags}
     if "score_only" in flags:
-        del given["corpus_data"]
-    assert main([str(word) for name, value in given.items() for word in (f"--{name}", value)]) == 2
+        del values["corpus_data"]
+    assert main([str(word) for name, value in values.items() for word in (f"--{name}", value)]) == 2
     captured = capfd.readouterr()
-    assert says in captured.err and not list(tmp_path.iterdir())
+    assert message in captured.err and not list(tmp_path.iterdir())
 
 
-def test_a_teacher_that_is_no_sequence_classifier_is_named(files, tmp_path, tiny_model, capfd):
-    given = {**files, "model_name_or_path": tiny_model, "output_file": tmp_path / "out", "cross_encoder": tiny_model}
-    assert main([str(word) for name, value in given.items() for word in (f"--{name}", value)]) == 2
+def test_cross_encoder_that_is_no_sequence_classifier_is_named(files, tmp_path, tiny_model, capfd):
+    values = {**files, "model_name_or_path": tiny_model, "output_file": tmp_path / "out", "cross_encoder": tiny_model}
+    assert main([str(word) for name, value in values.items() for word in (f"--{name}", value)]) == 2
     assert "--cross_encoder" in capfd.readouterr().err

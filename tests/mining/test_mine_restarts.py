@@ -1,4 +1,4 @@
-"""Mining that is killed: kill -9 of the program or of an actor, at random moments of every stage."""
+"""Mining under kill -9 of the program or of an actor, at random moments of every stage."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import pytest
 import stub
 
 PASSAGES, ROWS = 800, 150
-SECONDS = 0.3  # that encoding or searching for a block takes; there are some forty, six of them of rows
-# what is under way, and the actor that is killed: None is the program itself
+SECONDS = 0.3  # to encode or search a block; there are about forty blocks, six of them of rows
+# stage in progress, and the actor that is killed; None kills the program itself
 KILLS = [
     ("encode", None),
     ("encode", "ray::MapWorker"),
-    ("search", "ray::HostActor"),
+    ("search", "ray::SearchActor"),
     ("search", None),
-    ("texts", "ray::HostActor"),
+    ("texts", "ray::SearchActor"),
     ("texts", None),
 ]
 
@@ -52,9 +52,9 @@ def start(log: Path, seconds: float, flags: list[str], output: Path) -> subproce
 
 
 def actors_of(program: subprocess.Popen, name: str) -> list[int]:
-    """Processes of the program's Ray of that name."""
-    found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in found.splitlines()[1:]]
+    """Return the processes of that name in the program's Ray."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, _ in rows}
 
     def belongs(pid: int) -> bool:
@@ -66,17 +66,17 @@ def actors_of(program: subprocess.Popen, name: str) -> list[int]:
 
 
 def committed(store: Path) -> dict[Path, int]:
-    """Everything that is kept, and when it was written."""
+    """Return every file of the store with its modification time."""
     return {path: path.stat().st_mtime_ns for path in store.glob("??/*") if path.suffix != ".tmp"}
 
 
 def lines(log: Path, stage: str | None = None) -> list[str]:
-    """What was done, or what was done of a stage: all that is neither a search nor a lookup is an encoded block."""
+    """Return the log, or its lines of one stage; lines other than `search` and `texts` are encoded blocks."""
     words = log.read_text().split() if log.exists() else []
     return [word for word in words if stage is None or stage == (word if word in ("search", "texts") else "encode")]
 
 
-def test_killed_at_every_stage_it_ends_as_if_undisturbed(flags, tmp_path):
+def test_output_is_unaffected_by_kills_at_every_stage(flags, tmp_path):
     calm = start(tmp_path / "calm.log", 0, flags, tmp_path / "calm" / "mined.jsonl")
     assert calm.wait(300) == 0, calm.stderr.read()
     blocks = Counter(lines(tmp_path / "calm.log", "encode"))
@@ -85,7 +85,7 @@ def test_killed_at_every_stage_it_ends_as_if_undisturbed(flags, tmp_path):
     chance = random.Random(7)
     log, output = tmp_path / "log", tmp_path / "out" / "mined.jsonl"
     store = output.parent / "mine"
-    program, kept, encoded = None, [], []
+    program, stored, encoded = None, [], []
     for stage, actor in KILLS:
         program = program or start(log, SECONDS, flags, output)
         wait_for_lines(log, stage, len(lines(log, stage)) + chance.randrange(2, 7), program)
@@ -96,21 +96,21 @@ def test_killed_at_every_stage_it_ends_as_if_undisturbed(flags, tmp_path):
             program.kill()
             program.wait()
             program = None
-            time.sleep(3)  # its Ray, too, is gone then
-        kept.append(committed(store))
+            time.sleep(3)  # until its Ray is gone too
+        stored.append(committed(store))
         encoded.append(len(lines(log, "encode")))
         assert not output.exists()
     program = start(log, 0, flags, output)
     assert program.wait(300) == 0, program.stderr.read()
     assert output.read_bytes() == (tmp_path / "calm" / "mined.jsonl").read_bytes()
-    # what was whole at a kill was never written again; of what was not, a block under way for each actor is lost
-    assert all(len(before) > 0 for before in kept)
+    # complete blocks were never written again; a kill loses at most the block in progress of each actor
+    assert all(len(before) > 0 for before in stored)
     at_end = committed(store)
-    for before in kept:
+    for before in stored:
         assert before.items() <= at_end.items()
     done = Counter(lines(log, "encode"))
     assert set(done) == set(blocks) and done.total() <= len(blocks) + 2 * 2
-    assert encoded[2:] == [encoded[2]] * 4 and encoded[2] == done.total()  # all kills but two came behind encoding
+    assert encoded[2:] == [encoded[2]] * 4 and encoded[2] == done.total()  # all kills but two came after encoding
 
 
 def wait_for_lines(log: Path, stage: str, count: int, program: subprocess.Popen) -> None:
