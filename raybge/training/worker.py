@@ -125,7 +125,7 @@ def build_trainer(
     tokenizer, reading_cpus = components.tokenizer, config.reading_cpus
     progress = ProgressCallback(config.run_state if rank == 0 else None)
     trainer = StreamTrainer(
-        StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus, kept=config.token_cache),
+        StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus, token_cache=config.token_cache),
         components,
         TrainerContext(
             identity=config.identity,
