@@ -308,7 +308,7 @@ def argv(flags):
         ({"qrels": "nowhere.tsv"}, "--qrels: nowhere.tsv cannot be read"),
         ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl is not there"),
         ({"query_data": "nowhere.jsonl"}, "--query_data: nowhere.jsonl is not there"),
-        ({"index_factory": "Flta"}, "--index_factory Flta: faiss makes no index of it"),
+        ({"index_factory": "Flta"}, "--index_factory Flta: faiss cannot build this index"),
         ({"save_embedding": True, "compare": "m"}, "--save_embedding applies to a single model"),
         ({"save_embedding": True, "load_embedding": True}, "exclude each other"),
         ({"compare": "./nowhere"}, "--compare ./nowhere: no such folder"),

@@ -76,7 +76,7 @@ def test_command_without_ray_writes_a_complete_folder(models, tmp_path, capfd, m
     card = (output / "README.md").read_text()
     assert "| `tuned` | 0.4 |" in card and "SentenceTransformer(" in card and str(tmp_path) not in card
     page = (output / "report.html").read_text()
-    assert "2 models mixed" in page and "Target against general" not in page
+    assert "Merge of 2 models" in page and "Target against general" not in page
     assert oct((output / "model.safetensors").stat().st_mode & 0o777) == oct(
         (output / "config.json").stat().st_mode & 0o777
     )
@@ -345,8 +345,8 @@ def test_search_chooses_the_best_candidate_above_the_floor(ray_of_four, models, 
     assert weight in (1.0, 0.9, 0.8, 0.7)
     assert_sum(state(output), models, (weight, 1 - weight))
     page = (output / "report.html").read_text()
-    assert "Target against general" in page and "Mixtures" in page and "mixtures measured" in page
-    assert "Found by a search, 4 mixtures measured" in (output / "README.md").read_text()
+    assert "Target against general set" in page and "Candidates" in page and "candidates evaluated" in page
+    assert "Determined by a search that evaluated 4 candidates" in (output / "README.md").read_text()
     assert read_settings(str(output)).prompts["query"] == "ak "
     assert [path.name for path in output.parent.iterdir()] == ["mixed"], "a candidate was not removed"
 

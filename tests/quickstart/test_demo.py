@@ -32,7 +32,7 @@ def test_text_to_summary(tmp_path, monkeypatch, capfd):
     places = re.findall(r'<a href="(.*?)"', page)
     assert len(places) == 2
     stages = [(tmp_path / "demo" / place).read_text() for place in places]
-    assert "over 2 points" in stages[0] and "Likeliest false negatives" in stages[1]
+    assert "over 2 points" in stages[0] and "Most likely false negatives" in stages[1]
     output = capfd.readouterr().out
     assert output.count("log: ") == 1
     assert "before" in output.splitlines()[-6] and output.splitlines()[-5].startswith("nDCG@10")

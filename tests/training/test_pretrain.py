@@ -121,7 +121,7 @@ def test_the_encoder_opens_in_other_libraries(runs, flags):
 
 def test_the_report_counts_texts(runs):
     text = (runs[1] / "report.html").read_text()
-    assert "texts a second" in text and "groups" not in text
+    assert "texts per second" in text and "groups" not in text
     assert "pretrain_method" in text and "dupmae" in text
 
 

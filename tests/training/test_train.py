@@ -17,7 +17,7 @@ from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.prompts import Instructions
-from raybge.data.ray_datasets import transcode
+from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
@@ -238,7 +238,7 @@ def test_the_report_of_a_run_has_every_step(runs, data):
         # worker 0 of three may have no rows in an epoch's last step
         assert re.search(rf'aria-label="learning rate[^"]* over {STEPS} points', page)
         assert "<h3>Step 1</h3>" in page and re.search(rf"<h3>Step ({STEPS}|{STEPS - (name != 'one')})</h3>", page)
-        assert "no loss that is a number" not in page
+        assert "is not finite" not in page
         assert all(file in page for file in ("a.jsonl", "b.jsonl.gz"))
     first, last = losses(runs["one"])[0], losses(runs["one"])[-1]
     shown = re.search(r'aria-label="loss: from (\S+) to (\S+) over', (runs["one"] / "report.html").read_text())
@@ -342,9 +342,9 @@ def test_the_plan_shows_what_flags_of_data_sets_change(capfd, tiny, tmp_path):
     ]
     assert "6 steps" in plan(same_dataset_within_batch=True)[0]
     assert plan(small_threshold=5)[1:] == ["a.jsonl: 20 groups", "(2 small files): 7 groups"]
-    assert plan(small_threshold=5, drop_threshold=8)[2] == "left out by --drop_threshold: (2 small files): 7 groups"
+    assert plan(small_threshold=5, drop_threshold=8)[2] == "dropped by --drop_threshold: (2 small files): 7 groups"
     assert plan(max_example_num_per_dataset=5)[1] == "a.jsonl: 5 groups; 5 of 20 rows"
-    assert plan(dataset_weights=[f"{folder}/b.jsonl=2.5"])[2] == "b.jsonl: 3 groups; 8 an epoch"
+    assert plan(dataset_weights=[f"{folder}/b.jsonl=2.5"])[2] == "b.jsonl: 3 groups; 8 per epoch"
 
 
 @pytest.mark.parametrize(
