@@ -73,10 +73,11 @@ class SourceModel:
         folder = top / settings.subfolder
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model = cls(name, folder, config, settings)
-        model._check(model_type, flag)
+        model.check_type(model_type, flag)
         return model
 
-    def _check(self, model_type: str, flag: str) -> None:
+    def check_type(self, model_type: str, flag: str) -> None:
+        """Raise a UserError naming `flag` if the model cannot be merged as `model_type`."""
         if self.config.get("quantization_config"):
             raise UserError(
                 f"{flag} {self.name}: quantised weights cannot be merged; use the model before its quantisation"

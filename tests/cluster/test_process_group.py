@@ -1,4 +1,4 @@
-"""The interface that gloo listens on; that machines reach each other by it is shown in tests/multi_node."""
+"""Interface that gloo listens on; tests/multi_node shows that machines reach each other by it."""
 
 import os
 
@@ -11,7 +11,7 @@ from raybge.cluster import process_group as network
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """The variable as it was before, afterwards."""
+    """Restore the variable after the test."""
     monkeypatch.setenv(network.INTERFACE, "")
     monkeypatch.delenv(network.INTERFACE)
 
@@ -22,17 +22,17 @@ def known_as(monkeypatch, address: str) -> str | None:
     return os.environ.get(network.INTERFACE)
 
 
-def test_it_is_the_one_with_the_nodes_address(monkeypatch):
+def test_the_interface_has_the_nodes_address(monkeypatch):
     for name, addresses in psutil.net_if_addrs().items():
         monkeypatch.delenv(network.INTERFACE, raising=False)
         assert known_as(monkeypatch, addresses[0].address) == name
 
 
-def test_the_environment_goes_first(monkeypatch):
+def test_the_environment_takes_precedence(monkeypatch):
     monkeypatch.setenv(network.INTERFACE, "ib0")
     assert known_as(monkeypatch, "127.0.0.1") == "ib0"
 
 
-def test_an_address_that_no_interface_has_is_left_to_gloo(monkeypatch):
-    """As behind address translation."""
+def test_without_a_matching_interface_gloo_chooses(monkeypatch):
+    """For example behind address translation."""
     assert known_as(monkeypatch, "203.0.113.1") is None

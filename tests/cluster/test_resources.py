@@ -1,4 +1,4 @@
-"""Plans: never more than there is, always room to read, and a message that says what would fit."""
+"""Plans fit the cluster, leave CPUs for reading, and messages name what would fit."""
 
 import socket
 import subprocess
@@ -22,7 +22,7 @@ def of_nodes(*nodes, own=False):
 
 
 @pytest.mark.parametrize(
-    ("place", "asked", "workers", "cpus"),
+    ("place", "flags", "workers", "cpus"),
     [
         (machine(2), {}, 1, 2),
         (machine(2), {"num_workers": "2"}, 2, 1),
@@ -38,8 +38,8 @@ def of_nodes(*nodes, own=False):
         (machine(4, own=False, nodes=2), {}, 1, 4),  # no node has 7, though 7 are left beside the reading
     ],
 )
-def test_what_is_left_out_is_chosen(place, asked, workers, cpus):
-    plan = plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
+def test_defaults(place, flags, workers, cpus):
+    plan = plan_workers(place, flags.get("num_workers"), flags.get("use_gpu"), flags.get("cpus_per_worker"))
     assert (plan.workers, plan.cpus) == (workers, cpus)
     assert plan.workers * plan.cpus <= place.worker_cpus
 
@@ -50,7 +50,7 @@ def test_actors_may_be_smaller():
 
 
 @pytest.mark.parametrize(
-    ("place", "asked", "says"),
+    ("place", "flags", "says"),
     [
         (machine(2), {"num_workers": "3"}, "at most --num_workers 2"),
         (machine(2, own=False), {"num_workers": "2"}, "leave 1 CPU for reading: at most --num_workers 1"),
@@ -71,13 +71,13 @@ def test_actors_may_be_smaller():
         (machine(2), {"cpus_per_worker": 0}, "at least 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(place, asked, says):
+def test_requests_that_do_not_fit_are_refused(place, flags, says):
     with pytest.raises(UserError, match=says):
-        plan_workers(place, asked.get("num_workers"), asked.get("use_gpu"), asked.get("cpus_per_worker"))
+        plan_workers(place, flags.get("num_workers"), flags.get("use_gpu"), flags.get("cpus_per_worker"))
 
 
 @pytest.mark.parametrize(
-    ("place", "asked", "plan"),
+    ("place", "flags", "plan"),
     [
         (machine(8), "2-4", Plan(4, 2, 0, (2, 4))),
         (machine(3), "2-4", Plan(3, 1, 0, (2, 4))),
@@ -85,13 +85,13 @@ def test_what_does_not_fit_is_refused(place, asked, says):
         (machine(8), "2-2", Plan(2, 4, 0)),
     ],
 )
-def test_an_elastic_run_has_as_many_workers_as_fit(place, asked, plan):
-    assert plan_workers(place, asked, None, None, elastic=True) == plan
+def test_an_elastic_run_has_as_many_workers_as_fit(place, flags, plan):
+    assert plan_workers(place, flags, None, None, elastic=True) == plan
     if plan.range:
-        assert plan.describe("worker").startswith(f"{asked.replace('-', ' to ')} workers of ")
+        assert plan.describe("worker").startswith(f"{flags.replace('-', ' to ')} workers of ")
 
 
-def test_an_elastic_run_is_refused_where_its_fewest_workers_do_not_fit():
+def test_an_elastic_run_is_refused_if_its_fewest_workers_do_not_fit():
     with pytest.raises(UserError, match="3 workers of 1 CPU do not fit"):
         plan_workers(machine(2), "3-4", None, None, elastic=True)
 
@@ -119,13 +119,13 @@ def test_the_address_file_is_where_ray_keeps_it():
     [(machine(2), Plan(2, 1, 0), 1), (machine(16), Plan(8, 2, 0), 0.5), (machine(8, own=False), Plan(2, 3, 0), 1)],
 )
 def test_reading_is_shared_evenly(place, plan, share, monkeypatch):
-    """Together no more than is left: one worker's paused reading cannot keep another's from starting."""
+    """In total at most the free CPUs: a paused reading task of one worker cannot block another worker's."""
     monkeypatch.setattr(resources, "available_cores", lambda: place.cpus)
     assert resources.reading_cpus(place, plan) == share
 
 
-def test_starts_ray_stops_what_it_started_and_says_where_it_cannot_join():
-    """In a process of its own: Ray's life is what is looked at."""
+def test_ray_is_started_and_stopped_and_a_missing_cluster_is_named():
+    """In a separate process, since Ray starts and stops."""
     code = textwrap.dedent(
         """
         import ray

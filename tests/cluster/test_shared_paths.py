@@ -1,4 +1,4 @@
-"""Paths that not all nodes see: refused by flag, path and node. Real nodes are in tests/multi_node."""
+"""Paths that not all nodes see are refused by flag, path and node; tests/multi_node has real nodes."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ TWO = Cluster(own=False, cpus=4, gpus=0, nodes=2, node_cpus=(2, 2), node_gpus=(0
 
 @pytest.fixture
 def other(monkeypatch, tmp_path):
-    """A second node that sees nothing below tmp_path / "own", and an older copy of what is called old.jsonl."""
+    """Add a second node that sees nothing below tmp_path / "own", and an older old.jsonl."""
 
     def ask(paths):
         there = shared._sizes(paths)
@@ -41,25 +41,25 @@ def test_a_folder_of_one_node_is_refused(other, tmp_path):
     assert sorted(os.listdir(tmp_path / "all")) == ["old.jsonl"] and os.listdir(tmp_path / "own") == ["data.jsonl"]
 
 
-def test_what_is_read_must_be_there_and_the_same(other, tmp_path):
+def test_inputs_have_to_be_the_same_on_all_nodes(other, tmp_path):
     for name in ("own/data.jsonl", "all/old.jsonl"):
         with pytest.raises(UserError, match="--train_data .*: 1 of 2 nodes do not see it.*; put it into a folder"):
             check_shared(TWO, {}, {"--train_data": [str(tmp_path / name)]})
 
 
-def test_uris_and_names_are_no_paths(other, tmp_path, monkeypatch):
+def test_uris_and_hub_names_pass(other, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "own")
     check_shared(
         TWO, {"--output_file": "s3://bucket/x"}, {"--encoder": ["BAAI/bge", None], "--train_data": ["s3://b/c"]}
     )
 
 
-def test_one_node_sees_all_it_has(other, tmp_path):
+def test_a_single_node_passes(other, tmp_path):
     alone = Cluster(own=True, cpus=2, gpus=0, nodes=1, node_cpus=(2,), node_gpus=(0,))
     check_shared(alone, {"--output_dir": str(tmp_path / "own")}, {"--train_data": [str(tmp_path / "own/data.jsonl")]})
 
 
-def test_a_jobs_working_directory_keeps_nothing():
+def test_a_jobs_working_directory_is_refused():
     alone = Cluster(own=True, cpus=2, gpus=0, nodes=1, node_cpus=(2,), node_gpus=(0,))
     place = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs"
     with pytest.raises(UserError, match="--output_dir .* is deleted after the job: give an absolute path"):

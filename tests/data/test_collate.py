@@ -1,4 +1,4 @@
-"""Drawing passages, tokens, and what the loss has to know of a step's share."""
+"""Sampling of passages, token ids and the other fields of a step's batch."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ def words(ids):
     return [WORDS[i] for i in ids]
 
 
-def test_a_draw_depends_on_its_seed_alone():
+def test_a_sample_depends_on_its_seed_only():
     assert drawn(3, 7, 4, 1, 2, 3) == drawn(3, 7, 4, 1, 2, 3)
     assert len({str(drawn(3, 7, 4, 1, epoch, 3)) for epoch in range(20)}) > 10
 
@@ -48,19 +48,19 @@ def test_one_positive_then_distinct_negatives():
         assert len(set(negatives)) == 4 and set(negatives) <= set(range(5))
 
 
-def test_positives_and_negatives_are_drawn_evenly():
-    """2,000 draws of 1 of 4 and 2 of 5: within 5 standard deviations of even."""
+def test_positives_and_negatives_are_sampled_uniformly():
+    """2,000 samples of 1 of 4 and 2 of 5: within 5 standard deviations of uniform."""
     draws = [drawn(4, 5, 3, seed) for seed in range(2000)]
     first, rest = Counter(d[0] for d in draws), Counter(n for d in draws for n in d[1])
     assert all(abs(first[c] - 500) < 5 * np.sqrt(2000 * 0.25 * 0.75) for c in range(4))
     assert all(abs(rest[c] - 800) < 5 * np.sqrt(2000 * 0.4 * 0.6) for c in range(5))
 
 
-def test_a_negative_comes_twice_only_after_all_have_come():
+def test_a_negative_is_repeated_only_after_all_are_used():
     assert sorted(Counter(drawn(1, 3, 9, 5)[1]).values()) == [2, 3, 3]
 
 
-def test_no_negatives_give_the_positive_alone():
+def test_without_negatives_only_the_positive_is_sampled():
     assert drawn(1, 0, 8, 0) == (0, [])
 
 
@@ -69,7 +69,7 @@ def make(tokenizer, size=3, instructions=None, query=2, passage=4, **more):
     return GroupTokenizer(texts, size, seed=0, **more)
 
 
-def test_a_share_becomes_token_ids(tokenizer):
+def test_a_batch_has_token_ids(tokenizer):
     rows = [
         Row(0, 10, 1, {}, group(("a b c d e",), ("b", "c"))),
         Row(1, 20, 1, {}, group(("d",), (), "say ")),
@@ -87,7 +87,7 @@ def test_a_share_becomes_token_ids(tokenizer):
     assert batch.groups.teacher_score_M is None and batch.guide_ids is None
 
 
-def test_an_empty_share_stays_empty(tokenizer):
+def test_an_empty_batch_stays_empty(tokenizer):
     guide = TextTokenizer(tokenizer, Instructions(), 8, 8)
     batch = unpack(make(tokenizer, scored=True, guide=guide)(0, 3, []))
     assert (batch.step, batch.rows, batch.token_ids, batch.guide_ids) == (3, [], [], [])
@@ -100,8 +100,8 @@ def key(text):
     return np.frombuffer(text_key(text)[:8], "<i8")[0]
 
 
-def test_keys_are_those_of_the_bare_texts(tokenizer):
-    """Of the passages that were drawn, and of all positives that the file knows."""
+def test_keys_ignore_instructions(tokenizer):
+    """Keys of the sampled passages, and of all positives of the row."""
     rows = [Row(0, 0, 1, {}, group(("a", "b"), ("c", "d"))), Row(0, 9, 1, {}, group(("e",)))]
     batch = unpack(make(tokenizer, instructions=Instructions(passage="say "), passage=9)(0, 0, rows))
     texts = [words(ids)[1:] for ids in batch.token_ids[2:]]
@@ -111,12 +111,12 @@ def test_keys_are_those_of_the_bare_texts(tokenizer):
     assert batch.groups.known_key_R.tolist() == [key("a"), key("b"), key("e")]
 
 
-def test_the_files_that_see_their_own_group_only(tokenizer):
+def test_queries_of_some_files_use_their_own_group_only(tokenizer):
     rows = [Row(file, 0, 1, {}, group()) for file in (2, 0, 1)]
     assert unpack(make(tokenizer, alone=frozenset({1, 2}))(0, 0, rows)).groups.alone_B.tolist() == [True, False, True]
 
 
-def test_teacher_scores_go_with_the_passages_that_were_drawn(tokenizer):
+def test_teacher_scores_follow_the_sampled_passages(tokenizer):
     scores = {"a": 1.5, "b": -2.0, "c": 3.25, "d": 0.5, "e": 7.0}
     some = group(("a", "b"), ("c", "d", "e"), pos_scores=(1.5, -2.0), neg_scores=(3.25, 0.5, 7.0))
     for epoch in range(8):
@@ -125,7 +125,7 @@ def test_teacher_scores_go_with_the_passages_that_were_drawn(tokenizer):
         assert len(batch.groups.teacher_score_M) == 6
 
 
-def test_a_guide_gets_the_same_texts_its_own_way(tokenizer):
+def test_a_guide_model_tokenizes_the_same_texts(tokenizer):
     guide = TextTokenizer(tokenizer, Instructions(query="say "), 9, 2)
     rows = [Row(0, 0, 1, {}, group(("a b c d e",), ("b c d", "c d e")))]
     batch = unpack(make(tokenizer, passage=9, guide=guide)(0, 0, rows))
@@ -133,7 +133,7 @@ def test_a_guide_gets_the_same_texts_its_own_way(tokenizer):
     assert [ids.tolist() for ids in batch.guide_ids[1:]] == [ids[:2].tolist() for ids in batch.token_ids[1:]]
 
 
-def test_each_appearance_of_a_row_in_an_epoch_draws_anew(tokenizer):
+def test_each_copy_of_a_row_samples_other_passages(tokenizer):
     rows = [Row(0, 0, 1, {}, group(tuple("abcde")))] * 40
     tokenize = make(tokenizer)
     same, fresh = (unpack(tokenize(0, 0, rows, copies)).groups.passage_key_M for copies in (None, range(40)))
@@ -147,8 +147,8 @@ def test_each_appearance_of_a_row_in_an_epoch_draws_anew(tokenizer):
 def test_a_share_of_long_texts_has_its_thirds_shuffled():
     text = "".join(chr(ord("a") + i // 5) for i in range(101))
     thirds = {text[:34], text[34:68], text[68:]}
-    made = [shuffle_parts(text, 0.25, generator("test", seed)) for seed in range(2000)]
-    shuffled = [each for each in made if each != text]
+    shuffled = [shuffle_parts(text, 0.25, generator("test", seed)) for seed in range(2000)]
+    shuffled = [each for each in shuffled if each != text]
     assert all(set(each.split(" ")) == thirds for each in shuffled)
     assert len(set(shuffled)) == 6  # every order, the old one too, then with the spaces that the recipe puts in
     assert abs(len(shuffled) - 500) < 5 * np.sqrt(2000 * 0.25 * 0.75)

@@ -1,4 +1,4 @@
-"""The schema of a row: what is taken, and what is said about what is not."""
+"""Parsing of rows: accepted forms, and messages for invalid ones."""
 
 import hashlib
 

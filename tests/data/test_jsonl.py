@@ -1,4 +1,4 @@
-"""Reading: whatever the cut and the packing, the rows are those of a plain loop over the file's lines."""
+"""Reading: with any cut and compression, the rows equal those of a plain loop over the file's lines."""
 
 import json
 import math
@@ -7,9 +7,6 @@ from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, read_all
 
@@ -17,7 +14,6 @@ from raybge.data import jsonl
 from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block, read_rows
 from raybge.data.source_files import open_stream
 from raybge.data.transcode import transcode
-from raybge.util.errors import UserError
 
 
 def whole(path: Path, block_bytes: int = 1 << 20) -> list[dict]:
@@ -43,8 +39,8 @@ def test_every_cut_gives_the_rows_of_a_plain_loop(
         read = [list(read_block(files, block, anything)) for block in blocks]
         rows = [row for block in read for row in block]
         assert [(row.offset, row.raw) for row in rows if isinstance(row, Row)] == expected
-        for block, found in zip(blocks, read, strict=True):
-            assert all(block.start <= row.offset < block.stop for row in found)
+        for block, actual in zip(blocks, read, strict=True):
+            assert all(block.start <= row.offset < block.stop for row in actual)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
@@ -65,11 +61,11 @@ def test_any_content_and_any_cut(
         patch.setattr(jsonl, "BUFFER", buffer)
         patch.setattr(jsonl, "TAIL", 3)
         read = read_all(list_files(str(path), "--f"), block_bytes)
-    found = [(row.offset, row.raw) for block in read for row in block if isinstance(row, Row)]
-    assert found == [(offset, raw) for offset, _, raw in plain_loop(data)]
+    actual = [(row.offset, row.raw) for block in read for row in block if isinstance(row, Row)]
+    assert actual == [(offset, raw) for offset, _, raw in plain_loop(data)]
 
 
-def test_an_offset_leads_back_to_its_row(tmp_path: Path) -> None:
+def test_an_offset_locates_its_row(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", CONTENTS["blank lines"])
     files = list_files(str(path), "--f")
     with path.open("rb") as stream:
@@ -94,7 +90,7 @@ def test_lines_are_counted_within_the_block(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("buffer", [4 << 20, 1, 13])
 @pytest.mark.parametrize("packing", PACKED)
-def test_a_packed_file_holds_the_rows_of_the_plain_one(
+def test_a_compressed_file_has_the_rows_of_the_plain_one(
     packing: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsonl, "BUFFER", buffer)
@@ -107,84 +103,19 @@ def test_a_packed_file_holds_the_rows_of_the_plain_one(
     assert again == ROWS
 
 
-def test_offsets_in_packed_files(tmp_path: Path) -> None:
+def test_offsets_in_compressed_files(tmp_path: Path) -> None:
     offsets = [offset for offset, _, _ in plain_loop(PLAIN)]
     for packing, expected in {"gzip": offsets, "zstd": offsets, "array": [0, 1, 2, 3]}.items():
         ((*rows,),) = read_all(list_files(str(PACKED[packing](tmp_path)), "--f"), 10)
         assert [row.offset for row in rows] == expected
 
 
-def test_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    expected = [{"neg": None, **row} for row in ROWS * 5]
-    pq.write_table(pa.Table.from_pylist(expected), path, row_group_size=3)
-    files = list_files(str(path), "--f")
-    for block_bytes, blocks in [(1, 7), (1 << 20, 1)]:
-        read = read_all(files, block_bytes)
-        rows = [row for block in read for row in block if isinstance(row, Row)]
-        assert len(read) == blocks
-        assert [row.raw for row in rows] == expected
-        assert [row.offset for row in rows] == list(range(20))
-
-
-def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
-    moment = np.datetime64("2024-02-29T12:00:00", "s")
-    table = pa.table({"t": ["a", "b"], "b": [b"\x00", b"\xff"], "at": [moment, moment], "x": [1.5, math.nan]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    ((first, second),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
-    assert isinstance(first, Row) and first.raw == {
-        "t": "a",
-        "b": "AA==",
-        "at": "2024-02-29 12:00:00",
-        "x": 1.5,
-    }
-    assert isinstance(second, BadRow) and "must hold only values that JSON has" in second.expected
-
-
-def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
-    broken = pa.array([b"good", b"b\xe9d", b"fine"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
-    ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
-    assert [type(row) for row in rows] == [Row, BadRow, Row]
-    assert isinstance(rows[1], BadRow) and rows[1].expected == "must be UTF-8 text, found byte 0xe9"
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    path = put(tmp_path / "a.parquet", b"PAR1 not really")
-    with pytest.raises(UserError, match="a.parquet is not a whole Parquet file"):
-        cut(list_files(str(path), "--f"), 1 << 20)
-
-
-def test_damage_inside_a_parquet_file_is_named(tmp_path: Path) -> None:
-    """The footer is whole, so that only reading finds it."""
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"t": ["a" * 50, "b", "c"]}), path)
-    packed = bytearray(path.read_bytes())
-    packed[4:40] = b"\xff" * 36
-    path.write_bytes(bytes(packed))
-    files = list_files(str(path), "--f")
-    ((row,),) = read_all(files, 1 << 20)
-    assert isinstance(row, BadRow) and "found damage at or after this row" in row.expected
-    with pytest.raises(UserError, match="a.parquet:1: the row must be part of a whole Parquet file"):
-        transcode(files, str(tmp_path / "cache"), ["parquet"])
-    path.write_bytes(bytes(packed[:-6]))
-    with pytest.raises(UserError, match="a.parquet is not a whole Parquet file"):
-        transcode(list_files(str(path), "--f"), str(tmp_path / "cache"), ["parquet"])
-
-
-def test_a_date_that_python_lacks_spoils_its_own_row_only(tmp_path: Path) -> None:
-    days = pa.array([0, 2**31 - 1, 1], pa.int32()).cast(pa.date32())
-    pq.write_table(pa.table({"day": days}), tmp_path / "a.parquet")
-    ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
-    assert [type(row) for row in rows] == [Row, BadRow, Row]
-
-
-def test_what_looks_like_half_a_surrogate_pair_but_is_text(tmp_path: Path) -> None:
+def test_text_that_resembles_half_a_surrogate_pair(tmp_path: Path) -> None:
     data = rb'{"query": "\ud83d\ude42", "pos": "a path C:\\udata and \\uDC00"}'
     assert whole(put(tmp_path / "a.jsonl", data)) == [{"query": "🙂", "pos": "a path C:\\udata and \\uDC00"}]
 
 
-def test_json_says_the_same_as_the_standard_library(tmp_path: Path) -> None:
+def test_json_is_decoded_as_by_the_standard_library(tmp_path: Path) -> None:
     data = b'{"a": 1.0, "b": 1e3, "c": 123456789012345678901234567890, "d": "\\u00e9\\/", "a": 2}'
     assert whole(put(tmp_path / "a.jsonl", data)) == [json.loads(data)]
 
@@ -207,17 +138,17 @@ def test_a_broken_array(text: str, good: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", ["0.5", "1e5", "1E+5", "-2.25e-10"])
 @pytest.mark.parametrize("buffer", range(1, 9))
-def test_a_number_in_an_array_ends_where_it_ends(
+def test_a_number_at_a_buffer_end_is_read_completely(
     number: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not with what was read of the file: the rows behind it are good ones."""
+    """The rows after it are valid."""
     monkeypatch.setattr(jsonl, "BUFFER", buffer)
     path = put(tmp_path / "a.json", f'[{number}, {{"t": 1}}]')
     ((*rows,),) = read_all(list_files(str(path), "--f"), 1 << 20)
     assert [type(row) for row in rows] == [BadRow, Row]
 
 
-def test_a_broken_array_element_does_not_take_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_array_element_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BUFFER", 10)
     monkeypatch.setattr(jsonl, "LONGEST_ELEMENT", 100)
     path = put(tmp_path / "a.json", '[{"t": "' + "x" * 10_000 + '"}]')
@@ -248,7 +179,7 @@ def test_blocks_and_errors_survive_pickling() -> None:
 @pytest.mark.parametrize("block_bytes", [1, 100, 777, 1 << 20])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_rows_by_number_are_those_of_the_whole_block(content: str, block_bytes: int, tmp_path: Path) -> None:
-    """With and without knowing that every line is a good row; blocks in any order, from one open file."""
+    """With and without all_good; blocks in any order, from one open file."""
     files = list_files(str(put(tmp_path / "a.jsonl", CONTENTS[content])), "--f")
     with open_stream(files[0]) as stream:
         for block in reversed(cut(files, block_bytes)[:200]):
@@ -260,17 +191,17 @@ def test_rows_by_number_are_those_of_the_whole_block(content: str, block_bytes: 
                     assert read_rows(stream, block, anything, wanted, all_good=True) == expected
 
 
-def test_rows_by_number_count_good_rows_only(tmp_path: Path) -> None:
+def test_rows_by_number_count_valid_rows_only(tmp_path: Path) -> None:
     bad = b'{"t": 1}\n\nnot json\n{"t": 2}\n[]\n{"t": 3}\n'
     files = list_files(str(put(tmp_path / "a.jsonl", bad)), "--f")
     with open_stream(files[0]) as stream:
-        found = read_rows(stream, Block(0, 0, len(bad)), anything, {0, 2}, all_good=False)
-        assert {at: (row.raw["t"], row.line) for at, row in found.items()} == {0: (1, 1), 2: (3, 6)}
-        # a file that has changed gives fewer rows than were asked for, and never others
+        actual = read_rows(stream, Block(0, 0, len(bad)), anything, {0, 2}, all_good=False)
+        assert {at: (row.raw["t"], row.line) for at, row in actual.items()} == {0: (1, 1), 2: (3, 6)}
+        # a changed file gives fewer rows, and never other ones
         assert read_rows(stream, Block(0, 0, len(bad)), anything, {0, 2}, all_good=True).keys() == {0}
 
 
-def test_rows_that_are_not_wanted_are_not_parsed(tmp_path: Path) -> None:
+def test_other_rows_are_not_parsed(tmp_path: Path) -> None:
     files = list_files(str(put(tmp_path / "a.jsonl", b'{"t": 1}\n' * 50)), "--f")
     parsed: list[dict] = []
 

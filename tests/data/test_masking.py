@@ -1,4 +1,4 @@
-"""What is hidden of a text, against the definition: whole words in random order while they fit."""
+"""Masks against their definition: whole words in random order while they fit the budget."""
 
 import itertools
 from collections import Counter
@@ -22,7 +22,7 @@ PIECES = [*SPECIAL, "lane", "row", "##s", "##ing", "a", "of", "block", *".,?!"]
 
 
 def framed(core, mask="[MASK]", **more):
-    """The tokenizer with [CLS] and [SEP] around a text."""
+    """Return the tokenizer with [CLS] and [SEP] around a text."""
     first, last = core.token_to_id("[CLS]"), core.token_to_id("[SEP]")
     core.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", first), ("[SEP]", last)]
@@ -32,7 +32,7 @@ def framed(core, mask="[MASK]", **more):
 
 
 def pieces(words=PIECES, **more):
-    """BERT's, with a vocabulary of its own."""
+    """Return a BERT tokenizer with its own vocabulary."""
     core = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     core.normalizer = tokenizers.normalizers.BertNormalizer()
     core.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -40,7 +40,7 @@ def pieces(words=PIECES, **more):
 
 
 def trained(kind: str):
-    """A small tokenizer of RoBERTa's or XLM-R's kind."""
+    """Return a small tokenizer like RoBERTa's or XLM-R's."""
     if kind == "roberta":
         core = tokenizers.Tokenizer(tokenizers.models.BPE())
         core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,7 +66,7 @@ def masked(texts, epoch=0, copies=None, **how):
 
 
 def hidden(text):
-    """(R, T) bool, unpacked."""
+    """Return the masks unpacked, (R, T) bool."""
     return np.unpackbits(text.visible_RS, axis=1)[:, : len(text.token_T)] == 0
 
 
@@ -78,16 +78,16 @@ def same(one, other):
 
 
 def by_definition(sizes, budget):
-    """Probability of each set of words: all orders of them, one after the other."""
-    found = Counter()
+    """Return the probability of each set of words by enumerating all orders."""
+    result = Counter()
     for order in itertools.permutations(range(len(sizes))):
         left, chosen = budget, set()
         for word in order:
             if sizes[word] <= left:
                 chosen.add(word)
                 left -= sizes[word]
-        found[frozenset(chosen)] += 1
-    return {chosen: times / found.total() for chosen, times in found.items()}
+        result[frozenset(chosen)] += 1
+    return {chosen: times / result.total() for chosen, times in result.items()}
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def by_definition(sizes, budget):
         ([1], 1),
     ],
 )
-def test_choices_are_as_likely_as_the_definition_says(sizes, budget):
-    """20,000 of them: each set within 5 standard deviations of its probability, and no other set."""
+def test_choices_have_the_probabilities_of_the_definition(sizes, budget):
+    """20,000 choices: each set within 5 standard deviations of its probability, and no other set."""
     times = 20_000
     drawn = draw_words(np.array(sizes), np.full(times, budget), generator("test", 1))
-    found = Counter(frozenset(np.flatnonzero(chosen).tolist()) for chosen in drawn)
+    result = Counter(frozenset(np.flatnonzero(chosen).tolist()) for chosen in drawn)
     expected = by_definition(sizes, budget)
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     for chosen, share in expected.items():
-        assert abs(found[chosen] - times * share) <= 5 * np.sqrt(times * share * (1 - share))
+        assert abs(result[chosen] - times * share) <= 5 * np.sqrt(times * share * (1 - share))
 
 
 def test_many_words_fill_the_budget_evenly():
-    """500 words of 1 to 4 tokens: single tokens are left to fill it; words of a size are chosen equally often."""
+    """500 words of 1 to 4 tokens: single tokens fill the budget; words of one size are chosen equally often."""
     sizes = generator("test", 2).integers(1, 5, 500)
     drawn = draw_words(sizes, np.full(2000, 300), generator("test", 3))
     assert (drawn @ sizes == 300).all()
@@ -125,7 +125,7 @@ def test_many_words_fill_the_budget_evenly():
     assert len(np.unique(drawn, axis=0)) == 2000
 
 
-def test_no_words_no_choice():
+def test_a_text_without_words_has_empty_choices():
     assert draw_words(np.zeros(0, np.int64), np.ones(3, np.int64), generator("test", 0)).shape == (3, 0)
 
 
@@ -138,7 +138,7 @@ def words_of(tokenizer, text):
     return [[n for n, w in zip(names, word_T, strict=True) if w == word] for word in range(word_T.max() + 1)]
 
 
-def test_pieces_of_a_word_are_one():
+def test_pieces_form_one_word():
     assert words_of(pieces(), "lanesing, a row!") == [["lane", "##s", "##ing"], [","], ["a"], ["row"], ["!"]]
     assert words_of(pieces(), "nowhere lanes") == [["[UNK]"], ["lane", "##s"]]
 
@@ -154,21 +154,21 @@ def test_slow_tokenizers_have_the_words_of_fast_ones(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-r"])
-def test_words_of_other_conventions_end_at_white_space(kind):
-    found = words_of(trained(kind), "we read rows of text")
-    texts = ["".join(word).strip("Ġ▁") for word in found]
+def test_words_of_other_tokenizers_end_at_white_space(kind):
+    result = words_of(trained(kind), "we read rows of text")
+    texts = ["".join(word).strip("Ġ▁") for word in result]
     assert texts == ["we", "read", "rows", "of", "text"]
-    assert max(map(len, found)) > 1
+    assert max(map(len, result)) > 1
 
 
-def test_a_sentence_without_spaces_is_no_word():
-    """Chinese: a word a character for BERT; tokens for XLM-R, where all of it would be one word."""
+def test_a_sentence_without_spaces_is_masked_by_token():
+    """Chinese: one word per character for BERT; tokens for XLM-R, where all of it would be one word."""
     assert all(len(word) == 1 for word in words_of(pieces([*PIECES, *dict.fromkeys(CHINESE)]), CHINESE))
-    found = words_of(trained("xlm-r"), f"{CHINESE} {CHINESE[:2]}")
-    assert len(found) > len(CHINESE) / 2 and all(len(word) == 1 for word in found[:-1])
+    result = words_of(trained("xlm-r"), f"{CHINESE} {CHINESE[:2]}")
+    assert len(result) > len(CHINESE) / 2 and all(len(word) == 1 for word in result[:-1])
 
 
-def test_words_are_counted_anew_and_long_ones_cut():
+def test_words_are_numbered_and_long_words_split():
     nan = np.nan
     marks = [nan, 7, 7, 9, *[11] * (LONGEST_WORD + 1), 12, nan, 12]
     expected = [-1, 0, 0, 1, *range(2, LONGEST_WORD + 3), LONGEST_WORD + 3, -1, LONGEST_WORD + 4]
@@ -181,9 +181,9 @@ def test_tokens_are_those_of_transformers():
     for tokenizer in (pieces(), trained("roberta"), trained("xlm-r")):
         for side in ("right", "left"):
             tokenizer.truncation_side = side
-            found = masker(tokenizer, 24).tokenize(texts)
+            result = masker(tokenizer, 24).tokenize(texts)
             expected = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in texts]
-            assert [ids.tolist() for ids, _ in found] == expected
+            assert [ids.tolist() for ids, _ in result] == expected
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -193,12 +193,12 @@ TEXTS = ["lanesing of rows, a block. " * n for n in range(1, 9)]
 
 @pytest.fixture(scope="module")
 def many():
-    """2,000 masked texts of 64 tokens."""
+    """Return 2,000 masked texts of 64 tokens."""
     return masked(["lanesing of rows, a block. " * 9] * 2000, epoch=3)
 
 
-def test_whole_words_and_the_share_of_tokens_are_hidden(many):
-    """The budgets of 64 tokens are 19 and 32; single tokens are always left to fill them."""
+def test_whole_words_and_the_share_of_tokens_are_masked(many):
+    """The budgets of 64 tokens are 19 and 32; enough single tokens exist to fill them."""
     [(_, word_T)] = masker().tokenize(["lanesing of rows, a block. " * 9])
     assert len(word_T) == 64
     for text in many:
@@ -211,18 +211,18 @@ def test_whole_words_and_the_share_of_tokens_are_hidden(many):
         assert (text.ordinary_T == (word_T >= 0)).all()
 
 
-def test_what_the_encoder_is_shown_in_place_of_hidden_tokens(many):
+def test_replacements_of_masked_tokens_in_the_encoder(many):
     """0.8 mask tokens, 0.1 random ones, 0.1 themselves (and when a random one is the same), 5 standard deviations."""
     tokenizer = pieces()
-    given, own = (np.concatenate([getattr(t, name)[t.masked_T] for t in many]) for name in ("shown_T", "token_T"))
-    times, kinds = len(given), len(PIECES) - len(SPECIAL)
+    input_T, own = (np.concatenate([getattr(t, name)[t.masked_T] for t in many]) for name in ("shown_T", "token_T"))
+    times, kinds = len(input_T), len(PIECES) - len(SPECIAL)
 
     def near(count, share):
         return abs(count - times * share) < 5 * np.sqrt(times * share * (1 - share))
 
-    assert near((given == tokenizer.mask_token_id).sum(), 0.8)
-    assert near((given == own).sum(), 0.1 + 0.1 / kinds)
-    others = Counter(given[(given != own) & (given != tokenizer.mask_token_id)].tolist())
+    assert near((input_T == tokenizer.mask_token_id).sum(), 0.8)
+    assert near((input_T == own).sum(), 0.1 + 0.1 / kinds)
+    others = Counter(input_T[(input_T != own) & (input_T != tokenizer.mask_token_id)].tolist())
     assert others.keys() == set(range(len(SPECIAL), len(PIECES)))
     for word, count in others.items():
         assert near(count, 0.1 / kinds * (own != word).mean())
@@ -241,13 +241,13 @@ def test_each_position_has_one_of_the_choices_at_random():
     assert short.visible_RS.shape == (6, 1) and short.pick_T.max() < 6
 
 
-def test_shares_are_the_flags(many):
+def test_shares_follow_the_flags(many):
     [text] = masked(["lane row " * 400], length=100, encoder_mlm_probability=0.15, decoder_mlm_probability=0.7)
     assert text.masked_T.sum() == 15
     assert (hidden(text).sum(axis=1) == 70).all()
 
 
-def test_masks_follow_from_seed_epoch_and_row_alone():
+def test_masks_depend_on_seed_epoch_and_row_only():
     rows = rows_of(TEXTS)
     whole = dict(zip([row.offset for row in rows], masked(TEXTS), strict=True))
     part = [rows[i] for i in (5, 0, 3)]
@@ -267,7 +267,7 @@ def test_masks_follow_from_seed_epoch_and_row_alone():
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_share_comes_out_of_its_table_as_it_went_in():
+def test_a_batch_survives_its_table():
     make = masker()
     batch = unpack_masked(make(2, 9, rows_of(TEXTS)))
     assert (batch.step, batch.rows) == (9, [(0, 10 * i) for i in range(len(TEXTS))])
@@ -277,7 +277,7 @@ def test_a_share_comes_out_of_its_table_as_it_went_in():
     assert [ids.tolist() for ids in batch.token_ids] == [text.token_T.tolist() for text in batch.texts]
 
 
-def test_an_empty_share_stays_empty():
+def test_an_empty_batch_stays_empty():
     batch = unpack_masked(masker()(0, 3, []))
     assert (batch.step, batch.rows, batch.texts) == (3, [], [])
 
@@ -298,12 +298,12 @@ def test_one_token():
     assert hidden(text).tolist() == [[False, True, False]] * 3
 
 
-def test_a_word_that_does_not_fit_is_not_hidden():
+def test_a_word_that_does_not_fit_is_not_masked():
     [text] = masked(["lanesing"])  # 3 of 5 tokens, and budgets of 2
     assert not text.masked_T.any() and not hidden(text).any()
 
 
-def test_a_text_that_is_nothing_to_the_tokenizer():
+def test_a_text_without_tokens():
     [text] = masked(["\u200b\x00"])
     assert text.token_T.tolist() == [2, 3] and not text.ordinary_T.any() and not text.masked_T.any()
     bare = pieces()
@@ -318,7 +318,7 @@ def test_only_punctuation():
     assert text.masked_T.sum() == 8 and (hidden(text).sum(axis=1) == 13).all()
 
 
-def test_a_text_of_100_000_tokens_is_not_read_to_its_end(monkeypatch):
+def test_a_text_of_100_000_tokens_is_not_tokenized_completely(monkeypatch):
     read = []
     head = tokens_module._head
     monkeypatch.setattr(tokens_module, "_head", lambda *a: read.append(len(head(*a))) or head(*a))

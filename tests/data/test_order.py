@@ -18,7 +18,7 @@ Picked = tuple[int, int, int]  # block, row in it, which of its appearances
 
 
 def batches(order: Order, world: int, epoch: int = 0, start_step: int = 0) -> list[list[Picked]]:
-    """Global batches from `start_step` on, the shares of all workers one after the other."""
+    """Return the global batches from `start_step` on, the workers' shares concatenated."""
     steps: list[list[Picked]] = [[] for _ in range(order.steps - start_step)]
     for rank in range(world):
         for window in order.windows(epoch, rank, world, start_step):
@@ -29,7 +29,7 @@ def batches(order: Order, world: int, epoch: int = 0, start_step: int = 0) -> li
 
 
 def rows_of(window: Window) -> dict[int, list[Picked]]:
-    """A window's rows by step."""
+    """Return the rows of a window by step."""
     lanes = []
     for lane in window.lanes:
         rows = [(span.block, row, span.copy) for span in lane.spans for row in span.rows]
@@ -41,7 +41,7 @@ def rows_of(window: Window) -> dict[int, list[Picked]]:
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> tuple[np.ndarray, Mixture]:
-    """Rows of some blocks of some files, samples, weights and pools of any kind."""
+    """Draw rows per block, samples, weights and pools of some files."""
     blocks_F = draw(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=5), min_size=1, max_size=4))
     rows_F = [sum(rows) for rows in blocks_F]
     used_F = [draw(st.integers(0, n)) for n in rows_F]
@@ -86,7 +86,7 @@ def test_the_same_batches_for_any_number_of_workers_and_any_start(data, global_b
 
 @settings(max_examples=50)
 @given(data=mixtures(), global_batch=st.integers(1, 24), epoch=st.integers(0, 3))
-def test_each_row_as_often_as_its_weight_says(data, global_batch, epoch):
+def test_each_row_occurs_by_its_weight(data, global_batch, epoch):
     rows, mixture = data
     seen = Counter(row for step in batches(Order(rows, global_batch, 1, False, mixture), 1, epoch) for row in step)
     assert max(seen.values(), default=1) == 1  # never the same appearance twice
@@ -99,7 +99,7 @@ def test_each_row_as_often_as_its_weight_says(data, global_batch, epoch):
         assert all(0 <= row < rows[block] for block, row in times)
 
 
-def test_every_row_once_where_nothing_else_is_said():
+def test_every_row_occurs_once_by_default():
     for seed in range(3):
         seen = [row for step in batches(Order(BLOCK_ROWS, 6, seed), 1) for row in step]
         assert sorted(seen) == [(b, r, 0) for b, n in enumerate(BLOCK_ROWS) for r in range(n)]
@@ -113,7 +113,7 @@ def test_order_depends_on_seed_and_epoch():
 
 
 def two_sets(weight: tuple[float, float] = (1, 1), used: tuple[int, int] = (400, 200), together: bool = True) -> Order:
-    """Files of 400 and of 200 rows, in blocks of 20, batches of 16."""
+    """Return the order of files of 400 and 200 rows, in blocks of 20 and batches of 16."""
     file_B = np.repeat([0, 1], [20, 10])
     mixture = Mixture(file_B, np.array(used), np.array(weight, float), np.array([0, int(together)]))
     return Order(np.full(30, 20), 16, 0, False, mixture)
@@ -123,7 +123,7 @@ def files_of(order: Order, epoch: int = 0) -> list[int]:
     return [int(order.mixture.file_B[step[0][0]]) for step in batches(order, 1, epoch)]
 
 
-def test_a_schedule_mixes_the_steps_of_data_sets_anew_each_epoch():
+def test_the_schedule_of_data_sets_differs_between_epochs():
     order = two_sets()
     assert Counter(files_of(order)) == {0: 25, 1: 13}  # the last 8 of 200 rows are a step too
     assert files_of(order) != files_of(order, epoch=1)
@@ -131,7 +131,7 @@ def test_a_schedule_mixes_the_steps_of_data_sets_anew_each_epoch():
     assert switches == pytest.approx(2 * 25 * 13 / 38, abs=6)  # as in a random order of 38 steps; 3 standard deviations
 
 
-def test_what_a_weight_adds_is_chosen_anew_each_epoch():
+def test_the_additional_rows_of_a_weight_differ_between_epochs():
     order = two_sets(weight=(1, 1.5))
 
     def extra(epoch):
@@ -143,8 +143,8 @@ def test_what_a_weight_adds_is_chosen_anew_each_epoch():
     assert len(chosen) == 200 and max(chosen.values()) < 20  # each about 10 times
 
 
-def test_rows_that_are_blocks_by_themselves_are_chosen_anew_too():
-    """Half of 40 rows, one a block: which blocks give their row changes, and no row is left out for good."""
+def test_samples_of_single_row_blocks_differ_between_epochs():
+    """Half of 40 rows, one per block: the chosen blocks change, and every row is chosen in some epoch."""
     mixture = Mixture(np.zeros(40, int), np.array([40]), np.array([0.5]), np.zeros(1, int))
     order = Order(np.ones(40, int), 4, 0, False, mixture)
     chosen = [sorted(b for step in batches(order, 1, epoch) for b, _, _ in step) for epoch in range(12)]
@@ -168,7 +168,7 @@ def test_a_sample_is_the_same_in_every_epoch_and_of_all_parts_of_the_file():
 
 @pytest.mark.parametrize("start", [0, 1, 5, 9, 18])
 def test_start_in_the_middle_of_an_epoch(start):
-    """The batches are those that would have come, and nothing before their window is read."""
+    """The batches equal those of the whole epoch, and no earlier window is read."""
     order = Order(BLOCK_ROWS, 6, seed=3, window_rows=24)  # windows of 1, 1, 2, 4, 4, ... steps of 6
     assert batches(order, 3, start_step=start) == batches(order, 1)[start:]
     first = {0: 0, 1: 1, 5: 4, 9: 8, 18: 16}[start]
@@ -178,7 +178,7 @@ def test_start_in_the_middle_of_an_epoch(start):
     assert read == order.total - first * 6
 
 
-def test_drop_last_leaves_out_what_is_not_full():
+def test_drop_last_drops_incomplete_batches():
     order = Order([10, 4], 4, seed=0, drop_last=True)
     assert order.steps == 3
     assert [len(step) for step in batches(order, 2)] == [4, 4, 4]
@@ -194,7 +194,7 @@ def test_more_workers_than_lanes_are_refused():
         Order([100], 2, seed=0).owned(0, 3)
 
 
-def test_a_window_bounds_what_a_process_holds():
+def test_a_window_bounds_the_rows_in_memory():
     order = Order(np.full(500, 1000), 4096, seed=0)
     held = [sum(lane.rows for lane in window.lanes) for window in order.windows(0, 0, 1, 100)]
     assert max(held) == 32_768
@@ -223,8 +223,8 @@ def test_neighbours_in_the_file_are_far_apart_afterwards(global_batch, window):
     assert np.mean(gaps) > 0.9 * 6400 / 3
 
 
-def test_neighbours_in_the_file_are_seldom_in_one_batch():
-    """64 of 6,400 rows a batch: in a uniform shuffle 1% of neighbours share one."""
+def test_neighbours_in_the_file_rarely_share_a_batch():
+    """Batches of 64 of 6,400 rows: in a uniform shuffle 1% of neighbours share one."""
     order = Order(np.full(100, 64), 64, seed=0, window_rows=64)
     step = {row[:2]: at for at, rows in enumerate(batches(order, 1)) for row in rows}
     together = [step[b, r] == step[b, r + 1] for b in range(100) for r in range(63)]

@@ -1,4 +1,4 @@
-"""Judgements in TREC's and BEIR's form, and the queries that they are joined with."""
+"""Judgements in TREC and BEIR format, joined with their queries."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ WANTED = {"q1": {"d1": 1, "d2": 0}, "q2": {"d 3": 2}}
         ("a.txt", "7\t0\t9\t1\n7\t0\t9\t1\n8\t0\t9\t-1\n", {"7": {"9": 1}, "8": {"9": -1}}),
     ],
 )
-def test_both_forms_are_read(tmp_path, name, text, wanted):
+def test_both_formats_are_read(tmp_path, name, text, wanted):
     (tmp_path / name).write_text(text)
     assert read_qrels(str(tmp_path / name), "--qrels") == wanted
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
@@ -42,7 +42,7 @@ def test_both_forms_are_read(tmp_path, name, text, wanted):
         ("", "names no relevant document"),
     ],
 )
-def test_what_is_no_judgement_is_named(tmp_path, text, says):
+def test_an_invalid_judgement_is_named(tmp_path, text, says):
     path = tmp_path / "a.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=f"--qrels: .*{says}"):
@@ -60,21 +60,21 @@ def test_queries_are_joined_with_their_judgements(tmp_path):
     ]
     path = tmp_path / "queries.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = survey(list_files(str(path), "--query_data"), 60, parse_query)
-    assert len(found.blocks) > 1
+    queries = survey(list_files(str(path), "--query_data"), 60, parse_query)
+    assert len(queries.blocks) > 1
     grades = {**WANTED, "q4": {"d1": 0}, "q5": {"d1": 1}, "q6": {"d1": 0}}
     out = tmp_path / "new" / "judged.jsonl"
-    assert join(found, grades, str(out)) == JoinedQrels(2, 2, ("q5",))
+    assert join(queries, grades, str(out)) == JoinedQrels(2, 2, ("q5",))
     groups = [parse_judged(json.loads(line)) for line in out.read_text().splitlines()]
     assert [(g.query, g.pos, g.grades, g.prompt) for g in groups] == [
         ("one", ("d1", "d2"), (1, 0), "p: "),
         ("two", ("d 3",), (2,), None),
     ]
     with pytest.raises(UserError, match="judges none of the 4 queries"):
-        join(found, {"q9": {"d1": 1}}, str(out))
+        join(queries, {"q9": {"d1": 1}}, str(out))
 
 
-def test_documents_go_by_their_id():
+def test_documents_are_identified_by_their_id():
     first = parse_document({"_id": "d1", "title": "Lanes", "text": "are long."})
     assert first == "Lanes are long." and first.id == "d1"
     assert parse_document({"id": 7, "title": "", "text": "t"}).id == "7"
@@ -92,7 +92,7 @@ def test_documents_go_by_their_id():
 
 
 @pytest.mark.parametrize("grades", [[1], [1, 2, 3], [1, 0.5], [1, True], "1"])
-def test_grades_are_one_for_each_answer(grades):
+def test_the_number_of_grades_is_checked(grades):
     assert parse_judged({"query": "q", "pos": ["a", "b"], "grades": [2, 0]}).grades == (2, 0)
     assert parse_judged({"query": "q", "pos": ["a", "b"]}).grades == ()
     with pytest.raises(RowError, match="2 whole numbers, one for each answer"):

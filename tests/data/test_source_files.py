@@ -1,4 +1,4 @@
-"""Which files a path means."""
+"""Input files of paths, folders, globs and URIs."""
 
 import re
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_folders_globs_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [[row.raw for row in block if isinstance(row, Row)] for block in read_all(files, 1 << 20)] == [ROWS] * 12
 
 
-def test_something_at_the_end_of_a_uri_stands_before_its_query() -> None:
+def test_an_appended_part_precedes_the_query_of_a_uri() -> None:
     assert append_to_path("s3://bucket/a/?region=eu&scheme=http", "/mine") == "s3://bucket/a/mine?region=eu&scheme=http"
     assert append_to_path("s3://bucket/out.jsonl", ".work") == "s3://bucket/out.jsonl.work"
     assert append_to_path("/data/what?/", "/mine") == "/data/what?/mine"  # in a path it is a letter like others
@@ -72,7 +72,7 @@ def test_something_at_the_end_of_a_uri_stands_before_its_query() -> None:
         ([], "--train_data: no path was given"),
     ],
 )
-def test_paths_that_lead_nowhere(path: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_without_files(path: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "d" / "README.md", "x")
     put(tmp_path / "empty.jsonl", "")
     (tmp_path / "hollow").mkdir()
@@ -82,7 +82,7 @@ def test_paths_that_lead_nowhere(path: str, says: str, tmp_path: Path, monkeypat
     assert str(caught.value).startswith(says)
 
 
-def test_a_uri_may_mean_a_folder_of_this_machine():
+def test_local_uris():
     assert is_local("/a/b", "--f") and is_local("a", "--f") and is_local("file:///a", "--f")
     assert not is_local("fsspec+memory://a", "--f")
     for unknown in ("nonsense://a", "fsspec+nonsense://a"):

@@ -1,4 +1,4 @@
-"""What a reading task reads of the files, without Ray: the rows that the order names, and nothing twice."""
+"""Reading tasks without Ray: they read the rows of the order, each once."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from raybge.util.errors import UserError
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two files; the second has a bad row and a blank line in it."""
+    """Return two files; the second has an invalid row and a blank line."""
     lines = [json.dumps({"query": f"q {i}", "pos": [f"p {i}", "row"], "extra": "x" * 50}) for i in range(90)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines[:60]) + "\n")
     (tmp_path / "b.jsonl").write_text("\n".join([*lines[60:70], "", "not json", *lines[70:]]) + "\n")
@@ -34,10 +34,10 @@ def data(tmp_path: Path) -> Path:
 
 def reading(data: Path, order=None, scored: bool = False, global_batch: int = 8) -> StepReader:
     parse = parse_scored_group if scored else parse_group
-    found = survey(list_files(str(data), "--f"), 1000, parse, "skip")
-    order = Order(found.rows, global_batch, 0, mixture=order and order(found), window_rows=24)
+    offsets = survey(list_files(str(data), "--f"), 1000, parse, "skip")
+    order = Order(offsets.rows, global_batch, 0, mixture=order and order(offsets), window_rows=24)
     texts = TextTokenizer(tokenizer("bert"), Instructions(), 8, 8)
-    return StepReader.of(found, order, GroupTokenizer(texts, 2, 0, scored=scored))
+    return StepReader.of(offsets, order, GroupTokenizer(texts, 2, 0, scored=scored))
 
 
 def steps(read: StepReader, epoch: int = 0, rank: int = 0, world: int = 1, start: int = 0) -> list[StepBatch]:
@@ -45,7 +45,7 @@ def steps(read: StepReader, epoch: int = 0, rank: int = 0, world: int = 1, start
     return [unpack(table) for window in windows for table in read.steps(epoch, window, start)]
 
 
-def test_every_row_is_read_once_and_the_share_of_workers_is_the_whole(data):
+def test_every_row_is_read_once_for_any_number_of_workers(data):
     alone = steps(reading(data))
     rows = [row for step in alone for row in step.rows]
     offsets = [(0, at) for at in offsets_of(data / "a.jsonl")] + [(1, at) for at in offsets_of(data / "b.jsonl")]
@@ -59,16 +59,16 @@ def test_every_row_is_read_once_and_the_share_of_workers_is_the_whole(data):
 
 
 def offsets_of(path: Path) -> list[int]:
-    found, at = [], 0
+    offsets, at = [], 0
     for line in path.read_bytes().splitlines(keepends=True):
         if line.startswith(b"{"):
-            found.append(at)
+            offsets.append(at)
         at += len(line)
-    return found
+    return offsets
 
 
-def test_runs_that_share_their_tokens_read_the_files_once(data, tmp_path_factory, monkeypatch):
-    """Shares of other workers, other epochs and starts in between are other tokens."""
+def test_runs_with_a_token_cache_read_the_files_once(data, tmp_path_factory, monkeypatch):
+    """Other workers, epochs and first steps have other tokens."""
     cache = TokenCache(str(tmp_path_factory.mktemp("cache")))
     read = reading(data)
     cases = [(0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 3, 0), (0, 0, 3, 0), (0, 0, 1, 5)]
@@ -87,7 +87,7 @@ def test_runs_that_share_their_tokens_read_the_files_once(data, tmp_path_factory
     assert len({str(each) for each in expected}) == len(cases)
 
 
-def test_a_row_is_tokenised_as_it_stands_in_the_file(data):
+def test_tokens_are_those_of_the_row_in_the_file(data):
     read = reading(data)
     texts = [(data / name).read_bytes() for name in ("a.jsonl", "b.jsonl")]
     for batch in steps(read):
@@ -98,9 +98,9 @@ def test_a_row_is_tokenised_as_it_stands_in_the_file(data):
             assert batch.groups.known_B[at] == 2
 
 
-def test_rows_of_a_weight_come_again_and_draw_anew(data):
-    def twice(found):
-        file_B = np.array([block.file for block in found.blocks])
+def test_repeated_rows_sample_other_passages(data):
+    def twice(offsets):
+        file_B = np.array([block.file for block in offsets.blocks])
         return Mixture(file_B, np.array([60, 30]), np.array([1.0, 20.0]), np.zeros(2, int))
 
     read = reading(data, twice)
@@ -135,7 +135,7 @@ def test_files_that_change_while_they_are_used_are_named(data):
         steps(read)
 
 
-def test_a_teachers_scores_come_along(data):
+def test_batches_have_teacher_scores(data):
     lines = [json.dumps({"query": "q", "pos": ["p"], "pos_scores": [i / 4]}) for i in range(20)]
     (data / "a.jsonl").write_text("\n".join(lines) + "\n")
     (data / "b.jsonl").unlink()
@@ -145,8 +145,8 @@ def test_a_teachers_scores_come_along(data):
     ]
 
 
-def test_what_tasks_share_is_arrays(data):
-    """A million blocks must not be unpickled by every task."""
+def test_tasks_share_arrays(data):
+    """A million blocks are not unpickled by every task."""
     read = reading(data)
     assert read.blocks_B3.shape == (len(read.order.rows), 3)
     assert read.all_good_B.tolist().count(False) == 1  # the block with the bad row

@@ -1,4 +1,4 @@
-"""The survey: counts equal a plain loop's, bad rows are named, the result is kept as long as it is true."""
+"""The survey: counts equal a plain loop's, invalid rows are named, the result is cached."""
 
 import gzip
 import os
@@ -88,7 +88,7 @@ def test_an_empty_array_has_no_usable_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 40, 777, 1 << 20])
-def test_survey_counts_what_a_plain_loop_counts(block_bytes: int, tmp_path: Path) -> None:
+def test_counts_equal_those_of_a_plain_loop(block_bytes: int, tmp_path: Path) -> None:
     contents = {
         "a.jsonl": CONTENTS["blank lines"],
         "b.jsonl": CONTENTS["crlf"],
@@ -96,14 +96,14 @@ def test_survey_counts_what_a_plain_loop_counts(block_bytes: int, tmp_path: Path
     }
     for name, data in contents.items():
         put(tmp_path / name, data)
-    found = survey(list_files(str(tmp_path), "--f"), block_bytes, anything)
-    assert found.rows.dtype == found.lines.dtype == np.int64
-    assert len(found.rows) == len(found.lines) == len(found.blocks)
+    result = survey(list_files(str(tmp_path), "--f"), block_bytes, anything)
+    assert result.rows.dtype == result.lines.dtype == np.int64
+    assert len(result.rows) == len(result.lines) == len(result.blocks)
     for index, data in enumerate(contents.values()):
-        mine = [at for at, block in enumerate(found.blocks) if block.file == index]
-        assert found.rows[mine].sum() == len(plain_loop(data)) == 4
-        assert found.lines[mine].sum() == len(data.splitlines())
-    assert (found.total_rows, found.bad, found.bad_count) == (12, [], 0)
+        mine = [at for at, block in enumerate(result.blocks) if block.file == index]
+        assert result.rows[mine].sum() == len(plain_loop(data)) == 4
+        assert result.lines[mine].sum() == len(data.splitlines())
+    assert (result.total_rows, result.bad, result.bad_count) == (12, [], 0)
 
 
 def test_many_bad_rows(tmp_path: Path) -> None:
@@ -113,18 +113,18 @@ def test_many_bad_rows(tmp_path: Path) -> None:
     lines = str(caught.value).split("\n")
     assert [line.split(": ")[0] for line in lines[:10]] == [f"{tmp_path}/a.jsonl:{line}" for line in range(2, 12)]
     assert lines[10:] == ["and 2,490 more"]
-    with pytest.raises(UserError, match="\nand at least 1,0.. more$"):  # no need to read a terabyte to the end
+    with pytest.raises(UserError, match="\nand at least 1,0.. more$"):  # large data is not read to its end
         survey(files, 1000, parse_group)
-    found = survey(files, 1000, parse_group, on_bad_rows="skip")
-    assert (found.total_rows, found.bad_count) == (1, 2500)
-    assert [bad.line for bad in found.bad] == list(range(2, 1002))
+    result = survey(files, 1000, parse_group, on_bad_rows="skip")
+    assert (result.total_rows, result.bad_count) == (1, 2500)
+    assert [bad.line for bad in result.bad] == list(range(2, 1002))
     files = list_files(str(put(tmp_path / "a.jsonl", b"3\n" * 12)), "--f")
     with pytest.raises(UserError) as caught:
         survey(files, 1000, parse_group, on_bad_rows="skip")
     assert str(caught.value).startswith("there is no usable row in ") and str(caught.value).endswith("and 2 more")
 
 
-def test_survey_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_follows_files_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "a.jsonl", GOOD * 5 + b"3\n")
     cache = str(tmp_path / "cache")
     scans = []
@@ -147,9 +147,9 @@ def test_survey_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (again.blocks, again.files, again.bad_count) == (first.blocks, first.files, 1)
     assert look(block_bytes=20)[1]  # another cut
     assert look(parse=anything)[1]  # another parse
-    assert look(parse=lambda raw: raw)[1] and look(parse=lambda raw: raw)[1]  # no name to know it by
+    assert look(parse=lambda raw: raw)[1] and look(parse=lambda raw: raw)[1]  # functions without a name are not cached
     assert not look()[1]
-    with pytest.raises(UserError, match="a.jsonl:6"):  # "skip" must not answer for "stop"
+    with pytest.raises(UserError, match="a.jsonl:6"):  # the result of "skip" is not used for "stop"
         survey(list_files(str(path), "--f"), 1 << 20, parse_group, cache_dir=cache)
     os.utime(path, ns=(5, 5))  # another time
     assert look()[1]
@@ -159,7 +159,7 @@ def test_survey_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read and changed.total_rows == 6
     for name in os.listdir(cache):
         put(Path(cache) / name, b'{"rows": [')
-    assert look()[1] and not look()[1]  # a file cut short is not believed, and replaced
+    assert look()[1] and not look()[1]  # a truncated cache file is ignored and replaced
 
 
 def test_parse_errors_of_other_kinds_are_not_hidden(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokens that runs share: made once, whole, and never in the way of a run."""
+"""Shared token tables: created once, complete, and without effect on a run if they cannot be written."""
 
 import pyarrow as pa
 import pytest
@@ -9,26 +9,26 @@ SCHEMA = pa.schema([("step", pa.int64()), ("tokens", pa.list_(pa.int32()))])
 TABLES = [pa.table({"step": [i], "tokens": [[i] * i]}, SCHEMA) for i in range(5)]
 
 
-def test_what_was_made_once_is_read(tmp_path):
-    kept = TokenCache(str(tmp_path / "new" / "folder"))
-    assert [*kept.tables("a", lambda: iter(TABLES))] == TABLES
-    assert [*kept.tables("a", lambda: pytest.fail("made again"))] == TABLES
-    assert [*kept.tables("b", lambda: iter(TABLES[:1]))] == TABLES[:1]
+def test_tables_are_created_once_and_then_read(tmp_path):
+    cache = TokenCache(str(tmp_path / "new" / "folder"))
+    assert [*cache.tables("a", lambda: iter(TABLES))] == TABLES
+    assert [*cache.tables("a", lambda: pytest.fail("made again"))] == TABLES
+    assert [*cache.tables("b", lambda: iter(TABLES[:1]))] == TABLES[:1]
 
 
-def test_what_was_not_taken_to_its_end_is_made_again(tmp_path):
-    kept = TokenCache(str(tmp_path))
-    next(kept.tables("a", lambda: iter(TABLES)))
+def test_tables_that_were_not_consumed_are_created_again(tmp_path):
+    cache = TokenCache(str(tmp_path))
+    next(cache.tables("a", lambda: iter(TABLES)))
     assert not list(tmp_path.iterdir())
-    assert [*kept.tables("a", lambda: iter(TABLES))] == TABLES
+    assert [*cache.tables("a", lambda: iter(TABLES))] == TABLES
 
 
-def test_a_disk_that_cannot_be_written_costs_the_file_alone(tmp_path):
+def test_a_disk_that_cannot_be_written_costs_only_the_file(tmp_path):
     (tmp_path / "full").touch()
-    kept = TokenCache(str(tmp_path / "full" / "folder"))
+    cache = TokenCache(str(tmp_path / "full" / "folder"))
     for _ in range(2):
-        assert [*kept.tables("a", lambda: iter(TABLES))] == TABLES
+        assert [*cache.tables("a", lambda: iter(TABLES))] == TABLES
 
 
-def test_nothing_to_keep_is_no_file(tmp_path):
+def test_no_tables_no_file(tmp_path):
     assert not [*TokenCache(str(tmp_path)).tables("a", lambda: iter(()))] and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Long texts are tokenised in part: never another token than transformers' own call gives."""
+"""Long texts are tokenized in part, with exactly the tokens of transformers' own call."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TEXT = "what is a lane, or a row? we read block after block... of the text that 
 
 
 def trained(kind: str) -> transformers.PreTrainedTokenizerFast:
-    """A small tokenizer of each family, trained on one sentence."""
+    """Return a small tokenizer of each family, trained on one sentence."""
     special = ["[UNK]", "[CLS]", "[SEP]", "<s>"]
     if kind == "bert":
         core = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
@@ -70,8 +70,8 @@ def test_long_words_long_gaps_and_no_gaps(kind, text):
     assert as_we_do(KINDS[kind], [text, "a row"], 12) == as_transformers_does(KINDS[kind], [text, "a row"], 12)
 
 
-def test_only_the_head_of_a_long_text_is_tokenised(monkeypatch):
-    """Seen by how much reaches the tokenizer: what it is given is counted."""
+def test_only_the_head_of_a_long_text_is_tokenized(monkeypatch):
+    """The characters that reach the tokenizer are counted."""
     given_characters = []
     head = tokens_module._head
     monkeypatch.setattr(tokens_module, "_head", lambda *a: given_characters.append(len(head(*a))) or head(*a))
@@ -79,7 +79,7 @@ def test_only_the_head_of_a_long_text_is_tokenised(monkeypatch):
     assert 128 < given_characters[0] <= 8 * 32
 
 
-def test_a_tokenizer_that_keeps_the_end_sees_all():
+def test_a_tokenizer_that_truncates_the_beginning_receives_all():
     tokenizer = trained("bert")
     tokenizer.truncation_side = "left"
     texts = [TEXT * 50 + "a row"]

@@ -1,4 +1,4 @@
-"""A file appears under its name when it is whole, and not before."""
+"""Atomic writes: a file appears under its name only when it is complete."""
 
 import gzip
 import os
@@ -14,7 +14,7 @@ from raybge.util.errors import UserError
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_the_name_appears_at_the_end(tmp_path, prefix):
+def test_a_file_appears_at_the_end(tmp_path, prefix):
     path = tmp_path / "a" / "b" / "out.jsonl"
     with open_atomic(f"{prefix}{path}", "--output_file") as out:
         out.write(b"one\n")
@@ -24,7 +24,7 @@ def test_the_name_appears_at_the_end(tmp_path, prefix):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_was_there_stays_when_writing_stops(tmp_path, error):
+def test_an_existing_file_stays_if_writing_fails(tmp_path, error):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"old")
     with pytest.raises(error), open_atomic(str(path), "--output_file") as out:
@@ -33,7 +33,7 @@ def test_what_was_there_stays_when_writing_stops(tmp_path, error):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path):
+def test_partial_files_of_killed_processes_are_deleted(tmp_path):
     path, host = tmp_path / "out[1].jsonl", platform.node()
     killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     left = tmp_path / f"{path.name}.part-{host}-{int(killed.stdout)}"
@@ -45,7 +45,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes(tmp_path)
     assert {each.name for each in tmp_path.iterdir()} == {path.name, *others}
 
 
-def test_the_ending_says_how_it_is_packed(tmp_path):
+def test_the_ending_selects_the_compression(tmp_path):
     for name in ("a.jsonl.gz", "a.jsonl.zst", "a.jsonl"):
         with open_atomic(str(tmp_path / name), "--output_file") as out:
             out.write(b"text\n" * 9)
@@ -55,7 +55,7 @@ def test_the_ending_says_how_it_is_packed(tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == b"text\n" * 9
 
 
-def test_places_that_cannot_be_written_are_named(tmp_path):
+def test_paths_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--output_file: .*file/out.jsonl cannot be written"):
         with open_atomic(str(tmp_path / "file" / "out.jsonl"), "--output_file"):
