@@ -1,4 +1,4 @@
-"""InfoNCE against a loop that follows its definition."""
+"""Losses against loops that follow their definitions."""
 
 import math
 
@@ -18,7 +18,7 @@ def by_definition(q, p, target, visible, temperature):
 @pytest.mark.parametrize("block", [None, 1, 3, 7, 100])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_equals_the_definition(masked, temperature, block):
+def test_info_nce_equals_its_definition(masked, temperature, block):
     torch.manual_seed(0)
     q_BD, p_ND = torch.nn.functional.normalize(torch.randn(3, 8), dim=-1), torch.randn(7, 8)
     target_B = torch.tensor([0, 4, 6])
@@ -45,7 +45,7 @@ def test_scores_are_fp32_under_autocast():
     assert torch.equal(loss_B, exact_B)
 
 
-def test_a_small_loss_keeps_its_digits():
+def test_small_loss_is_precise():
     """log(1 + e^-12) is 6e-6: as the difference of two numbers near 50, 4e-6 apart in fp32, it would be off by half."""
     q_BD = torch.tensor([[1.0, 0.0]])
     p_ND = torch.tensor([[1.0, 0.0], [1 - 12 / 50, 0.0]])
@@ -54,8 +54,8 @@ def test_a_small_loss_keeps_its_digits():
 
 
 @pytest.mark.parametrize("block", [None, 2])
-def test_gradient_of_every_part_against_autograd(block):
-    """Denominator and picks, with places that are hidden, picks that are hidden, and picks that are none."""
+def test_gradient_of_softmax_terms_equals_autograd(block):
+    """Denominator and picks, with masked scores, masked picks and missing picks."""
     torch.manual_seed(0)
     q, p = torch.randn(4, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)
     picks = torch.tensor([[0, 3, -1], [8, 8, 2], [4, -1, -1], [1, 0, 5]])
@@ -74,7 +74,7 @@ def test_gradient_of_every_part_against_autograd(block):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_has_no_denominator_and_no_gradient_from_it():
+def test_fully_masked_query_has_no_denominator_and_no_gradient_from_it():
     q, p = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)
     seen = torch.tensor([[True, True, False], [False, False, False]])
     denominator, at = softmax_terms(q, p, torch.tensor([[0], [1]]), lambda a, b: seen[:, a:b], 1.0)
@@ -83,7 +83,7 @@ def test_a_query_that_sees_nothing_has_no_denominator_and_no_gradient_from_it():
     assert torch.allclose(q.grad[1], p[1])
 
 
-def test_distillation_does_not_depend_on_places_without_a_passage():
+def test_distillation_ignores_padding_of_short_groups():
     torch.manual_seed(0)
     rest, at, teacher = torch.randn(2), torch.randn(2, 3), torch.randn(2, 3)
     none = torch.full((2, 2), -torch.inf)

@@ -72,7 +72,7 @@ KNOWN = [[key(p[0])] + ([key(PASSAGES[6][0])] if g == 2 else []) for g, p in enu
 
 
 def batch_of(first: int, count: int, alone: bool) -> StepBatch:
-    """Groups [first, first + count): ragged texts, one to three passages a group."""
+    """Groups [first, first + count): texts of different lengths, one to three passages per group."""
     held = range(first, first + count)
     passages = [p for i in held for p in PASSAGES[i]]
     token_ids = [QUERIES[i] for i in held] + passages
@@ -127,7 +127,7 @@ def cosine(a, b):
 
 
 def visible(name, objective, q, target, texts, groups, known_of, guide_q, guide_texts, row_key=None):
-    """Which of `texts` the text of group q is compared with. `known_of` are the keys that hide a text."""
+    """Return True for each of `texts` that group q's text is compared with; `known_of` are keys that hide a text."""
     limit = cosine(guide_q, guide_texts[target]) - objective.margin if objective.margin is not None else None
     seen = []
     for n, group in enumerate(groups):
@@ -146,7 +146,7 @@ def cross_entropy(query, texts, target, seen):
 
 
 def by_definition(name: str) -> Outcome:
-    """Loss and gradient from embeddings made one text at a time."""
+    """Loss and gradient from embeddings computed one text at a time."""
     objective = OBJECTIVES[name]
     model = embedding_of(0)
     guide = embedding_of(1) if "guide" in name else model
@@ -208,19 +208,19 @@ def by_definition(name: str) -> Outcome:
 
 
 def one_worker(rank: int, world: int, folder: str) -> None:
-    """Every objective, way and share, through DistributedDataParallel as in training; rank 0 keeps the outcome."""
+    """Run every objective, way and share with DistributedDataParallel as in training; rank 0 saves the outcome."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    found = {}
+    outcome = {}
     for name, way, shares in itertools.product(OBJECTIVES, WAYS, SHARES[world]):
         model = torch.nn.parallel.DistributedDataParallel(model_of(name, way))
         loss = model(batch_of(sum(shares[:rank]), shares[rank], name == "alone"))
         loss.backward()
         mean = loss.detach() / world
         torch.distributed.all_reduce(mean)
-        found[name, way, shares] = Outcome(mean.item(), gradient_of(model))
+        outcome[name, way, shares] = Outcome(mean.item(), gradient_of(model))
     if rank == 0:
-        torch.save(found, os.path.join(folder, "found"))
+        torch.save(outcome, os.path.join(folder, "outcome"))
     torch.distributed.barrier()
     os._exit(0)  # taking gloo apart with a DDP model still alive can wait for ever
 
@@ -228,12 +228,12 @@ def one_worker(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Loss and gradient by (objective, way, shares), from 1, 2 and 3 gloo processes."""
-    found = {}
+    outcome = {}
     for world in SHARES:
         folder = str(tmp_path_factory.mktemp(f"world{world}"))
         mp.spawn(one_worker, (world, folder), nprocs=world)
-        found.update(torch.load(os.path.join(folder, "found"), weights_only=False))
-    return found
+        outcome.update(torch.load(os.path.join(folder, "outcome"), weights_only=False))
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,8 @@ def expected():
 @pytest.mark.parametrize("shares", [s for shares in SHARES.values() for s in shares], ids=str)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradient_is_that_of_the_definition(outcomes, expected, name, way, shares):
-    """fp32 sums in another order: 1e-5 leaves room for that and nothing else (1/W or W would be off by 0.5 or 1)."""
+def test_loss_and_gradient_equal_the_definition(outcomes, expected, name, way, shares):
+    """Tolerance 1e-5: fp32 sums in another order; a factor 1/W or W would be off by 0.5 or 1."""
     one, many = expected[name], outcomes[name, way, shares]
     assert many.loss == pytest.approx(one.loss, rel=1e-5)
     assert one.gradient.norm() > 1e-2
@@ -254,15 +254,15 @@ def test_gradient_is_that_of_the_definition(outcomes, expected, name, way, share
 
 
 def test_objectives_differ(expected):
-    """A mask that does nothing would pass every comparison above."""
+    """Canary: a mask without effect would pass every comparison above."""
     assert len({round(outcome.loss, 4) for outcome in expected.values()}) == len(expected)
 
 
 # --- sub-batches under dropout ----------------------------------------------------------------------------------------
 
 
-def test_sub_batches_repeat_the_dropout_of_the_first_pass():
-    """The same chunks with their graphs kept: the gradient is equal only if each mask comes again."""
+def test_sub_batches_replay_dropout():
+    """Against the same chunks with their graphs held: the gradient is equal only if each dropout mask is repeated."""
 
     def gradient(recompute: bool, dropout: float) -> torch.Tensor:
         model = model_of("cross-worker", "sub-batched").train()
@@ -279,8 +279,8 @@ def test_sub_batches_repeat_the_dropout_of_the_first_pass():
         model(batch_of(0, GROUPS, alone=False)).backward()
         return gradient_of(model)
 
-    kept, again = gradient(False, 0.3), gradient(True, 0.3)
-    assert (kept - again).norm() / kept.norm() < 1e-6
+    reference, again = gradient(False, 0.3), gradient(True, 0.3)
+    assert (reference - again).norm() / reference.norm() < 1e-6
     assert (gradient(True, 0.0) - again).norm() / again.norm() > 0.1  # dropout was on
 
 
@@ -294,8 +294,8 @@ def position_of(ids, size):
     return torch.tensor(rows).argsort()
 
 
-def test_sub_batches_keep_no_activations():
-    """Bytes that autograd holds after the forward pass do not grow with the batch, but for the vectors themselves."""
+def test_sub_batches_hold_no_activations():
+    """Bytes that autograd holds after the forward pass grow with the batch by the vectors alone."""
 
     def held(sub_batch_size: int | None) -> int:
         model = model_of("cross-worker")
@@ -314,7 +314,7 @@ def test_sub_batches_keep_no_activations():
     assert held(2) < held(None) / 10
 
 
-def test_alone_gathers_nothing():
+def test_single_worker_gathers_nothing():
     x_BD = torch.randn(3, 2)
     assert gather_counts([3, 5], x_BD.device) == [[3], [5]]
     assert gather_rows(x_BD, [3]) is x_BD

@@ -1,4 +1,4 @@
-"""Our objective against the recipe's own code, FlagEmbedding 1.4.2, on the same embeddings."""
+"""raybge's objective against FlagEmbedding 1.4.2 on the same embeddings."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def theirs(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch.Tensor]:
-    """Loss, and its gradient by the vectors before they are normalised."""
+    """Loss, and its gradient with respect to the vectors before normalisation."""
     q, p, _ = vectors()
     states = torch.cat([q, p]).requires_grad_()
     model = modeling.BiEncoderOnlyEmbedderModel(
@@ -64,7 +64,7 @@ def ours(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch
     ],
     ids=["InfoNCE", "kl_div", "m3_kd_loss", "Matryoshka", "Matryoshka and kl_div"],
 )
-def test_loss_and_gradient_are_the_recipe_s(distils, their, our):
+def test_loss_and_gradient_equal_flag_embedding(distils, their, our):
     teacher = vectors()[2] if distils else None
     (one, gradient), (other, other_gradient) = theirs(teacher, **their), ours(teacher, **our)
     assert other == pytest.approx(one, rel=1e-6)

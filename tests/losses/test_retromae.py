@@ -51,7 +51,7 @@ def opened(folder):
 
 
 def without_dropout(model):
-    """In training mode, as DistributedDataParallel's users run it, with nothing left to chance."""
+    """In training mode without dropout."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -90,7 +90,7 @@ def linear(x, layer):
 
 
 def decoded(decoder: EnhancedDecoder, cls, tokens, positions, visible, i):
-    """What the decoder makes of position i: each head, and each context it sees, by itself."""
+    """The decoder's output at position i, one head and one context token at a time."""
     query = cls + positions[i]
     context = [cls if j == 0 else tokens[j] for j in range(len(tokens)) if visible[i][j]]
     width = len(cls) // decoder.heads
@@ -109,13 +109,13 @@ def decoded(decoder: EnhancedDecoder, cls, tokens, positions, visible, i):
 
 
 def sees(text, i, j):
-    """Position i sees the CLS vector, and each token but its own that its choice has."""
+    """Position i attends to the CLS vector and to each token of its subset except itself."""
     bits = "".join(f"{byte:08b}" for byte in text.visible_RS[text.pick_T[i]])
     return j == 0 or (i != j and bits[j] == "1")
 
 
 def by_definition(kind, folder, decoder, batch):
-    """The three parts, each the mean over what is asked for."""
+    """The three parts, each the mean over its predicted tokens or texts."""
     lm, _ = opened(folder)
     lm.eval()
 
@@ -139,8 +139,8 @@ def by_definition(kind, folder, decoder, batch):
         visible = [[sees(text, i, j) for j in range(length)] for i in range(length)]
         ordinary = range(1, length - 1)  # all but what begins and ends a text
         for i in ordinary:
-            made = decoded(decoder, h[0], tokens, positions, visible, i)
-            decoder_losses.append(cross_entropy(HEADS[kind](lm, made[None])[0], ids[i]))
+            created = decoded(decoder, h[0], tokens, positions, visible, i)
+            decoder_losses.append(cross_entropy(HEADS[kind](lm, created[None])[0], ids[i]))
         # positions that tie share the gradient: the padding's row of the head is 0, and all tie in it
         most = torch.stack([logits[i] for i in ordinary]).amax(0)
         bows.append(sum(cross_entropy(most, word) for word in {int(ids[i]) for i in ordinary}) / len(ordinary))
@@ -148,8 +148,8 @@ def by_definition(kind, folder, decoder, batch):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_each_part_is_that_of_the_definition(folders, kind):
-    """In every family: fp32 sums in another order leave 1e-5."""
+def test_loss_parts_equal_the_definition(folders, kind):
+    """In every model family; tolerance 1e-5: fp32 sums in another order."""
     model = model_of(folders[kind], "dupmae")
     assert (model.decoder.positions is not None) == (kind in ("modernbert", "nomic_bert"))
     batch = batch_of(opened(folders[kind])[1])
@@ -162,22 +162,22 @@ def test_each_part_is_that_of_the_definition(folders, kind):
     assert model(batch).item() == pytest.approx((encoder + decoder + 0.1 * bow).item(), rel=1e-5)
 
 
-def test_the_gradient_is_that_of_the_definition(folders):
-    """Of the encoder's weights, among them those that the head shares, and of the decoder's."""
+def test_gradient_equals_the_definition(folders):
+    """For the weights of the encoder, among them those shared with the head, and of the decoder."""
     model = model_of(folders["bert"], "dupmae")
     batch = batch_of(opened(folders["bert"])[1])
     model(batch).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     (encoder, decoder, bow), lm = by_definition("bert", folders["bert"], model.decoder, batch)
     (encoder + decoder + 0.1 * bow).backward()
     expected = {name.replace("bert.", "embedding.backbone.", 1): p.grad for name, p in lm.named_parameters()}
-    expected = {name if name in found else f"head.{name}": grad for name, grad in expected.items()}
+    expected = {name if name in gradients else f"head.{name}": grad for name, grad in expected.items()}
     expected |= {f"decoder.{name}": p.grad for name, p in model.decoder.named_parameters()}
-    assert found.keys() == expected.keys()
+    assert gradients.keys() == expected.keys()
     scale = max(grad.norm() for grad in expected.values())
     for name, grad in expected.items():
-        assert (found[name] - grad).norm() < 1e-5 * scale, name
+        assert (gradients[name] - grad).norm() < 1e-5 * scale, name
         assert grad.norm() > 0 or "bias" in name, name
 
 
@@ -185,11 +185,11 @@ def test_the_gradient_is_that_of_the_definition(folders):
 
 
 def one_worker(rank: int, world: int, model_folder: str, folder: str) -> None:
-    """Every method and share, through DistributedDataParallel as in training; rank 0 keeps loss and gradient."""
+    """Run every method and share with DistributedDataParallel as in training; rank 0 saves loss and gradient."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     _, tokenizer = opened(model_folder)
-    found = {}
+    outcome = {}
     for method in METHODS:
         for shares in SHARES:
             model = torch.nn.parallel.DistributedDataParallel(model_of(model_folder, method))
@@ -198,9 +198,9 @@ def one_worker(rank: int, world: int, model_folder: str, folder: str) -> None:
             loss.backward()
             mean = loss.detach() / world
             torch.distributed.all_reduce(mean)
-            found[method, shares] = mean.item(), gradient_of(model)
+            outcome[method, shares] = mean.item(), gradient_of(model)
     if rank == 0:
-        torch.save(found, os.path.join(folder, "found"))
+        torch.save(outcome, os.path.join(folder, "outcome"))
     torch.distributed.barrier()
     os._exit(0)  # taking gloo apart with a DDP model still alive can wait for ever
 
@@ -209,13 +209,13 @@ def one_worker(rank: int, world: int, model_folder: str, folder: str) -> None:
 def outcomes(folders, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("workers"))
     mp.spawn(one_worker, (2, folders["bert"], folder), nprocs=2)
-    return torch.load(os.path.join(folder, "found"), weights_only=False)
+    return torch.load(os.path.join(folder, "outcome"), weights_only=False)
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_workers_together_have_the_gradient_of_one(folders, outcomes, method, shares):
-    """Also where one of them has no text. Half or twice as much would be off by 0.5 or 1."""
+def test_workers_have_the_gradient_of_one_process(folders, outcomes, method, shares):
+    """Also if one of them has no text. A factor 1/W or W would be off by 0.5 or 1."""
     model = model_of(folders["bert"], method)
     expected = model(batch_of(opened(folders["bert"])[1]))
     expected.backward()
@@ -225,7 +225,7 @@ def test_workers_together_have_the_gradient_of_one(folders, outcomes, method, sh
     assert (gradient - gradient_of(model)).norm() / gradient.norm() < 1e-5
 
 
-def test_no_text_at_all_gives_zero_gradients(folders):
+def test_empty_batch_has_zero_gradients(folders):
     model = model_of(folders["bert"], "dupmae")
     loss = model(batch_of(opened(folders["bert"])[1], []))
     loss.backward()
@@ -236,7 +236,7 @@ def test_no_text_at_all_gives_zero_gradients(folders):
 # --- the decoder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_position_sees_cls_and_its_choice_and_never_itself(folders):
+def test_position_attends_to_cls_and_its_subset_and_never_to_itself(folders):
     batch = batch_of(opened(folders["bert"])[1])
     width = max(len(text.token_T) for text in batch.texts) + 3
     visible_BTT = visible_context(batch.texts, width, torch.device("cpu"))
@@ -247,8 +247,8 @@ def test_a_position_sees_cls_and_its_choice_and_never_itself(folders):
     assert 0.3 < visible_BTT[5].float().mean() < 0.6
 
 
-def test_the_decoder_depends_on_what_a_position_sees_and_on_nothing_else():
-    """One context vector changed at a time, each position looked at."""
+def test_decoder_depends_on_visible_context_alone():
+    """Changes one context vector at a time and compares the output at each position."""
     torch.manual_seed(2)
     config = transformers.BertConfig(hidden_size=16, num_attention_heads=2, initializer_range=0.5)
     decoder = without_dropout(EnhancedDecoder(config))
@@ -272,17 +272,17 @@ def test_the_decoder_depends_on_what_a_position_sees_and_on_nothing_else():
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_the_decoder_teaches_the_encoder_through_the_cls_vector_alone(folders, kind):
+def test_decoder_gradient_reaches_the_encoder_through_the_cls_vector_alone(folders, kind):
     model = model_of(folders[kind])
-    kept = []
+    hidden_states = []
 
     def keep(module, args, out):
         out.last_hidden_state.retain_grad()
-        kept.append(out.last_hidden_state)
+        hidden_states.append(out.last_hidden_state)
 
     model.embedding.backbone.register_forward_hook(keep)
     model.loss_parts(batch_of(opened(folders[kind])[1])).decoder.backward()
-    for h_BTD in kept:
+    for h_BTD in hidden_states:
         assert h_BTD.grad[:, 0].norm(dim=-1).min() > 1e-6
         assert not h_BTD.grad[:, 1:].any()
 
@@ -291,7 +291,7 @@ def test_the_decoder_teaches_the_encoder_through_the_cls_vector_alone(folders, k
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_chunks_and_blocks_change_nothing(folders, monkeypatch, method):
+def test_chunks_and_blocks_have_no_effect_on_the_loss(folders, monkeypatch, method):
     batch = batch_of(opened(folders["bert"])[1])
     whole = model_of(folders["bert"], method)
     whole(batch).backward()
@@ -306,8 +306,8 @@ def test_chunks_and_blocks_change_nothing(folders, monkeypatch, method):
     assert (gradient_of(parts) - gradient_of(whole)).norm() / gradient_of(whole).norm() < 1e-5
 
 
-def test_half_precision_has_the_gradient_roughly(folders, monkeypatch):
-    """Under autocast, which keeps the head's weights in half precision from one block to the next."""
+def test_half_precision_gradient_is_close(folders, monkeypatch):
+    """Under autocast, which caches the head's weights in half precision between blocks."""
     monkeypatch.setattr(retromae, "LOGITS_PER_BLOCK", 64 * 7)
     batch = batch_of(opened(folders["bert"])[1])
     whole, half = (model_of(folders["bert"], "dupmae") for _ in range(2))
@@ -321,7 +321,7 @@ def test_half_precision_has_the_gradient_roughly(folders, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_the_fast_attention_changes_nothing_but_dropout(folders, kind):
+def test_fast_attention_changes_dropout_alone(folders, kind):
     batch = batch_of(opened(folders[kind])[1])
     plain, fast = model_of(folders[kind]), model_of(folders[kind])
     fast.prepare_for_training()
@@ -329,7 +329,7 @@ def test_the_fast_attention_changes_nothing_but_dropout(folders, kind):
     assert fast(batch).item() == pytest.approx(plain(batch).item(), rel=1e-5)
 
 
-def test_dropout_acts_in_encoder_and_decoder(folders):
+def test_dropout_is_active_in_encoder_and_decoder(folders):
     batch = batch_of(opened(folders["bert"])[1])
     model = model_of(folders["bert"])
     exact = model.loss_parts(batch)
@@ -337,17 +337,17 @@ def test_dropout_acts_in_encoder_and_decoder(folders):
         for each in module.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.3
-        found = model.loss_parts(batch)
-        assert getattr(found, part).item() != pytest.approx(getattr(exact, part).item(), rel=1e-3)
+        dropped = model.loss_parts(batch)
+        assert getattr(dropped, part).item() != pytest.approx(getattr(exact, part).item(), rel=1e-3)
         if other:
-            assert getattr(found, other).item() == pytest.approx(getattr(exact, other).item(), rel=1e-6)
+            assert getattr(dropped, other).item() == pytest.approx(getattr(exact, other).item(), rel=1e-6)
         without_dropout(model)
     model.decoder.attention_dropout = 0.3
     assert model.loss_parts(batch).decoder.item() != pytest.approx(exact.decoder.item(), rel=1e-3)
 
 
-def test_it_learns(folders):
-    """The same few texts again and again: both parts fall by half."""
+def test_loss_falls_in_training(folders):
+    """On a few repeated texts both parts fall by half."""
     lm, tokenizer = opened(folders["bert"])
     model = RetroMAE(lm)
     batch = batch_of(tokenizer)
@@ -366,8 +366,8 @@ def test_it_learns(folders):
 
 @pytest.mark.parametrize("text", ["lane", "nodes", "... ?!", "我们把文本分成块", "\u200b", "a row of " * 40_000])
 @pytest.mark.parametrize("method", METHODS)
-def test_odd_texts(folders, method, text):
-    """Alone in a step, and beside another: finite, and the other's loss does not change."""
+def test_short_texts_have_a_finite_loss(folders, method, text):
+    """Alone in a step and with another text, whose loss does not change."""
     _, tokenizer = opened(folders["bert"])
     model = model_of(folders["bert"], method)
     alone = model(batch_of(tokenizer, [text]))
@@ -377,12 +377,12 @@ def test_odd_texts(folders, method, text):
     both = replace(both, texts=[one.texts[0], other.texts[0]])
     counts = [len(batch.texts[0].token_T[batch.texts[0].ordinary_T]) for batch in (one, other)]
     with torch.no_grad():
-        found = [float(model.loss_parts(batch).decoder) for batch in (one, other, both)]
-    mean = sum(loss * count for loss, count in zip(found, counts, strict=False)) / sum(counts)
-    assert found[2] == pytest.approx(mean, rel=1e-5)
+        losses = [float(model.loss_parts(batch).decoder) for batch in (one, other, both)]
+    mean = sum(loss * count for loss, count in zip(losses, counts, strict=False)) / sum(counts)
+    assert losses[2] == pytest.approx(mean, rel=1e-5)
 
 
-def test_what_cannot_be_pre_trained_is_named(folders):
+def test_unsupported_models_and_methods_are_errors(folders):
     lm, _ = opened(folders["bert"])
     with pytest.raises(UserError, match="--pretrain_method mae: expected one of retromae, dupmae"):
         RetroMAE(lm, "mae")
@@ -391,8 +391,8 @@ def test_what_cannot_be_pre_trained_is_named(folders):
         RetroMAE(transformers.AlbertForMaskedLM(config))
 
 
-def test_words_of_the_tiny_models_have_pieces(folders):
-    """Else nothing above would hide a whole word."""
+def test_words_of_the_tiny_models_have_several_tokens(folders):
+    """Canary: otherwise no test above would mask a whole word."""
     _, tokenizer = opened(folders["bert"])
     [(_, word_T)] = TextMasker(tokenizer, 32, 0).tokenize(["lanes"])
     assert word_T.tolist() == [-1, 0, 0, -1] and "##s" in WORDS

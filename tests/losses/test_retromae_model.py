@@ -1,4 +1,4 @@
-"""What pre-training starts from and what it leaves: folders that others open, and checkpoints that continue."""
+"""Models of pre-training: loading, encoder folders for other libraries, and checkpoints."""
 
 import json
 from collections import Counter
@@ -31,9 +31,9 @@ def batch_of(tokenizer):
     return unpack_masked(TextMasker(tokenizer, 32, seed=1)(0, 0, rows))
 
 
-def loss_of(made):
+def loss_of(loaded):
     with torch.no_grad():
-        return made.model.eval()(batch_of(made.tokenizer)).item()
+        return loaded.model.eval()(batch_of(loaded.tokenizer)).item()
 
 
 def weights(folder):
@@ -41,7 +41,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_language_model_keeps_its_head(tmp_path, kind):
+def test_language_model_keeps_its_head(tmp_path, kind):
     folder = make_tiny(tmp_path / "lm", kind, head=True, mask=True)
     lm = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     model, tokenizer, fresh = load_pretraining_model(folder)
@@ -53,44 +53,47 @@ def test_a_language_model_keeps_its_head(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_an_embedding_model_gets_a_fresh_head_tied_to_its_embeddings(tmp_path, kind):
+def test_embedding_model_gets_a_new_head_tied_to_its_embeddings(tmp_path, kind):
     folder = make_tiny(tmp_path / "embedding", kind, mask=True, tie_word_embeddings=False)
     model, _, fresh = load_pretraining_model(folder)
     assert fresh
     words = model.embedding.backbone.get_input_embeddings().weight
     assert model.head.get_output_embeddings().weight is words
-    found = model.embedding.backbone.state_dict()
+    result = model.embedding.backbone.state_dict()
     for name, weight in transformers.AutoModel.from_pretrained(folder).state_dict().items():
-        assert name.startswith("pooler.") or torch.equal(found[name], weight)
+        assert name.startswith("pooler.") or torch.equal(result[name], weight)
 
 
-def test_a_folder_of_sentence_transformers_is_an_embedding_model_too(tmp_path):
+def test_sentence_transformers_folder_is_an_embedding_model(tmp_path):
     encoder = Encoder(make_tiny(tmp_path / "plain", mask=True), devices="cpu", passage_max_length=24)
     encoder.save(tmp_path / "finished")
-    made = load_pretraining_model(str(tmp_path / "finished"))
-    assert made.fresh_head
-    word = made.model.embedding.backbone.get_input_embeddings().weight
+    loaded = load_pretraining_model(str(tmp_path / "finished"))
+    assert loaded.fresh_head
+    word = loaded.model.embedding.backbone.get_input_embeddings().weight
     assert torch.equal(word, encoder.model.backbone.get_input_embeddings().weight)
 
 
 def test_from_scratch(tmp_path):
     folder = make_tiny(tmp_path / "source", "distilbert", mask=True)
     torch.manual_seed(1)
-    made = load_pretraining_model(config_name=folder, tokenizer_name=folder)
-    assert made.fresh_head
-    assert made.model.head.get_output_embeddings().weight is made.model.embedding.backbone.get_input_embeddings().weight
+    loaded = load_pretraining_model(config_name=folder, tokenizer_name=folder)
+    assert loaded.fresh_head
+    assert (
+        loaded.model.head.get_output_embeddings().weight
+        is loaded.model.embedding.backbone.get_input_embeddings().weight
+    )
     assert not torch.equal(
-        made.model.embedding.backbone.get_input_embeddings().weight,
+        loaded.model.embedding.backbone.get_input_embeddings().weight,
         weights(folder)["embeddings.word_embeddings.weight"],
     )
-    assert np.isfinite(loss_of(made))
+    assert np.isfinite(loss_of(loaded))
     torch.manual_seed(1)
-    assert loss_of(load_pretraining_model(config_name=folder, tokenizer_name=folder)) == loss_of(made)
+    assert loss_of(load_pretraining_model(config_name=folder, tokenizer_name=folder)) == loss_of(loaded)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_new_head_begins_with_the_shares_of_the_words(tmp_path, kind):
-    """What it says of a vector that says nothing."""
+def test_new_head_starts_with_the_word_frequencies(tmp_path, kind):
+    """The head's prediction for a zero vector."""
     model, tokenizer, _ = load_pretraining_model(make_tiny(tmp_path / "embedding", kind, mask=True))
     count_V = TextMasker(tokenizer, 24, seed=0).count(TEXTS, model.vocabulary)
     expected = Counter(i for text in TEXTS for i in tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -114,18 +117,18 @@ def test_another_configuration_and_tokenizer_are_used(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_the_encoder_opens_everywhere_and_has_no_decoder(tmp_path, kind):
-    made = load_pretraining_model(make_tiny(tmp_path / "lm", kind, head=True, mask=True))
-    model = made.model.eval()
+def test_saved_encoder_loads_in_other_libraries_without_decoder(tmp_path, kind):
+    loaded = load_pretraining_model(make_tiny(tmp_path / "lm", kind, head=True, mask=True))
+    model = loaded.model.eval()
     saved = tmp_path / "saved"
-    save_checkpoint(*made[:2], saved, 20)  # which has a decoder
-    save_encoder(*made[:2], saved, 20)
+    save_checkpoint(*loaded[:2], saved, 20)  # which has a decoder
+    save_encoder(*loaded[:2], saved, 20)
     assert not (saved / PRETRAINING_FILE).exists()
     assert sum(w.numel() for w in weights(saved).values()) == sum(w.numel() for w in model.embedding.parameters())
     encoder = Encoder(str(saved), devices="cpu")
     assert (encoder.model.pooling, encoder.model.normalize, encoder.passage_max_length) == ("cls", True, 20)
     assert encoder.tokenizer.mask_token == "[MASK]"
-    ids = [made.tokenizer(text)["input_ids"] for text in TEXTS]
+    ids = [loaded.tokenizer(text)["input_ids"] for text in TEXTS]
     plain = transformers.AutoModel.from_pretrained(saved).eval()
     with torch.no_grad():
         expected, other = (
@@ -141,60 +144,62 @@ def test_the_encoder_opens_everywhere_and_has_no_decoder(tmp_path, kind):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
-def test_a_checkpoint_holds_all_and_is_an_encoder_too(tmp_path, kind, tied):
+def test_checkpoint_holds_all_weights_and_is_an_encoder_folder(tmp_path, kind, tied):
     folder = make_tiny(tmp_path / "lm", kind, head=True, mask=True, tie_word_embeddings=tied)
-    made = load_pretraining_model(folder)
+    loaded = load_pretraining_model(folder)
     with torch.no_grad():
-        for weight in made.model.parameters():
+        for weight in loaded.model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
-    save_checkpoint(*made[:2], tmp_path / "checkpoint", 32)
+    save_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32)
     torch.manual_seed(9)
     again = load_pretraining_model(folder)
-    assert loss_of(again) != loss_of(made)
+    assert loss_of(again) != loss_of(loaded)
     load_checkpoint(again.model, tmp_path / "checkpoint")
-    assert loss_of(again) == loss_of(made)
-    for (name, weight), other in zip(made.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+    assert loss_of(again) == loss_of(loaded)
+    for (name, weight), other in zip(loaded.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(weight, other), name
     rest = load_file(tmp_path / "checkpoint" / PRETRAINING_FILE)
     output = {"bert": "cls.predictions.decoder", "distilbert": "vocab_projector", "modernbert": "decoder"}[kind]
     assert (f"head.{output}.weight" in rest) == (not tied)
     assert not any(name.startswith("embedding.") for name in rest)
     words = Encoder(str(tmp_path / "checkpoint"), devices="cpu").model.backbone.get_input_embeddings().weight
-    assert torch.equal(words, made.model.embedding.backbone.get_input_embeddings().weight)
+    assert torch.equal(words, loaded.model.embedding.backbone.get_input_embeddings().weight)
 
 
-def test_weights_that_are_handed_in_are_those_that_are_written(tmp_path):
-    """As of sharded and of compiled models."""
-    made = load_pretraining_model(make_tiny(tmp_path / "lm", head=True, mask=True))
-    given = {name.replace("backbone.", "backbone._orig_mod."): w + 1 for name, w in made.model.state_dict().items()}
-    save_checkpoint(*made[:2], tmp_path / "checkpoint", 32, given)
+def test_passed_state_dict_is_written(tmp_path):
+    """As for sharded and compiled models."""
+    loaded = load_pretraining_model(make_tiny(tmp_path / "lm", head=True, mask=True))
+    state_dict = {
+        name.replace("backbone.", "backbone._orig_mod."): w + 1 for name, w in loaded.model.state_dict().items()
+    }
+    save_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32, state_dict)
     written = {f"embedding.backbone.{name}": w for name, w in weights(tmp_path / "checkpoint").items()}
     written |= load_file(tmp_path / "checkpoint" / PRETRAINING_FILE)
-    assert written.keys() == {name for name, _ in made.model.named_parameters()}
-    for name, weight in made.model.named_parameters():
+    assert written.keys() == {name for name, _ in loaded.model.named_parameters()}
+    for name, weight in loaded.model.named_parameters():
         assert torch.equal(written[name], weight + 1)
     with pytest.raises(ValueError, match="state_dict does not match this model"):
-        save_encoder(*made[:2], tmp_path / "other", 32, {"module.x": torch.zeros(1)})
+        save_encoder(*loaded[:2], tmp_path / "other", 32, {"module.x": torch.zeros(1)})
 
 
-def test_wrong_checkpoints_are_named(tmp_path):
+def test_checkpoints_of_other_models_are_errors(tmp_path):
     folder = make_tiny(tmp_path / "lm", head=True, mask=True)
-    made, wide = load_pretraining_model(folder), make_tiny(tmp_path / "wide", head=True, mask=True, hidden_size=32)
-    before = loss_of(made)
+    loaded, wide = load_pretraining_model(folder), make_tiny(tmp_path / "wide", head=True, mask=True, hidden_size=32)
+    before = loss_of(loaded)
     with pytest.raises(UserError, match=rf"checkpoint .*lm: {PRETRAINING_FILE} does not load"):
-        load_checkpoint(made.model, folder)
+        load_checkpoint(loaded.model, folder)
     other = load_pretraining_model(wide)
     save_checkpoint(*other[:2], tmp_path / "checkpoint", 32)
     with pytest.raises(UserError, match="does not match this model: decoder"):
-        load_checkpoint(made.model, tmp_path / "checkpoint")
+        load_checkpoint(loaded.model, tmp_path / "checkpoint")
     deep = load_pretraining_model(make_tiny(tmp_path / "deep", head=True, mask=True, num_hidden_layers=3))
     save_checkpoint(*deep[:2], tmp_path / "deeper", 32)
     with pytest.raises(UserError, match="does not match this model: embedding.backbone.encoder.layer.2"):
-        load_checkpoint(made.model, tmp_path / "deeper")
-    assert loss_of(made) == before
+        load_checkpoint(loaded.model, tmp_path / "deeper")
+    assert loss_of(loaded) == before
 
 
-def test_what_cannot_be_pre_trained_is_named(tmp_path):
+def test_unsupported_models_are_errors(tmp_path):
     plain = make_tiny(tmp_path / "plain", head=True)
     with pytest.raises(UserError, match=rf"the tokenizer of {plain} has no mask token"):
         load_pretraining_model(plain)
@@ -216,10 +221,10 @@ def test_what_cannot_be_pre_trained_is_named(tmp_path):
         load_pretraining_model(str(adapters))
 
 
-def test_a_model_with_holes_is_not_taken(tmp_path):
-    """Only the head may be new: weights that the encoder lacks would be random without a word."""
+def test_model_with_missing_weights_is_an_error(tmp_path):
+    """Only the head may be new: missing weights of the encoder would be initialised silently."""
     folder = make_tiny(tmp_path / "lm", head=True, mask=True)
-    kept = {name: w for name, w in weights(folder).items() if "layer.0.attention.self.query" not in name}
-    save_file(kept, Path(folder) / "model.safetensors", {"format": "pt"})
+    remaining = {name: w for name, w in weights(folder).items() if "layer.0.attention.self.query" not in name}
+    save_file(remaining, Path(folder) / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks weights: bert.encoder.layer.0.attention.self.query.bias"):
         load_pretraining_model(folder)

@@ -1,4 +1,4 @@
-"""Whole models with our attention against transformers' own: in training, out of it, and with packed texts."""
+"""Models with raybge's attention against transformers' own: in training, in evaluation, and with packed texts."""
 
 import copy
 
@@ -21,7 +21,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_drops_in_training_and_is_unchanged_otherwise(name):
+def test_model_drops_in_training_alone(name):
     torch.manual_seed(0)
     stock = MODELS[name]()
     fast = copy.deepcopy(stock)
@@ -31,10 +31,10 @@ def test_a_model_drops_in_training_and_is_unchanged_otherwise(name):
         "input_ids": torch.randint(5, 50, (3, 9)),
         "attention_mask": (torch.arange(9) < torch.tensor([[9], [4], [1]])).long(),
     }
-    kept = inputs["attention_mask"].bool()
+    retained_BHTT = inputs["attention_mask"].bool()
 
     def run(model: torch.nn.Module) -> torch.Tensor:
-        return model(**inputs).last_hidden_state[kept]
+        return model(**inputs).last_hidden_state[retained_BHTT]
 
     assert torch.allclose(run(fast.eval()), run(stock.eval()), atol=1e-6)
     # In training: another draw each time, around the same mean as torch's own.
@@ -48,7 +48,7 @@ def test_a_model_drops_in_training_and_is_unchanged_otherwise(name):
     assert ours.std(0).mean().item() == pytest.approx(theirs.std(0).mean().item(), rel=0.1)
 
 
-def test_saved_configuration_names_no_attention_of_ours(tmp_path):
+def test_saved_configuration_has_the_original_attention(tmp_path):
     model = MODELS["bert"]()
     use_fast_attention(model)
     model.save_pretrained(tmp_path)
@@ -61,7 +61,7 @@ def test_saved_configuration_names_no_attention_of_ours(tmp_path):
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(tmp_path, kind, pooling):
-    """More tokens in the row than the model has positions: each text must count its own."""
+    """With more tokens in the row than the model has positions: positions start again in each text."""
     model = Encoder(make_tiny(tmp_path / kind, kind, dropout=0.0), pooling_method=pooling).model.train()
     random = np.random.default_rng(0)
     texts = [random.integers(4, 20, n) for n in (31, 2, 17, 1, 32)]
@@ -83,8 +83,8 @@ def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet", "modernbert", "qwen3", "llama"])
-def test_a_model_is_packed_only_where_that_is_right(tmp_path, kind):
-    """Some models cannot: whoever is said to pack must give the vectors of padded texts, on texts not tried before."""
+def test_model_packs_only_if_the_vectors_are_equal(tmp_path, kind):
+    """Models that report packing compute the vectors of padded texts, here for texts that the check does not use."""
     model = Encoder(make_tiny(tmp_path / kind, kind, dropout=0.0)).model.eval()
     use_fast_attention(model.backbone)
     right = model._packs_right()
@@ -98,7 +98,7 @@ def test_a_model_is_packed_only_where_that_is_right(tmp_path, kind):
             assert torch.allclose(padded, model.embed(texts, 4096), atol=1e-5)
 
 
-def test_a_model_that_packs_wrongly_is_found_out(tmp_path, monkeypatch):
+def test_incorrect_packing_is_detected(tmp_path, monkeypatch):
     import raybge.model.embedding as embedding
 
     model = Encoder(make_tiny(tmp_path / "roberta", "roberta", dropout=0.0)).model.eval()

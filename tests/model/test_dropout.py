@@ -14,27 +14,27 @@ def heads(texts: int = 5, tokens: int = 7) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("mask", [None, "bool", "float"])
 @pytest.mark.parametrize("slice_numbers", [1, 300, 1 << 19])
-def test_attention_is_softmax_dropout_product(monkeypatch, mask, slice_numbers):
-    """What was dropped is read back from a product with the identity; with it, plain autograd must agree."""
+def test_attention_equals_autograd_with_the_same_dropout(monkeypatch, mask, slice_numbers):
+    """The dropped weights are read from a product with the identity; autograd with them gives the same gradient."""
     monkeypatch.setattr(module, "SLICE_NUMBERS", slice_numbers)
     q, k, v = heads()
     sees = torch.ones(5, 1, 1, 7, dtype=torch.bool)
     sees[1, ..., 5:] = False
-    given = {None: None, "bool": sees.expand(5, 1, 7, 7), "float": torch.where(sees, 0.0, -1e9)}[mask]
+    attention_mask = {None: None, "bool": sees.expand(5, 1, 7, 7), "float": torch.where(sees, 0.0, -1e9)}[mask]
     scale, p = 8**-0.5, 0.25
 
     def attend(values: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
-        return DropoutAttention.apply(q, k, values, given, p, scale)
+        return DropoutAttention.apply(q, k, values, attention_mask, p, scale)
 
     score = q @ k.transpose(2, 3) * scale
     score = score if mask is None else score.masked_fill(~sees, -torch.inf)
     weight = torch.softmax(score, dim=-1)
     with torch.no_grad():
         eye = torch.eye(7).expand(5, 3, 7, 7).contiguous()
-        kept = attend(eye) != 0
-    out, expected = attend(v), (weight * kept / (1 - p)) @ v
-    share = kept[weight > 0].float().mean().item()
+        retained = attend(eye) != 0
+    out, expected = attend(v), (weight * retained / (1 - p)) @ v
+    share = retained[weight > 0].float().mean().item()
     assert share == pytest.approx(1 - p, abs=0.06)
     assert torch.allclose(out, expected, atol=1e-5)
     towards = torch.randn_like(out)
@@ -46,7 +46,7 @@ def test_attention_is_softmax_dropout_product(monkeypatch, mask, slice_numbers):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 1e-4])
-def test_elements_are_dropped_with_the_probability_and_the_mean_is_kept(p):
+def test_drop_rate_and_mean(p):
     """Four standard deviations of a binomial."""
     torch.manual_seed(0)
     count = 400_000
@@ -58,7 +58,7 @@ def test_elements_are_dropped_with_the_probability_and_the_mean_is_kept(p):
     assert neighbours == pytest.approx(p * p, abs=4 * (p * p / count) ** 0.5 + 1e-5)
 
 
-def test_gradient_of_dropout_reaches_what_was_kept():
+def test_gradient_reaches_the_retained_elements():
     x = torch.randn(100, requires_grad=True)
     out = Dropout(0.3)(x)
     out.sum().backward()
@@ -66,7 +66,7 @@ def test_gradient_of_dropout_reaches_what_was_kept():
     assert torch.allclose(x.grad * x.detach(), out.detach())
 
 
-def test_one_seed_drops_the_same_and_another_does_not():
+def test_seed_determines_the_dropped_elements():
     def run(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return Dropout(0.5)(torch.ones(1000))

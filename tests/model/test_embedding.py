@@ -29,7 +29,7 @@ def pool_by_hand(model: EmbeddingModel, ids: list[int]) -> Tensor:
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_each_pooling_is_its_definition(tiny, kind, pooling, normalize):
+def test_poolings_equal_their_definitions(tiny, kind, pooling, normalize):
     model = load(tiny(kind), pooling, normalize)
     with torch.no_grad():
         expected = torch.stack([pool_by_hand(model, ids) for ids in TEXTS])
@@ -39,7 +39,7 @@ def test_each_pooling_is_its_definition(tiny, kind, pooling, normalize):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_chunks_and_padding_leave_vectors_as_they_are(tiny, kind, pooling):
+def test_chunks_and_padding_have_no_effect_on_vectors(tiny, kind, pooling):
     model = load(tiny(kind), pooling, normalize=False)  # a unit length would hide a wrong mean
     with torch.no_grad():
         one_batch = model.embed(TEXTS, 10_000)
@@ -48,7 +48,7 @@ def test_chunks_and_padding_leave_vectors_as_they_are(tiny, kind, pooling):
         torch.testing.assert_close(model.embed(TEXTS, 44, pad_to_multiple_of=8), one_batch, rtol=0, atol=TOLERANCE)
 
 
-def test_padding_to_a_multiple_stops_at_what_the_model_holds(tiny):
+def test_padding_to_a_multiple_stops_at_the_maximal_length(tiny):
     model = load(tiny())
     widths = []
     model.backbone.embeddings.register_forward_pre_hook(
@@ -58,7 +58,7 @@ def test_padding_to_a_multiple_stops_at_what_the_model_holds(tiny):
     assert widths == [32, 12]
 
 
-def test_gradient_is_that_of_one_padded_batch(tiny):
+def test_gradient_equals_that_of_one_padded_batch(tiny):
     # a random direction for each text: a mean of unit vectors alone would hide rows that changed places
     weights_ND = torch.randn(len(TEXTS), 16, generator=torch.Generator().manual_seed(1))
     gradients = []
@@ -81,18 +81,18 @@ def test_every_trained_parameter_gets_a_gradient(tiny):
     assert idle == []  # the unused pooler would be here, and data-parallel training would wait for it
 
 
-def test_padding_is_on_the_right_with_the_models_own_id(tiny):
+def test_padding_is_on_the_right_with_the_models_id(tiny):
     # seen by no vector of these models; others take what is padding from the ids
     ids_BT, mask_BT = load(tiny("roberta")).pad([[0, 9, 8, 2], [0, 2]], [1, 0])
     assert ids_BT.tolist() == [[0, 2, 1, 1], [0, 9, 8, 2]]
     assert mask_BT.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
 
-def test_no_text_gives_no_row(tiny):
+def test_no_texts_give_no_rows(tiny):
     assert load(tiny()).embed([], 100).shape == (0, 16)
 
 
-def test_chunks_hold_each_row_once_and_fit():
+def test_chunks_hold_each_row_once_within_the_budget():
     lengths = [5, 1, 9, 9, 3, 40, 2, 0, 7]
     for budget in (1, 8, 18, 27, 1000):
         chunks = plan_chunks(lengths, budget)
@@ -105,12 +105,12 @@ def test_chunks_hold_each_row_once_and_fit():
         plan_chunks(lengths, 0)
 
 
-def test_roberta_holds_fewer_tokens_than_its_table_has_rows(tiny):
+def test_maximal_length_of_roberta_is_less_than_its_positions(tiny):
     # 34 rows in both tables' configuration would be wrong by two: positions start behind the padding's id
     assert max_positions(load(tiny("roberta")).backbone) == 32
     assert max_positions(load(tiny("bert", "other")).backbone) == 32
 
 
-def test_unknown_pooling_is_named(tiny):
+def test_unknown_pooling_is_an_error(tiny):
     with pytest.raises(UserError, match="pooling 'max': expected one of cls, mean, last_token"):
         load(tiny(), "max")

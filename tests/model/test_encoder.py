@@ -1,4 +1,4 @@
-"""Encoding against other libraries on the same model, and folders that they open."""
+"""Encoder against other libraries on the same model, and saved folders that they load."""
 
 import copy
 import json
@@ -36,10 +36,10 @@ def st():
     return lambda folder, **more: library.SentenceTransformer(str(folder), device="cpu", **more)
 
 
-def assert_close(found, expected):
-    """Equal embeddings, of texts that the model tells apart."""
+def assert_close(result, expected):
+    """Equal embeddings, which differ between texts."""
     assert np.std(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [None, 8, 64, 512])
@@ -61,14 +61,14 @@ def test_prompts_equal_those_of_sentence_transformers(minilm, st, tmp_path):
     assert not np.allclose(encoder.encode(TEXTS), encoder.encode_queries(TEXTS), atol=1e-3)
 
 
-def test_a_name_for_passages_alone_is_as_in_sentence_transformers(minilm, st, tmp_path):
+def test_prompt_for_passages_alone_equals_sentence_transformers(minilm, st, tmp_path):
     # version 6 takes the empty "document" before "passage"
     peer = st(minilm, prompts={"passage": "say: "})
     peer.save(str(tmp_path))
     assert_close(Encoder(str(tmp_path), devices="cpu").encode_corpus(TEXTS), peer.encode_document(TEXTS))
 
 
-def test_lower_case_of_the_folder(tiny, st, tmp_path):
+def test_folder_with_lower_case(tiny, st, tmp_path):
     folder = tiny()
     (tmp_path / "tiny" / "modules.json").write_text(
         json.dumps(
@@ -97,7 +97,7 @@ def test_lower_case_of_the_folder(tiny, st, tmp_path):
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_saved_folders_open_elsewhere_with_equal_embeddings(tiny, st, tmp_path, kind, pooling, normalize):
+def test_saved_folders_load_in_other_libraries_with_equal_embeddings(tiny, st, tmp_path, kind, pooling, normalize):
     saved = Encoder(
         tiny(kind),
         normalize,
@@ -125,7 +125,7 @@ def test_saved_folders_open_elsewhere_with_equal_embeddings(tiny, st, tmp_path, 
 
 
 def plain_transformers(folder, pooling, normalize, texts):
-    """As one would do it with transformers alone; the tokenizer knows the length."""
+    """Embeddings with transformers alone; the tokenizer limits the length."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     rows = []
@@ -138,7 +138,7 @@ def plain_transformers(folder, pooling, normalize, texts):
     return torch.stack(rows).numpy()
 
 
-def test_a_saved_folder_opens_in_flag_embedding(encoder, tmp_path):
+def test_saved_folder_loads_in_flag_embedding(encoder, tmp_path):
     peers = pytest.importorskip(
         "FlagEmbedding",
         reason="FlagEmbedding is not installed (pip install --no-deps FlagEmbedding==1.4.2 peft)",
@@ -160,7 +160,7 @@ def test_a_saved_folder_opens_in_flag_embedding(encoder, tmp_path):
     assert_close(peer.encode_corpus(TEXTS), encoder.encode_corpus(TEXTS))
 
 
-def test_two_saves_are_the_same_bytes(tiny, tmp_path):
+def test_saving_is_deterministic(tiny, tmp_path):
     # without the pooler in the file transformers makes one of random numbers
     encoder = Encoder(tiny(pooler=False), devices="cpu")
     encoder.save(tmp_path / "a")
@@ -173,7 +173,7 @@ def test_two_saves_are_the_same_bytes(tiny, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-def test_forms_that_flag_model_accepts(encoder):
+def test_input_types_of_flag_model(encoder):
     assert encoder.encode(TEXTS).shape == (5, encoder.dim) == (5, 384)
     assert encoder.encode(TEXTS).dtype == np.float32
     assert encoder.encode(TEXTS[0]).shape == (384,)
@@ -185,7 +185,7 @@ def test_forms_that_flag_model_accepts(encoder):
     assert_close(encoder.encode(TEXTS, max_length=8), encoder.encode_queries(TEXTS, 2, 8))
 
 
-def test_batch_size_sets_the_chunks(encoder):
+def test_batch_size_limits_chunks(encoder):
     sizes = []
     hook = encoder.model.backbone.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -196,7 +196,7 @@ def test_batch_size_sets_the_chunks(encoder):
     assert sizes == [(2, 8)] * 3 + [(6, 8)]
 
 
-def test_length_is_cut_to_what_the_model_holds(tiny):
+def test_length_is_limited_by_the_model(tiny):
     encoder = Encoder(tiny("roberta"), devices="cpu", query_max_length=500)
     assert encoder.query_max_length == encoder.passage_max_length == 32
     assert encoder.encode(["row " * 100] * 2, max_length=100).shape == (2, 16)
@@ -215,25 +215,25 @@ def test_settings_without_sentence_transformers_files(tiny):
     assert (other.model.pooling, other.model.normalize) == ("mean", False)
 
 
-def test_the_given_wins_over_the_folder(minilm):
+def test_arguments_override_the_folder(minilm):
     encoder = Encoder(minilm, False, pooling_method="cls", query_max_length=300, devices="cpu")
     assert (encoder.model.pooling, encoder.model.normalize) == ("cls", False)
     assert (encoder.query_max_length, encoder.passage_max_length) == (300, 256)
 
 
-def test_half_precision_on_a_cpu_stays_fp32(tiny):
+def test_half_precision_is_off_on_a_cpu(tiny):
     encoder = Encoder(tiny(), use_fp16=True, devices="cpu")
     assert next(encoder.model.parameters()).dtype == torch.float32
 
 
-def test_a_rows_prompt_replaces_the_instruction(minilm):
+def test_prompt_of_a_row_replaces_the_instruction(minilm):
     encoder = Encoder(minilm, query_instruction_for_retrieval="Find: ", devices="cpu")
     assert encoder.query_text("q") == "Find: q"
     assert encoder.query_text("q", prompt="Sort: ") == "Sort: q"
     assert encoder.passage_text("p") == "p"
 
 
-def test_encoding_has_no_dropout_and_leaves_training_as_it_was(tiny):
+def test_encoding_has_no_dropout_and_restores_training_mode(tiny):
     encoder = Encoder(tiny(), devices="cpu")
     still = encoder.encode(["what is a lane", "row"])
     encoder.model.train()
@@ -241,7 +241,7 @@ def test_encoding_has_no_dropout_and_leaves_training_as_it_was(tiny):
     assert encoder.model.training and encoder.model.backbone.training
 
 
-def test_a_model_that_cannot_be_had_is_named(tiny, tmp_path):
+def test_missing_models_are_errors(tiny, tmp_path):
     folder = tiny()
     with pytest.raises(UserError, match="devices: expected one or more"):
         Encoder(folder, devices=[])
@@ -254,7 +254,7 @@ def test_a_model_that_cannot_be_had_is_named(tiny, tmp_path):
         Encoder(folder, devices="cpu")
 
 
-def test_weights_that_do_not_fit_the_model_are_named(tiny, tmp_path):
+def test_weights_of_other_shapes_are_errors(tiny, tmp_path):
     bert, roberta = tiny("bert", "one"), tiny("roberta", "two")
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     config["num_hidden_layers"] = 3

@@ -1,4 +1,4 @@
-"""Every family of models: opened, run, trained for a step and saved as sentence-transformers would have it."""
+"""Every model family: loaded, run, trained for a step and saved in the layout of sentence-transformers."""
 
 import json
 import os
@@ -43,14 +43,14 @@ def default(kind: str) -> str:
     return "cls" if kind in ENCODERS else "last_token"
 
 
-def assert_close(found, expected):
-    """Equal to fp32's rounding of unit vectors; of texts that the model tells apart."""
+def assert_close(result, expected):
+    """Equal up to fp32 rounding of unit vectors, which differ between texts."""
     assert np.std(np.asarray(expected), axis=0).max() > 0.05
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
 def sentence_transformer(folder: str, pooling: str):
-    """What sentence-transformers makes of a plain transformers folder."""
+    """sentence-transformers on a plain transformers folder."""
     st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -62,7 +62,7 @@ def sentence_transformer(folder: str, pooling: str):
 
 
 def plain_transformers(folder: str, pooling: str) -> np.ndarray:
-    """One text at a time, as one would do it with transformers alone; without a token there is no vector."""
+    """Embeddings with transformers alone, one text at a time; zero for a text without tokens."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     rows = []
@@ -90,7 +90,7 @@ def test_equals_sentence_transformers_on_the_same_folder(tiny, kind, pooling):
 
 
 def train_a_step(encoder: Encoder) -> list[str]:
-    """One step away from where all texts are alike; returns the trained parameters that got no gradient."""
+    """Train one step; return the trainable parameters without a gradient."""
     torch.manual_seed(1)
     model = encoder.model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -105,8 +105,8 @@ def train_a_step(encoder: Encoder) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trains_and_is_saved_for_others_to_open(tiny, tmp_path, kind):
-    """Data-parallel training waits for the gradient of every parameter that wants one: a pooler must not."""
+def test_trained_model_loads_in_other_libraries(tiny, tmp_path, kind):
+    """Data-parallel training waits for the gradient of every trainable parameter, so a pooler is frozen."""
     folder = tiny(kind)
     encoder = Encoder(folder, devices="cpu")
     before = encoder.encode(TEXTS)
@@ -127,7 +127,7 @@ def test_trains_and_is_saved_for_others_to_open(tiny, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_models_hold(tiny, kind):
+def test_maximal_lengths(tiny, kind):
     encoder = Encoder(tiny(kind), devices="cpu")
     assert (encoder.dim, max_positions(encoder.model.backbone), encoder.query_max_length) == (16, 32, 32)
     # the longest text runs; one token more than a table holds does not
@@ -137,7 +137,7 @@ def test_what_the_models_hold(tiny, kind):
             encoder.model.embed([[5] * 33], 100)
 
 
-def test_a_table_that_begins_behind_two_rows_of_nothing():
+def test_position_table_with_an_offset():
     config = transformers.OPTConfig(
         vocab_size=64, hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=32,
@@ -149,7 +149,7 @@ def test_a_table_that_begins_behind_two_rows_of_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_can_be_kept(tiny, kind):
+def test_positions_can_be_frozen(tiny, kind):
     model = Encoder(tiny(kind), devices="cpu").model
     before = {name for name, p in model.named_parameters() if p.requires_grad}
     if kind not in TABLES:
@@ -162,7 +162,7 @@ def test_positions_can_be_kept(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_language_models_folder_gives_its_backbone(tiny, kind):
+def test_language_model_folder_loads_its_backbone(tiny, kind):
     folder = tiny(kind, head=True)
     auto = transformers.AutoModelForCausalLM if kind in DECODERS else transformers.AutoModelForMaskedLM
     whole = auto.from_pretrained(folder).eval()
@@ -179,7 +179,7 @@ def test_a_language_models_folder_gives_its_backbone(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_decoders_are_causal_and_none_pools_its_first_token(tiny, kind):
+def test_only_decoders_are_causal_and_reject_cls_pooling(tiny, kind):
     backbone = transformers.AutoModel.from_pretrained(tiny(kind))
     assert is_causal(backbone) == (kind in DECODERS)
     if kind in DECODERS:
@@ -188,13 +188,13 @@ def test_only_decoders_are_causal_and_none_pools_its_first_token(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_keeps_no_cache_of_what_it_read(tiny, kind):
+def test_decoder_has_no_cache(tiny, kind):
     backbone = Encoder(tiny(kind), devices="cpu").model.backbone
     assert backbone(input_ids=torch.tensor([[5, 6]])).past_key_values is None
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_the_tokenizer_is_saved_as_it_was_but_able_to_pad(tiny, tmp_path, kind):
+def test_saved_tokenizer_is_unchanged_and_can_pad(tiny, tmp_path, kind):
     folder = tiny(kind)
     before = transformers.AutoTokenizer.from_pretrained(folder)
     encoder = Encoder(folder, devices="cpu")
@@ -210,7 +210,7 @@ def test_the_tokenizer_is_saved_as_it_was_but_able_to_pad(tiny, tmp_path, kind):
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "dropout": 0.0}])
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
-def test_a_decoder_opens_in_flag_embedding(tiny, tmp_path_factory, kind, lora):
+def test_decoder_loads_in_flag_embedding(tiny, tmp_path_factory, kind, lora):
     peers = pytest.importorskip("FlagEmbedding", reason="FlagEmbedding is not installed", exc_type=ImportError)
     tmp_path = tmp_path_factory.mktemp("saved")
     adapters = Lora(**lora) if lora else None
@@ -237,8 +237,8 @@ def test_another_configuration_and_tokenizer_are_used(tiny, tmp_path):
     shallow = Encoder(folder, config_name=other, devices="cpu")
     deep = Encoder(folder, devices="cpu")
     assert len(shallow.model.backbone.encoder.layer) == 1 and len(deep.model.backbone.encoder.layer) == 2
-    kept = deep.model.backbone.encoder.layer
-    deep.model.backbone.encoder.layer = kept[:1]
+    layers = deep.model.backbone.encoder.layer
+    deep.model.backbone.encoder.layer = layers[:1]
     assert_close(shallow.encode(TEXTS), deep.encode(TEXTS))
     words = json.loads(Path(folder, "tokenizer.json").read_text())
     vocab = words["model"]["vocab"]
@@ -251,7 +251,7 @@ def test_another_configuration_and_tokenizer_are_used(tiny, tmp_path):
     assert np.abs(swapped.encode("lane of row") - plain.encode("lane of row")).max() > 0.01
 
 
-def test_what_is_no_embedding_model_is_named(tmp_path, tiny):
+def test_other_kinds_of_models_are_errors(tmp_path, tiny):
     folder = tiny("bert", "wide")
     config = json.loads(Path(folder, "config.json").read_text())
     Path(folder, "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))

@@ -1,4 +1,4 @@
-"""What a model's folder says, read without torch."""
+"""Settings of model folders, read without torch."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_reading_settings_imports_no_torch(minilm):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_old_folder(minilm):
+def test_old_sentence_transformers_folder(minilm):
     assert read_settings(minilm) == FolderSettings(
         pooling="mean", normalize=True, max_length=256, source="modules.json"
     )
@@ -44,7 +44,7 @@ def test_an_old_folder(minilm):
 
 @pytest.mark.parametrize("mode, pooling", [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last_token")])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_folder_that_sentence_transformers_writes_today(tiny, tmp_path, mode, pooling, normalize):
+def test_current_sentence_transformers_folder(tiny, tmp_path, mode, pooling, normalize):
     st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -61,7 +61,7 @@ def test_a_folder_that_sentence_transformers_writes_today(tiny, tmp_path, mode, 
     )
 
 
-def test_a_folder_that_says_nothing_has_the_recipes_defaults(tmp_path):
+def test_folder_without_settings_has_flag_embedding_defaults(tmp_path):
     folder = folder_with(tmp_path, {"config.json": {}, "tokenizer_config.json": {"model_max_length": int(1e30)}})
     assert read_settings(folder) == FolderSettings("cls", True, {}, None, None, "default")
 
@@ -76,28 +76,28 @@ def test_a_folder_that_says_nothing_has_the_recipes_defaults(tmp_path):
         ({"model_type": "modernbert", "architectures": None}, "cls"),
     ],
 )
-def test_a_decoder_that_says_nothing_pools_its_last_token(tmp_path, config, pooling):
+def test_decoder_without_settings_pools_its_last_token(tmp_path, config, pooling):
     folder = folder_with(tmp_path / "plain", {"config.json": config})
     assert read_settings(folder).pooling == pooling
     adapters = folder_with(tmp_path / "adapters", {"adapter_config.json": {"base_model_name_or_path": folder, "r": 8}})
-    found = read_settings(adapters)
-    assert (found.pooling, found.base, found.adapter["r"]) == (pooling, folder, 8)
+    settings = read_settings(adapters)
+    assert (settings.pooling, settings.base, settings.adapter["r"]) == (pooling, folder, 8)
     kinds = modules(OLD + "Transformer", OLD + "Pooling")
-    said = {"modules.json": kinds, "1_Pooling/config.json": {"pooling_mode": "mean"}}
-    assert read_settings(folder_with(tmp_path / "plain", said)).pooling == "mean"
+    files = {"modules.json": kinds, "1_Pooling/config.json": {"pooling_mode": "mean"}}
+    assert read_settings(folder_with(tmp_path / "plain", files)).pooling == "mean"
 
 
-def test_an_earlier_models_weights_go_and_nothing_else(tmp_path):
+def test_remove_weights_removes_nothing_else(tmp_path):
     old = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
     old += ["pytorch_model.bin", "adapter_config.json", "adapter_model.safetensors"]
-    kept = ["tokenizer.json", "model_notes.safetensors", "README.md", "train.bin"]
-    folder_with(tmp_path, dict.fromkeys(old + kept, ""))
+    remaining = ["tokenizer.json", "model_notes.safetensors", "README.md", "train.bin"]
+    folder_with(tmp_path, dict.fromkeys(old + remaining, ""))
     remove_weights(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(remaining)
     remove_weights(tmp_path / "nowhere")
 
 
-def test_a_folder_with_the_weights_inside(tmp_path):
+def test_folder_with_weights_in_a_subfolder(tmp_path):
     files = {
         "modules.json": modules(OLD + "Transformer", OLD + "Pooling", first="0_Transformer"),
         "0_Transformer/sentence_bert_config.json": {"max_seq_length": 128, "do_lower_case": True},
@@ -121,7 +121,7 @@ def test_a_folder_with_the_weights_inside(tmp_path):
         (OLD + "Transformer", OLD + "Normalize", OLD + "Pooling"),
     ],
 )
-def test_a_module_that_cannot_be_honoured_is_named(tmp_path, kinds):
+def test_unsupported_modules_are_errors(tmp_path, kinds):
     folder = folder_with(tmp_path, {"modules.json": modules(*kinds), "1_Pooling/config.json": {}})
     with pytest.raises(UserError, match=r"modules\.json") as caught:
         read_settings(folder)
@@ -138,7 +138,7 @@ def test_a_module_that_cannot_be_honoured_is_named(tmp_path, kinds):
         {"pooling_mode": "mean", "include_prompt": False},
     ],
 )
-def test_a_pooling_that_cannot_be_honoured_is_named(tmp_path, pooling):
+def test_unsupported_poolings_are_errors(tmp_path, pooling):
     kinds = modules(OLD + "Transformer", OLD + "Pooling")
     folder = folder_with(tmp_path, {"modules.json": kinds, "1_Pooling/config.json": pooling})
     with pytest.raises(UserError, match=r"1_Pooling/config\.json"):
@@ -156,12 +156,12 @@ def test_a_pooling_that_cannot_be_honoured_is_named(tmp_path, pooling):
         ({"config_sentence_transformers.json": {"default_prompt_name": "x"}}, "default_prompt_name is 'x'"),
     ],
 )
-def test_a_damaged_folder_is_named(tmp_path, files, message):
+def test_damaged_folders_are_errors(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
         read_settings(folder_with(tmp_path, files))
 
 
-def test_a_folder_without_a_model_is_named(tmp_path):
+def test_folders_without_a_model_are_errors(tmp_path):
     flag = "--model_name_or_path"
     folder_with(tmp_path, {"empty/x": "", "bare/config.json": {}, "whole/config.json": {}})
     folder_with(tmp_path, {"whole/model.safetensors.index.json": {}})
@@ -182,10 +182,10 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_what_is_written_is_read_back(tmp_path, pooling, normalize):
-    said = FolderSettings(pooling, normalize, {"query": "ask: ", "document": ""}, None, 99, "modules.json")
-    write_settings(tmp_path, said, 16, {"transformers": "5"})
-    assert read_settings(str(tmp_path)) == said
+def test_settings_round_trip(tmp_path, pooling, normalize):
+    written = FolderSettings(pooling, normalize, {"query": "ask: ", "document": ""}, None, 99, "modules.json")
+    write_settings(tmp_path, written, 16, {"transformers": "5"})
+    assert read_settings(str(tmp_path)) == written
     types = [module["type"] for module in json.loads((tmp_path / "modules.json").read_text())]
     assert types == [OLD + "Transformer", OLD + "Pooling", OLD + "Normalize"][: 2 + normalize]
 
@@ -202,7 +202,7 @@ def test_instructions():
     assert plain.query_text("q", prompt="") == "q"
 
 
-def test_an_instruction_behind_the_text_cannot_be_saved():
+def test_instruction_after_the_text_cannot_be_saved():
     behind = Instructions("Find", "{1} ({0})")
     assert behind.query_text("q") == "q (Find)"
     with pytest.raises(UserError, match="query must end with the text"):
@@ -210,7 +210,7 @@ def test_an_instruction_behind_the_text_cannot_be_saved():
 
 
 @pytest.mark.parametrize("bad", ["{}", "{query}{}", "{}{}{}", "{", "none"])
-def test_a_format_without_room_for_both_is_named(bad):
+def test_format_without_two_places_is_an_error(bad):
     with pytest.raises(UserError, match="query_instruction_format"):
         Instructions("Find", bad)
     with pytest.raises(UserError, match="passage_instruction_format"):

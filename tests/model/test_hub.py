@@ -1,4 +1,4 @@
-"""A model named on the hub: several workers of a node that open it at once fetch it once."""
+"""A model on the hub: several workers of a node that load it at the same time download it once."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ OPEN = "from raybge import Encoder; print(Encoder('owner/tiny').encode('what is 
 
 @pytest.fixture
 def hub(tmp_path):
-    """A hub on this machine that has the model owner/tiny, and how often each of its files was fetched."""
+    """A local hub with the model owner/tiny, and the number of downloads of each file."""
     folder = Path(make_tiny(tmp_path / "model"))
     fetched: Counter[str] = Counter()
 
@@ -58,7 +58,7 @@ def hub(tmp_path):
     server.shutdown()
 
 
-def test_workers_of_a_node_fetch_a_model_once(hub, tmp_path):
+def test_workers_of_a_node_download_a_model_once(hub, tmp_path):
     endpoint, fetched = hub
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)

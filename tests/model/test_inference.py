@@ -1,4 +1,4 @@
-"""What an Encoder does beside the vectors themselves: several devices, prefixes, bytes, similarity, a progress bar."""
+"""Encoder options: several devices, truncated and quantized vectors, similarity, the progress bar."""
 
 import io
 import json
@@ -51,13 +51,13 @@ def st(folder):
 # --- several devices --------------------------------------------------------------------------------------
 
 
-def test_several_devices_give_one_devices_vectors_in_order(folder, encoder, monkeypatch):
+def test_several_devices_give_the_vectors_of_one_in_order(folder, encoder, monkeypatch):
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 20)  # many chunks
     two = Encoder(folder, devices=["cpu", "cpu"])
     met = threading.Barrier(2, timeout=60)
     met_by: set[int] = set()
 
-    def meet(model, *given):
+    def meet(model, *inputs):
         """Both copies must have a chunk before either goes on."""
         if id(model) not in met_by:
             met_by.add(id(model))
@@ -66,16 +66,16 @@ def test_several_devices_give_one_devices_vectors_in_order(folder, encoder, monk
     models = [two.model, *two._copies]
     assert len({id(model) for model in models}) == 2
     hooks = [model.register_forward_pre_hook(meet) for model in models]
-    found = two.encode(TEXTS)
+    result = two.encode(TEXTS)
     for hook in hooks:
         hook.remove()
     assert len(met_by) == 2
-    assert len(np.unique(found, axis=0)) > 20  # texts out of place would be seen
-    np.testing.assert_array_equal(found, encoder.encode(TEXTS))
-    np.testing.assert_allclose(found, [encoder.encode(text) for text in TEXTS], atol=1e-5)
+    assert len(np.unique(result, axis=0)) > 20  # texts out of place would be seen
+    np.testing.assert_array_equal(result, encoder.encode(TEXTS))
+    np.testing.assert_allclose(result, [encoder.encode(text) for text in TEXTS], atol=1e-5)
 
 
-def test_copies_follow_loaded_weights_and_keep_dropout_off(folder, tmp_path):
+def test_copies_have_the_loaded_weights_and_no_dropout(folder, tmp_path):
     from tiny import make_tiny
 
     other = make_tiny(tmp_path / "other", initializer_range=0.3)
@@ -92,18 +92,18 @@ def test_copies_follow_loaded_weights_and_keep_dropout_off(folder, tmp_path):
     assert not np.allclose(before, expected, atol=1e-2)
 
 
-def test_an_error_on_one_device_ends_all(folder, monkeypatch):
+def test_error_on_one_device_ends_all(folder, monkeypatch):
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 4)
     two = Encoder(folder, devices=["cpu", "cpu"])
     begun, failed = threading.Event(), threading.Event()
     calls = []
 
-    def broken(model, *given):
+    def broken(model, *inputs):
         begun.wait(60)  # both have a chunk
         failed.set()
         raise RuntimeError("out of memory")
 
-    def sound(model, *given):
+    def sound(model, *inputs):
         calls.append(1)
         begun.set()
         failed.wait(60)
@@ -116,7 +116,7 @@ def test_an_error_on_one_device_ends_all(folder, monkeypatch):
     assert len(calls) == 1
 
 
-def test_half_precision_is_for_gpus_alone(monkeypatch, folder):
+def test_half_precision_requires_gpus_only(monkeypatch, folder):
     assert [str(device) for device in inference.pick_devices([0, "cuda:1", "cpu"])] == ["cuda:0", "cuda:1", "cpu"]
     with pytest.raises(UserError, match="runs on one device, found"):
         inference.pick_device(["cuda:0", "cuda:1"])
@@ -127,12 +127,12 @@ def test_half_precision_is_for_gpus_alone(monkeypatch, folder):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_truncated_vectors_are_sentence_transformers(folder, st, normalize):
-    """Theirs normalise again where the call asks for it, whatever the folder says: here, where the model normalises."""
+def test_truncated_vectors_equal_sentence_transformers(folder, st, normalize):
+    """sentence-transformers normalises again on request, raybge if the model normalises."""
     encoder = Encoder(folder, normalize, devices="cpu", truncate_dim=5)
     expected = st(normalize).encode(TEXTS, truncate_dim=5, normalize_embeddings=normalize)
-    for found in (encoder.encode(TEXTS), encoder.encode_queries(TEXTS), encoder.encode_corpus(TEXTS)):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for result in (encoder.encode(TEXTS), encoder.encode_queries(TEXTS), encoder.encode_corpus(TEXTS)):
+        np.testing.assert_allclose(result, expected, atol=1e-5)
     assert np.allclose(np.linalg.norm(expected, axis=1), 1) == normalize
     whole = Encoder(folder, normalize, devices="cpu")
     np.testing.assert_array_equal(whole.encode(TEXTS, truncate_dim=5), encoder.encode(TEXTS))
@@ -140,7 +140,7 @@ def test_truncated_vectors_are_sentence_transformers(folder, st, normalize):
     assert encoder.encode("row").shape == (5,) and encoder.dim == 16
 
 
-def test_a_saved_model_is_whole(folder, tmp_path):
+def test_saved_model_has_the_full_width(folder, tmp_path):
     Encoder(folder, devices="cpu", truncate_dim=3).save(tmp_path / "saved")
     assert Encoder(str(tmp_path / "saved"), devices="cpu").encode("row").shape == (16,)
     pooling = json.loads((tmp_path / "saved" / "1_Pooling" / "config.json").read_text())
@@ -148,11 +148,11 @@ def test_a_saved_model_is_whole(folder, tmp_path):
 
 
 @pytest.mark.parametrize("width", [0, -1, 17])
-def test_a_width_that_the_model_lacks_is_named(folder, encoder, width):
-    said = f"truncate_dim must be from 1 to 16, this model's width; found {width}"
-    with pytest.raises(UserError, match=said):
+def test_width_out_of_range_is_an_error(folder, encoder, width):
+    message = f"truncate_dim must be from 1 to 16, this model's width; found {width}"
+    with pytest.raises(UserError, match=message):
         encoder.encode(["row"], truncate_dim=width)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         Encoder(folder, devices="cpu", truncate_dim=width)
 
 
@@ -160,21 +160,21 @@ def test_a_width_that_the_model_lacks_is_named(folder, encoder, width):
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary", "float32"])
-def test_encoding_to_bytes_is_sentence_transformers(encoder, st, precision):
+def test_quantized_vectors_equal_sentence_transformers(encoder, st, precision):
     quantize = pytest.importorskip("sentence_transformers.util.quantization").quantize_embeddings
     vectors_ND = encoder.encode(TEXTS)
     ranges_2D = np.stack([vectors_ND.min(0), vectors_ND.max(0)]) * 0.9
-    for given in ({}, {"ranges": ranges_2D}, {"calibration_embeddings": vectors_ND[::5]}):
-        found = encoder.encode(TEXTS, precision=precision, **given)
-        expected = quantize(vectors_ND, precision, **given)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+    for inputs in ({}, {"ranges": ranges_2D}, {"calibration_embeddings": vectors_ND[::5]}):
+        result = encoder.encode(TEXTS, precision=precision, **inputs)
+        expected = quantize(vectors_ND, precision, **inputs)
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result, expected)
     one = encoder.encode_queries(TEXTS[4], precision=precision, ranges=ranges_2D, convert_to_numpy=False)
     assert isinstance(one, torch.Tensor) and one.ndim == 1
     np.testing.assert_array_equal(one, quantize(encoder.encode_queries(TEXTS[4]), precision, ranges=ranges_2D))
 
 
-def test_an_argument_that_there_is_not_is_named(encoder):
+def test_unknown_argument_is_an_error(encoder):
     with pytest.raises(TypeError, match="unexpected argument truncate_dims"):
         encoder.encode(["row"], truncate_dims=5)
 
@@ -182,7 +182,7 @@ def test_an_argument_that_there_is_not_is_named(encoder):
 # --- similarity -------------------------------------------------------------------------------------------
 
 
-def test_similarity_is_the_cosine_where_the_model_normalises(folder, encoder, st):
+def test_similarity_is_the_cosine_if_the_model_normalises(folder, encoder, st):
     a_ND, b_MD = encoder.encode(TEXTS[:7]), encoder.encode(TEXTS[3:8])
     expected = st(True).similarity(a_ND, b_MD).numpy()
     np.testing.assert_allclose(encoder.similarity(a_ND, b_MD), expected, atol=1e-6)
@@ -206,7 +206,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("terminal", "long", "asked", "seen"),
+    ("terminal", "long", "show", "expected"),
     [
         (True, True, None, True),
         (True, False, None, False),
@@ -215,11 +215,11 @@ class Terminal(io.StringIO):
         (True, True, False, False),
     ],
 )
-def test_a_bar_is_shown_on_a_terminal_when_it_takes_long(encoder, monkeypatch, terminal, long, asked, seen):
+def test_progress_bar_appears_on_a_terminal_after_a_delay(encoder, monkeypatch, terminal, long, show, expected):
     console = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", console)
     monkeypatch.setattr(inference, "_LONG", 1e-6 if long else 1e6)
     monkeypatch.setattr(inference, "tqdm", partial(tqdm, mininterval=0, miniters=1))  # drawn at every update
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 20)
-    encoder.encode(TEXTS, show_progress_bar=asked)
-    assert ("texts" in console.getvalue()) == seen
+    encoder.encode(TEXTS, show_progress_bar=show)
+    assert ("texts" in console.getvalue()) == expected

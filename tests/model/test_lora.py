@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they train, what is saved, and who can open it."""
+"""Low-rank adapters: trained parameters, saved folders, and loading in other libraries."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ ADAPTERS = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def train_a_step(encoder: Encoder) -> list[str]:
-    """Two steps, since at first half of an adapter is zero; returns the parameters that never had a gradient."""
+    """Train two steps, since half of a new adapter is zero; return the parameters that never had a gradient."""
     model = encoder.model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=0.3)
@@ -44,7 +44,7 @@ def train_a_step(encoder: Encoder) -> list[str]:
 
 @pytest.fixture
 def trained(tiny):
-    """trained("bert"): an encoder whose adapters are a few steps old, and the folder of its base model."""
+    """trained("bert"): an encoder with trained adapters, and the folder of its base model."""
 
     def make(kind: str = "bert", lora: Lora = LORA) -> tuple[Encoder, str]:
         torch.manual_seed(2)
@@ -60,13 +60,13 @@ def files(folder: Path) -> list[str]:
     return sorted(name for name in [*WHOLE, *ADAPTERS] if (folder / name).is_file())
 
 
-def assert_close(found, expected):
+def assert_close(result, expected):
     assert np.std(np.asarray(expected), axis=0).max() > 0.05
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_alone_are_trained(tiny, kind):
+def test_only_adapters_are_trained(tiny, kind):
     folder = tiny(kind)
     encoder = Encoder(folder, lora=LORA, devices="cpu")
     before = {name: p.clone() for name, p in encoder.model.named_parameters()}
@@ -78,14 +78,14 @@ def test_adapters_alone_are_trained(tiny, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_open_everywhere(trained, tmp_path, kind):
+def test_adapters_load_in_other_libraries(trained, tmp_path, kind):
     encoder, folder = trained(kind)
     expected = encoder.encode(TEXTS)
     saved = tmp_path / "saved"
     encoder.save(saved)
     assert files(saved) == ADAPTERS
-    said = json.loads((saved / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == folder
+    adapter_config = json.loads((saved / "adapter_config.json").read_text())
+    assert adapter_config["base_model_name_or_path"] == folder
     check_model_folder(str(saved), "--model_name_or_path")
     assert read_settings(str(saved)).base == folder
     assert_close(Encoder(str(saved), devices="cpu").encode(TEXTS), expected)
@@ -100,7 +100,7 @@ def test_adapters_open_everywhere(trained, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merged_model_is_a_plain_one(trained, tmp_path, kind):
+def test_merged_model_is_a_plain_model(trained, tmp_path, kind):
     encoder, folder = trained(kind)
     encoder.save(tmp_path / "saved", merge_adapters=True)
     assert files(tmp_path / "saved") == WHOLE
@@ -111,8 +111,8 @@ def test_a_merged_model_is_a_plain_one(trained, tmp_path, kind):
     assert_close(st.SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(TEXTS), encoder.encode(TEXTS))
 
 
-def test_merging_follows_the_definition(trained, tmp_path):
-    """W + alpha / rank * B A, in one layer; the layers without adapters are the base's."""
+def test_merging_equals_the_definition(trained, tmp_path):
+    """W + alpha / rank * B A in one layer; layers without adapters equal the base."""
     encoder, folder = trained(lora=Lora(4, 6, 0.0, ("query",)))
     encoder.save(tmp_path / "adapters")
     encoder.save(tmp_path / "whole", merge_adapters=True)
@@ -128,8 +128,8 @@ def test_merging_follows_the_definition(trained, tmp_path):
 
 @pytest.mark.parametrize("lora", [LORA, None])
 @pytest.mark.parametrize("merge", [True, False])
-def test_weights_that_workers_gathered_are_those_written(tiny, tmp_path, lora, merge):
-    """Those in memory may be shards; names as compiled and wrapped models give them."""
+def test_passed_state_dict_is_written(tiny, tmp_path, lora, merge):
+    """Weights in memory may be shards; names are those of compiled and wrapped models."""
     encoder = Encoder(tiny(), lora=lora, devices="cpu")
     wrapped = ContrastiveModel(encoder.model, Objective(0.1), None)
     assert train_a_step(encoder) == []
@@ -165,7 +165,7 @@ def test_weights_are_loaded_in_place(tiny, tmp_path, kind, lora):
     assert all(a is b for a, b in zip(parameters, encoder.model.parameters(), strict=True))
 
 
-def test_weights_of_another_model_are_not_loaded(trained, tiny, tmp_path):
+def test_weights_of_other_models_are_errors(trained, tiny, tmp_path):
     encoder, _ = trained()
     encoder.save(tmp_path / "adapters")
     encoder.save(tmp_path / "whole", merge_adapters=True)
@@ -195,8 +195,8 @@ def test_adapters_are_trained_further(trained, tmp_path):
     assert frozen == {"backbone.pooler.dense.weight", "backbone.pooler.dense.bias"}
     whole.save(tmp_path / "third")
     assert files(tmp_path / "third") == WHOLE
-    for lora, says in ((Lora(8, 6, 0.0), "--lora_rank 8"), (Lora(4, 7, 0.0), "--lora_alpha 7")):
-        with pytest.raises(UserError, match=f"{says}: the adapters of .*first"):
+    for lora, message in ((Lora(8, 6, 0.0), "--lora_rank 8"), (Lora(4, 7, 0.0), "--lora_alpha 7")):
+        with pytest.raises(UserError, match=f"{message}: the adapters of .*first"):
             Encoder(str(tmp_path / "first"), lora=lora, devices="cpu")
     with pytest.raises(UserError, match="they differ in"):
         Encoder(str(tmp_path / "first"), lora=Lora(4, 6, 0.0, ("query",)), devices="cpu")
@@ -221,21 +221,21 @@ def test_targets(tiny, targets, expected):
 
 
 @pytest.mark.parametrize("targets", [("query", "quary"), ("word_embeddings",), ("uery",), ()])
-def test_a_target_that_is_not_in_the_model_is_named(tiny, targets):
-    with pytest.raises(UserError, match=r"--target_modules .*no such linear layer.* expected one of dense, key, query, value"):
+def test_unknown_target_is_an_error(tiny, targets):
+    with pytest.raises(UserError, match=r"--target_modules .*no such linear layer.* expected one of dense, key, query"):
         Encoder(tiny(), lora=Lora(target_modules=targets), devices="cpu")
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "flags, message",
     [({"rank": 0}, "--lora_rank"), ({"alpha": 0}, "--lora_alpha"), ({"dropout": 1.0}, "--lora_dropout")],
 )
-def test_values_that_cannot_be_are_named(flags, says):
-    with pytest.raises(UserError, match=f"{says} must be"):
+def test_values_out_of_range_are_errors(flags, message):
+    with pytest.raises(UserError, match=f"{message} must be"):
         Lora(**flags)
 
 
-def test_without_peft_the_extra_is_named(trained, tmp_path, monkeypatch):
+def test_missing_peft_is_an_error_with_the_extra(trained, tmp_path, monkeypatch):
     encoder, _ = trained()
     encoder.save(tmp_path / "adapters")
     find = importlib.util.find_spec
@@ -249,14 +249,17 @@ def test_without_peft_the_extra_is_named(trained, tmp_path, monkeypatch):
             attempt()
 
 
-def test_folders_of_adapters_that_lack_something_are_named(trained, tmp_path):
+def test_incomplete_adapter_folders_are_errors(trained, tmp_path):
     encoder, folder = trained()
     saved = tmp_path / "saved"
     encoder.save(saved)
     config = json.loads((saved / "adapter_config.json").read_text())
-    for base, says in ((f"{folder}-gone", "does not exist on this machine"), (None, "base_model_name_or_path is missing")):
+    for base, message in (
+        (f"{folder}-gone", "does not exist on this machine"),
+        (None, "base_model_name_or_path is missing"),
+    ):
         (saved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             Encoder(str(saved), devices="cpu")
     (saved / "adapter_config.json").write_text(json.dumps(config))
     (saved / "model.safetensors").touch()
@@ -268,14 +271,14 @@ def test_folders_of_adapters_that_lack_something_are_named(trained, tmp_path):
         Encoder(str(saved), devices="cpu")
 
 
-def test_saving_replaces_the_other_kind(trained, tmp_path):
+def test_saving_replaces_weights_by_adapters_and_back(trained, tmp_path):
     encoder, _ = trained()
     for merge in (False, True, False):
         encoder.save(tmp_path / "saved", merge_adapters=merge)
         assert files(tmp_path / "saved") == (WHOLE if merge else ADAPTERS)
 
 
-def test_two_saves_of_adapters_are_the_same_bytes(trained, tmp_path):
+def test_saving_adapters_is_deterministic(trained, tmp_path):
     encoder, _ = trained()
     for name in ("a", "b"):
         encoder.save(tmp_path / name)
@@ -286,8 +289,8 @@ def test_two_saves_of_adapters_are_the_same_bytes(trained, tmp_path):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_recomputed_activations_give_the_same_gradient(tiny, reentrant):
-    """With all weights frozen the recomputed layers would see no input that wants a gradient, and train nothing."""
+def test_activation_checkpointing_gives_the_same_gradient(tiny, reentrant):
+    """With all weights frozen, recomputed layers have no input that requires a gradient unless it is enabled."""
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(3)

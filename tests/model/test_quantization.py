@@ -1,4 +1,4 @@
-"""Quantised vectors, byte for byte those of sentence-transformers."""
+"""Quantized vectors, byte for byte equal to those of sentence-transformers."""
 
 import numpy as np
 import pytest
@@ -19,27 +19,27 @@ def peer():
     return pytest.importorskip("sentence_transformers.util.quantization", reason="extra `dev`").quantize_embeddings
 
 
-def assert_same(found, expected):
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    assert found.tobytes() == expected.tobytes()
+def assert_same(result, expected):
+    assert result.dtype == expected.dtype and result.shape == expected.shape
+    assert result.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("precision", [*BYTES, *BITS, "float32"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_equal_to_sentence_transformers(peer, precision, dtype):
     vectors_ND = E_ND.astype(dtype)
-    found = quantize_embeddings(vectors_ND, precision)
-    assert_same(found, peer(vectors_ND, precision))
-    assert len(np.unique(found)) > 200 or precision == "float32"  # most steps or bit patterns occur
+    result = quantize_embeddings(vectors_ND, precision)
+    assert_same(result, peer(vectors_ND, precision))
+    assert len(np.unique(result)) > 200 or precision == "float32"  # most steps or bit patterns occur
 
 
 @pytest.mark.parametrize("precision", BYTES)
-def test_equal_with_given_ranges_and_with_calibration(peer, precision):
+def test_equal_with_ranges_and_with_calibration(peer, precision):
     # narrower than the vectors: what lies outside becomes the nearest end
     ranges_2D = np.stack([E_ND.min(0) / 2, E_ND.max(0) / 3])
-    found = quantize_embeddings(E_ND, precision, ranges=ranges_2D)
-    assert_same(found, peer(E_ND, precision, ranges=ranges_2D))
-    assert {found[:, 0].min(), found[:, 0].max()} == {np.iinfo(precision).min, np.iinfo(precision).max}
+    result = quantize_embeddings(E_ND, precision, ranges=ranges_2D)
+    assert_same(result, peer(E_ND, precision, ranges=ranges_2D))
+    assert {result[:, 0].min(), result[:, 0].max()} == {np.iinfo(precision).min, np.iinfo(precision).max}
     assert_same(
         quantize_embeddings(E_ND[:5], precision, calibration_embeddings=E_ND[50:]),
         peer(E_ND[:5], precision, calibration_embeddings=E_ND[50:]),
@@ -48,7 +48,7 @@ def test_equal_with_given_ranges_and_with_calibration(peer, precision):
 
 
 @pytest.mark.parametrize("precision", [*BYTES, *BITS])
-def test_what_vectors_may_come_as(peer, precision):
+def test_input_types(peer, precision):
     expected = peer(E_ND, precision)
     assert_same(quantize_embeddings(torch.from_numpy(E_ND), precision), expected)
     assert_same(quantize_embeddings(list(E_ND), precision), expected)
@@ -65,7 +65,7 @@ def test_bits_unpack_to_signs():
     assert ((signed.astype(int) + 128) == quantize_embeddings(E_ND, "ubinary")).all()
 
 
-def test_bytes_lie_within_a_step_of_the_vector():
+def test_error_is_below_one_step():
     low_D, high_D = E_ND.min(0), E_ND.max(0)
     level_ND = quantize_embeddings(E_ND, "int8").astype(np.float64) + 128
     below_ND = E_ND - (low_D + level_ND * (high_D - low_D) / 255)
@@ -73,7 +73,7 @@ def test_bytes_lie_within_a_step_of_the_vector():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         ((E_ND, "int4"), "precision 'int4': expected one of float32, int8, uint8, binary, ubinary"),
         ((E_ND[0], "int8"), "ranges need two vectors or more, found 1"),
@@ -82,6 +82,6 @@ def test_bytes_lie_within_a_step_of_the_vector():
         ((E_ND.astype(np.int8), "binary"), "embeddings must be floats, found int8"),
     ],
 )
-def test_what_cannot_be_is_named(given, said):
-    with pytest.raises(UserError, match=said):
-        quantize_embeddings(*given)
+def test_invalid_arguments_are_errors(arguments, message):
+    with pytest.raises(UserError, match=message):
+        quantize_embeddings(*arguments)

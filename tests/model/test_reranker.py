@@ -1,4 +1,4 @@
-"""Scores of pairs against other libraries on the same model, and what is no reranker."""
+"""Scores of pairs against other libraries on the same model, and models that are no reranker."""
 
 import json
 import subprocess
@@ -55,14 +55,14 @@ def one_by_one(folder: str, pairs, max_length: int = 32) -> list[float]:
     return scores
 
 
-def assert_close(found, expected):
-    """Equal to fp32's rounding; of pairs that the model tells apart."""
+def assert_close(result, expected):
+    """Equal up to fp32 rounding, and different between pairs."""
     assert np.std(expected) > 0.05
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_each_pair_alone(classifier, kind):
+def test_scores_equal_those_of_single_pairs(classifier, kind):
     folder = classifier(kind)
     scores = Reranker(folder, devices="cpu").compute_score(PAIRS)
     assert scores.dtype == np.float32 and scores.shape == (len(PAIRS),)
@@ -93,7 +93,7 @@ def test_chunks_hold_pairs_of_similar_length_and_keep_the_order(classifier, kind
     assert_close(scores, one_by_one(folder, PAIRS))
 
 
-def test_a_chunk_on_a_cpu_stays_small(classifier):
+def test_chunks_are_small_on_a_cpu(classifier):
     reranker = Reranker(classifier(), devices="cpu")
     shapes = []
     reranker.model.register_forward_pre_hook(
@@ -110,7 +110,7 @@ def test_normalize_is_the_sigmoid(classifier):
     assert_close(scores, 1 / (1 + np.exp(-reranker.compute_score(PAIRS).astype(np.float64))))
 
 
-def test_no_pair_has_no_score(classifier):
+def test_no_pairs_have_no_scores(classifier):
     scores = Reranker(classifier(), devices="cpu").compute_score([])
     assert scores.shape == (0,) and scores.dtype == np.float32
 
@@ -133,27 +133,27 @@ def test_decoder_without_padding_whose_texts_end_with_every_token(classifier):
 
 
 @pytest.mark.parametrize("length", [8, 16])
-def test_max_length_cuts_the_passage(classifier, length):
+def test_max_length_truncates_the_passage(classifier, length):
     folder = classifier()
     pairs = [("what is a lane", SENTENCE), ("lane", "block"), ("lane", SENTENCE)]
     reranker = Reranker(folder, devices="cpu", max_length=length)
     assert_close(reranker.compute_score(pairs), one_by_one(folder, pairs, length))
 
 
-def test_query_is_cut_first_between_tokens(classifier):
+def test_query_is_truncated_first_between_tokens(classifier):
     folder = classifier()
     core = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
     row, s, block, first, last = (core.token_to_id(token) for token in ("row", "##s", "block", "[CLS]", "[SEP]"))
     # the cut falls into the second word
-    found = Reranker(folder, devices="cpu", max_length=12, query_max_length=3).compute_score(
+    result = Reranker(folder, devices="cpu", max_length=12, query_max_length=3).compute_score(
         [("rows rows rows", "block " * 20), ("rows rows rows", "block")]
     )
     ids = [first, row, s, row, last, *[block] * 6, last]
     short = [first, row, s, row, last, block, last]
-    assert_close(found, [logit(folder, ids, [0] * 5 + [1] * 7), logit(folder, short, [0] * 5 + [1] * 2)])
+    assert_close(result, [logit(folder, ids, [0] * 5 + [1] * 7), logit(folder, short, [0] * 5 + [1] * 2)])
 
 
-def test_texts_are_cut_where_the_tokenizer_says(classifier):
+def test_truncation_side_of_the_tokenizer(classifier):
     folder = classifier()
     configure_tokenizer(folder, truncation_side="left")
     pairs = [("lane", SENTENCE), ("block", SENTENCE)]
@@ -164,7 +164,7 @@ def test_texts_are_cut_where_the_tokenizer_says(classifier):
 
 
 @pytest.mark.parametrize(
-    ("positions", "tokenizer_says", "asked", "expected"),
+    ("positions", "tokenizer_says", "options", "expected"),
     [
         (32, None, {}, (32, 24)),
         (32, 16, {}, (16, 12)),
@@ -175,35 +175,35 @@ def test_texts_are_cut_where_the_tokenizer_says(classifier):
         (32, None, {"query_max_length": 64}, (32, 28)),  # three special tokens and one of the passage
     ],
 )
-def test_lengths(classifier, positions, tokenizer_says, asked, expected):
+def test_lengths(classifier, positions, tokenizer_says, options, expected):
     folder = classifier(max_position_embeddings=positions)
     if tokenizer_says:
         configure_tokenizer(folder, model_max_length=tokenizer_says)
-    reranker = Reranker(folder, devices="cpu", **asked)
+    reranker = Reranker(folder, devices="cpu", **options)
     assert (reranker.max_length, reranker.query_max_length) == expected
     # the longest of both texts goes through
     assert np.isfinite(reranker.compute_score([("lane " * 2000, "block " * 2000)])).all()
 
 
-def test_positions_behind_the_padding_of_roberta(classifier):
+def test_positions_after_the_padding_of_roberta(classifier):
     assert Reranker(classifier("roberta"), devices="cpu").max_length == 32
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"max_length": 4}, "max_length 4: expected at least 5, for a query, a passage and 3 special tokens"),
         ({"query_max_length": 0}, "query_max_length must be at least 1 token, found 0"),
         ({"devices": ["cpu", "cpu"]}, "runs on one device"),
     ],
 )
-def test_arguments_that_cannot_be(classifier, asked, message):
+def test_invalid_arguments_are_errors(classifier, options, message):
     folder = classifier()
     with pytest.raises(UserError, match=message):
-        Reranker(folder, **{"devices": "cpu", **asked})
+        Reranker(folder, **{"devices": "cpu", **options})
 
 
-def test_no_half_precision_on_a_cpu(classifier):
+def test_half_precision_is_off_on_a_cpu(classifier):
     folder = classifier()
     transformers.AutoModelForSequenceClassification.from_pretrained(folder).half().save_pretrained(folder)
     reranker = Reranker(folder, devices="cpu", use_fp16=True)
@@ -244,7 +244,7 @@ def test_tokenizer_that_puts_the_passage_first(classifier):
         Reranker(folder, devices="cpu")
 
 
-def test_head_without_weights(classifier):
+def test_head_without_weights_is_an_error(classifier):
     folder = classifier()
     transformers.AutoModel.from_pretrained(folder).save_pretrained(folder)
     config = json.loads((Path(folder) / "config.json").read_text())
@@ -255,7 +255,7 @@ def test_head_without_weights(classifier):
         Reranker(folder, devices="cpu")
 
 
-def test_pooler_of_a_head_without_weights(tmp_path):
+def test_pooler_without_weights_is_an_error(tmp_path):
     size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.DebertaV2Config(**size, intermediate_size=32, num_labels=1)
     model = transformers.DebertaV2ForSequenceClassification(config)
@@ -297,7 +297,7 @@ BERT = ["BertForSequenceClassification"]
         ),
     ],
 )
-def test_no_reranker(tmp_path, config, message):
+def test_other_kinds_of_models_are_errors(tmp_path, config, message):
     folder = write_folder(tmp_path / "model", **config)
     with pytest.raises(UserError, match=f"^--reranker {folder}: {message}"):
         check_reranker(folder, "--reranker")
@@ -317,7 +317,7 @@ def test_reranker_by_its_configuration(tmp_path, config, trusted):
     check_reranker(folder, "--reranker", trust_remote_code=trusted)
 
 
-def test_folders_that_hold_no_whole_model(tmp_path):
+def test_incomplete_folders_are_errors(tmp_path):
     with pytest.raises(UserError, match="^--reranker /no/such: no such folder"):
         check_reranker("/no/such", "--reranker")
     folder = write_folder(tmp_path / "model", architectures=BERT, num_labels=1)
@@ -330,13 +330,13 @@ def test_folders_that_hold_no_whole_model(tmp_path):
         check_reranker(folder, "--reranker")
 
 
-def test_name_on_an_unreachable_hub_is_named_when_it_loads():
+def test_unreachable_hub_is_an_error_on_loading():
     check_reranker("nobody/nothing", "--reranker")
     with pytest.raises(UserError, match="nobody/nothing does not load"):
         Reranker("nobody/nothing", devices="cpu")
 
 
-def test_the_check_needs_no_torch_and_the_reranker_no_ray(tmp_path):
+def test_check_imports_no_torch_and_reranker_no_ray(tmp_path):
     folder = write_folder(tmp_path / "model", architectures=BERT, num_labels=1)
     code = f"""
 import sys

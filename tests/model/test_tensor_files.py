@@ -1,4 +1,4 @@
-"""Tensors in files: what is written is what safetensors reads, what is read is what is there and nothing else."""
+"""Tensors in files: written for safetensors, and read without running code or copying."""
 
 import json
 import os
@@ -18,43 +18,43 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
-    """One of each dtype, with shapes that make the next one begin at an odd place if nobody takes care."""
+    """One of each dtype, with shapes that would misalign the next tensor without sorting."""
     torch.manual_seed(0)
-    found = {f"b.{str(dtype)[6:]}": (100 * torch.randn(3, 5)).to(dtype) for dtype in DTYPES}
+    result = {f"b.{str(dtype)[6:]}": (100 * torch.randn(3, 5)).to(dtype) for dtype in DTYPES}
     return {
         "a.bool": torch.tensor([True, False, True]),
         "a.uint8": torch.arange(7, dtype=torch.uint8),
         "a.int8": torch.arange(5, dtype=torch.int8) - 2,
-        **found,
+        **result,
         "c.single": torch.tensor(-0.0),
         "c.none": torch.zeros(0, 4),
     }
 
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], pieces: int = 3) -> list[str]:
-    """Write the tensors in pieces; the names that were done, in their order."""
-    slots = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    """Write the tensors in pieces; return the names in the order of completion."""
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     done: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
 
-    def numbers(name):
-        asked.append(name)
+    def data(name):
+        requested.append(name)
         return tensors[name].reshape(-1).split(pieces)
 
-    write_tensors(folder, slots, numbers, lambda: done.append(asked[-1]))
-    assert done == asked
+    write_tensors(folder, specs, data, lambda: done.append(requested[-1]))
+    assert done == requested
     return done
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
-    assert found.keys() == expected.keys()
+def assert_same(result: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal bit for bit."""
+    assert result.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
-        assert torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (found[name], tensor))), name
+        assert result[name].dtype == tensor.dtype and result[name].shape == tensor.shape, name
+        assert torch.equal(*(each.reshape(-1).view(torch.uint8) for each in (result[name], tensor))), name
 
 
-def test_what_is_written_is_what_safetensors_reads(tensors, tmp_path):
+def test_safetensors_reads_the_written_tensors(tensors, tmp_path):
     assert sorted(written(tmp_path, tensors)) == sorted(tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert_same(load_file(tmp_path / "model.safetensors"), tensors)
@@ -62,8 +62,8 @@ def test_what_is_written_is_what_safetensors_reads(tensors, tmp_path):
         assert file.metadata() == {"format": "pt"}  # without it transformers refuses the file
 
 
-def test_tensors_begin_where_their_dtype_may(tensors, tmp_path):
-    """What maps the file needs it, or copies."""
+def test_tensors_are_aligned_for_their_dtype(tensors, tmp_path):
+    """Memory-mapping would copy unaligned tensors."""
     written(tmp_path, tensors)
     content = (tmp_path / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -72,35 +72,35 @@ def test_tensors_begin_where_their_dtype_may(tensors, tmp_path):
         assert (start + header[name]["data_offsets"][0]) % tensor.element_size() == 0, name
 
 
-def test_many_bytes_become_several_files(tensors, tmp_path, monkeypatch):
+def test_large_models_are_sharded(tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 150)
     written(tmp_path, tensors)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
-    found: dict[str, torch.Tensor] = {}
+    result: dict[str, torch.Tensor] = {}
     for name in files:
         part = load_file(tmp_path / name)
         assert sum(tensor.nbytes for tensor in part.values()) <= 150
         assert {index["weight_map"][key] for key in part} == {name}
-        found |= part
-    assert_same(found, tensors)
+        result |= part
+    assert_same(result, tensors)
     assert_same(mapped_tensors(tmp_path), tensors)
 
 
-def test_a_tensor_above_the_limit_has_a_file_of_its_own():
-    slots = [TensorSpec(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
-    assert [[slot.name for slot in shard] for shard in shards_of(slots, 4)] == [["a"], ["b"], ["c", "d"]]
+def test_tensor_above_the_limit_has_its_own_file():
+    specs = [TensorSpec(name, torch.uint8, (size,)) for name, size in zip("abcd", (9, 3, 2, 2), strict=True)]
+    assert [[spec.name for spec in shard] for shard in shards_of(specs, 4)] == [["a"], ["b"], ["c", "d"]]
     assert shards_of([], 4) == [[]]
 
 
-def test_numbers_that_are_missing_are_said(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"a: expected 12 bytes of data, found 8"):
         write_tensors(tmp_path, [TensorSpec("a", torch.float32, (3,))], lambda name: [torch.zeros(2)], lambda: None)
 
 
-def test_every_kind_of_file_is_read(tensors, tmp_path):
+def test_all_file_formats_are_read(tensors, tmp_path):
     for kind in ("safetensors", "bin", "parts"):
         (tmp_path / kind).mkdir()
     save_file(tensors, tmp_path / "safetensors/model.safetensors")
@@ -114,8 +114,8 @@ def test_every_kind_of_file_is_read(tensors, tmp_path):
         assert_same(mapped_tensors(tmp_path / kind), tensors)
 
 
-def test_what_is_mapped_takes_no_memory_of_its_own(tmp_path):
-    """64 MB: anonymous memory grows by no more than bookkeeping when a tensor is read through."""
+def test_mapped_tensors_take_no_anonymous_memory(tmp_path):
+    """Anonymous memory does not grow noticeably when a tensor of 64 MB is read."""
     status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("needs Linux's /proc")
@@ -140,7 +140,7 @@ class Code:
         return os.system, ("touch ran",)
 
 
-def test_files_that_cannot_be_read_are_named(tensors, tmp_path, monkeypatch):
+def test_unreadable_files_are_errors(tensors, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no weights here, expected model\.safetensors or pytorch_model\.bin"):
         mapped_tensors(tmp_path)
