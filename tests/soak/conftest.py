@@ -1,6 +1,6 @@
-"""`make soak` runs what is here; neither `make test` nor plain pytest does.
+"""Soak tests run by `make soak` only, not by `make test` or plain pytest.
 
-SOAK_INPUTS is how many inputs are tried in all.
+SOAK_INPUTS is the total number of inputs.
 """
 
 import pytest
@@ -13,4 +13,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("inputs tried")
     for kind, count in sorted(TRIED.items()):
         terminalreporter.write_line(f"{count:>9,}  {kind}")
-    terminalreporter.write_line(f"{sum(TRIED.values()):>9,}  in all")
+    terminalreporter.write_line(f"{sum(TRIED.values()):>9,}  in total")

@@ -1,4 +1,4 @@
-"""Command lines, files of flags, ranges and search spaces: taken as they were meant, or refused by the flag's name."""
+"""Command lines, config files, ranges and search spaces: parsed correctly, or refused by the flag's name."""
 
 import contextlib
 import io
@@ -13,8 +13,8 @@ import yaml
 from hypothesis import assume, given
 from inputs import share, tried
 
-from raybge.cli.options import EncodeOptions, EvaluateOptions, MergeOptions, MineOptions, TrainOptions
 from raybge.cli.flag import MISSING, Flag
+from raybge.cli.options import EncodeOptions, EvaluateOptions, MergeOptions, MineOptions, TrainOptions
 from raybge.cli.parser import build_options, declared_flags, parse_options
 from raybge.cluster.resources import parse_num_workers
 from raybge.mining.spec import parse_rank_range
@@ -35,7 +35,7 @@ words = st.one_of(odd, texts)
 
 
 def meant(f: Flag, word: str) -> tuple[bool, object]:
-    """(whether the word is a value of the flag, the value)."""
+    """Return (True if the word is a value of the flag, the value)."""
     if f.kind == "bool":
         lower = word.lower()
         return lower in ("true", "false", "1", "0", "yes", "no"), lower in ("true", "1", "yes")
@@ -55,9 +55,9 @@ def meant(f: Flag, word: str) -> tuple[bool, object]:
 
 
 def required(command: type) -> dict:
-    asked = [f for f in FLAGS[command].values() if f.default is MISSING]
-    given = {f.name: f.choices[0] if f.choices else "x" for f in asked}
-    return {name: [value] if FLAGS[command][name].many else value for name, value in given.items()}
+    required_fields = [f for f in FLAGS[command].values() if f.default is MISSING]
+    options = {f.name: f.choices[0] if f.choices else "x" for f in required_fields}
+    return {name: [value] if FLAGS[command][name].many else value for name, value in options.items()}
 
 
 def as_words(values: dict) -> list[str]:
@@ -67,26 +67,28 @@ def as_words(values: dict) -> list[str]:
 @share(10)
 @given(data=st.data(), command=st.sampled_from(COMMANDS), equals=st.booleans())
 def test_a_flag_with_any_word(data, command, equals):
-    """On the command line and in Python."""
+    """A flag on the command line equals the argument in Python."""
     f = FLAGS[command][data.draw(st.sampled_from([*FLAGS[command]]))]
     assume(f.name not in ("config", "output_dir") and not f.refused and not f.unbuilt)
     good = {"int": "3", "float": "0.5", "bool": "no", "json": '{"b": 2}', "str": f.choices[-1] if f.choices else "t"}
     word = data.draw(st.one_of(words, st.just(good[f.kind])))
-    assume(equals or not word.startswith("-"))  # else it reads as a flag
-    assume(word != "--")  # which argparse takes out, here too
+    assume(equals or not word.startswith("-"))  # otherwise it is parsed as a flag
+    assume(word != "--")  # which argparse removes
     with tried("a flag with any word"):
         right, value = meant(f, word)
         others = {name: v for name, v in required(command).items() if name != f.name}
         argv = [*as_words(others), *([f"--{f.name}={word}"] if equals else [f"--{f.name}", word])]
         for in_python in (False, True):
             try:
-                found = build_options(command, {**others, f.name: word}) if in_python else parse_options(command, argv, "p")
+                result = (
+                    build_options(command, {**others, f.name: word}) if in_python else parse_options(command, argv, "p")
+                )
             except UserError as error:
                 assert not right, error
                 assert f"--{f.name}" in str(error)
             else:
                 assert right
-                seen = {**vars(found), **getattr(found, "training", {})}[f.name]
+                seen = {**vars(result), **getattr(result, "training", {})}[f.name]
                 assert seen == ([value] if f.many else value) and type(seen) is type([value] if f.many else value)
 
 
@@ -101,13 +103,13 @@ def test_any_words(data, command):
         argv += as_words(required(command))
     with tried("command lines"), contextlib.redirect_stdout(io.StringIO()):
         try:
-            found = parse_options(command, argv, "p")
+            result = parse_options(command, argv, "p")
         except UserError as error:
             assert str(error)
         except SystemExit as ended:
             assert ended.code == 0 and {"--help", "--help-all", "-h"} & set(argv)
         else:
-            assert isinstance(found, command)
+            assert isinstance(result, command)
 
 
 plain = st.recursive(
@@ -123,24 +125,24 @@ YAML += ["a: !!python/object/apply:os.system [x]"]
 @share(6)
 @given(data=st.data(), command=st.sampled_from(COMMANDS))
 def test_files_of_flags(data, command):
-    """Flags by YAML: checked as those of the command line, then by what trains."""
-    given = data.draw(st.dictionaries(st.one_of(st.sampled_from([*FLAGS[command]]), texts), plain, max_size=3))
-    for name in ("config", "report_to"):  # the latter imports what reports
-        given.pop(name, None)
-    text = data.draw(st.one_of(st.just(yaml.safe_dump({**required(command), **given})), st.sampled_from(YAML), texts))
+    """Flags in YAML are checked like those of the command line, then by the training."""
+    options = data.draw(st.dictionaries(st.one_of(st.sampled_from([*FLAGS[command]]), texts), plain, max_size=3))
+    for name in ("config", "report_to"):  # the latter imports integrations
+        options.pop(name, None)
+    text = data.draw(st.one_of(st.just(yaml.safe_dump({**required(command), **options})), st.sampled_from(YAML), texts))
     encoding = data.draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "latin-1"]))
     path = Path(FOLDER.name) / "run.yaml"
     path.write_bytes(text.encode(encoding, "replace"))
     with tried("files of flags"):
         try:
-            found = parse_options(command, ["--config", str(path)], "p")
+            result = parse_options(command, ["--config", str(path)], "p")
             if command is TrainOptions:
                 for spec in (RunSpec, DataSpec, BatchSpec, TrainerSpec):
-                    spec.from_options(found)
+                    spec.from_options(result)
         except UserError as error:
             assert str(error)
         else:
-            assert isinstance(found, command)
+            assert isinstance(result, command)
 
 
 # --- ranges and numbers -----------------------------------------------------------------------------------------------
@@ -159,11 +161,11 @@ def test_range_for_sampling(text):
         plain = all(part and set(part) <= set("0123456789") and len(part) < 4000 for part in (low, high))
         right = plain and int(low) < int(high) < 2**62
         try:
-            found = parse_rank_range(text)
+            result = parse_rank_range(text)
         except UserError as error:
             assert not right and "--range_for_sampling" in str(error)
         else:
-            assert right and found == (int(low), int(high))
+            assert right and result == (int(low), int(high))
 
 
 @share(2)
@@ -174,12 +176,12 @@ def test_num_workers(text, elastic):
         plain = all(part and set(part) <= set("0123456789") and len(part) < 10 for part in (low, high or low))
         right = plain and bool(mark) == bool(high) and 1 <= int(low) <= int(high or low)
         try:
-            found = parse_num_workers(text, elastic)
+            result = parse_num_workers(text, elastic)
         except UserError as error:
             assert "--num_workers" in str(error)
             assert not right or (not elastic and int(low) < int(high))
         else:
-            assert right and found == (int(low), int(high or low)) and (elastic or found[0] == found[1])
+            assert right and result == (int(low), int(high or low)) and (elastic or result[0] == result[1])
 
 
 names = st.sampled_from(
@@ -202,17 +204,17 @@ domains = st.builds(
 @share(6)
 @given(text=st.one_of(domains, domains.map(lambda d: d + " " + d.replace("learning", "")), words))
 def test_search_spaces(text):
-    """What is taken means the same when it is written and read again, and only values that the flag can have."""
+    """An accepted search space survives writing and reading, and has only values of the flag."""
     flags = FLAGS[TrainOptions]
     with tried("search spaces"):
         try:
-            found = parse_search_space([text], flags)
+            result = parse_search_space([text], flags)
         except UserError as error:
             assert str(error).startswith("--search: ") and str(error).splitlines()[-1].strip("　 ") == "^"
         else:
-            again = parse_search_space([f"{name}={domain}" for name, domain in found.items()], flags)
-            assert again == found
-            for name, domain in found.items():
+            again = parse_search_space([f"{name}={domain}" for name, domain in result.items()], flags)
+            assert again == result
+            for name, domain in result.items():
                 for value in domain.arguments:
                     build_options(TrainOptions, {**required(TrainOptions), name: value})
                     assert not isinstance(value, float) or math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The reader on any bytes: rows are those of a loop over the lines by the standard library, what is wrong is named."""
+"""The reader on arbitrary bytes: rows equal those of a plain loop by the standard library, errors are named."""
 
 import gzip
 import json
@@ -16,9 +16,9 @@ from inputs import share, tried
 
 from raybge.data import jsonl
 from raybge.data.jsonl import Block, Row, cut, read_block
-from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
+from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="raybge-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -31,25 +31,25 @@ def refuse(name: str) -> None:
 
 
 def reference_row(text: bytes) -> dict | None:
-    """The object, or None for what is none: by json.loads, and every text in it must be one that UTF-8 can hold."""
+    """Return the object by json.loads; None if it is none, or has text that UTF-8 cannot encode."""
     try:
-        found = json.loads(text.decode("utf-8"), parse_constant=refuse)
-        json.dumps(found, ensure_ascii=False).encode()
+        result = json.loads(text.decode("utf-8"), parse_constant=refuse)
+        json.dumps(result, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return result if isinstance(result, dict) else None
 
 
 def reference(data: bytes) -> list[tuple[int, int, dict | None]]:
-    """(offset, line, object or None) of each line that is not blank."""
-    found, offset = [], 0
+    """Return (offset, line, object or None) of each line that is not blank."""
+    result, offset = [], 0
     for line, whole in enumerate(data.split(b"\n"), start=1):
         text = whole[3:] if line == 1 and whole[:3] == b"\xef\xbb\xbf" else whole
         text = text.strip(b" \t\r")
         if text:
-            found.append((offset, line, reference_row(text)))
+            result.append((offset, line, reference_row(text)))
         offset += len(whole) + 1
-    return found
+    return result
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ lines = st.one_of(good, good, st.sampled_from(ODD), st.binary(max_size=12))
 
 @st.composite
 def contents(draw: Any) -> bytes:
-    """A file: lines, their ends, perhaps cut off or with a byte changed."""
+    """Draw a file: lines with line ends, perhaps truncated or with a changed byte."""
     parts = draw(st.lists(lines, max_size=6))
     if draw(st.integers(0, 49)) == 0:
         parts.append(draw(st.sampled_from(GIANT)))
@@ -122,8 +122,8 @@ def put(name: str, data: bytes) -> Path:
 
 
 def read(path: Path, blocks: list[Block] | None = None, block_bytes: int = 1 << 20) -> list:
-    found = list_files(str(path), "--f")
-    return [row for block in blocks or cut(found, block_bytes) for row in read_block(found, block, anything)]
+    result = list_files(str(path), "--f")
+    return [row for block in blocks or cut(result, block_bytes) for row in read_block(result, block, anything)]
 
 
 def shown(rows: list) -> list:
@@ -131,14 +131,14 @@ def shown(rows: list) -> list:
 
 
 def size_buffers(data: bytes, buffer: int) -> None:
-    """Small, so that small files meet their ends."""
+    """Use small buffers, so that small files cross their ends."""
     small = len(data) < 300
     jsonl.BUFFER, jsonl.TAIL = (buffer, 5) if small else (1 << 22, 64 << 10)
 
 
 @pytest.fixture(autouse=True)
 def buffers(monkeypatch):
-    """As they are, afterwards."""
+    """Restore the buffers after the test."""
     monkeypatch.setattr(jsonl, "TAIL", jsonl.TAIL)
     monkeypatch.setattr(jsonl, "BUFFER", jsonl.BUFFER)
 
@@ -169,7 +169,7 @@ def test_a_boundary_at_every_byte(data):
 @share(10)
 @given(data=contents(), block_bytes=st.sampled_from([2, 16, 1 << 20]), skip=st.booleans())
 def test_survey(data, block_bytes, skip):
-    """All rows are counted, or the first bad one is named by file and line."""
+    """All rows are counted, or the first invalid one is named by file and line."""
     with tried("files that are surveyed"):
         size_buffers(data, 7)
         block_bytes = max(block_bytes, len(data) // 50)
@@ -178,14 +178,14 @@ def test_survey(data, block_bytes, skip):
         rows = len(expected) - len(wrong)
         path = put("a.jsonl", data)
         try:
-            found = survey(list_files(str(path), "--f"), block_bytes, anything, "skip" if skip else "stop")
+            result = survey(list_files(str(path), "--f"), block_bytes, anything, "skip" if skip else "stop")
         except UserError as error:
             assert (wrong and not skip) or not rows
             assert not wrong or f"{path}:{wrong[0]}: " in str(error)
             assert str(path) in str(error)
         else:
-            assert found.total_rows == rows and found.bad_count == len(wrong) and (skip or not wrong)
-            assert [bad.line for bad in found.bad] == wrong
+            assert result.total_rows == rows and result.bad_count == len(wrong) and (skip or not wrong)
+            assert [bad.line for bad in result.bad] == wrong
 
 
 @share(8)
@@ -197,7 +197,7 @@ def test_survey(data, block_bytes, skip):
     buffer=st.integers(1, 40),
 )
 def test_packed(data, kind, keep, whole, buffer):
-    """A whole file has the plain one's rows; of one cut short those before the cut, and it is said."""
+    """A whole file has the plain file's rows; a truncated one those before the cut, and an error."""
     with tried("packed files, whole and cut short"):
         size_buffers(data, buffer)
         packed = pack(data, kind)
@@ -225,7 +225,7 @@ def test_packed(data, kind, keep, whole, buffer):
     tail=st.binary(max_size=4),
 )
 def test_packed_and_damaged(data, kind, at, bit, tail):
-    """gzip carries a sum: what is unpacked is what was packed. zstd's is optional: no error but one that is named."""
+    """gzip has a checksum: the content is equal. zstd's is optional: only errors that are named occur."""
     with tried("packed files, damaged"):
         packed = bytearray(pack(data, kind) + tail)
         packed[min(int(len(packed) * at), len(packed) - 1)] ^= 1 << bit
@@ -251,7 +251,7 @@ def test_packed_and_damaged(data, kind, at, bit, tail):
     buffer=st.sampled_from([1, 2, 13, 1 << 22]),
 )
 def test_arrays(rows, indent, escaped, mark, change, buffer):
-    """Every element of an array that json.loads takes; of any other at least one row is named as bad."""
+    """Every element of a valid array is read; any other array has at least one invalid row."""
     with tried("arrays"):
         data = (mark + json.dumps(rows, indent=indent, ensure_ascii=escaped)).encode()
         if change:
@@ -259,9 +259,9 @@ def test_arrays(rows, indent, escaped, mark, change, buffer):
             data = data[:at] + change[1] + data[at + 1 :]
         size_buffers(data, buffer)
         path = put("a.json", data or b" ")
-        found = list_files(str(path), "--f")
+        result = list_files(str(path), "--f")
         read_rows = read(path)
-        if found[0].kind == "jsonl":
+        if result[0].kind == "jsonl":
             assert shown(read_rows) == [(offset, raw) for offset, _, raw in reference(data or b" ")]
             return
         try:
@@ -280,7 +280,7 @@ def test_arrays(rows, indent, escaped, mark, change, buffer):
     data=st.data(),
 )
 def test_parquet(rows, data):
-    """Whole: its rows. With bytes changed: rows, or an error that is named."""
+    """A whole file has its rows; one with changed bytes has rows, or an error that is named."""
     with tried("Parquet files, whole and damaged"):
         names = sorted({name for row in rows for name in row})
         table = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})

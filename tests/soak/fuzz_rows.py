@@ -1,4 +1,4 @@
-"""What a row must look like: accepted as a check written here has it, or refused with the field's name."""
+"""Rows and judgements: accepted as by an independent reference, or refused with the field's name."""
 
 import json
 import math
@@ -43,7 +43,7 @@ rows = st.dictionaries(st.sampled_from(FIELDS), st.one_of(texts, lists, anything
 
 
 class Refused(Exception):
-    """With the field's name."""
+    """Error with the name of the field."""
 
 
 def need(good: bool, field: str) -> None:
@@ -84,9 +84,9 @@ def scores(row: dict, field: str, count: int) -> tuple:
 
 
 def group(row: dict) -> tuple:
-    found = text(row, "query"), many(row, "pos")
+    result = text(row, "query"), many(row, "pos")
     neg = () if row.get("neg") is None or row["neg"] == [] else many(row, "neg")
-    return (*found, neg, prompt(row))
+    return (*result, neg, prompt(row))
 
 
 def scored(row: dict) -> tuple:
@@ -131,11 +131,11 @@ CHECKS = {
     parse_group: (group, lambda g: (g.query, g.pos, g.neg, g.prompt)),
     parse_scored_group: (scored, lambda g: (g.query, g.pos, g.neg, g.prompt, g.pos_scores, g.neg_scores)),
     parse_judged: (judged, lambda g: (g.query, g.pos, g.prompt, g.grades)),
-    parse_passage: (passage, lambda found: found),
-    parse_document: (document, lambda found: (str(found), found.id)),
-    parse_example: (lambda row: (text(row, "input"), text(row, "output")), lambda found: found),
-    parse_query: (query, lambda found: (str(found), None, found.id)),
-    row_id: (identity, lambda found: found),
+    parse_passage: (passage, lambda result: result),
+    parse_document: (document, lambda result: (str(result), result.id)),
+    parse_example: (lambda row: (text(row, "input"), text(row, "output")), lambda result: result),
+    parse_query: (query, lambda result: (str(result), None, result.id)),
+    row_id: (identity, lambda result: result),
 }
 
 
@@ -149,15 +149,15 @@ def test_rows(row, parse):
         except Refused as refused:
             expected = refused
         try:
-            found = parse(row)
+            result = parse(row)
         except RowError as error:
             assert isinstance(expected, Refused), error
             assert error.field in {"query", "pos", "prompt", str(expected)}
-            # where several fields are wrong, any of them may be named; a row of this field alone would be refused too
+            # if several fields are invalid, any of them may be named; a row with only this error has to be refused too
             assert error.expected.startswith("must be")
         else:
             assert not isinstance(expected, Refused), expected
-            assert shown(found) == expected
+            assert shown(result) == expected
 
 
 # --- judgements -------------------------------------------------------------------------------------------------------
@@ -168,8 +168,8 @@ judgements = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st
 
 
 def reference_qrels(data: str) -> dict | None:
-    """None where a line is no judgement, where two contradict each other, or where nothing is relevant."""
-    found: dict = {}
+    """Return None if a line is invalid, two lines contradict each other, or nothing is relevant."""
+    result: dict = {}
     for number, line in enumerate(data.splitlines()):
         parts = line.split("\t") if line.count("\t") == 2 else line.split()
         if not line.strip() or (number == 0 and parts[-1:] == ["score"]):
@@ -181,9 +181,9 @@ def reference_qrels(data: str) -> dict | None:
             return None
         grade = int(parts[-1])
         key = parts[0].strip(), parts[-2].strip()
-        if found.setdefault(key, grade) != grade:
+        if result.setdefault(key, grade) != grade:
             return None
-    return found if any(grade > 0 for grade in found.values()) else None
+    return result if any(grade > 0 for grade in result.values()) else None
 
 
 @share(5)
@@ -195,16 +195,16 @@ def test_judgements(lines, raw, mixed):
         path.write_bytes(data)
         expected = reference_qrels(data.decode("utf-8-sig", "replace"))
         try:
-            found = read_qrels(str(path), "--qrels")
+            result = read_qrels(str(path), "--qrels")
         except UserError as error:
             assert expected is None, error
             assert "--qrels" in str(error) and str(path) in str(error)
         else:
-            flat = {(query, document): grade for query, own in found.items() for document, grade in own.items()}
+            flat = {(query, document): grade for query, own in result.items() for document, grade in own.items()}
             assert flat == expected
 
 
-def test_the_reference_knows_right_from_wrong():
+def test_the_reference_accepts_and_refuses():
     row = {"query": "q", "pos": ["a"], "pos_scores": [1.0]}
     assert scored(row) == ("q", ("a",), (), None, (1.0,), ())
     for wrong in ({"pos_scores": [math.nan]}, {"pos_scores": [True]}, {"pos": []}, {"query": " "}):

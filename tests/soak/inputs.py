@@ -1,4 +1,4 @@
-"""What every test here shares: how many inputs there are, how many were tried, and how long one may take."""
+"""Shared by all soak tests: number of inputs, count of inputs by kind, and the time limit of one input."""
 
 import os
 import signal
@@ -14,8 +14,9 @@ TRIED: Counter[str] = Counter()
 
 
 def share(percent: int) -> hypothesis.settings:
-    """So many of all inputs, others in every run: what one finds is printed, and gets a test of its own in the ordinary
-    suite.
+    """Return settings for a share of all inputs, with new inputs in every run.
+
+    A failing input is printed; a test for it belongs into the ordinary suite.
     """
     return hypothesis.settings(
         max_examples=INPUTS * percent // 100,
@@ -27,12 +28,12 @@ def share(percent: int) -> hypothesis.settings:
 
 
 class Hangs(BaseException):
-    """Nothing that the product catches."""
+    """An input hangs; not a subclass of Exception, so that raybge cannot catch it."""
 
 
 @contextmanager
 def tried(kind: str) -> Iterator[None]:
-    """Count an input of a kind, and end it where it hangs."""
+    """Count an input of a kind, and interrupt it if it hangs."""
 
     def stop(*_: object) -> None:
         raise Hangs(f"an input took more than {SECONDS} s")

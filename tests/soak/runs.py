@@ -1,10 +1,10 @@
-"""Small runs in one Ray, again and again: what is there at rest must not grow with their number.
+"""Repeat small runs in one Ray: resources in use between rounds must not grow.
 
     python tests/soak/runs.py --minutes 30
 
-A round trains, mines, evaluates and encodes with a model of two layers. Measured after each: actors, placement groups,
-the object store, processes, open files of this process and of Ray's, and files that are no output and no log. Ends with
-1 where something grew by one a round, or half of that.
+A round trains, mines, evaluates and encodes with a model of two layers. After each round actors, placement groups, the
+object store, processes, open files of this process and of Ray's, and files that are neither output nor log are counted.
+Exit code 1 if a count grows by at least one in two rounds.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny import make_tiny
 
 WARM = 2  # rounds that fill caches and pools
-SETTLED, PATIENCE = 3.0, 45.0  # seconds between two looks that must be alike, and until what is seen then counts
-BYTES = 4096  # of the object store, that count as one of something
+SETTLED, PATIENCE = 3.0, 45.0  # seconds between two equal counts, and seconds after which a count is taken as it is
+BYTES = 4096  # bytes of the object store that count as one unit
 WORDS = [first + second for first in "abcdefghij" for second in "klmnopqrst"]
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     minutes = parser.parse_args().minutes
-    # of few letters, since the names of Ray's sockets may have 107; everything that is temporary lies there
+    # a short path, since the names of Ray's sockets may have 107 characters; contains all temporary files
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
     os.environ |= {"TMPDIR": str(folder / "t"), "RAY_TMPDIR": str(folder / "t"), "HF_HUB_OFFLINE": "1"}
     (folder / "t").mkdir()
@@ -64,15 +64,15 @@ def soak(folder: Path, minutes: float) -> int:
     grew = growth(seen)
     for name, by in grew.items():
         print(f"{name}: grew by {by:,} in {len(seen) - WARM:,} rounds")
-    print(f"{len(seen):,} rounds, {'something' if grew else 'nothing'} grows with them")
+    print(f"{len(seen):,} rounds, {'some counts grow' if grew else 'no count grows'}")
     return int(bool(grew))
 
 
 def growth(seen: list[dict[str, int]]) -> dict[str, int]:
-    """What grew from round to round since it was warm, by at least one in two rounds."""
+    """Return the counts that grew by at least one in two rounds since the warm-up."""
     rounds = len(seen) - WARM
-    found = {name: seen[-1][name] - seen[WARM - 1][name] for name in seen[-1]}
-    return {name: by for name, by in found.items() if by / (BYTES if "bytes" in name else 1) >= rounds / 2}
+    counts = {name: seen[-1][name] - seen[WARM - 1][name] for name in seen[-1]}
+    return {name: by for name, by in counts.items() if by / (BYTES if "bytes" in name else 1) >= rounds / 2}
 
 
 def inputs(folder: Path) -> None:
@@ -88,7 +88,7 @@ def inputs(folder: Path) -> None:
 
 
 def one_round(folder: Path) -> None:
-    """Each command once; their outputs go when they are looked through."""
+    """Run each command once, after deleting the outputs of the round before."""
     import raybge
 
     out, model = folder / "out", str(folder / "model")
@@ -113,15 +113,15 @@ def one_round(folder: Path) -> None:
 
 
 def at_rest(folder: Path) -> dict[str, int]:
-    """What is there once nothing changes any more."""
+    """Return the counts once they do not change any more."""
     until = time.monotonic() + PATIENCE
-    found = look(folder)
+    counts = look(folder)
     while time.monotonic() < until:
         time.sleep(SETTLED)
-        before, found = found, look(folder)
-        if before == found:
+        before, counts = counts, look(folder)
+        if before == counts:
             break
-    return found
+    return counts
 
 
 def look(folder: Path) -> dict[str, int]:
@@ -139,28 +139,30 @@ def look(folder: Path) -> dict[str, int]:
         "processes": len(family),
         "open files": psutil.Process().num_fds(),
         **{f"open files of {name}": open_files(each) for name, each in sorted(servers.items())},
-        "temporary files": sum(1 for _ in left(folder)),
+        "temporary files": sum(1 for _ in leftover_files(folder)),
         "files of shared memory": len(list(Path("/dev/shm").iterdir())) if Path("/dev/shm").is_dir() else 0,
     }
 
 
 def open_files(server: psutil.Process) -> int:
-    """Files and connections. Of a run of Ray Data's actors and of Ray Train's, without raybge too, gcs_server keeps a
-    socket that leads nowhere, which is not counted.
+    """Count files and connections.
+
+    With actors of Ray Data or Ray Train, also without raybge, gcs_server keeps an unconnected socket, which is not
+    counted.
     """
     return len(server.open_files()) + len(server.net_connections("all"))
 
 
 def store_bytes(node: dict) -> int:
-    """Of the objects in a node's store."""
+    """Return the bytes of the objects in a node's store."""
     from ray._private.internal_api import node_stats
 
-    found = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
-    return found.store_stats.object_store_bytes_used
+    counts = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return counts.store_stats.object_store_bytes_used
 
 
-def left(folder: Path):
-    """Files that are no output and no log: temporary ones, and those that an output folder hides."""
+def leftover_files(folder: Path):
+    """Yield files that are neither output nor log: temporary files, and hidden files of the output folder."""
     for top in (folder / "t", folder / "out"):
         for path in top.rglob("*"):
             inside = path.relative_to(top).parts
