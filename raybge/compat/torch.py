@@ -11,8 +11,8 @@ def replace_rendezvous_store(store: Callable[..., Any]) -> None:
     """Have this process's next process group create its TCPStore by calling `store`.
 
     `init_process_group` gives no access to the address that its TCPStore listens at: all interfaces, and the store asks
-    for no password. The module is found through one of its functions, since the attribute `torch.distributed.rendezvous`
-    is a function of the same name.
+    for no password. The module is found through one of its functions, since the attribute
+    `torch.distributed.rendezvous` is a function of the same name.
 
     Args:
         store: called with the arguments of `torch.distributed.TCPStore`.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from raybge.cluster.placement_groups import release_placement_group
 from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.tuning.population import TrialAttempt
 from raybge.tuning.trial_spec import EVALUATIONS, TrialSpec
+from raybge.util.atomic_write import atomic_stream
+from raybge.util.filesystem import filesystem
 
 CURVE, RESULT, MODEL, MINED = "curve.jsonl", "result.json", "model", "mined.jsonl"
 INITIAL_METRICS, TOKENS = "before.json", "tokens"
@@ -136,7 +137,5 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(value))
-    temporary.rename(path)
+    with atomic_stream(*filesystem(str(path))) as out:
+        out.write(json.dumps(value).encode())
