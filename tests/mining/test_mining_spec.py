@@ -1,0 +1,62 @@
+"""MiningSpec: each option reaches the field of the spec that it determines."""
+
+import json
+
+import pytest
+
+from raybge.cli.options import MineOptions
+from raybge.cli.parser import build_options
+from raybge.mining.spec import MiningSpec, parse_rank_range
+from raybge.util.errors import UserError
+
+
+@pytest.fixture
+def values(tmp_path, tiny_model):
+    path = tmp_path / "groups.jsonl"
+    path.write_text(json.dumps({"query": "q", "pos": ["p"]}) + "\n")
+    return {"model_name_or_path": tiny_model, "input_file": str(path), "output_file": str(tmp_path / "out.jsonl")}
+
+
+def spec(values, **changed):
+    return MiningSpec.from_options(build_options(MineOptions, {**values, **changed}))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "part", "field"),
+    [
+        ("query_max_len", 7, "model", "query_max_length"),
+        ("passage_max_len", 7, "model", "passage_max_length"),
+        ("use_fp16", False, "model", "use_fp16"),
+        ("pooling_method", "mean", "model", "pooling_method"),
+        ("passage_instruction_for_retrieval", "a", "model", "passage_instruction_for_retrieval"),
+        ("negative_number", 7, "sampling", "number"),
+        ("seed", 7, "sampling", "seed"),
+        ("sampling_strategy", "top", "sampling", "strategy"),
+        ("min_score", 0.5, "sampling", "min_score"),
+        ("shard_size", 7, "index", "shard_size"),
+        ("shards_per_actor", 7, "index", "shards_per_actor"),
+        ("search_batch_size", 7, "index", "search_batch_size"),
+        ("index_factory", "HNSW16", "index", "factory"),
+        ("overwrite", True, "output", "overwrite"),
+        ("num_workers", "3", "scale", "num_workers"),
+        ("on_bad_rows", "skip", "inputs", "on_bad_rows"),
+    ],
+)
+def test_each_flag_reaches_its_spec(values, flag, value, part, field):
+    assert getattr(getattr(spec(values), part), field) != value
+    assert getattr(getattr(spec(values, **{flag: value}), part), field) == value
+
+
+def test_ranks_and_inputs(values):
+    default = spec(values)
+    assert (default.sampling.lo, default.sampling.hi) == parse_rank_range("10-210") == (10, 210)
+    assert [each.flag for each in default.inputs.inputs] == ["--input_file"] and default.cross_encoder is None
+    with_pool = spec(values, corpus_data=values["input_file"])
+    assert [each.flag for each in with_pool.inputs.inputs] == ["--input_file", "--corpus_data"]
+
+
+def test_model_is_not_required_with_an_embedder(values):
+    options = build_options(MineOptions, {**values, "model_name_or_path": None})
+    assert MiningSpec.from_options(options, has_embedder=True).model is None
+    with pytest.raises(UserError, match="missing: --model_name_or_path"):
+        MiningSpec.from_options(options)
