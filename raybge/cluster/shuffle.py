@@ -18,7 +18,7 @@ def exchange(
     groups: Sequence[Any],
     parts: int,
     split: Callable[[Any, int], tuple[Any, list[Any]]],
-    meet: Callable[[list[Any]], list[Any]],
+    process: Callable[[list[Any]], list[Any]],
     join: Callable[[Any, Any, list[Any]], Any],
 ) -> list[Any]:
     """Split groups into parts, process each part of all groups in one task, and join each group's results.
@@ -27,7 +27,7 @@ def exchange(
         groups: inputs, one task each.
         parts: number of parts, one task each.
         split: called as split(group, parts); returns a value that stays with the group, and one value per part.
-        meet: called with one part's values of all groups, in order; returns one value per group.
+        process: called with one part's values of all groups, in order; returns one value per group.
         join: called as join(group, the value that stayed, its values of all parts); its result should be small, since
             the driver holds it.
 
@@ -42,7 +42,9 @@ def exchange(
     with unwrap_user_errors():
         # Several results of a task are several objects: each is transferred only to the task that needs it.
         splits = [task(_split, parts + 1)(split, group, parts) for group in groups]
-        exchanged = [task(_meet, len(groups))(meet, *values) for values in zip(*(s[1:] for s in splits), strict=True)]
+        exchanged = [
+            task(_process, len(groups))(process, *values) for values in zip(*(s[1:] for s in splits), strict=True)
+        ]
         if len(groups) == 1:
             exchanged = [[each] for each in exchanged]
         joins = [
@@ -63,8 +65,8 @@ def _split(split: Callable[..., Any], group: Any, parts: int) -> list[Any]:
     return [stays, *values]
 
 
-def _meet(meet: Callable[..., Any], *values: Any) -> Any:
-    results = meet(list(values))
+def _process(process: Callable[..., Any], *values: Any) -> Any:
+    results = process(list(values))
     return results[0] if len(results) == 1 else results
 
 

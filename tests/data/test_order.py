@@ -1,5 +1,6 @@
-"""Lanes: the same global batches for any number of workers, each row as often as it should come, and a start in the
-middle of an epoch; with one sequence and with one for each data set.
+"""Lanes: equal global batches for any number of workers, correct row counts, and starts in the middle of an epoch.
+
+All with one sequence and with one per data set.
 """
 
 from collections import Counter
@@ -213,9 +214,10 @@ def test_blocks_are_a_function_of_the_size():
 
 @pytest.mark.parametrize("window", [64, 32_768])
 @pytest.mark.parametrize("global_batch", [16, 1024])
-def test_neighbours_in_the_file_are_far_apart_afterwards(global_batch, window):
-    """A row's neighbour comes at least 0.9 times as far away as in a uniform shuffle, where it is a third of the epoch;
-    also where a window holds a hundredth of the rows.
+def test_neighbours_in_the_file_are_far_apart_in_the_order(global_batch, window):
+    """The mean distance of neighbours is at least 0.9 of that in a uniform shuffle, a third of the epoch.
+
+    This also holds if a window has a hundredth of the rows.
     """
     order = Order(np.full(100, 64), global_batch, seed=0, window_rows=window)
     position = {row[:2]: at for at, row in enumerate(r for step in batches(order, 1) for r in step)}
