@@ -222,7 +222,7 @@ def one_worker(rank: int, world: int, folder: str) -> None:
     if rank == 0:
         torch.save(outcome, os.path.join(folder, "outcome"))
     torch.distributed.barrier()
-    os._exit(0)  # taking gloo apart with a DDP model still alive can wait for ever
+    os._exit(0)  # destroying the process group while a DDP model is alive can block forever
 
 
 @pytest.fixture(scope="module")

@@ -218,7 +218,7 @@ class Terminal(io.StringIO):
 def test_progress_bar_appears_on_a_terminal_after_a_delay(encoder, monkeypatch, terminal, long, show, expected):
     console = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", console)
-    monkeypatch.setattr(inference, "_LONG", 1e-6 if long else 1e6)
+    monkeypatch.setattr(inference, "_BAR_DELAY", 1e-6 if long else 1e6)
     monkeypatch.setattr(inference, "tqdm", partial(tqdm, mininterval=0, miniters=1))  # drawn at every update
     monkeypatch.setattr("raybge.model.encoder.CPU_TOKENS_PER_CHUNK", 20)
     encoder.encode(TEXTS, show_progress_bar=show)

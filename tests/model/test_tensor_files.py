@@ -161,5 +161,5 @@ def test_unreadable_files_are_errors(tensors, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"gone\.safetensors cannot be read"):
         mapped_tensors(tmp_path)
     index.write_text("{}")
-    with pytest.raises(UserError, match=r"index\.json: expected a weight_map"):
+    with pytest.raises(UserError, match=r"index\.json: expected a JSON object with a weight_map"):
         mapped_tensors(tmp_path)
