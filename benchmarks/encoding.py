@@ -82,11 +82,11 @@ def encode_stub(folder: str) -> None:
 
     from raybge.cli.console import Console
     from raybge.cli.options import EncodeOptions
-    from raybge.cli.parser import build
+    from raybge.cli.parser import build_options
     from raybge.encoding.run import encode
 
     files = {"input_file": f"{folder}/texts.jsonl", "output_file": f"{folder}/vectors.parquet"}
-    encode(build(EncodeOptions, {"model_name_or_path": "", **files}), Console(), stub.embedder(dim=384))
+    encode(build_options(EncodeOptions, {"model_name_or_path": "", **files}), Console(), stub.embedder(dim=384))
 
 
 def memory(rows: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def run_stub(args: argparse.Namespace) -> None:
     """Mine with the stub; in this process, the driver."""
     from raybge.cli.console import Console
     from raybge.cli.options import MineOptions
-    from raybge.cli.parser import build
+    from raybge.cli.parser import build_options
     from raybge.mining.run import mine
 
     folder = Path(args.folder)
@@ -100,7 +100,7 @@ def run_stub(args: argparse.Namespace) -> None:
 
     flags = {"range_for_sampling": "2-200", "negative_number": 7, "output_file": str(folder / "out.jsonl")}
     files = {"input_file": str(folder / "rows.jsonl"), "candidate_pool": str(folder / "pool.jsonl")}
-    mine(build(MineOptions, {**flags, **files}), Console(), stub.embedder(dim=384))
+    mine(build_options(MineOptions, {**flags, **files}), Console(), stub.embedder(dim=384))
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:

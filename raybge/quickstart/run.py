@@ -89,18 +89,18 @@ def _write_report(
     from raybge.cli.parser import changed_values
     from raybge.evaluation.metric_changes import MetricChange
     from raybge.quickstart import page as report
-    from raybge.report.page import written
-    from raybge.report.run_details import Run
+    from raybge.report.page import write_or_log
+    from raybge.report.run_details import RunDetails
 
     labels = {"train": "training queries", "dev": "held-out queries", "corpus": "passages"}
-    content = report.Demo(
-        run=Run("demo", changed_values(options), model),
+    content = report.DemoReport(
+        run=RunDetails("demo", changed_values(options), model),
         changes=[MetricChange(name, summary["before"][name], summary["after"][name]) for name in METRICS],
         seconds=summary["seconds"],
         counts={name: counts[key] for key, name in labels.items()},
         reports=[("training", "model/report.html"), ("mining", "text/mined.jsonl.report.html")],
     )
-    written(report.write, str(folder / "report.html"), lambda: content)
+    write_or_log(report.write, str(folder / "report.html"), lambda: content)
 
 
 def _stages(
