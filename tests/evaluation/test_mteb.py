@@ -40,7 +40,7 @@ def tasks(words):
     # queries share words with their answers, so that a random model retrieves some of them
     queries = [" ".join([*text.split()[:5], str(rng.choice(words))]) for text in corpus[:40]]
 
-    def metadata(name, kind, score):
+    def task_metadata(name, kind, score):
         empty = dict.fromkeys(("date", "domains", "task_subtypes", "license", "annotations_creators", "dialect"))
         empty |= dict.fromkeys(("sample_creation", "bibtex_citation", "category"))
         where = {"path": "none", "revision": "1"}
@@ -49,7 +49,7 @@ def tasks(words):
         return TaskMetadata(type=kind, name=name, main_score=score, **text, **languages, **empty)
 
     class TinyRetrieval(AbsTaskRetrieval):
-        metadata = metadata("TinyRetrieval", "Retrieval", "ndcg_at_10")
+        metadata = task_metadata("TinyRetrieval", "Retrieval", "ndcg_at_10")
 
         def load_data(self, **_):
             judged = {f"q{i}": {f"d{i}": 1, f"d{i + 40}": 2} for i in range(40)}
@@ -64,7 +64,7 @@ def tasks(words):
             self.dataset, self.data_loaded = {"default": {"test": split}}, True
 
     class TinySTS(AbsTaskSTS):
-        metadata = metadata("TinySTS", "STS", "cosine_spearman")
+        metadata = task_metadata("TinySTS", "STS", "cosine_spearman")
         min_score, max_score = 0, 1
 
         def load_data(self, **_):
