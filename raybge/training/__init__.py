@@ -1,0 +1,1 @@
+"""Training: fine-tuning and pre-training on Ray Train."""

@@ -144,8 +144,8 @@ def _checkpoints(run: RunSpec) -> list[str]:
 def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
     from raybge.data.order import block_bytes
-    from raybge.data.transcode import transcode
     from raybge.data.survey import survey
+    from raybge.data.transcode import transcode
 
     cache = str(spec.run.work / STATE_FOLDER)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.

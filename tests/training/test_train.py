@@ -17,11 +17,11 @@ from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_group
 from raybge.data.order import Order
 from raybge.data.prompts import Instructions
-from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.stream import StepStream
 from raybge.data.survey import survey
 from raybge.data.tokenize import TextTokenizer
+from raybge.data.transcode import transcode
 from raybge.model.encoder import Encoder
 from raybge.train import finetune, main
 
