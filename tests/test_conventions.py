@@ -118,9 +118,9 @@ def private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 words = alias.name.split(".")
                 if words[0] in LIBRARIES and any(word.startswith("_") for word in words):
                     yield node.lineno, alias.name
-        if isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr) and node.attr not in own:
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
-                yield node.lineno, ast.unparse(node)
+        private = isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr) and node.attr not in own
+        if private and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+            yield node.lineno, ast.unparse(node)
 
 
 def _own_private_names(tree: ast.AST) -> set[str]:

@@ -1,4 +1,4 @@
-"""The Python snippets of the README's chapters on vectors and merging, run as they stand with a model that is here."""
+"""The Python snippets in README's chapters on vectors and merging run as they are, with a local model."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def snippet():
-    """A block of the chapter by a word in it, the path of the model put in."""
+    """Return a function that finds a block of the chapter by a word, with the path of the model inserted."""
     chapter = re.search(r"^## Vectors\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)[1]
     blocks = re.findall(r"^```python\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
 
@@ -26,7 +26,7 @@ def snippet():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """One that tells the snippets' words apart, in sentence-transformers' form, with prompts."""
+    """Return a model that distinguishes the snippets' words, in the format of sentence-transformers, with prompts."""
     from raybge import Encoder
 
     folder = tmp_path_factory.mktemp("models")
@@ -39,10 +39,10 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def names(snippet, model) -> dict:
-    """What the first snippet leaves."""
-    found: dict = {}
-    exec(snippet("import raybge", model), found)
-    return found
+    """Return the names that the first snippet defines."""
+    namespace: dict = {}
+    exec(snippet("import raybge", model), namespace)
+    return namespace
 
 
 def test_the_plain_snippet(names):
@@ -78,7 +78,7 @@ def test_the_snippet_of_llamaindex(names, snippet, model):
 
 
 def test_the_snippets_on_merging(model, tmp_path, monkeypatch):
-    """Mixed with itself a model stays what it is, whatever the weights."""
+    """A model merged with itself stays the same for any weights."""
     from raybge import Encoder
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What logs in somewhere is seen nowhere: not on the console, in a log, a file that a run leaves, or Ray's own lists."""
+"""Credentials are redacted: on the console, in logs, in a run's files and in Ray's own lists."""
 
 import json
 import os
@@ -43,46 +43,46 @@ AZURE = f"abfs://:{CANARY}@account/groups.jsonl?account_key={CANARY}"
     secret=st.text(min_size=1, max_size=8).map(lambda text: f"{text}{CANARY}"),
     around=st.sampled_from(["{}", "--train_data: {} is not there", "OSError('{}')\n{} and {}"]),
 )
-def test_no_login_of_a_uri_is_left(key, secret, around):
+def test_credentials_in_uris_are_redacted(key, secret, around):
     login = f"{quote(key, safe='')}:{quote(secret, safe='')}@"
     uri = f"s3://{login}bucket/a/b.jsonl?region=x"
-    seen = redact(around.replace("{}", uri))
-    assert CANARY not in seen and seen.count("bucket/a/b.jsonl?region=x") == around.count("{}")
+    text = redact(around.replace("{}", uri))
+    assert CANARY not in text and text.count("bucket/a/b.jsonl?region=x") == around.count("{}")
 
 
 @pytest.mark.parametrize(
     "text",
     ["s3://bucket/a@b.jsonl", "data/a@b.jsonl", "file:///a@b", "a: b@c", "s3://bucket/x?region=eu", "https://h:80/a"],
 )
-def test_what_is_no_login_stays(text):
+def test_other_text_stays(text):
     assert redact(text) == text
 
 
-def test_a_key_that_nobody_escaped():
+def test_an_unescaped_key_is_redacted():
     assert CANARY not in redact(f"cannot parse s3://AKIA:abc/{CANARY}/def@bucket/x")
 
 
-# --- console and log ---------------------------------------------------------------------------------------------------
+# --- console and log --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [UserError, RuntimeError])
-def test_neither_screen_nor_log_has_a_login(error, capfd, monkeypatch, tmp_path):
+def test_neither_console_nor_log_has_credentials(error, capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def command(arguments, console):
-        console.info(f"reads {arguments.input_file}")
-        raise error(f"{arguments.input_file} cannot be read")
+    def command(options, console):
+        console.info(f"reads {options.input_file}")
+        raise error(f"{options.input_file} cannot be read")
 
     argv = ["--model_name_or_path", "m", "--input_file", URI, "--output_file", "o.jsonl"]
     assert run_command(MineOptions, command, "mine", argv) == (2 if error is UserError else 1)
-    said = "".join(capfd.readouterr())
-    logged = "".join(path.read_text() for path in tmp_path.glob("*.log"))
-    assert said.count("bucket/groups.jsonl") == 2 and CANARY not in said + logged
-    assert error is UserError or "bucket/groups.jsonl" in logged
+    output = "".join(capfd.readouterr())
+    log = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert output.count("bucket/groups.jsonl") == 2 and CANARY not in output + log
+    assert error is UserError or "bucket/groups.jsonl" in log
 
 
-def test_an_error_has_no_login_in_a_program_either():
+def test_an_error_in_a_program_has_no_credentials():
     assert CANARY not in repr(UserError(f"--train_data: {URI} is not there"))
 
 
@@ -105,45 +105,45 @@ def bucket(tmp_path, monkeypatch):
     return tmp_path / "bucket"
 
 
-def test_a_file_is_called_without_its_login_and_opened_with_it(bucket):
+def test_a_file_is_named_without_credentials_and_opened_with_them(bucket):
     (file,) = list_files(URI, "--f")
     assert file.path == URI and file.name == redact(URI) and CANARY not in file.name
     (inside,) = list_files(URI.replace("/groups.jsonl", ""), "--f")
     assert CANARY in inside.path and CANARY not in inside.name + inside.folder
 
 
-def test_a_survey_names_rows_and_counts_without_the_login(bucket, tmp_path):
+def test_a_survey_names_rows_without_credentials(bucket, tmp_path):
     files = list_files(URI, "--f")
     with pytest.raises(UserError) as error:
         survey(files, 100, parse_group)
     assert "groups.jsonl?region=eu" in str(error.value) and CANARY not in str(error.value)
-    found = survey(files, 100, parse_group, "skip", str(tmp_path / "cache"))
-    assert [*found.rows_by_file()] == [redact(URI)]
+    result = survey(files, 100, parse_group, "skip", str(tmp_path / "cache"))
+    assert [*result.rows_by_file()] == [redact(URI)]
     assert CANARY not in "".join(path.read_text() for path in (tmp_path / "cache").iterdir())
-    weighted = build_data_sets(found, 100, weights={URI: 3.0})  # the flag is what the person has written
+    weighted = build_data_sets(result, 100, weights={URI: 3.0})  # the flag as the user wrote it
     assert weighted.mixture.total_F.tolist() == [9] and CANARY not in repr(weighted)
 
 
-def flags_of(arguments) -> dict:
-    """Each flag that takes a text: a URI with a login, and for those that are secret a secret."""
-    given = {}
-    for name, f in declared_flags(arguments).items():
+def text_flags(options_class) -> dict:
+    """Return each text flag with a URI that contains credentials; secret flags with a secret."""
+    values = {}
+    for name, f in declared_flags(options_class).items():
         if f.kind == "str" and not f.choices and not f.transformers and not f.unbuilt:
-            given[name] = CANARY if SECRET_FLAG.search(name) else [URI, AZURE] if f.many else URI
-    return given
+            values[name] = CANARY if SECRET_FLAG.search(name) else [URI, AZURE] if f.many else URI
+    return values
 
 
 @pytest.mark.parametrize("arguments", [MineOptions, EncodeOptions])
-def test_what_lies_beside_an_output_has_no_login(arguments, tmp_path):
+def test_the_metadata_of_an_output_has_no_credentials(arguments, tmp_path):
     """OUTPUT.meta.json, with its options."""
-    options = build_options(arguments, {**flags_of(arguments), "output_file": str(tmp_path / "out")})
+    options = build_options(arguments, {**text_flags(arguments), "output_file": str(tmp_path / "out")})
     write_metadata(str(tmp_path / "out"), asdict(options), {"counts": {"rows": 1}})
     written = (tmp_path / "out.meta.json").read_text()
     assert json.loads(written)["options"]["input_file"] != [] and "bucket" in written and CANARY not in written
 
 
-def test_cards_and_reports_have_no_login_and_no_secret():
-    given = {**flags_of(TrainOptions), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
+def test_cards_and_reports_have_no_secrets():
+    given = {**text_flags(TrainOptions), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
     run = RunDetails("train", given, URI, [(URI, 3)], {"place": AZURE})
     said = page.html(page.TrainingReport(run))
     card = TrainingCard(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
@@ -151,8 +151,8 @@ def test_cards_and_reports_have_no_login_and_no_secret():
     assert CANARY not in card and "groups.jsonl" in card
 
 
-def test_a_search_keeps_and_shows_no_secret(tmp_path):
-    given = {**flags_of(TuneOptions), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
+def test_a_search_of_training_flags_stores_no_secrets(tmp_path):
+    given = {**text_flags(TuneOptions), "output_dir": str(tmp_path / "out"), "search": ["learning_rate=uniform(0,1)"]}
     arguments = build_options(TuneOptions, {name: value for name, value in given.items() if name != "mine_config"})
     flags = training_flags(arguments)
     assert flags["token"] == CANARY and URI in flags["train_data"]  # a trial needs both
@@ -164,10 +164,10 @@ def test_a_search_keeps_and_shows_no_secret(tmp_path):
     assert "bucket/groups.jsonl" in " ".join(words) and CANARY not in " ".join(words)
 
 
-def test_settings_lose_what_is_secret_at_any_depth():
+def test_nested_settings_are_redacted():
     settings = {"token": CANARY, "a": [{"hub_token": CANARY, "at": URI}, (AZURE, 3, None)], "tokens": 5}
-    seen = redact_settings(settings)
-    assert CANARY not in repr(seen) and seen["tokens"] == 5 and seen["a"][1][1:] == [3, None]
+    redacted = redact_settings(settings)
+    assert CANARY not in repr(redacted) and redacted["tokens"] == 5 and redacted["a"][1][1:] == [3, None]
 
 
 # --- processes and Ray ------------------------------------------------------------------------------------------------
@@ -175,20 +175,20 @@ def test_settings_lose_what_is_secret_at_any_depth():
 
 @pytest.mark.parametrize("words", [["--token", CANARY], [f"--token={CANARY}"]], ids=["two words", "one word"])
 def test_other_processes_do_not_see_the_token(words):
-    """`ps` shows a command line, and so does Ray's list of jobs. The process stays the same one."""
+    """`ps` and Ray's list of jobs show command lines. The process id stays the same."""
     script = (
         "import json, os, sys; from raybge.util.redaction import command_line; words = command_line()\n"
         "print(json.dumps([os.getpid(), words, open('/proc/self/cmdline').read(), dict(os.environ)]))"
     )
     argv = [sys.executable, "-c", script, "--seed", "3", *words, "--dry_run"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-        pid, found, shown, environment = json.loads(process.communicate()[0])
+        pid, argv_after, command_line, environment = json.loads(process.communicate()[0])
     assert pid == process.pid
-    assert found == ["--seed", "3", "--dry_run", *words]  # as a command line, the same
-    assert CANARY not in shown and CANARY not in repr(environment)
+    assert argv_after == ["--seed", "3", "--dry_run", *words]  # the same flags in another order
+    assert CANARY not in command_line and CANARY not in repr(environment)
 
 
-def test_what_ray_train_shows_of_a_run_has_no_token():
+def test_ray_trains_view_of_a_run_has_no_token():
     from ray.train.v2._internal.state.schema import _to_json_serializable_value
 
     from raybge.training.worker_config import WorkerConfig
@@ -226,8 +226,8 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     assert found[0]["env_vars"] and CANARY not in repr(found)
 
 
-def test_a_real_run_leaves_no_secret(tmp_path, tiny_model):
-    """Training with a token, keys in the environment and checkpoints: every file of the run, its logs and Ray's."""
+def test_a_training_run_writes_no_secret(tmp_path, tiny_model):
+    """Every file of a run with a token, keys in the environment and checkpoints, including the logs of Ray."""
     rows = [{"query": f"ak {i}", "pos": [f"al {i}"], "neg": ["am"]} for i in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "tmp").mkdir()

@@ -1,5 +1,5 @@
-"""A model's folder is data: no code and no pickle of it is run unless asked for. Names in data are no paths. What a
-command starts on one machine listens to nobody else.
+"""A model folder is data: its code and pickles run only with --trust_remote_code. Names in data are never used as
+paths. On one machine all sockets listen on loopback addresses.
 """
 
 import json
@@ -22,9 +22,9 @@ from raybge.cli.parser import declared_flags
 from raybge.cluster import process_group as network
 from raybge.data.groups import parse_group
 from raybge.data.qrels import join, parse_query, read_qrels
-from raybge.data.transcode import transcode
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
+from raybge.data.transcode import transcode
 from raybge.losses.retromae_model import load_pretraining_model
 from raybge.merging.sources import SourceModel, load_source_tokenizer
 from raybge.model.encoder import Encoder
@@ -37,11 +37,11 @@ from raybge.tuning.held_out_split import split_held_out
 from raybge.util.errors import UserError
 
 WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
-UNPICKLED = "ran"  # the file that a trap leaves
+UNPICKLED = "ran"  # the file that a trap creates
 
 
 class Trap:
-    """What makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, place: Path):
         self.place = place
@@ -75,7 +75,7 @@ OPEN = {
 
 
 def as_pickle(folder: Path, to: Path, trap: Trap | None) -> str:
-    """A copy of a model with its weights, and with a trap among them, in a .bin."""
+    """Copy a model with its weights, and the trap among them, in a .bin file."""
     from safetensors.torch import load_file
 
     shutil.copytree(folder, to)
@@ -102,7 +102,7 @@ def test_no_pickle_is_run(way, models, tmp_path):
 
 @pytest.mark.parametrize("way", OPEN)
 def test_weights_in_a_pickle_are_read(way, models, tmp_path):
-    """They are those of the folder with safetensors; what is new in both follows from the seed."""
+    """They equal those of the folder with safetensors; new weights follow from the seed."""
     found = []
     for folder in (str(model_for(way, models)), as_pickle(model_for(way, models), tmp_path / "model", None)):
         torch.manual_seed(0)
@@ -138,7 +138,7 @@ class TrapTokenizer(transformers.PreTrainedTokenizerFast):
 
 
 def with_code(folder: Path, to: Path, place: Path) -> str:
-    """A copy of a model whose configuration, model and tokenizer are of its own code, which leaves a file."""
+    """Copy a model and give it code of its own for configuration, model and tokenizer, which creates a file."""
     shutil.copytree(folder, to)
     (to / "trap.py").write_text(CODE.format(place=str(place)))
     autos = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification")
@@ -162,14 +162,14 @@ RUN = {
 
 @pytest.mark.parametrize("way", RUN)
 def test_no_code_of_a_model_is_run(way, models, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", None)  # nobody is asked
+    monkeypatch.setattr("sys.stdin", None)  # no prompt
     folder = with_code(model_for(way, models), tmp_path / "model", tmp_path / UNPICKLED)
     with pytest.raises(UserError):
         RUN[way](folder)
     assert not (tmp_path / UNPICKLED).exists()
 
 
-def test_code_is_run_when_asked_for(models, tmp_path):
+def test_code_runs_with_trust_remote_code(models, tmp_path):
     folder = with_code(models["encoder"], tmp_path / "model", tmp_path / UNPICKLED)
     Encoder(folder, devices="cpu", trust_remote_code=True)
     assert (tmp_path / UNPICKLED).exists()
@@ -190,8 +190,8 @@ def everything(top: Path) -> set[Path]:
     return {path for path in top.rglob("*") if path.is_file()}
 
 
-def test_a_files_name_chooses_no_place(tmp_path):
-    """Files that a folder or a bucket lists: what is unpacked of them lies in the run's own folder."""
+def test_a_file_name_chooses_no_path(tmp_path):
+    """Decompressed copies of listed files are written to the run's own folder."""
     data = tmp_path / "data" / "deep"
     data.mkdir(parents=True)
     packed = pa.Codec("zstd").compress(b'{"query": "q", "pos": "p"}\n', asbytes=True)
@@ -211,7 +211,7 @@ def test_a_files_name_chooses_no_place(tmp_path):
     assert len(new) == len(names) and {path.parent for path in new} == {tmp_path / "data" / "work"}
 
 
-def test_ids_and_texts_of_rows_choose_no_place(tmp_path):
+def test_ids_and_texts_of_rows_choose_no_path(tmp_path):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     rows = [{"_id": name, "query": name, "text": name, "pos": name, "prompt": name, "name": name} for name in NAMES]
@@ -228,7 +228,7 @@ def test_ids_and_texts_of_rows_choose_no_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tasks_name_chooses_no_place(name):
+def test_a_task_name_chooses_no_path(name):
     from raybge.evaluation.mteb import find_tasks
 
     with pytest.raises(UserError, match="--mteb_tasks"):
@@ -237,7 +237,7 @@ def test_a_tasks_name_chooses_no_place(name):
 
 # --- sockets ----------------------------------------------------------------------------------------------------------
 
-# what listens is looked for among this process and all that it has started, while an actor of them runs
+# Listening sockets of this process and all its children, while an actor runs.
 LISTENING = """
 import json, sys, psutil
 if "first" in sys.argv:
@@ -260,30 +260,30 @@ with connect() as cluster:
 
 
 @pytest.mark.parametrize("imported", ["first", "later"])
-def test_ray_on_one_machine_listens_to_nobody_else(imported):
-    """Also in a program that has imported Ray before, which then has read its environment."""
+def test_ray_on_one_machine_listens_on_loopback(imported):
+    """This holds in a program that imported Ray earlier as well, when Ray has already read its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    # where no head is that others started; of few letters, since the names of Ray's sockets may have 107
+    # A temporary folder without other heads; its name is short because socket paths have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         environment |= {"RAY_TMPDIR": folder, "TMPDIR": folder}
-        said = subprocess.check_output(
+        output = subprocess.check_output(
             [sys.executable, "-c", LISTENING, imported], env=environment, text=True, timeout=200
         )
-    own, found = json.loads(said.splitlines()[-1])
+    own, found = json.loads(output.splitlines()[-1])
     assert own and len(found) >= 4 and any("raylet" in name for name, *_ in found)
     assert {address.removeprefix("::ffff:") for _, address, _ in found} <= {"127.0.0.1", "::1"}, found
     assert not [each for each in found if each[2] == 8265]  # no dashboard at all
 
 
 @pytest.mark.parametrize(("address", "alone"), [("127.0.0.1", True), ("10.0.0.5", False)])
-def test_the_workers_store_listens_to_nobody_else(address, alone, monkeypatch):
-    """torch's own would listen at all addresses; on several machines it has to."""
+def test_the_store_of_the_workers_listens_on_loopback(address, alone, monkeypatch):
+    """torch's own store listens on all addresses, which several machines need."""
     import psutil
     import ray
     from torch.distributed.rendezvous import _create_c10d_store
 
     module = sys.modules[_create_c10d_store.__module__]
-    monkeypatch.setattr(module, "TCPStore", torch.distributed.TCPStore)  # put back afterwards
+    monkeypatch.setattr(module, "TCPStore", torch.distributed.TCPStore)  # restored afterwards
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
     network.restrict_to_loopback()
     with socket.socket() as free:
