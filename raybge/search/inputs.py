@@ -13,9 +13,9 @@ from raybge.cluster.resources import Cluster
 from raybge.cluster.shared_paths import check_shared
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.jsonl import Parse
-from raybge.data.transcode import transcode
 from raybge.data.source_files import SourceFile
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, bad_rows_message, survey
+from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path, filesystem
 from raybge.util.redaction import redact
