@@ -107,15 +107,15 @@ class Flag:
             if isinstance(value, str) and self.kind != "str":
                 value = self.read(value)
         except (ValueError, argparse.ArgumentTypeError):
-            raise UserError(f"--{self.name} takes {KIND_NAMES[self.kind]}, got «{value}»") from None
+            raise UserError(f"--{self.name} takes {KIND_NAMES[self.kind]}, found «{value}»") from None
         if self.kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)  # YAML reads `num_workers: 2` as a number
         bool_as_number = isinstance(value, bool) and self.kind in ("int", "float")
         not_a_number = isinstance(value, float) and math.isnan(value)
         if not isinstance(value, _TYPES[self.kind]) or bool_as_number or not_a_number:
-            raise UserError(f"--{self.name} takes {KIND_NAMES[self.kind]}, got {value!r}")
+            raise UserError(f"--{self.name} takes {KIND_NAMES[self.kind]}, found {value!r}")
         if self.choices and value not in self.choices:
-            raise UserError(f"--{self.name} takes one of {', '.join(self.choices)}, got «{value}»")
+            raise UserError(f"--{self.name} takes one of {', '.join(self.choices)}, found «{value}»")
         return value
 
 
@@ -166,13 +166,13 @@ def as_json(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{text} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{text}: expected a JSON object, got {type(content).__name__}")
+        raise UserError(f"{text}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
 def _as_bool(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"expected True or False, got «{text}»")
+        raise argparse.ArgumentTypeError(f"expected True or False, found «{text}»")
     return text.lower() in ("true", "1", "yes")
 
 
