@@ -31,10 +31,10 @@ def test_model_drops_in_training_alone(name):
         "input_ids": torch.randint(5, 50, (3, 9)),
         "attention_mask": (torch.arange(9) < torch.tensor([[9], [4], [1]])).long(),
     }
-    retained_BHTT = inputs["attention_mask"].bool()
+    mask_BT = inputs["attention_mask"].bool()
 
     def run(model: torch.nn.Module) -> torch.Tensor:
-        return model(**inputs).last_hidden_state[retained_BHTT]
+        return model(**inputs).last_hidden_state[mask_BT]
 
     assert torch.allclose(run(fast.eval()), run(stock.eval()), atol=1e-6)
     # In training: another draw each time, around the same mean as torch's own.
@@ -87,7 +87,7 @@ def test_model_packs_only_if_the_vectors_are_equal(tmp_path, kind):
     """Models that report packing compute the vectors of padded texts, here for texts that the check does not use."""
     model = Encoder(make_tiny(tmp_path / kind, kind, dropout=0.0)).model.eval()
     use_fast_attention(model.backbone)
-    right = model._packs_right()
+    right = model._packing_is_exact()
     assert right or kind not in ("bert", "roberta")
     if right:
         random = np.random.default_rng(1)
@@ -104,4 +104,4 @@ def test_incorrect_packing_is_detected(tmp_path, monkeypatch):
     model = Encoder(make_tiny(tmp_path / "roberta", "roberta", dropout=0.0)).model.eval()
     use_fast_attention(model.backbone)
     monkeypatch.setattr(embedding, "first_position", lambda backbone: 0)
-    assert not model._packs_right()
+    assert not model._packing_is_exact()
