@@ -29,6 +29,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -319,6 +320,7 @@ def main() -> None:
             sub.add_argument("--passages", type=int, default=6000, help="passages to mine from and to encode")
             sub.add_argument("--limit", type=float, default=SPEED_LIMIT, help="largest accepted loss of a median")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit through `finally`, which ends child processes
     with tempfile.TemporaryDirectory(prefix="golden-", ignore_cleanup_errors=True) as folder:
         result = args.function(args, Path(folder).resolve())
     if args.out:
