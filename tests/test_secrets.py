@@ -95,13 +95,11 @@ def bucket(tmp_path, monkeypatch):
     (tmp_path / "bucket").mkdir()
     (tmp_path / "bucket" / "groups.jsonl").write_text('{"query": "q", "pos": "p"}\n' * 3 + "no JSON\n")
 
-    class Stores:
-        @staticmethod
-        def from_uri(uri):
-            _, _, path = uri.partition("?")[0].partition("://")
-            return pafs.LocalFileSystem(), str(tmp_path / path.rpartition("@")[2])
+    def from_fsspec(uri):
+        _, _, path = uri.partition("?")[0].partition("://")
+        return pafs.LocalFileSystem(), str(tmp_path / path.rpartition("@")[2])
 
-    monkeypatch.setattr(pafs, "FileSystem", Stores)
+    monkeypatch.setattr("raybge.util.filesystem._from_fsspec", from_fsspec)
     return tmp_path / "bucket"
 
 

@@ -95,7 +95,7 @@ def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> st
     """Parse the text of one field; RowError if it is not a non-empty string, or if a field of `also` is missing."""
     for name in also:
         if name not in raw:
-            raise RowError(name, f"must be there, {_actual(raw, name)}")
+            raise RowError(name, f"is required, {_actual(raw, name)}")
     return _text(raw, field)
 
 

@@ -361,4 +361,4 @@ def array_elements(stream: pa.NativeFile) -> Iterator[tuple[int, str | RowError]
             mark = window.peek()
             window.at += 1
     if window.peek():
-        yield number, RowError("", 'must not be there: text follows the closing "]"')
+        yield number, RowError("", 'must not follow the closing "]" of the JSON array')

@@ -53,14 +53,14 @@ def _single_row(batch: pa.RecordBatch, at: int) -> dict[str, Any] | RowError:
     except UnicodeDecodeError as err:
         return RowError("", f"must be UTF-8 text, found byte 0x{err.object[err.start]:02x}")
     except (ValueError, OverflowError) as err:  # a date beyond Python's range
-        return RowError("", f"must hold only values that JSON has ({first_line(err)})")
+        return RowError("", f"must hold only values that JSON can represent ({first_line(err)})")
 
 
 def _json_text(raw: dict[str, Any]) -> str | RowError:
     try:
         return json.dumps(raw, ensure_ascii=False, allow_nan=False, default=_to_json)
     except ValueError as err:
-        return RowError("", f"must hold only values that JSON has ({err})")
+        return RowError("", f"must hold only values that JSON can represent ({err})")
 
 
 def _to_json(value: object) -> str:

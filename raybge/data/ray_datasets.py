@@ -113,7 +113,7 @@ def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -
             offsets.append(row.offset)
             texts.append(text)
     if len(texts) != rows:
-        raise UserError(f"{file.name} changed while it was in use: a part that held {rows} rows holds {len(texts)}")
+        raise UserError(f"{file.name} changed during the run: a block had {rows} rows and has {len(texts)} now")
     columns = [
         pa.array([index] * rows, pa.int64()),
         pa.array([block.file] * rows, pa.int32()),

@@ -97,7 +97,7 @@ def _find(name: str, flag: str) -> list[_Match]:
         return files
     paths = _glob(name)
     if not paths:
-        raise UserError(f"{flag}: {name} is not there")
+        raise UserError(f"{flag}: {name}: no such file or folder")
     files = []
     for path in paths:
         info = _info(path)

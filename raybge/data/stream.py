@@ -191,7 +191,7 @@ class StepReader:
                     part = Block(*self.blocks_B3[block].tolist())
                     rows = read_rows(stream, part, parse, wanted[block], bool(self.all_good_B[block]))
                     if len(rows) != len(wanted[block]):
-                        raise UserError(f"{file.name} changed while it was in use")
+                        raise UserError(f"{file.name} changed during the run")
                     # only the parsed value is needed: other fields can be large
                     rows_of[block] = {at: replace(row, raw={}) for at, row in rows.items()}
         return rows_of

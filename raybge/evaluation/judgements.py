@@ -58,7 +58,7 @@ def write_judged_queries(files: RetrievalFiles, queries: InputFiles, work: str, 
         examples = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
         message = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({examples})"
         if files.on_bad_rows == "stop":
-            raise UserError(f"{message}; --on_bad_rows skip skips them")
+            raise UserError(f"{message}; add --on_bad_rows skip to leave them out")
         console.info(f"{message}: skipped")
     return InputFiles(list_files(path, "--query_data"), "--query_data", parse_judged)
 

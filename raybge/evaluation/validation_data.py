@@ -101,5 +101,5 @@ def _read_values(source: Survey, block: int, parse: Parse) -> list[Any]:
     rows = read_block(source.files, source.blocks[block], parse)
     values = [row.value for row in rows if isinstance(row, Row)]
     if len(values) != source.rows[block]:
-        raise UserError(f"{source.files[source.blocks[block].file].name} changed while it was in use")
+        raise UserError(f"{source.files[source.blocks[block].file].name} changed during the run")
     return values

@@ -47,8 +47,6 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
 
     model = packaged_model()
     folder = Path(options.output_dir)
-    for old in ("text", "model"):
-        shutil.rmtree(folder / old, ignore_errors=True)
     text = folder / "text"
     seconds: dict[str, float] = {}
 
@@ -63,6 +61,8 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     if options.dry_run:
         console.info(f"would write docstrings to {text}, mine, train and evaluate with {model}")
         return {}
+    for old in ("text", "model"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     counts = timed("text", docstrings.write_data_set, text, options.seed)
     console.info(
         f"{counts['train']:,} training queries, {counts['dev']:,} held-out queries, {counts['corpus']:,} passages"

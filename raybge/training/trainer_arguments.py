@@ -194,7 +194,7 @@ def _check_fsdp(flags: Mapping[str, Any]) -> None:
     if not _fsdp(flags):
         return
     if str(flags["fsdp"]).lower() not in ("true", "1", "yes"):
-        raise UserError(f"--fsdp must be True or False, found «{flags['fsdp']}»; its options belong into --fsdp_config")
+        raise UserError(f"--fsdp must be True or False, found «{flags['fsdp']}»; its options belong in --fsdp_config")
     if flags.get("deepspeed"):
         raise UserError("--fsdp and --deepspeed both shard the model: give one")
     for key, value in config.items():
@@ -236,6 +236,6 @@ def _check_plan(flags: Mapping[str, Any], plan: Plan) -> None:
         if (_fsdp(flags) if name == "fsdp" else flags.get(name)) and not plan.gpus:
             raise UserError(f"--{name} requires GPUs: on CPUs transformers would silently train without it")
     if _fsdp(flags) and plan.workers < 2:
-        raise UserError("--fsdp shards the model over workers, and there is 1: see --num_workers")
+        raise UserError("--fsdp requires at least 2 workers, found 1: raise --num_workers")
     if flags.get("tf32") and not plan.gpus:
         raise UserError("--tf32 requires GPUs")

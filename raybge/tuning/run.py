@@ -133,8 +133,8 @@ def _trial_flags(spec: TuningSpec, survey: Survey, plan: Plan, console: Console)
     split = split_held_out(survey, spec.held_out, spec.search.seed, spec.work)
     flags = trial_flags(spec, plan, split)
     console.info(
-        f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups; they are searched in every `pos` "
-        "and `neg` of the data"
+        f"held out: {split.held_out:,} of {split.held_out + split.trained:,} groups; their queries are evaluated "
+        "against every `pos` and `neg` of the data"
     )
     return flags
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Parameters of each function; None: any number of values.
+MINING_PREFIX = "mine."  # of searched mining flags whose names are training's as well
 FUNCTIONS: dict[str, tuple[str, ...] | None] = {
     "uniform": ("lo", "hi"),
     "loguniform": ("lo", "hi"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from raybge.cli.flag import READERS, Flag
-from raybge.tuning.search_space import FUNCTIONS, LOG, UNQUOTED, WHOLE, Domain
+from raybge.tuning.search_space import FUNCTIONS, LOG, MINING_PREFIX, UNQUOTED, WHOLE, Domain
 from raybge.util.errors import UserError
 
 LARGEST = 2**53  # whole numbers up to here are exact as floats, which samplers and charts use
@@ -156,7 +156,7 @@ def _reason_not_searched(f: Flag) -> str | None:
     if f.refused or f.unbuilt:
         return f.refused or "it is not implemented yet"
     for pattern, reason in NOT_SEARCHED.items():
-        if re.fullmatch(pattern, f.name):
+        if re.fullmatch(pattern, f.name.removeprefix(MINING_PREFIX)):
             return reason
     if f.many or f.kind == "json":
         return f"it takes {'a list' if f.many else 'a JSON object'}"

@@ -17,7 +17,7 @@ from raybge.evaluation.spec import ValidationSpec
 from raybge.training.spec import InputPaths
 from raybge.tuning.command_lines import command_words
 from raybge.tuning.population import check_population
-from raybge.tuning.search_space import Domain
+from raybge.tuning.search_space import MINING_PREFIX, Domain
 from raybge.tuning.search_space_parser import parse_search_space
 from raybge.tuning.trial_spec import TrialSpec
 from raybge.util.errors import UserError
@@ -26,6 +26,12 @@ from raybge.util.filesystem import STATE_FOLDER
 DEFAULT_SEARCH = ("learning_rate=loguniform(1e-6,1e-4)", "temperature=uniform(0.01,0.1)")
 SEARCH_FILE = "search.json"  # settings that a continued search must have in common with its beginning
 PACKAGES = {"hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}
+# Spellings of FlagEmbedding's mining script; training has flags of the same canonical name. As searched flags they
+# belong to mining.
+MINING_SPELLINGS = {
+    *("embedder_query_max_length", "embedder_passage_max_length"),
+    *("query_instruction_format_for_retrieval", "passage_instruction_format_for_retrieval"),
+}
 # Flags of the search itself, and of its location: all others are the trials'.
 SEARCH_FLAGS = {name for name in declared_flags(TuneOptions) if name not in declared_flags(TrainOptions)}
 LOCATION_FLAGS = {
@@ -240,8 +246,31 @@ def read_mine_config(options: TuneOptions) -> dict[str, Any] | None:
 
 
 def searchable_flags(mining: Mapping[str, Any] | None) -> dict[str, Flag]:
-    """Return the flags that can be searched: training's and, if trials mine, mining's with other names."""
-    return {**(declared_flags(MineOptions) if mining is not None else {}), **declared_flags(TrainOptions)}
+    """Return the flags that can be searched, by name.
+
+    If trials mine, mining's flags are among them: with the prefix `mine.` where training has a flag of the same name.
+
+    Args:
+        mining: flags of raybge.mine; None if trials mine nothing.
+
+    Returns:
+        Flags of training, then those of mining.
+    """
+    training = declared_flags(TrainOptions)
+    if mining is None:
+        return training
+    flags = {
+        name: replace(f, aliases=tuple(alias for alias in f.aliases if alias not in MINING_SPELLINGS))
+        for name, f in training.items()
+    }
+    for name, f in declared_flags(MineOptions).items():
+        if name not in training:
+            flags[name] = f
+            continue
+        own = tuple(alias for alias in f.aliases if alias in MINING_SPELLINGS)
+        prefixed = tuple(f"{MINING_PREFIX}{spelling}" for spelling in f.spellings)
+        flags[prefixed[0]] = replace(f, name=prefixed[0], aliases=(*prefixed[1:], *own))
+    return flags
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import declared_flags
+from raybge.tuning.search_space import MINING_PREFIX
 from raybge.util.digest import fingerprint
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class TrialSpec:
         training["output_dir"] = output_dir
         if self.mining is None:
             return None, training
-        mining = {**self.mining, **{name: value for name, value in hyperparameters.items() if name not in train_flags}}
+        mining = dict(self.mining)
+        for name, value in hyperparameters.items():
+            if name not in train_flags:
+                mining[name.removeprefix(MINING_PREFIX)] = value
         mining |= {"input_file": training["train_data"], "output_file": mined_file}
         return mining, {**training, "train_data": [mined_file]}
 

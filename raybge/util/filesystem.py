@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import urllib.parse
 from typing import Any
@@ -30,8 +31,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """Return pyarrow's file system for a path or URI, and the path within it.
 
     Local paths and `file://` get pyarrow's LocalFileSystem. Other URIs get a PyFileSystem over fsspec, with or without
-    the prefix `fsspec+`. In `s3://` and `gs://`, percent-encoded characters are decoded, and credentials and the query
-    are passed on as the options of s3fs and gcsfs:
+    the prefix `fsspec+`; percent-encoded characters are decoded, except in `http://`. In `s3://` and `gs://`,
+    credentials and the query are passed on as the options of s3fs and gcsfs:
 
     - `s3://KEY:SECRET@bucket`: `key` and `secret`; `s3://anonymous@bucket`: `anon`.
     - `region`: `client_kwargs["region_name"]`; `endpoint_override` and `scheme` (default: https):
@@ -78,11 +79,42 @@ def _from_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
         address, _, query = rest.partition("?")
         login, _, place = address.rpartition("@")
         options = _OPTIONS[_EXTRAS[protocol]](login, dict(urllib.parse.parse_qsl(query)))
-        uri = f"{protocol}://{urllib.parse.unquote(place)}"
-    if protocol != "file":  # other processes write too: a cached listing would hide their files
         options["use_listings_cache"] = False
+        uri = f"{protocol}://{urllib.parse.unquote(place)}"
+    elif protocol not in ("http", "https"):
+        uri = f"{protocol}://{urllib.parse.unquote(rest)}"
     store, place = url_to_fs(uri, **options)
-    return pafs.PyFileSystem(FsspecHandler(store)), str(place)
+    store.invalidate_cache()  # other processes write too: a cached listing would hide their files
+    return pafs.PyFileSystem(FsspecHandler(_Store(store))), str(place)
+
+
+class _Store:
+    """A file system of fsspec, or an open file of it, whose methods raise OSError.
+
+    Stores raise errors of their own libraries (botocore, google.auth), which callers could neither report nor retry.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle look for these before `_target` is set
+            raise AttributeError(name)
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = value(*args, **kwargs)
+            except (OSError, pa.ArrowException, NotImplementedError, TypeError, ValueError):
+                raise
+            except Exception as error:
+                raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
+            return _Store(result) if name == "open" else result
+
+        return call
 
 
 class FsspecHandler(pafs.FSSpecHandler):

@@ -51,6 +51,10 @@ def required_values(options_class):
     return {f.name: VALUES[f.kind] for f in declared_flags(options_class).values() if f.required}
 
 
+def test_there_are_options_of_every_command():
+    assert len(CLASSES) >= 10
+
+
 @pytest.mark.parametrize("options_class", CLASSES)
 def test_no_spelling_means_two_flags(options_class):
     spellings = [spelling for f in declared_flags(options_class).values() for spelling in f.spellings]

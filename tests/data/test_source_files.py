@@ -61,9 +61,9 @@ def test_an_appended_part_precedes_the_query_of_a_uri() -> None:
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("nowhere.jsonl", "--train_data: nowhere.jsonl is not there"),
-        ("nowhere/*.jsonl", "--train_data: nowhere/*.jsonl is not there"),
-        ("d/*.parquet", "--train_data: d/*.parquet is not there"),
+        ("nowhere.jsonl", "--train_data: nowhere.jsonl: no such file or folder"),
+        ("nowhere/*.jsonl", "--train_data: nowhere/*.jsonl: no such file or folder"),
+        ("d/*.parquet", "--train_data: d/*.parquet: no such file or folder"),
         ("d/*.md", "--train_data: d/*.md matches no file that ends in one of .jsonl"),
         ("d/README.md", "--train_data: d/README.md must end in one of .jsonl"),
         ("hollow", "--train_data: the folder hollow holds no file that ends in one of .jsonl"),

@@ -131,7 +131,7 @@ def test_a_window_opens_a_file_once_and_reads_a_block_once(data, monkeypatch):
 def test_files_that_change_while_they_are_used_are_named(data):
     read = reading(data)
     (data / "a.jsonl").write_text((data / "a.jsonl").read_text()[:-300])
-    with pytest.raises(UserError, match=r"a.jsonl changed while it was in use"):
+    with pytest.raises(UserError, match=r"a.jsonl changed during the run"):
         steps(read)
 
 

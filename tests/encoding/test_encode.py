@@ -224,7 +224,7 @@ def argv(model, data, output="never.npy", **changed):
     ("changed", "message"),
     [
         ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
-        ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl is not there"),
+        ({"input_file": "nowhere.jsonl"}, "--input_file: nowhere.jsonl: no such file or folder"),
         ({"output_file": "v.jsonl"}, "--output_file v.jsonl: vectors are written as .parquet"),
         ({"truncate_dim": 33}, "--truncate_dim 33: this model's vectors have 32 numbers"),
         ({"truncate_dim": 0}, "--truncate_dim must be at least 1"),
@@ -234,7 +234,7 @@ def argv(model, data, output="never.npy", **changed):
         ({"ranges": "r.npy"}, "--ranges requires --precision int8 or uint8"),
         ({"ranges": "r.npy", "precision": "int8"}, "--ranges r.npy holds no ranges (FileNotFoundError"),
         ({"keep_fields": "id embedding"}, "--keep_fields embedding: the vectors are written under this name"),
-        ({"keep_fields": "id"}, 'a.jsonl:21: "id" must be there, but the row has no such field'),
+        ({"keep_fields": "id"}, 'a.jsonl:21: "id" is required, but the row has no such field'),
         ({"text_field": "n"}, 'a.jsonl:1: "n" must be a non-empty string, found 0'),
         ({"query_instruction_format": "{}"}, "{}"),
     ],

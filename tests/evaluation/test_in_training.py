@@ -317,7 +317,9 @@ def test_invalid_input_is_reported(data, tiny_model, tmp_path):
             prepare(ValidationSpec.from_options(options_of(tiny_model, **flags)), tmp_path)
         return str(error.value)
 
-    assert message(eval_data=str(tmp_path / "none.jsonl")) == f"--eval_data: {tmp_path}/none.jsonl is not there"
+    assert (
+        message(eval_data=str(tmp_path / "none.jsonl")) == f"--eval_data: {tmp_path}/none.jsonl: no such file or folder"
+    )
     assert "--eval_corpus" in message(eval_data=dev, eval_corpus=str(tmp_path / "none.jsonl"))
     bad = write(tmp_path / "bad.jsonl", [{"query": "q", "pos": "p"}, {"query": "q", "pos": "p", "neg": [3]}])
     assert 'bad.jsonl:2: "neg" must be' in message(eval_data=bad)
@@ -353,5 +355,5 @@ def test_changed_file_is_reported(data, tiny_model, tmp_path):
     copy = write(tmp_path / "copy.jsonl", rows)
     prepared = data_of(tiny_model, tmp_path, eval_data=copy)
     write(tmp_path / "copy.jsonl", rows[:-1])
-    with pytest.raises(UserError, match=r"copy\.jsonl changed while it was in use"):
+    with pytest.raises(UserError, match=r"copy\.jsonl changed during the run"):
         RetrievalValidator(prepared, 0, 1).measure(Encoder(tiny_model, devices="cpu"))

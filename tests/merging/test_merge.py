@@ -161,12 +161,12 @@ def test_invalid_flags_are_errors(models, capfd, flags, message):
             "--neg_number requires --model_type encoder",
         ),
         ({"example_data": "x.jsonl", "model_type": "reranker"}, "--model_type reranker has no loss on examples"),
-        ({"example_data": "x.jsonl"}, "--example_data: x.jsonl is not there"),
+        ({"example_data": "x.jsonl"}, "--example_data: x.jsonl: no such file or folder"),
         ({"search": "x.jsonl", "model_type": "decoder"}, "--search evaluates embedding models"),
         ({"search": "x.jsonl", "max_evaluations": 0}, "--max_evaluations must be at least 1"),
         ({"search": "x.jsonl", "general": "y.jsonl", "general_floor": 1.1}, "--general_floor must be from 0 to 1"),
         ({"search": "x.jsonl", "general_floor": 0.5}, "--general_floor requires --general"),
-        ({"search": "x.jsonl"}, "--search: x.jsonl is not there"),
+        ({"search": "x.jsonl"}, "--search: x.jsonl: no such file or folder"),
     ],
 )
 def test_invalid_weight_sources_are_errors(models, capfd, monkeypatch, flags, message):
@@ -356,7 +356,7 @@ def test_invalid_search_data_is_an_error(ray_of_four, models, rows, tmp_path, ca
     assert main(argv(models, search=bad)) == 2
     assert 'bad.jsonl:21: "pos" must be' in capfd.readouterr().err
     assert main(argv(models, search=good, search_corpus="nowhere.jsonl")) == 2
-    assert "--search_corpus: nowhere.jsonl is not there" in capfd.readouterr().err
+    assert "--search_corpus: nowhere.jsonl: no such file or folder" in capfd.readouterr().err
     assert main(argv(models, search=good, dry_run="True", num_workers=1)) == 0
     assert "--search: 20 queries" in capfd.readouterr().out
 

@@ -151,7 +151,7 @@ def argv(flags: dict) -> list[str]:
         ({"max_seq_length": 2}, "--max_seq_length must be at least 3"),
         ({"pretrain_method": "retro"}, "--pretrain_method"),
         ({"bow_loss_weight": 0}, "--bow_loss_weight must be above 0"),
-        ({"eval_strategy": "steps"}, "--eval_strategy: a pre-trained encoder is evaluated after fine-tuning"),
+        ({"eval_strategy": "steps"}, "--eval_strategy is not supported by raybge.pretrain"),
         ({"global_batch_size": 0}, "--global_batch_size must be at least 1"),
         ({"encoder_mlm_prob": 0.3}, "encoder_mlm_prob"),
     ],

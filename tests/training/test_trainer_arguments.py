@@ -176,7 +176,7 @@ def test_flags_that_exclude_each_other_are_named(flags, message):
     [
         ("stage: 2", "is not JSON"),
         ('{"zero_optimization": {"stage": 2}', "is not JSON"),
-        ('["zero"]', "expected a JSON object, got list"),
+        ('["zero"]', "expected a JSON object, found list"),
     ],
 )
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp_config", "accelerator_config"])

@@ -165,7 +165,7 @@ def test_trials_leave_cpus_for_reading(cluster, plan, runs, monkeypatch):
 
 
 def test_trials_mine_with_searched_flags(base_flags, tmp_path, capfd):
-    Path("mine.yaml").write_text("corpus_data: groups.jsonl\nnegative_number: 3\n")
+    Path("mine.yaml").write_text("candidate_pool: groups.jsonl\nnegative_number: 3\n")
     base_flags |= {"mine_config": "mine.yaml"}
     search = ["range_for_sampling=choice(0-9,2-30)", "relative_margin=uniform(0,0.2)", "temperature=uniform(0.01,0.1)"]
     assert main(argv(base_flags | {"search": ["range_for_sampling=choice(9-0,2-30)"]})) == 2
@@ -187,3 +187,34 @@ def test_trials_mine_with_searched_flags(base_flags, tmp_path, capfd):
     assert "range_for_sampling" not in training and "temperature" not in mining
     mine, train = reproduction_commands(trial_spec, [(0, hyperparameters)])
     assert mine[:3] == ["python", "-m", "raybge.mine"] and train[train.index("--train_data") + 1] == "MINED.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "stage", "name"),
+    [
+        ("passage_max_len", "train", "passage_max_len"),
+        ("mine.passage_max_len", "mine", "passage_max_len"),
+        ("embedder_passage_max_length", "mine", "passage_max_len"),  # FlagEmbedding's name in its mining script
+        ("mine.seed", "mine", "seed"),
+        ("seed", "train", "seed"),
+        ("negative_number", "mine", "negative_number"),
+    ],
+)
+def test_a_searched_flag_reaches_the_stage_that_it_names(base_flags, spelling, stage, name):
+    Path("mine.yaml").write_text("corpus_data: groups.jsonl\n")
+    spec = make_spec(base_flags | {"mine_config": "mine.yaml", "search": [f"{spelling}=choice(5,6)"]})
+    (searched,) = spec.search.space
+    flags = trial_flags(spec, Plan(1, 1, 0))
+    trial_spec = TrialSpec(flags, "x", 1, "", mining_flags(spec, flags))
+    stages = [
+        dict(zip(("mine", "train"), trial_spec.stage_flags({searched: value}, "m", "o"), strict=True))
+        for value in (5, 6)
+    ]
+    assert [each[stage][name] for each in stages] == [5, 6]
+    other = "train" if stage == "mine" else "mine"
+    assert stages[0][other] == stages[1][other]
+
+
+def test_without_mining_the_prefix_is_unknown(base_flags, capfd):
+    assert main(argv(base_flags | {"search": ["mine.seed=choice(1,2)"]})) == 2
+    assert "there is no flag mine.seed" in capfd.readouterr().err

@@ -5,6 +5,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, register_implementation
 
+from raybge.data.source_files import list_files, open_stream
 from raybge.util import filesystem as module
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path, filesystem, is_local
@@ -103,3 +104,58 @@ def test_an_unknown_protocol_is_named():
 def test_an_ending_goes_before_the_query():
     assert append_to_path("s3://b/x/?region=eu", "/y") == "s3://b/x/y?region=eu"
     assert append_to_path("a?b/", ".json") == "a?b.json"
+
+
+class StrictStore(MemoryFileSystem):
+    """A store that accepts no options of its base class and raises errors of a library of its own."""
+
+    protocol = "strict"
+
+    class LibraryError(Exception):
+        """Neither an OSError nor one of pyarrow's errors."""
+
+    def __init__(self):
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("strict://"))
+
+    def info(self, path, **more):
+        if path.endswith("denied"):
+            raise self.LibraryError("no credentials")
+        return super().info(path, **more)
+
+    def _open(self, path, mode="rb", **more):
+        if path.endswith("broken"):
+            raise self.LibraryError("connection lost")
+        return super()._open(path, mode, **more)
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    monkeypatch.setitem(_registry, "strict", None)  # removed afterwards
+    register_implementation("strict", StrictStore, clobber=True)
+    yield
+    MemoryFileSystem.store.clear()
+
+
+def test_errors_of_a_stores_library_are_os_errors(strict):
+    store, path = filesystem("strict://denied")
+    with pytest.raises(OSError, match="LibraryError: no credentials"):
+        store.get_file_info(path)
+    with pytest.raises(OSError, match="LibraryError: connection lost"):
+        store.open_output_stream("broken")
+    with pytest.raises(UserError, match="--f: strict://denied cannot be opened"):
+        list_files("strict://denied", "--f")
+
+
+def test_names_below_a_uri_are_decoded(strict):
+    store, path = filesystem("strict://folder/a b%20c.jsonl")
+    assert path.lstrip("/") == "folder/a b c.jsonl"
+    with store.open_output_stream(path) as out:
+        out.write(b'{"query": "q"}\n')
+    (file,) = list_files("strict://folder", "--f")
+    assert file.name == "strict://folder/a b c.jsonl"
+    with open_stream(file) as stream:
+        assert stream.read() == b'{"query": "q"}\n'

@@ -42,10 +42,10 @@ class LoopOptions(ModelOptions, CommonOptions):
     max_failures: int = flag(0, SCALE, "restarts from the last checkpoint after a worker failed (-1: no limit)")
     log_rows: bool = flag(False, RUN, "log the rows of each step, so that epochs can be verified")
     stall_timeout: float = flag(
-        600.0, SCALE, "seconds without progress of a worker while others wait for it that count as a failure (0: off)"
+        600.0, SCALE, "restart if a worker makes no progress for this many seconds while others wait for it (0: off)"
     )
     max_bad_steps: int = flag(
-        3, RUN, "consecutive steps skipped because of a non-finite loss or gradient that end the run (0: off)"
+        3, RUN, "stop the run after this many consecutive steps with a non-finite loss or gradient (0: never)"
     )
     warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
     logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
@@ -172,7 +172,7 @@ class TuneOptions(TrainOptions):
         None,
         TRIALS,
         "YAML file of raybge.mine flags: each trial first mines the negatives of train_data with them, reusing the "
-        "vectors of earlier trials; they can be searched as well",
+        "vectors of earlier trials; they can be searched as well, as mine.FLAG where training has a flag of that name",
     )
     held_out: float = flag(0.05, TRIALS, "share of the groups held out for evaluation if eval_data is unset")
 
@@ -181,8 +181,8 @@ _OWN_READING = "Ray Data reads and tokenizes, in the same order for any number o
 _RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 on --eval_data): there are no predictions to gather"
 _HUB = "workers have no hub login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
 
-# The TrainingArguments that cannot act here, each with its reason: giving one stops the command, none is silently
-# ignored. All others go to the Trainer; `training_flags.py` says what else it needs to know of them.
+# TrainingArguments without effect here, each with the reason: setting one stops the command, none is ignored silently.
+# All others reach the Trainer through training/trainer_arguments.py.
 REFUSED: dict[str, str] = {
     "average_tokens_across_devices": "the loss is a mean over groups, not over tokens",
     "label_smoothing_factor": "there are no class labels to smooth: a query's target is its positive",

@@ -68,7 +68,7 @@ def check_lora_options(options: TrainOptions) -> None:
     for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
         _requires(options, name, "use_lora")
     if options.use_lora and options.fix_position_embedding:
-        raise UserError("--fix_position_embedding: with --use_lora only the adapters are trained anyway")
+        raise UserError("--fix_position_embedding has no effect with --use_lora, which trains adapters only: remove it")
     if options.use_lora and options.config_name and not options.save_merged_lora_model:
         raise UserError("--config_name: adapters have no configuration of their own: add --save_merged_lora_model")
 
@@ -84,7 +84,7 @@ def check_pretrain_options(options: PretrainOptions) -> None:
             raise UserError(f"--{name} must be above 0 and below 1, found {getattr(options, name)}")
     for name in ("eval_strategy", "do_eval", "eval_on_start"):
         if options.training.get(name) not in (None, False, "no"):
-            raise UserError(f"--{name}: a pre-trained encoder is evaluated after fine-tuning")
+            raise UserError(f"--{name} is not supported by raybge.pretrain: remove it, and evaluate after fine-tuning")
     if options.bow_loss_weight <= 0:
         raise UserError(f"--bow_loss_weight must be above 0, found {options.bow_loss_weight}")
 
