@@ -224,7 +224,7 @@ def test_fsdp():
     assert keywords["fsdp_config"] == {"cpu_offload": True, "auto_wrap_policy": "NO_WRAP"}
     with pytest.raises(UserError, match="--fsdp requires GPUs"):
         arguments(CPU, **flags)
-    with pytest.raises(UserError, match="there is 1"):
+    with pytest.raises(UserError, match="found 1"):
         arguments(Plan(1, 1, 1), **flags)
     assert "fsdp" not in arguments(CPU, fsdp="False")
 
