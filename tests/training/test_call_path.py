@@ -29,7 +29,8 @@ class Tracer:
     def __call__(self, frame, event, argument) -> None:
         if event != "call" or not (name := self.file_of(frame)):
             return
-        if name not in self.entered:
+        builds = frame.f_code.co_name in ("__init__", "__post_init__")  # objects are built before they are used
+        if name not in self.entered and not builds:
             self.entered.append(name)
         if name == self.last and not self.stack:
             while frame is not None:
