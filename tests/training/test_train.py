@@ -359,7 +359,7 @@ def test_the_plan_shows_what_flags_of_data_sets_change(capfd, tiny, tmp_path):
         ({"temperature": 0}, "--temperature must be above 0"),
         ({"train_group_size": 0}, "--train_group_size must be at least 1"),
         ({"query_instruction_format": "{}"}, "query_instruction_format"),
-        ({"passage_instruction_for_retrieval": "x", "passage_instruction_format": "{}{}!"}, "a model folder stores only prefixes"),
+        ({"passage_instruction_for_retrieval": "x", "passage_instruction_format": "{}{}!"}, "stores only prefixes"),
         ({"num_workers": 3, "global_batch_size": 2}, "at most 2"),
         ({"num_workers": 20}, "do not fit"),
         ({"global_batch_size": 64, "dataloader_drop_last": True}, "less than one global batch"),
