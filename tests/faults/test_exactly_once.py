@@ -154,7 +154,7 @@ def test_worker_count_follows_the_nodes(cluster, flags, reference, tmp_path):
 
     def grow() -> None:
         cluster.add_node(**NODE)
-        time.sleep(3 * elastic.LOOK_SECONDS)  # the run has to see it before there is a checkpoint
+        time.sleep(3 * elastic.CHECK_SECONDS)  # the run has to see it before there is a checkpoint
         (tmp_path / "markers/go").touch()
 
     faults = [(3, "wait"), (4, "hold"), (9, "node")]
