@@ -120,6 +120,7 @@ class ClusterOnOneMachine:
             port = server.getsockname()[1]
         self._dashboard = f"http://127.0.0.1:{port}"
         size = {"num_cpus": CPUS, "object_store_memory": OBJECT_STORE}
+        os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"  # the nodes run jobs with the python of this environment
         self._cluster = Cluster(True, head_node_args={"include_dashboard": True, "dashboard_port": port, **size})
         for _ in range(1, self.nodes):
             self._cluster.add_node(**size)
