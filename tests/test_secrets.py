@@ -126,7 +126,7 @@ def text_flags(options_class) -> dict:
     """Return each text flag with a URI that contains credentials; secret flags with a secret."""
     values = {}
     for name, f in declared_flags(options_class).items():
-        if f.kind == "str" and not f.choices and not f.transformers and not f.unbuilt:
+        if f.kind == "str" and not f.choices and not f.transformers and not f.refused:
             values[name] = CANARY if SECRET_FLAG.search(name) else [URI, AZURE] if f.many else URI
     return values
 

@@ -37,7 +37,6 @@ class Flag:
         aliases: other accepted spellings.
         choices: accepted values; None for any.
         metavar: placeholder of the value in the help page.
-        unbuilt: setting the flag stops the command, because it has no effect yet.
         refused: reason why setting the flag stops the command; None if it is accepted.
         transformers: the flag belongs to transformers.TrainingArguments.
     """
@@ -51,7 +50,6 @@ class Flag:
     aliases: tuple[str, ...] = ()
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
-    unbuilt: bool = False
     refused: str | None = None
     transformers: bool = False
 
@@ -127,7 +125,7 @@ def flag(
     aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
-    unbuilt: bool = False,
+    refused: str | None = None,
 ) -> Any:
     """Declare a flag as a dataclass field.
 
@@ -138,12 +136,12 @@ def flag(
         aliases: other accepted spellings.
         choices: accepted values.
         metavar: placeholder of the value in the help page.
-        unbuilt: setting the flag stops the command.
+        refused: reason why setting the flag stops the command.
 
     Returns:
         The field, for a dataclass of options.
     """
-    metadata = dict(group=group, help=help, aliases=aliases, choices=choices, metavar=metavar, unbuilt=unbuilt)
+    metadata = dict(group=group, help=help, aliases=aliases, choices=choices, metavar=metavar, refused=refused)
     return dataclasses.field(default=MISSING if default is ... else default, metadata=metadata)
 
 

@@ -81,6 +81,6 @@ def _reader(f: Flag) -> Callable[[str], Any]:
 
 def _help(f: Flag) -> str:
     default = "" if f.required or f.default is None else f" (default: {f.default})"
-    state = " [not built yet]" if f.unbuilt else f" [refused: {f.refused}]" if f.refused else ""
+    state = f" [refused: {f.refused}]" if f.refused else ""
     aliases = f" [alias: {' '.join(f'--{alias}' for alias in f.aliases)}]" if f.aliases else ""
     return (f.help + default + state + aliases).replace("%", "%%")

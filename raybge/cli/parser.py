@@ -67,8 +67,6 @@ def build_options(options_class: type[T], values: Mapping[str, Any]) -> T:
         if value is None:
             continue
         converted[f.name] = value
-        if f.unbuilt and value != f.default:
-            raise UserError(f"--{f.name} is not built yet")
         if f.refused and value != f.default:
             raise UserError(f"--{f.name} cannot be used: {f.refused}")
     missing = [f"--{f.name}" for f in flags.values() if f.required and f.name not in converted]

@@ -153,8 +153,8 @@ def _read_flag(reader: _Reader, flags: Mapping[str, Flag]) -> Flag:
 
 def _reason_not_searched(f: Flag) -> str | None:
     """Return the reason why a flag cannot be searched; None if it can."""
-    if f.refused or f.unbuilt:
-        return f.refused or "it is not implemented yet"
+    if f.refused:
+        return f.refused
     for pattern, reason in NOT_SEARCHED.items():
         if re.fullmatch(pattern, f.name.removeprefix(MINING_PREFIX)):
             return reason

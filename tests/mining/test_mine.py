@@ -260,7 +260,7 @@ def no_ray(monkeypatch):
         ({"corpus_data": "nowhere.jsonl"}, "--corpus_data: nowhere.jsonl"),
         ({"model_name_or_path": "./nowhere"}, "--model_name_or_path ./nowhere: no such folder"),
         ({"output_file": "out.parquet"}, "--output_file out.parquet"),
-        ({"max_failures": 3}, "--max_failures is not built yet"),
+        ({"max_failures": 3}, "--max_failures cannot be used: restarts are for training"),
     ],
 )
 def test_invalid_flags_are_named(no_ray, data, tiny_model, tmp_path, capfd, changed, message):

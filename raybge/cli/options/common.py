@@ -45,7 +45,12 @@ class CommonOptions:
     storage_path: str | None = flag(
         None, SCALE, "shared folder or URI for intermediate results, which an interrupted run reuses"
     )
-    max_failures: int = flag(0, SCALE, "restarts after the loss of a worker (-1: no limit)", unbuilt=True)
+    max_failures: int = flag(
+        0,
+        SCALE,
+        "restarts after the loss of a worker (-1: no limit)",
+        refused="restarts are for training; other commands reuse the results in --storage_path when started again",
+    )
     address: str | None = flag(
         None, SCALE, "address of the Ray cluster; default: RAY_ADDRESS, a running `ray start`, or a local Ray"
     )
