@@ -5,7 +5,7 @@
     python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
 
 speed: on medquad's passages (at most 256 tokens, all-MiniLM-L6-v2, fp32), `raybge.Encoder` is at least 1.15 times as
-fast as `SentenceTransformer.encode` as it comes (batches of 32; `--batch_size` for others). Tokenising is inside the
+fast as `SentenceTransformer.encode` as it comes (batches of 32; `--batch_size` for others). Tokenizing is inside the
 clock for both, loading outside. The passages go to both in `--parts` parts, in turn, so that whatever else the machine
 does meets both. The script stops unless their vectors agree.
 

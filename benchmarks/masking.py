@@ -6,7 +6,7 @@
 The encoder's mask and the decoder's, (tokens, tokens) for each text, of 64 texts of 512 tokens take raybge at most 150
 ms: drawing them, and unpacking them to the tensor that attention reads. Beside it what the recipe does, written anew: a
 list of words shuffled for each of 256 choices, a loop over tokens for each, a deep copy of one for each position.
-Tokenising is outside the clock for both; the median of `--rounds`, but for the loop, which is run once.
+Tokenizing is outside the clock for both; the median of `--rounds`, but for the loop, which is run once.
 """
 
 from __future__ import annotations

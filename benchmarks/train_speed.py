@@ -6,7 +6,7 @@
 
 A step is forward, backward and AdamW on the same groups of one query, its answer and one negative: the same text, the
 same token ids, the same threads, InfoNCE over the whole batch at temperature 0.02, dropout as the model ships it.
-Tokenising is outside the clock for all. Each peer pads as its own collator does and runs its own model and loss class:
+Tokenizing is outside the clock for all. Each peer pads as its own collator does and runs its own model and loss class:
 
 - raybge: ContrastiveModel;
 - sentence-transformers: its data collator's columns, MultipleNegativesRankingLoss;

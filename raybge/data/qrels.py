@@ -1,7 +1,7 @@
-"""Relevance judgements of TREC qrels and BEIR folders, joined with their queries.
+"""Relevance judgments of TREC qrels and BEIR folders, joined with their queries.
 
 TREC: lines of `query 0 document grade`, separated by white space. BEIR: a header, then query, document and grade,
-separated by tabs; its folders have `corpus.jsonl` and `queries.jsonl` with `_id` and `text`, and the judgements in
+separated by tabs; its folders have `corpus.jsonl` and `queries.jsonl` with `_id` and `text`, and the judgments in
 `qrels/test.tsv`.
 """
 
@@ -27,7 +27,7 @@ _GRADE = re.compile(r"-?[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class JoinedQrels:
-    """Result of joining queries with judgements.
+    """Result of joining queries with judgments.
 
     Args:
         queries: number of queries with a relevant document.
@@ -41,7 +41,7 @@ class JoinedQrels:
 
 
 def read_qrels(path: str, flag: str) -> Grades:
-    """Read the judgements of a file, which may be compressed or at a URI.
+    """Read the judgments of a file, which may be compressed or at a URI.
 
     Args:
         path: path or URI.
@@ -51,7 +51,7 @@ def read_qrels(path: str, flag: str) -> Grades:
         Grades by query, then by document.
 
     Raises:
-        UserError: naming file and line of an invalid judgement.
+        UserError: naming file and line of an invalid judgment.
     """
     judged: Grades = {}
     try:

@@ -80,7 +80,7 @@ class RetrievalValidator:
     Args:
         data: The data from `prepare`.
         rank: This worker.
-        world: Number of workers; above 1, torch.distributed must be initialised.
+        world: Number of workers; above 1, torch.distributed must be initialized.
         cache: Tokens shared with other runs on the same data.
 
     Attributes:

@@ -158,7 +158,7 @@ class MtebEncoder:
 
     Args:
         encoder: makes the vectors; an `ActorEncoder` encodes on a Ray cluster.
-        name: name in mteb's results, "organisation/model".
+        name: name in mteb's results, "organization/model".
         revision: distinguishes models of the same name in mteb's cache.
     """
 
@@ -190,7 +190,7 @@ class MtebEncoder:
         return np.asarray(encode(texts))
 
     def similarity(self, a_ND: Any, b_MD: Any) -> Any:
-        """Return the (N, M) inner products: cosines if the model normalises."""
+        """Return the (N, M) inner products: cosines if the model normalizes."""
         import torch
 
         a_ND, b_MD = (torch.atleast_2d(torch.as_tensor(vectors)) for vectors in (a_ND, b_MD))

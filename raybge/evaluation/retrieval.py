@@ -13,7 +13,7 @@ from raybge.data.groups import id_key, parse_document, parse_judged, parse_passa
 from raybge.data.source_files import list_files
 from raybge.data.survey import Survey
 from raybge.evaluation.estimate import estimate
-from raybge.evaluation.judgements import ModelMetrics, relevant_texts, search_and_measure, write_judged_queries
+from raybge.evaluation.judgments import ModelMetrics, relevant_texts, search_and_measure, write_judged_queries
 from raybge.evaluation.spec import EvaluationSpec
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors

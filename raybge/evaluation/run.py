@@ -13,7 +13,7 @@ from typing import Any
 from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
 from raybge.evaluation import page
-from raybge.evaluation.judgements import ModelMetrics
+from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.metrics import CUTOFFS
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data

@@ -15,9 +15,9 @@ from raybge.cli.console import Console
 from raybge.data.jsonl import Row, read_block
 from raybge.data.source_files import list_files
 from raybge.data.survey import bad_rows_message, survey
-from raybge.merging.coefficient_search import MergeCandidate, Weights, best_candidate, search_weights
-from raybge.merging.coefficients import MergeWeights
+from raybge.merging.example_weights import MergeWeights
 from raybge.merging.spec import METRIC, EvaluationFiles, MergingSpec
+from raybge.merging.weight_search import MergeCandidate, Weights, best_candidate, search_weights
 from raybge.merging.writing import write_merged
 from raybge.util.errors import UserError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
 
 
-def search_coefficients(spec: MergingSpec, aligned: AlignedModels, console: Console) -> MergeWeights:
+def run_weight_search(spec: MergingSpec, aligned: AlignedModels, console: Console) -> MergeWeights:
     """Evaluate merge candidates on the target set, and on the general set if there is one, and choose the best.
 
     Args:

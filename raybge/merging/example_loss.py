@@ -118,7 +118,7 @@ def contrastive_loss(encoder: Encoder, groups: Sequence[Group], batch_size: int)
     """Return the mean InfoNCE loss (https://arxiv.org/abs/1807.03748) of the queries at LM-Cocktail's temperature.
 
     Args:
-        encoder: embedding model with normalised embeddings.
+        encoder: embedding model with normalized embeddings.
         groups: groups with one positive each.
         batch_size: groups per batch; each query is contrasted with all passages of its batch.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from raybge.merging.coefficient_search import MergeCandidate
+from raybge.merging.weight_search import MergeCandidate
 from raybge.report.charts import Frame, bottom_axis, clipped, left_axis, line, mark, svg, text_label
 from raybge.report.page import render, write_page
 from raybge.report.run_details import RunDetails

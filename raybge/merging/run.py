@@ -12,7 +12,7 @@ from raybge.merging.spec import METRIC, MergingSpec
 
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
-    from raybge.merging.coefficients import MergeWeights
+    from raybge.merging.example_weights import MergeWeights
 
 
 def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def merge_and_load(options: MergeOptions, console: Console, examples: Sequence[A
 
 def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) -> dict[str, Any]:
     from raybge.merging.alignment import AlignedModels
-    from raybge.merging.coefficients import read_examples
+    from raybge.merging.example_weights import read_examples
     from raybge.merging.writing import REPORT, search_results, write_output
 
     start = time.monotonic()
@@ -82,13 +82,13 @@ def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) ->
 
 
 def _merge_weights(spec: MergingSpec, aligned: AlignedModels, rows: list[Any], console: Console) -> MergeWeights:
-    from raybge.merging.candidate_evaluation import search_coefficients
-    from raybge.merging.coefficients import MergeWeights, score_models
+    from raybge.merging.candidate_evaluation import run_weight_search
+    from raybge.merging.example_weights import MergeWeights, score_models
 
     if spec.weights is not None:
         return MergeWeights(list(spec.weights))
     if spec.search:
-        return search_coefficients(spec, aligned, console)
+        return run_weight_search(spec, aligned, console)
     return score_models(spec, rows, console)
 
 
@@ -96,7 +96,7 @@ def _print_plan(spec: MergingSpec, aligned: AlignedModels, console: Console) -> 
     from raybge.merging.sources import conflicting_prompts
 
     settings, kind = aligned.settings, aligned.models[0].config.get("model_type", "custom code")
-    pooling = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalised" if settings else ""
+    pooling = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalized" if settings else ""
     console.info(
         f"models: {len(spec.names)}, {kind}, {len(aligned.tensors):,} tensors, {aligned.bytes / 1e6:,.0f} MB each"
         f"{pooling}; merge method: {spec.method}"

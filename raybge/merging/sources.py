@@ -1,7 +1,7 @@
 """Source models of a merge: located, checked for compatibility, and the files of a merged model other than weights.
 
 Configuration, tokenizer and code of a merged model are the first source's. The sentence-transformers settings (pooling,
-normalisation, prompts, length) are combined from every embedding model whose folder states them.
+normalization, prompts, length) are combined from every embedding model whose folder states them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SourceModel:
             The model.
 
         Raises:
-            UserError: there is no such model, it has another type, it is quantised, or it consists of adapters.
+            UserError: there is no such model, it has another type, it is quantized, or it consists of adapters.
         """
         if not os.path.isdir(name):
             check_model_folder(name, flag)
@@ -80,7 +80,7 @@ class SourceModel:
         """Raise a UserError naming `flag` if the model cannot be merged as `model_type`."""
         if self.config.get("quantization_config"):
             raise UserError(
-                f"{flag} {self.name}: quantised weights cannot be merged; use the model before its quantisation"
+                f"{flag} {self.name}: quantized weights cannot be merged; use the model before its quantization"
             )
         seq2seq = bool(self.config.get("is_encoder_decoder"))
         if seq2seq != (model_type == "encoder-decoder"):
@@ -107,7 +107,7 @@ class SourceModel:
     def load(self, model_type: str, trust_remote_code: bool = False, **options: Any) -> Any:
         """Load the transformers model; `options` go to `from_pretrained`.
 
-        Raises UserError if the folder lacks weights, which transformers would initialise at random.
+        Raises UserError if the folder lacks weights, which transformers would initialize at random.
         """
         from raybge.model.loading import UNLOADABLE, check_weights
 
@@ -165,7 +165,7 @@ def combine_settings(models: Sequence[SourceModel]) -> FolderSettings:
         Settings of the merged model's folder.
 
     Raises:
-        UserError: two folders state different pooling or normalisation.
+        UserError: two folders state different pooling or normalization.
     """
     stating = [model for model in models if model.settings.source != "default"] or list(models)
     first = stating[0]

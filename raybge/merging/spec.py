@@ -13,7 +13,7 @@ from raybge.cli.parser import changed_values, declared_flags
 from raybge.cluster.spec import ScaleSpec
 from raybge.util.errors import UserError
 
-METRIC = "nDCG@10"  # that a search maximises
+METRIC = "nDCG@10"  # that a search maximizes
 SUM_TOLERANCE = 1e-3  # of the weights' sum around 1
 
 _WEIGHT_SOURCES = ("weights", "example_data", "search")
@@ -66,11 +66,11 @@ class EvaluationFiles:
 
 
 @dataclass(frozen=True)
-class CoefficientSearchSpec:
-    """Search for the weights that maximise a metric on one set, optionally without losing much on another.
+class WeightSearchSpec:
+    """Search for the weights that maximize a metric on one set, optionally without losing much on another.
 
     Args:
-        target: set that is optimised.
+        target: set that is optimized.
         general: set on which the merged model must reach a floor; None: no such condition.
         general_floor: the floor, as a share of the best source model's metric.
         max_evaluations: most merge candidates that are evaluated.
@@ -111,7 +111,7 @@ class MergingSpec:
     trust_remote_code: bool
     weights: tuple[float, ...] | None
     examples: ExampleSpec | None
-    search: CoefficientSearchSpec | None
+    search: WeightSearchSpec | None
     output_path: str | None
     on_bad_rows: str
     scale: ScaleSpec
@@ -165,12 +165,12 @@ def _example_spec(options: MergeOptions) -> ExampleSpec:
     )
 
 
-def _search_spec(options: MergeOptions) -> CoefficientSearchSpec:
+def _search_spec(options: MergeOptions) -> WeightSearchSpec:
     target = EvaluationFiles("search", tuple(options.search or ()), tuple(options.search_corpus or ()))
     general = None
     if options.general:
         general = EvaluationFiles("general", tuple(options.general), tuple(options.general_corpus or ()))
-    return CoefficientSearchSpec(target, general, options.general_floor, options.max_evaluations)
+    return WeightSearchSpec(target, general, options.general_floor, options.max_evaluations)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

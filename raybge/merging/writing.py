@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.cli.console import Console
-from raybge.merging.coefficient_search import best_candidate, general_threshold
 from raybge.merging.spec import METRIC, MergingSpec
+from raybge.merging.weight_search import best_candidate, general_threshold
 from raybge.util.errors import UserError
 from raybge.util.versions import versions
 
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
-    from raybge.merging.coefficients import MergeWeights
+    from raybge.merging.example_weights import MergeWeights
     from raybge.merging.page import MergingReport
 
 REPORT = "report.html"
@@ -88,9 +88,9 @@ def search_results(spec: MergingSpec, merge_weights: MergeWeights) -> dict[str, 
 
 
 def _write_card(spec: MergingSpec, merge_weights: MergeWeights, folder: Path) -> None:
-    from raybge.merging.mixture_card import MixtureCard
+    from raybge.merging.merged_card import MergedModelCard
 
-    MixtureCard(
+    MergedModelCard(
         model_type=spec.model_type,
         models=list(zip(spec.paths, merge_weights.weights, strict=True)),
         method=spec.method,

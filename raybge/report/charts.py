@@ -1,7 +1,7 @@
 """Charts as inline SVG: elements, axes, marks and labels.
 
 Every function returns `Markup`. `element` escapes each text and attribute that is not `Markup` already, so no text
-enters a page unescaped. Colours and fonts are classes that `page.css` defines for light and dark mode. Lengths are in
+enters a page unescaped. Colors and fonts are classes that `page.css` defines for light and dark mode. Lengths are in
 pixels, y grows downwards.
 """
 
@@ -87,7 +87,7 @@ def mark(shape: str, x: float, y: float, class_: str, title: str = "", **data: A
         shape: "dot", "ring", "cross", or a triangle that points "down" or "up" out of the chart.
         x: Position.
         y: Position.
-        class_: Its colour.
+        class_: Its color.
         title: The tooltip.
         **data: Further attributes, such as `data_t`.
 

@@ -70,7 +70,7 @@ class Scale:
         return self.start + (value - lo) / (hi - lo) * (self.end - self.start)
 
     def ticks(self, max_ticks: int) -> list[Tick]:
-        """Return at most `max_ticks` labelled ticks at round numbers, and small ones between powers of a log scale."""
+        """Return at most `max_ticks` labeled ticks at round numbers, and small ones between powers of a log scale."""
         return (self._log_ticks(max_ticks) if self.log else []) or self._linear_ticks(max_ticks)
 
     def _linear_ticks(self, max_ticks: int) -> list[Tick]:
@@ -90,16 +90,16 @@ class Scale:
             p for p in range(first, last + 1) if self.lo <= 10.0**p * (1 + 1e-9) and 10.0**p <= self.hi * (1 + 1e-9)
         ]
         every = math.ceil(len(powers) / max_ticks) if powers else 1
-        labelled = {(p, 1) for p in powers[::every]}
+        labeled = {(p, 1) for p in powers[::every]}
         if len(powers) < 3:
-            labelled = {(p, factor) for p in range(first, last + 1) for factor in (1, 2, 5)}
+            labeled = {(p, factor) for p in range(first, last + 1) for factor in (1, 2, 5)}
         ticks = []
         for power in range(first, last + 1):
             for factor in range(1, 10):
                 value = factor * 10.0**power
                 if self.lo * (1 - 1e-9) <= value <= self.hi * (1 + 1e-9):
                     label = ""
-                    if (power, factor) in labelled:
+                    if (power, factor) in labeled:
                         label = format_value(int(value) if self.whole and value >= 1 else value)
                     ticks.append(Tick(self(value), label))
         return ticks if 2 <= sum(bool(tick.label) for tick in ticks) <= max_ticks + 1 else []
@@ -123,7 +123,7 @@ class Categories:
         return self.start + (self.values.index(value) + 0.5) / len(self.values) * (self.end - self.start)
 
     def ticks(self, max_labels: int, label_length: int = 16) -> list[Tick]:
-        """Return a tick for each value, at most `max_labels` of them labelled, in `label_length` characters each."""
+        """Return a tick for each value, at most `max_labels` of them labeled, in `label_length` characters each."""
         every = math.ceil(len(self.values) / max(max_labels, 1))
         names = [format_value(value) if value != "" else "(empty)" for value in self.values]
         labels = distinct_labels(names, label_length)

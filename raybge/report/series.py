@@ -93,7 +93,7 @@ def bucket_means(points: Sequence[Point], max_points: int) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Return the centred moving mean: a twentieth of all points on either side, fewer at the ends."""
+    """Return the centered moving mean: a twentieth of all points on either side, fewer at the ends."""
     sums = [0.0, *itertools.accumulate(value for _, value in points)]
     radius = max(1, len(points) // 20)
     means = []
@@ -117,7 +117,7 @@ def _value_range(values: Sequence[float], steady: bool) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bars:
-    """One group of a histogram: number of values in [i, i + 1) times the bin width, by i. `class_` is its colour."""
+    """One group of a histogram: number of values in [i, i + 1) times the bin width, by i. `class_` is its color."""
 
     name: str
     counts: Mapping[int, int]
@@ -148,10 +148,10 @@ def histogram(
 
     Args:
         groups: The groups.
-        bin_width: Width of a bin; with more than MAX_BARS bins, neighbours are merged.
+        bin_width: Width of a bin; with more than MAX_BARS bins, neighbors are merged.
         name: Name of the values.
         small: Draw a small chart, for a row of several.
-        like: Groups of the neighbouring charts, which shall have the same axes.
+        like: Groups of the neighboring charts, which shall have the same axes.
 
     Returns:
         The chart; empty if all groups are empty.
@@ -202,7 +202,7 @@ def _merge_bins(bars: Bars, merge: int) -> Bars:
 
 
 def legend(groups: Iterable[tuple[str, str]]) -> Markup:
-    """Build the legend of colours from (class, name) pairs."""
+    """Build the legend of colors from (class, name) pairs."""
     return legend_of((swatch("dot", class_), name) for class_, name in groups)
 
 

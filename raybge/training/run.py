@@ -28,7 +28,8 @@ from raybge.training.checkpoint.manifest import (
 )
 from raybge.training.elastic import ElasticPolicy, limit_to_lanes
 from raybge.training.spec import RunSpec, TrainingSpec
-from raybge.training.tasks.spec import FinetuneSpec, PretrainSpec
+from raybge.training.tasks.finetune_spec import FinetuneSpec
+from raybge.training.tasks.pretrain_spec import PretrainSpec
 from raybge.training.trainer_arguments import process_group
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError

@@ -2,8 +2,8 @@
 
     spec = TrainingSpec.from_options(options, FinetuneSpec)
 
-Only the constructors of this module and of `tasks/spec.py` read an options object, and they check it. Importing this
-module imports no torch.
+Only the constructors here and in `tasks/finetune_spec.py` and `tasks/pretrain_spec.py` read an options object, and they
+check it. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from raybge.cli.options import LoopOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.training.checkpoint.manifest import resume_requested
-from raybge.training.tasks.spec import data_seed_of, device_batch_of
 from raybge.training.trainer_arguments import check_trainer_flags
 from raybge.util.errors import UserError
 from raybge.util.filesystem import filesystem, is_local
@@ -30,6 +29,17 @@ if TYPE_CHECKING:
     from raybge.data.survey import Survey
     from raybge.training.checkpoint.manifest import Checkpoint
     from raybge.training.tasks.task import TaskSpec
+
+
+def device_batch_of(options: LoopOptions) -> int:
+    """Return --per_device_train_batch_size."""
+    return int(options.training.get("per_device_train_batch_size", 8))
+
+
+def data_seed_of(options: LoopOptions) -> int:
+    """Return the seed of the order of rows and of the draws: --data_seed, or --seed if that is unset."""
+    data_seed = options.training.get("data_seed")
+    return int(options.training.get("seed", 42) if data_seed is None else data_seed)
 
 
 @dataclass(frozen=True)

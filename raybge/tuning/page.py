@@ -36,7 +36,7 @@ class TuningReport:
 
     Args:
         command: Words of the search's own command.
-        metric: The metric that is optimised.
+        metric: The metric that is optimized.
         mode: "max" or "min".
         space: The domain of each searched flag.
         trials: All trials, in any order.
@@ -110,7 +110,7 @@ def _figures(view: TrialView) -> list[tuple[str, str]]:
 
 
 def _legend(view: TrialView) -> Markup:
-    """Build the legend of the colours and shapes that occur."""
+    """Build the legend of the colors and shapes that occur."""
     shapes: dict[str, list[str]] = {}
     for status in STATUSES:
         if any(trial.curve and trial.status == status for trial in view.trials):

@@ -327,7 +327,7 @@ def _check_trial(trial_spec: TrialSpec, hyperparameters: Mapping[str, Any]) -> N
     """Raise UserError if a trial with these hyperparameters would have invalid flags."""
     from raybge.mining.spec import check_options as check_mining
     from raybge.training.spec import TrainingSpec
-    from raybge.training.tasks.spec import FinetuneSpec
+    from raybge.training.tasks.finetune_spec import FinetuneSpec
 
     mining, training = trial_spec.stage_flags(hyperparameters, "mined.jsonl", "trial")
     if mining:

@@ -1,7 +1,7 @@
 """Charts of a search: learning curves, parallel coordinates, the metric over each flag.
 
-A trial has the same colour in all of them, by its rank: the worst is pale, and the best trial has a colour of its own.
-Ranks and not values, so that one diverged run does not leave all others with the same colour; for the same reason such
+A trial has the same color in all of them, by its rank: the worst is pale, and the best trial has a color of its own.
+Ranks and not values, so that one diverged run does not leave all others with the same color; for the same reason such
 a run does not stretch the metric's axis but is clamped to its end.
 """
 
@@ -37,7 +37,7 @@ from raybge.tuning.search_space import Domain
 
 SHADES = 9  # classes r0 to r8 of page.css
 TICKS = 6  # at most, on the metric's axis
-FEW = 12  # trials that are distinguishable one by one: their curves are labelled with their numbers
+FEW = 12  # trials that are distinguishable one by one: their curves are labeled with their numbers
 SHAPES = {"finished": "dot", "stopped": "ring", "failed": "cross", "running": "ring"}
 STATUS_NAMES = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "running": "running"}
 
@@ -48,7 +48,7 @@ class TrialView:
 
     Args:
         trials: The trials.
-        metric: The metric that is optimised.
+        metric: The metric that is optimized.
         mode: "max" or "min".
         space: The domain of each searched flag.
     """
@@ -76,7 +76,7 @@ class TrialView:
         return {number: score for number, score in scores if score is not None}
 
     def shade(self, trial: Trial) -> str:
-        """Return the class of a trial's colour."""
+        """Return the class of a trial's color."""
         if trial is self.best:
             return "best"
         if trial.number not in self.scores:

@@ -1,4 +1,4 @@
-"""Judgements in TREC and BEIR format, joined with their queries."""
+"""Judgments in TREC and BEIR format, joined with their queries."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def test_both_formats_are_read(tmp_path, name, text, wanted):
         ("", "names no relevant document"),
     ],
 )
-def test_an_invalid_judgement_is_named(tmp_path, text, says):
+def test_an_invalid_judgment_is_named(tmp_path, text, says):
     path = tmp_path / "a.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=f"--qrels: .*{says}"):
@@ -51,7 +51,7 @@ def test_an_invalid_judgement_is_named(tmp_path, text, says):
         read_qrels(str(tmp_path / "gone"), "--qrels")
 
 
-def test_queries_are_joined_with_their_judgements(tmp_path):
+def test_queries_are_joined_with_their_judgments(tmp_path):
     rows = [
         {"_id": "q1", "text": "one", "prompt": "p: "},
         {"_id": "q3", "text": "not judged"},

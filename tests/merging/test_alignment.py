@@ -230,7 +230,7 @@ def configured(folder: str, **more) -> str:
         ),
         (lambda p: make_tiny(p, "roberta"), "different architectures: model_type is bert and roberta"),
         (lambda p: make_tiny(p, num_attention_heads=4), "num_attention_heads is 2 and 4"),
-        (lambda p: configured(make_tiny(p), quantization_config={"bits": 4}), "quantised weights cannot be merged"),
+        (lambda p: configured(make_tiny(p), quantization_config={"bits": 4}), "quantized weights cannot be merged"),
         (make_t5, "is an encoder-decoder model, which contradicts --model_type encoder"),
         (lambda p: str(p), "no such folder"),
     ],
@@ -242,7 +242,7 @@ def configured(folder: str, **more) -> str:
         "vocabulary",
         "family",
         "heads",
-        "quantised",
+        "quantized",
         "t5",
         "missing folder",
     ],
@@ -284,7 +284,7 @@ def saved(folder: Path, seed: int, pooling="mean", normalize=True, prompts=None,
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False)])
-def test_pooling_normalisation_prompts_and_length_are_preserved(tmp_path, pooling, normalize):
+def test_pooling_normalization_prompts_and_length_are_preserved(tmp_path, pooling, normalize):
     tuned = saved(tmp_path / "tuned", 1, pooling, normalize, {"query": "what is ", "document": ""}, 24)
     base = saved(tmp_path / "base", 2, pooling, normalize, {"query": ""}, 16)
     unstated = perturb_weights(make_tiny(tmp_path / "unstated", pooler=False), 3)  # without settings: ignored

@@ -38,7 +38,7 @@ def test_weights_are_the_softmax_of_negative_losses():
 
 @pytest.fixture
 def embedder(tmp_path) -> str:
-    """A model with mean pooling, without normalisation and with prompts; the loss normalises and adds the prompts."""
+    """A model with mean pooling, without normalization and with prompts; the loss normalizes and adds the prompts."""
     folder = perturb_weights(make_tiny(tmp_path / "embedder", pooler=False), 1)
     prompts = {"query": "what ", "document": "row "}
     write_settings(folder, FolderSettings("mean", False, prompts, max_length=16), 16, {})

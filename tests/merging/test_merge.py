@@ -71,7 +71,7 @@ def test_command_without_ray_writes_a_complete_folder(models, tmp_path, capfd, m
     assert_sum(state(output), models, (0.4, 0.6))
     assert {path.name for path in output.parent.iterdir()} == {"mixed"}
     text = capfd.readouterr().out
-    assert "mean pooling, normalised; merge method: linear" in text
+    assert "mean pooling, normalized; merge method: linear" in text
     assert "0.4000" in text and f"written: {output}" in text
     card = (output / "README.md").read_text()
     assert "| `tuned` | 0.4 |" in card and "SentenceTransformer(" in card and str(tmp_path) not in card

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pages import EVIL, LONG, Page, merging, run
 
 from raybge.merging import page as merge
-from raybge.merging.coefficient_search import MergeCandidate
+from raybge.merging.weight_search import MergeCandidate
 
 
 def test_page_of_a_search():
@@ -25,7 +25,7 @@ def test_page_of_a_search():
 def test_curve_has_every_candidate_and_marks_the_selected_one():
     drawn = re.findall(r'<div class="chart wide">(.*?)</div>', merge.html(merging()), re.DOTALL)[0]
     dots = re.findall(r'<circle[^>]*class="dot (\w+)"[^>]*><title>(.*?)</title>', drawn, re.DOTALL)
-    assert len(dots) == 11 and [colour for colour, _ in dots].count("best") == 1
+    assert len(dots) == 11 and [color for color, _ in dots].count("best") == 1
     assert dots[-1] == ("best", "tuned: 0.6\nbase: 0.4\ntarget 0.6980, general 0.6000\nselected")
     (curve,) = re.findall(r'd="M([^"]*)" class="curve r4"', drawn)
     assert curve.count("L") == 10 and 'class="middle"><title>at least 0.5880' in drawn

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from raybge.merging.mixture_card import MixtureCard
+from raybge.merging.merged_card import MergedModelCard
 from raybge.model.card import MAX_ROWS, TrainingCard, display_name
 
 HISTORY = [
@@ -146,7 +146,7 @@ def test_the_snippets_run(tmp_path, tiny):
 
 # --- merged models ---------------------------------------------------------------------------------------------------
 
-MERGED = MixtureCard(
+MERGED = MergedModelCard(
     "encoder",
     [("/home/someone/runs/mine", 0.25), ("BAAI/bge-small-en-v1.5", 0.75)],
     flags={"model_names_or_paths": ["/home/someone/runs/mine", "BAAI/bge-small-en-v1.5"], "output_path": "/home/x/out"},

@@ -1,4 +1,4 @@
-"""Rows and judgements: accepted as by an independent reference, or refused with the field's name."""
+"""Rows and judgments: accepted as by an independent reference, or refused with the field's name."""
 
 import json
 import math
@@ -160,11 +160,11 @@ def test_rows(row, parse):
             assert shown(result) == expected
 
 
-# --- judgements -------------------------------------------------------------------------------------------------------
+# --- judgments -------------------------------------------------------------------------------------------------------
 
 words = st.one_of(st.sampled_from(["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", ""]), texts)
 spaces = st.sampled_from([" ", "\t", "  "])
-judgements = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st.lists(words, max_size=5)), max_size=5)
+judgments = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st.lists(words, max_size=5)), max_size=5)
 
 
 def reference_qrels(data: str) -> dict | None:
@@ -187,9 +187,9 @@ def reference_qrels(data: str) -> dict | None:
 
 
 @share(5)
-@given(lines=judgements, raw=st.binary(max_size=6), mixed=st.booleans())
-def test_judgements(lines, raw, mixed):
-    with tried("files of judgements"):
+@given(lines=judgments, raw=st.binary(max_size=6), mixed=st.booleans())
+def test_judgments(lines, raw, mixed):
+    with tried("files of judgments"):
         data = "\n".join(lines).encode() + (raw if mixed else b"")
         path = Path(FOLDER.name) / "qrels.tsv"
         path.write_bytes(data)

@@ -9,8 +9,8 @@ from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.mteb_page import MtebReport, MtebTask
 from raybge.evaluation.page import EvaluationReport
 from raybge.evaluation.query_examples import PassageHit, QueryExample
-from raybge.merging.coefficient_search import MergeCandidate
 from raybge.merging.page import MergingReport
+from raybge.merging.weight_search import MergeCandidate
 from raybge.mining.page import MiningReport
 from raybge.mining.statistics import LikelyFalseNegative, MiningStatistics
 from raybge.quickstart.page import DemoReport

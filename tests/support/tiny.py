@@ -34,7 +34,7 @@ def make_tiny(
         kind: model family, one of KINDS.
         pooler: with the family's pooling layer.
         dropout: dropout probability.
-        head: with a language modelling head.
+        head: with a language modeling head.
         words: vocabulary of the tokenizer, at most 60 words; more with `vocab_size`.
         mask: the tokenizer has a mask token.
         **more: fields of the configuration.

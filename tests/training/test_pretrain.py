@@ -20,7 +20,7 @@ from raybge.data.groups import parse_passage
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.pretrain import main
-from raybge.training.tasks.spec import PretrainSpec
+from raybge.training.tasks.pretrain_spec import PretrainSpec
 
 ROWS, UPDATES = 22, 8  # two epochs of four steps
 

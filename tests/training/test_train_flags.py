@@ -14,7 +14,7 @@ from raybge.data.jsonl import Block, SourceFile
 from raybge.data.order import Order
 from raybge.data.survey import Survey
 from raybge.training.spec import TrainingSpec
-from raybge.training.tasks.spec import FinetuneSpec
+from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 
 VALUES = {

@@ -19,8 +19,8 @@ from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
 from raybge.training.checkpoint.manifest import MANIFEST, RunIdentity, latest_checkpoint
-from raybge.training.tasks.finetuning import FinetuneTask
-from raybge.training.tasks.spec import FinetuneSpec
+from raybge.training.tasks.finetune_spec import FinetuneSpec
+from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.training.trainer import StreamTrainer
 from raybge.training.worker import build_arguments, build_trainer
 from raybge.training.worker_config import WorkerConfig

@@ -10,8 +10,8 @@ from raybge.cli.parser import build_options
 from raybge.losses.objective import Objective
 from raybge.model.folder import FolderSettings, vector_width, write_settings
 from raybge.training.spec import BatchSpec, RunSpec, TrainingSpec
-from raybge.training.tasks.finetuning import FinetuneTask
-from raybge.training.tasks.spec import FinetuneSpec
+from raybge.training.tasks.finetune_spec import FinetuneSpec
+from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.util.errors import UserError
 
 

@@ -39,7 +39,7 @@ def points(path):
     return [tuple(map(float, point.split())) for point in path.get("d")[1:].split("L")]
 
 
-def test_of_many_curves_only_the_best_is_labelled():
+def test_of_many_curves_only_the_best_is_labeled():
     drawing = ET.fromstring(learning_curves(view([trial(i, 0.5 + i / 1000) for i in range(50)]), 1000))
     assert [text.text for text in of_class(drawing, "end")] == ["trial 49: 0.5490"]
     shades = [each.get("class").split()[1] for each in of_class(drawing, "curve", "some")]
@@ -53,7 +53,7 @@ def test_curves_omit_values_that_are_not_finite():
     assert numbers_of(ET.fromstring(learning_curves(view([odd]), 1000)), "cross") == [0]
 
 
-def test_colours_follow_the_rank():
+def test_colors_follow_the_rank():
     def shades(scores, mode="max"):
         trials = [trial(i, score) for i, score in enumerate(scores)]
         return [view(trials, mode).shade(t) for t in trials]

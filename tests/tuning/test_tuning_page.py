@@ -29,7 +29,7 @@ def test_page_is_self_contained():
     assert "default-src 'none'" in page
 
 
-def test_heading_summarises_the_search():
+def test_heading_summarizes_the_search():
     text = Page(html(search(SIX, facts={"scheduler": "ASHA"}))).text
     assert "Best nDCG@10: 0.6500, trial 1" in text
     assert "6 trials: 3 finished, 1 stopped early, 1 failed, 1 running" in text
@@ -85,7 +85,7 @@ def test_table_lists_every_trial_best_first():
     assert 'class="number">learning_rate' in page and 'class="number">lr_scheduler_' not in page
 
 
-def test_style_defines_all_classes_and_both_modes_all_colours():
+def test_style_defines_all_classes_and_both_modes_all_colors():
     css = (files("raybge.report") / "page.css").read_text()
     pages = [html(search(SIX)), train.html(training()), mine.html(mining()), evaluate.html(evaluation())]
     elements = [attributes for page in pages for _, attributes in Page(page).elements]
@@ -98,14 +98,14 @@ def test_style_defines_all_classes_and_both_modes_all_colours():
     assert set(re.findall(r"var\((--[a-z0-9]+)\)", css)) <= names | {"--c"}
 
 
-def test_colours_are_distinguishable():
+def test_colors_are_distinguishable():
     """Contrast by WCAG 2: 4.5 for text, 3 for marks, increasing from worst to best."""
     css = (files("raybge.report") / "page.css").read_text()
     for look in re.findall(r":root \{(.*?)\}", css, re.S):
-        colour = {name: _luminance(value) for name, value in re.findall(r"--(\w+): (#[0-9a-f]+)", look)}
+        color = {name: _luminance(value) for name, value in re.findall(r"--(\w+): (#[0-9a-f]+)", look)}
 
-        def contrast(a, b, colour=colour):
-            high, low = sorted((colour[a], colour[b]), reverse=True)
+        def contrast(a, b, color=color):
+            high, low = sorted((color[a], color[b]), reverse=True)
             return (high + 0.05) / (low + 0.05)
 
         assert all(contrast(name, ground) >= 4.5 for name in ("ink", "soft") for ground in ("paper", "raised"))
@@ -115,8 +115,8 @@ def test_colours_are_distinguishable():
         assert all(b / a >= 1.08 for a, b in pairwise(ramp))
 
 
-def _luminance(colour):
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+def _luminance(color):
+    digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
     shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -18,14 +18,14 @@ CROSS_ENCODER = "cross-encoder"
 METRICS = "evaluation"
 INDEX = "vector search"
 VECTORS = "vectors"
-MIXTURE = "mixture"
+MERGE = "mixture"
 EXAMPLES = "weights from examples"
 WEIGHT_SEARCH = "weights from a search"
 RUN = "run"
 SCALE = "workers and cluster"
 GROUPS = (
     *(MODEL, LORA, DATA, OBJECTIVE, TRIALS, VALIDATION, MINING, CROSS_ENCODER, METRICS, INDEX, VECTORS),
-    *(MIXTURE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE),
+    *(MERGE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE),
 )
 POOLING = ("cls", "mean", "last_token")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from raybge.cli.flag import flag
 from raybge.cli.options.common import (
     EXAMPLES,
-    MIXTURE,
+    MERGE,
     MODEL,
     RUN,
     SCALE,
@@ -26,15 +26,15 @@ class MergeOptions(ModelOptions, CommonOptions):
     model_names_or_paths: list[str] = flag(..., MODEL, "models to merge, two or more: folders or hub names")
     model_type: str = flag(..., MODEL, "encoder: embedding models; decoder: language models", choices=TYPES)
     base_model: str | None = flag(None, MODEL, "common base model of the others, required by ties: folder or hub name")
-    weights: list[float] | None = flag(None, MIXTURE, "weight of each model; the sum is 1")
+    weights: list[float] | None = flag(None, MERGE, "weight of each model; the sum is 1")
     merge_method: str = flag(
         "linear",
-        MIXTURE,
+        MERGE,
         "linear: weighted sum; slerp: spherical interpolation of two models; ties: changes to base_model whose signs "
         "agree",
         choices=("linear", "slerp", "ties"),
     )
-    ties_density: float = flag(0.2, MIXTURE, "share of each tensor's largest changes that ties keeps")
+    ties_density: float = flag(0.2, MERGE, "share of each tensor's largest changes that ties keeps")
     output_path: str | None = flag(
         None, RUN, "folder for the merged model; if unset, weights from examples or a search are printed only"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raybge.training.tasks.spec import PretrainSpec
+    from raybge.training.tasks.pretrain_spec import PretrainSpec
     from raybge.training.tasks.task import TaskComponents
 
 

@@ -1,4 +1,4 @@
-"""Merge coefficients from the source models' losses on examples, as in LM-Cocktail."""
+"""Merge weights from the source models' losses on examples, as in LM-Cocktail."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from raybge.data.groups import RowError, parse_example, parse_group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source_files import list_files
 from raybge.data.survey import IN_PROCESS_BYTES, bad_rows_message, survey
-from raybge.merging.coefficient_search import MergeCandidate
 from raybge.merging.spec import ExampleSpec, MergingSpec
+from raybge.merging.weight_search import MergeCandidate
 from raybge.util.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Derivative-free search for merge coefficients: maximise a target metric subject to a floor on a second one.
+"""Derivative-free search for merge weights: maximize a target metric subject to a floor on a second one.
 
 Coefficients lie on the simplex: none is negative and their sum is 1. Each source model alone and the uniform average
 are evaluated first; for two models, all eleven multiples of a tenth. Then a pattern search moves a step of weight from
@@ -20,7 +20,7 @@ FIRST_STEP, LAST_STEP = 0.25, 0.02
 
 @dataclass(frozen=True)
 class MergeCandidate:
-    """Merge coefficients with their metric on the target set and, None without a second set, on the general set."""
+    """Merge weights with their metric on the target set and, None without a second set, on the general set."""
 
     weights: Weights
     target: float
@@ -74,7 +74,7 @@ def general_threshold(candidates: Sequence[MergeCandidate], floor: float) -> flo
 
 
 def initial_weights(models: int) -> list[Weights]:
-    """Return the coefficients that are evaluated first."""
+    """Return the merge weights that are evaluated first."""
     if models == 2:
         return [(i / TENTHS, (TENTHS - i) / TENTHS) for i in range(TENTHS, -1, -1)]
     single = [tuple(float(i == j) for j in range(models)) for i in range(models)]
@@ -84,7 +84,7 @@ def initial_weights(models: int) -> list[Weights]:
 def shift_weight(weights: Weights, source: int, destination: int, step: float) -> Weights:
     """Move `step` of weight from one model to another, or all that the first one has.
 
-    The result is rounded, so that equal coefficients compare equal.
+    The result is rounded, so that equal weights compare equal.
     """
     shifted = list(weights)
     step = min(step, weights[source])

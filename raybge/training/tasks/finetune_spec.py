@@ -1,4 +1,4 @@
-"""Specs of the two training tasks, fine-tuning and pre-training: read from the flags and checked before anything loads.
+"""Specs of fine-tuning: read from the flags and checked before anything loads.
 
 Importing this module imports no torch: the driver makes a spec, the workers build the model from it.
 """
@@ -6,18 +6,14 @@ Importing this module imports no torch: the driver makes a spec, the workers bui
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
-from raybge.model.folder import check_model_folder, has_language_head, read_settings
+from raybge.cli.options import TrainOptions
+from raybge.cli.parser import declared_flags
+from raybge.model.folder import check_model_folder, read_settings, vector_width
 from raybge.model.spec import EncoderSpec, absolute_model_path
-from raybge.training.tasks.option_checks import (
-    check_finetune_options,
-    check_lora_options,
-    check_mrl_dims,
-    check_pretrain_options,
-    check_temperature,
-)
+from raybge.training.spec import data_seed_of, device_batch_of
+from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
     from raybge.data.datasets import DataSets
@@ -26,24 +22,10 @@ if TYPE_CHECKING:
     from raybge.evaluation.spec import ValidationSpec
     from raybge.losses.objective import Objective
     from raybge.model.lora import Lora
-    from raybge.training.tasks.finetuning import FinetuneTask
-    from raybge.training.tasks.pretraining import PretrainTask
+    from raybge.training.tasks.finetune_task import FinetuneTask
 
-CHARACTERS_A_TOKEN = 8  # read of a text whose tokens are counted: most tokens have fewer
-
-
-def device_batch_of(options: LoopOptions) -> int:
-    """Return --per_device_train_batch_size."""
-    return int(options.training.get("per_device_train_batch_size", 8))
-
-
-def data_seed_of(options: LoopOptions) -> int:
-    """Return the seed of the order of rows and of the draws: --data_seed, or --seed if that is unset."""
-    data_seed = options.training.get("data_seed")
-    return int(options.training.get("seed", 42) if data_seed is None else data_seed)
-
-
-# --- fine-tuning ------------------------------------------------------------------------------------------------------
+# With normalized vectors scores lie between -1 and 1: divided by more than this, no passage stands out.
+HIGHEST_TEMPERATURE = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,8 +59,8 @@ class ObjectiveSpec:
         Raises:
             UserError: a temperature or Matryoshka dimension that this model cannot be trained with.
         """
-        check_temperature(options)
-        check_mrl_dims(options)
+        _check_temperature(options)
+        _check_mrl_dims(options)
         return cls(
             temperature=options.temperature,
             in_batch=options.use_inbatch_neg,
@@ -157,7 +139,7 @@ class FinetuneSpec:
         from raybge.data.prompts import Instructions
         from raybge.evaluation.spec import ValidationSpec
 
-        check_finetune_options(options)
+        _check_finetune_options(options)
         # A wrong format is reported now, not when the trained model is saved.
         Instructions(
             options.query_instruction_for_retrieval,
@@ -215,7 +197,7 @@ class FinetuneSpec:
 
     def task(self, survey: Survey, data_sets: DataSets) -> FinetuneTask:
         """Return the task on these data sets."""
-        from raybge.training.tasks.finetuning import FinetuneTask
+        from raybge.training.tasks.finetune_task import FinetuneTask
 
         return FinetuneTask(self, data_sets.alone)
 
@@ -224,7 +206,7 @@ def _lora(options: TrainOptions) -> Lora | None:
     """Return the adapters to train; None without --use_lora."""
     from raybge.model.lora import Lora
 
-    check_lora_options(options)
+    _check_lora_options(options)
     if not options.use_lora:
         return None
     targets = options.target_modules
@@ -247,107 +229,73 @@ def _guide(options: TrainOptions) -> EncoderSpec | None:
     )
 
 
-# --- pre-training -----------------------------------------------------------------------------------------------------
+# --- checks of the flags ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PretrainSpec:
-    """Pre-training of an encoder for retrieval on texts, with RetroMAE's decoder.
+def _check_finetune_options(options: TrainOptions) -> None:
+    """Raise UserError for flags of fine-tuning that are out of range or do not go together."""
+    for name in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "score_block"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, found {value}")
+    if not 0 <= options.shuffle_ratio <= 1:
+        raise UserError(f"--shuffle_ratio must be from 0 to 1, found {options.shuffle_ratio}")
+    if options.sub_batch_size == 0:
+        raise UserError("--sub_batch_size must be at least 1, or -1 to hold the whole batch, found 0")
+    if options.temperature <= 0:
+        raise UserError(f"--temperature must be above 0, found {options.temperature}")
+    _requires(options, "kd_loss_type", "knowledge_distillation")
+    if options.knowledge_distillation and options.train_group_size < 2:
+        raise UserError("--knowledge_distillation compares the passages of a group: --train_group_size must be above 1")
+    _requires(options, "mrl_dims", "use_mrl")
+    if options.bidirectional and not options.use_inbatch_neg:
+        raise UserError("--bidirectional searches a query among those of other groups: it requires --use_inbatch_neg")
+    _requires(options, "guide_model", "false_negative_margin")
 
-    Args:
-        base_model: model to start from as it was given; None: from scratch.
-        model: keyword arguments of `load_pretraining_model`.
-        max_seq_length: longest text in tokens.
-        seed: seed of the masks.
-        encoder_mlm_probability: share of the words that are masked for the encoder.
-        decoder_mlm_probability: share of the words that a position of the decoder does not see.
-    """
 
-    base_model: str | None
-    model: dict[str, Any]
-    max_seq_length: int
-    seed: int
-    encoder_mlm_probability: float
-    decoder_mlm_probability: float
-
-    command: ClassVar[str] = "pretrain"
-    row_noun: ClassVar[str] = "texts"
-    model_folder: ClassVar[str] = "encoder_model"
-    validation: ClassVar[None] = None
-
-    @classmethod
-    def from_options(cls, options: PretrainOptions) -> PretrainSpec:
-        """Read and check the flags of pre-training.
-
-        Args:
-            options: the command's flags.
-
-        Returns:
-            The spec.
-
-        Raises:
-            UserError: flags out of range or that do not go together; no model at a path that is given.
-        """
-        check_pretrain_options(options)
-        name = options.model_name_or_path
-        if name is not None:
-            check_model_folder(name, "--model_name_or_path")
-
-        def place(path: str | None) -> str | None:
-            return None if path is None else absolute_model_path(path)
-
-        return cls(
-            base_model=name,
-            model=dict(
-                model_name_or_path=place(name),
-                config_name=place(options.config_name),
-                tokenizer_name=place(options.tokenizer_name),
-                method=options.pretrain_method,
-                bow_loss_weight=options.bow_loss_weight,
-                cache_dir=options.cache_dir,
-                token=options.token,
-                trust_remote_code=options.trust_remote_code,
-                use_fast_tokenizer=options.use_fast_tokenizer,
-            ),
-            max_seq_length=options.max_seq_length,
-            seed=data_seed_of(options),
-            encoder_mlm_probability=options.encoder_mlm_probability,
-            decoder_mlm_probability=options.decoder_mlm_probability,
+def _check_temperature(options: TrainOptions) -> None:
+    """Raise UserError for a temperature at which no score of normalised vectors stands out."""
+    if options.temperature <= HIGHEST_TEMPERATURE:
+        return
+    normalized = options.normalize_embeddings
+    if normalized is None:
+        normalized = read_settings(options.model_name_or_path, options.cache_dir, options.token).normalize
+    if normalized:
+        raise UserError(
+            f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalised vectors, found "
+            f"{options.temperature}: common values are 0.01 to 0.05"
         )
 
-    @property
-    def row_parser(self) -> Parse:
-        """Parser of a text."""
-        from raybge.data.groups import parse_passage
 
-        return parse_passage
+def _check_mrl_dims(options: TrainOptions) -> None:
+    """Raise UserError for Matryoshka dimensions that are missing, repeated or wider than the model's vectors."""
+    if not options.use_mrl:
+        return
+    dims = options.mrl_dims
+    if not dims:
+        raise UserError("--use_mrl requires --mrl_dims, for example --mrl_dims 64 128 256")
+    width = vector_width(options.config_name or options.model_name_or_path, options.cache_dir, options.token)
+    for dim in dims:
+        if dim < 1 or (width is not None and dim > width):
+            most = f" to {width}, the model's width" if width else " up"
+            raise UserError(f"--mrl_dims must be from 1{most}, found {dim}")
+    if len(set(dims)) < len(dims):
+        raise UserError(f"--mrl_dims must be different lengths, found {' '.join(map(str, dims))}")
 
-    def has_new_head(self) -> bool:
-        """Return whether the language-modelling head is new, not that of an existing model."""
-        name = self.base_model
-        return name is None or not has_language_head(name, self.model["cache_dir"], self.model["token"])
 
-    def describe(self) -> tuple[str, str]:
-        """Return the plan's line on the model, and the text that follows the size of a step."""
-        if self.base_model is None:
-            model = f"from scratch, with the configuration of {self.model['config_name']}"
-        elif self.has_new_head():
-            model = (
-                f"{self.base_model}, which has no language-modelling head: it gets a new one, tied to its embeddings"
-            )
-        else:
-            model = self.base_model
-        method = "RetroMAE" if self.model["method"] == "retromae" else "DupMAE"
-        return (
-            f"model: {model}; texts up to {self.max_seq_length} tokens",
-            f"; {method}, {self.encoder_mlm_probability:.0%} of the words masked for the encoder, "
-            f"{self.decoder_mlm_probability:.0%} for each position of the decoder",
-        )
+def _check_lora_options(options: TrainOptions) -> None:
+    """Raise UserError for flags of low-rank adapters without --use_lora, or that do not go together with it."""
+    for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
+        _requires(options, name, "use_lora")
+    if options.use_lora and options.fix_position_embedding:
+        raise UserError("--fix_position_embedding has no effect with --use_lora, which trains adapters only: remove it")
+    if options.use_lora and options.config_name and not options.save_merged_lora_model:
+        raise UserError("--config_name: adapters have no configuration of their own: add --save_merged_lora_model")
 
-    def task(self, survey: Survey, data_sets: DataSets) -> PretrainTask:
-        """Return the task on these rows; a new head gets a sample of them to count words in."""
-        from raybge.data.text_sample import sample_texts
-        from raybge.training.tasks.pretraining import PretrainTask
 
-        longest = CHARACTERS_A_TOKEN * self.max_seq_length
-        return PretrainTask(self, sample_texts(survey, self.row_parser, longest) if self.has_new_head() else ())
+def _requires(options: TrainOptions, name: str, other: str) -> None:
+    """Raise UserError if a flag is set that has no effect without another one."""
+    is_set = getattr(options, name) != declared_flags(TrainOptions)[name].default
+    needed = getattr(options, other)
+    if is_set and (needed is None or needed is False):
+        raise UserError(f"--{name} requires --{other}")

@@ -38,7 +38,7 @@ _METHODS = {
 
 
 @dataclass(frozen=True)
-class MixtureCard:
+class MergedModelCard:
     """Card of a merged model.
 
     Args:

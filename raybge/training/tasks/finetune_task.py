@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raybge.data.collate import GroupTokenizer
     from raybge.data.tokenize import TextTokenizer
     from raybge.model.encoder import Encoder
-    from raybge.training.tasks.spec import FinetuneSpec
+    from raybge.training.tasks.finetune_spec import FinetuneSpec
     from raybge.training.tasks.task import TaskComponents
 
 
