@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybge.util.errors import UserError, causes
+from raybge.util.filesystem import StorageError
+
+_NAMES = "|".join(re.escape(f"{each.__module__}.{each.__qualname__}") for each in (UserError, StorageError))
+_MESSAGE = re.compile(rf"^(?:{_NAMES}): (.+)$", re.MULTILINE)
 
 
 def ray_is_connected() -> bool:
@@ -62,6 +66,6 @@ def unwrap_user_errors() -> Iterator[None]:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from None
         # If an actor could not start, Ray keeps only the text of the traceback.
-        if messages := re.findall(rf"^{UserError.__module__}.UserError: (.+)$", str(error), re.MULTILINE):
+        if messages := _MESSAGE.findall(str(error)):
             raise UserError(messages[-1]) from None
         raise

@@ -23,7 +23,7 @@ from raybge.model.quantization import Precision, packed_width, quantize_embeddin
 from raybge.search.columns import vectors_column, vectors_of
 from raybge.search.store import EncodedBlock, Store
 from raybge.util import atomic_write
-from raybge.util.errors import UserError
+from raybge.util.errors import UserError, first_line
 from raybge.util.filesystem import filesystem
 
 FLAG = "--output_file"
@@ -108,7 +108,15 @@ def is_finished(path: str) -> bool:
     """
     if output_format(path) != "folder":
         return atomic_write.exists(path, FLAG)
-    files, place = _open_filesystem(path)
+    try:
+        return _is_finished_folder(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{FLAG}: {path} cannot be written ({first_line(error)})") from error
+
+
+def _is_finished_folder(path: str) -> bool:
+    files, place = filesystem(path)
+    place = place.rstrip("/")
     if files.get_file_info(place).is_file:
         raise UserError(f"{FLAG}: {path} is a file, but the output is a folder of Parquet files; choose another name")
     if files.get_file_info(posixpath.join(place, SUCCESS_FILE)).is_file:
@@ -204,11 +212,3 @@ def _write_part(path: str, place: str, blocks: Sequence[EncodedBlock], layout: L
     with files.open_output_stream(place) as out:
         _write_parquet(out, _tables(blocks, store), layout, blocks)
     return sum(block.rows for block in blocks)
-
-
-def _open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    try:
-        files, place = filesystem(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{FLAG}: {path} cannot be written ({error})") from error
-    return files, place.rstrip("/")

@@ -7,6 +7,7 @@ complete and correct, whichever run wrote it; several runs may share a folder.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -85,8 +86,11 @@ class Store:
 
     def arrays(self, name: str, *only: str) -> dict[str, np.ndarray]:
         """Read the arrays of a name, or some of them, by their keys."""
-        with self._files.open_input_file(self._path(name)) as stream, np.load(stream) as archive:
-            return {key: archive[key] for key in only or archive}
+        with self._files.open_input_file(self._path(name)) as stream:
+            # an archive is read in many small pieces, each of which would be a request to an object store
+            source = stream if self.local else io.BytesIO(stream.read())
+            with np.load(source) as archive:
+                return {key: archive[key] for key in only or archive}
 
     def exists(self) -> bool:
         """Return True if the folder exists."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import urllib.parse
 from typing import Any
 
@@ -11,16 +12,22 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.util.errors import UserError, first_line
+from raybge.util.redaction import LOGIN
 
 STATE_FOLDER = ".raybge"  # in the output folder: internal files of a run
 
 # Protocols that pyarrow serves itself: fsspec would only wrap it.
 _PYARROW = ("file", "hdfs", "viewfs", "mock")
+# Protocols that pyarrow serves where fsspec has no package for them.
+_PYARROW_AS_WELL = ("s3", "gs", "gcs", "abfs", "abfss")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of raybge that installs its package
+# Protocols without folders: a key may contain slashes, and nothing has to exist before it.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
+_LOGIN_AND_KEY = re.compile(rf"(?:({LOGIN})@)?(.*)", re.DOTALL)
 
 
 class StorageError(UserError, pa.ArrowInvalid):
-    """A URI that no installed package opens. Handlers of pyarrow's errors add the flag to it."""
+    """Error of a URI that cannot be opened. Handlers of pyarrow's errors add the flag to it."""
 
 
 class _UnsupportedQuery(Exception):
@@ -42,7 +49,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
     pyarrow's own S3 and GCS are used if s3fs or gcsfs is not installed, or if the query has another parameter.
 
-    Raises StorageError if no installed package opens the URI; the message names the package to install.
+    Raises StorageError if no installed package opens the URI, and then names the package to install, or if the package
+    rejects the URI.
     """
     if "://" not in path:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
@@ -53,16 +61,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         return _from_fsspec(path.removeprefix("fsspec+"))
     except _UnsupportedQuery:
         return _from_pyarrow(path)
-    except ValueError as error:
-        raise StorageError(f"{protocol}:// is no protocol that fsspec knows") from error
     except ImportError as error:
-        if not protocol.startswith("fsspec+"):
-            try:
-                return _from_pyarrow(path)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as unknown:
-                if "query" in str(unknown):  # pyarrow knows the protocol
-                    raise
-        raise StorageError(_missing_package(protocol.removeprefix("fsspec+"), error)) from error
+        message = _missing_package(protocol.removeprefix("fsspec+"), error)
+        if protocol not in _PYARROW_AS_WELL:
+            raise StorageError(message) from error
+    try:
+        return _from_pyarrow(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise StorageError(f"{message} (pyarrow: {first_line(error)})") from error
 
 
 def _from_pyarrow(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -71,24 +77,41 @@ def _from_pyarrow(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _from_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
-    from fsspec.core import url_to_fs
+    from fsspec.core import get_filesystem_class, url_to_fs
 
     protocol, _, rest = uri.partition("://")
     options: dict[str, Any] = {}
     if protocol in _EXTRAS:
         address, _, query = rest.partition("?")
-        login, _, place = address.rpartition("@")
+        login, key = _split_login(address)
         options = _OPTIONS[_EXTRAS[protocol]](login, dict(urllib.parse.parse_qsl(query)))
         options["use_listings_cache"] = False
-        uri = f"{protocol}://{urllib.parse.unquote(place)}"
+        uri = f"{protocol}://{urllib.parse.unquote(key)}"
     elif protocol not in ("http", "https"):
         uri = f"{protocol}://{urllib.parse.unquote(rest)}"
-    store, place = url_to_fs(uri, **options)
-    store.invalidate_cache()  # other processes write too: a cached listing would hide their files
-    return pafs.PyFileSystem(FsspecHandler(_Store(store))), str(place)
+    try:
+        for name in protocol.split("::"):  # simplecache::s3://
+            get_filesystem_class(name)
+    except ValueError as error:
+        raise StorageError(f"{protocol}:// is no protocol that fsspec knows") from error
+    try:
+        store, place = url_to_fs(uri, **options)
+    except (OSError, ImportError, pa.ArrowException):
+        raise
+    except Exception as error:  # of the options, or of the store's own library
+        raise StorageError(f"{protocol}:// cannot be opened ({type(error).__name__}: {first_line(error)})") from error
+    store.invalidate_cache()  # fsspec reuses its file systems
+    return pafs.PyFileSystem(FsspecHandler(_ErrorTranslator(store), protocol in _OBJECT_STORES)), str(place)
 
 
-class _Store:
+def _split_login(address: str) -> tuple[str, str]:
+    """Split `KEY:SECRET@bucket/key`. A secret may contain "/", and so may a key in the bucket contain "@"."""
+    match = _LOGIN_AND_KEY.fullmatch(address)
+    assert match is not None  # the pattern matches every text
+    return match[1] or "", match[2]
+
+
+class _ErrorTranslator:
     """A file system of fsspec, or an open file of it, whose methods raise OSError.
 
     Stores raise errors of their own libraries (botocore, google.auth), which callers could neither report nor retry.
@@ -112,13 +135,50 @@ class _Store:
                 raise
             except Exception as error:
                 raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
-            return _Store(result) if name == "open" else result
+            return _ErrorTranslator(result) if name == "open" else result
 
         return call
 
 
 class FsspecHandler(pafs.FSSpecHandler):
-    """pyarrow's handler with the modification time of object stores, by which changed files are recognized."""
+    """pyarrow's handler with what raybge requires of a store.
+
+    - Modification times of object stores, by which changed files are recognized.
+    - Listings without a cache: other processes write too.
+    - Object stores: no read-ahead in files opened for random access (50 MiB in s3fs; raybge reads ranges of its own),
+      and no folders, since s3fs and gcsfs would try to create the bucket.
+
+    Args:
+        fs: fsspec's file system.
+        is_object_store: the file system has keys, but no folders.
+    """
+
+    def __init__(self, fs: Any, is_object_store: bool = False) -> None:
+        super().__init__(fs)
+        self.is_object_store = is_object_store
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        """Return the present state of paths."""
+        self.fs.invalidate_cache()
+        return list(super().get_file_info(paths))
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        """Return the present content of a folder."""
+        self.fs.invalidate_cache()
+        return list(super().get_file_info_selector(selector))
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        """Create a folder, except in object stores."""
+        if not self.is_object_store:
+            super().create_dir(path, recursive)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        """Open a file for random access; streams keep the read-ahead."""
+        if not self.is_object_store:
+            return super().open_input_file(path)
+        if not self.fs.isfile(path):
+            raise FileNotFoundError(path)
+        return pa.PythonFile(self.fs.open(path, mode="rb", cache_type="none"), mode="r")
 
     @staticmethod
     def _create_file_info(path: str, info: dict[str, Any]) -> pafs.FileInfo:
@@ -165,7 +225,7 @@ def _missing_package(protocol: str, error: ImportError) -> str:
 def is_local(path: str, flag: str) -> bool:
     """Return True if a path or URI is in a file system of this machine.
 
-    Raises UserError if no installed package opens the URI.
+    Raises UserError if the URI cannot be opened.
     """
     try:
         return "://" not in path or isinstance(filesystem(path)[0], pafs.LocalFileSystem)
@@ -174,6 +234,6 @@ def is_local(path: str, flag: str) -> bool:
 
 
 def append_to_path(path: str, ending: str) -> str:
-    """Append text to a path or URI; the query of a URI (region, endpoint) stays behind it."""
+    """Append text to a path or URI; the query of a URI (region, endpoint) stays at the end."""
     head, mark, query = path.partition("?") if "://" in path else (path, "", "")
     return f"{head.rstrip('/')}{ending}{mark}{query}"

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SECRET_FLAG = re.compile(r"(^|_)(token|password|secret|api_key)$")  # flag names
-# s3://key:secret@bucket; a key may contain a slash: pyarrow rejects such a URI, and its message quotes it
-_LOGIN = re.compile(r"(://)(?:[^/@\s]+|[^:/@\s]+:[^@\s]*)@")
+# `key:secret` before the "@" of s3://key:secret@bucket; a secret may contain a slash, as AWS's often do
+LOGIN = r"(?:[^/@\s]+|[^:/@\s]+:[^@\s]*)"
+_LOGIN = re.compile(rf"(://){LOGIN}@")
 _QUERY = re.compile(r"([?&][^=&\s]*(?:secret|token|password|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 _VARIABLE = "RAYBGE_SECRET_WORDS"  # passes secret flags from a process to the one that replaces it
 

@@ -164,6 +164,16 @@ def test_output_formats_and_conflicts(tmp_path):
         is_finished(str(tmp_path / "v.npy"))
 
 
+@pytest.mark.parametrize("name", ["folder", "v.parquet"])
+def test_an_output_that_cannot_be_reached_is_named(name, monkeypatch):
+    def denied(self, path, **_):
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.info", denied)
+    with pytest.raises(UserError, match=f"--output_file: memory://{name} cannot be written .*access denied"):
+        is_finished(f"memory://{name}")
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "expected"),
     [

@@ -43,6 +43,8 @@ def stores(monkeypatch):
     [
         ("s3://bucket/a%20b", {}),
         ("s3://key:se%2Fcret@bucket/a%20b", {"key": "key", "secret": "se/cret"}),
+        ("s3://key:se/cret@bucket/a%20b", {"key": "key", "secret": "se/cret"}),
+        ("s3://user@bucket/a%20b", {"anon": True}),
         ("s3://anonymous@bucket/a%20b?region=eu", {"anon": True, "client_kwargs": {"region_name": "eu"}}),
         ("s3://bucket/a%20b?endpoint_override=host:9", {"client_kwargs": {"endpoint_url": "https://host:9"}}),
         ("s3a://bucket/a%20b?endpoint_override=h&scheme=http", {"client_kwargs": {"endpoint_url": "http://h"}}),
@@ -53,6 +55,20 @@ def stores(monkeypatch):
 def test_credentials_and_query_become_options(stores, uri, options):
     _, path = filesystem(uri)
     assert stores == [options] and path.lstrip("/") == "bucket/a b"
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "path"),
+    [
+        ("s3://bucket/a@b", {}, "bucket/a@b"),
+        ("s3://bucket/x:y@z", {}, "bucket/x:y@z"),
+        ("s3://key:secret@bucket/a@b/c:d@e", {"key": "key", "secret": "secret"}, "bucket/a@b/c:d@e"),
+        ("s3://key:se/cret@bucket/a@b", {"key": "key", "secret": "se/cret"}, "bucket/a@b"),
+        ("gs://anonymous@bucket/a@b", {"token": "anon"}, "bucket/a@b"),
+    ],
+)
+def test_a_key_may_contain_an_at_sign(stores, uri, options, path):
+    assert filesystem(uri)[1].lstrip("/") == path and stores == [options]
 
 
 def test_the_time_of_a_stored_object_is_known(stores):
