@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
@@ -59,6 +61,15 @@ def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, s
     if any(f.transformers for f in flags):
         help_group.add_argument("--help-all", action="store_true", help="this page and every TrainingArguments flag")
     return parser
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Print a page and exit with code 0, also if the reader closes the pipe, as `| head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python would report it again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
 
 
 def _settings(f: Flag) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from raybge.cli.flag import Flag
-from raybge.cli.help_page import argument_parser
+from raybge.cli.help_page import argument_parser, print_and_exit
 from raybge.cli.training_arguments import training_argument_flags
 from raybge.util.errors import UserError
 
@@ -34,8 +34,7 @@ def parse_options(options_class: type[T], argv: Sequence[str], prog: str) -> T:
     flags = declared_flags(options_class)
     parser = argument_parser(options_class.__doc__, flags.values(), prog, show_all="--help-all" in argv)
     if {"-h", "--help", "--help-all"} & set(argv):
-        parser.print_help()
-        raise SystemExit(0)
+        print_and_exit(parser.format_help().rstrip("\n"))
     namespace, unknown = parser.parse_known_args(list(argv))
     for word in unknown:
         raise UserError(_unknown(word, flags) if word.startswith("--") else f"«{word}» belongs to no flag")

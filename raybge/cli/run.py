@@ -6,13 +6,13 @@ Exit codes: 0 success, 1 failure, 2 an error that the user can correct, 130 inte
 from __future__ import annotations
 
 import importlib
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from raybge.cli.console import Console
+from raybge.cli.help_page import print_and_exit
 from raybge.cli.parser import build_options, parse_options
 from raybge.util.errors import UserError, failure_message
 from raybge.util.redaction import SECRET_FLAG, command_line
@@ -109,7 +109,7 @@ def main() -> None:
     if command in COMMANDS:
         raise SystemExit(importlib.import_module(f"raybge.{command}").main(rest))
     if command in ("-h", "--help", "--version"):
-        _print_and_exit(f"raybge {RAYBGE}" if command == "--version" else _usage())
+        print_and_exit(f"raybge {RAYBGE}" if command == "--version" else _usage())
     print(f"raybge: «{command}» is not a command; commands: {', '.join(COMMANDS)}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -119,14 +119,6 @@ def _usage() -> str:
         f"usage: raybge COMMAND --flag value ...\n\ncommands: {', '.join(COMMANDS)}\n"
         "`raybge COMMAND --help` lists a command's flags, `raybge --version` prints the version."
     )
-
-
-def _print_and_exit(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head` closed the pipe; Python would report it again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0)
 
 
 def _last_lines(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
 
 import raybge
+from raybge import row_log
 from raybge.cli.console import Console
 from raybge.cli.options import CommonOptions
 from raybge.cli.run import resume_flags, run_command
@@ -138,3 +139,23 @@ def test_the_raybge_command(argv, code, text):
     process = subprocess.run(run, capture_output=True, text=True)
     assert process.returncode == code
     assert text in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("module", ["raybge", "raybge.train", "raybge.demo"])  # a short page is written only at exit
+def test_help_ends_quietly_if_the_reader_closes_the_pipe(module):
+    """`python -m raybge.train --help | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", module, "--help"]
+    process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_the_row_log_names_what_is_missing(tmp_path, capsys):
+    assert row_log.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"raybge.row_log: {tmp_path}/rows holds no row records")
+    with pytest.raises(SystemExit) as exit_of:
+        row_log.main([])
+    assert exit_of.value.code == 2 and "required: output_dir" in capsys.readouterr().err
