@@ -25,7 +25,7 @@ from raybge.data.qrels import join, parse_query, read_qrels
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.data.transcode import transcode
-from raybge.losses.retromae_model import load_pretraining_model
+from raybge.losses.retromae_loading import load_pretraining_model
 from raybge.merging.sources import SourceModel, load_source_tokenizer
 from raybge.model.encoder import Encoder
 from raybge.model.folder import FolderSettings

@@ -45,6 +45,7 @@ def info_nce(
 def kl_divergence(score_BG: Tensor, teacher_BG: Tensor) -> Tensor:
     """Compute the KL divergence of the student's softmax over a group from the teacher's, up to a constant.
 
+    Knowledge distillation, Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
     The constant is the teacher's entropy: the value is the cross-entropy under the teacher's softmax.
 
     Args:

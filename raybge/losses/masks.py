@@ -37,7 +37,7 @@ class FalseNegativeMargin:
             row_BD: vectors of the rows, of any length.
             column_ND: vectors of the columns, of any length.
             target_B: index in N of each row's target, int64.
-            margin: by how much a negative's cosine must be below the target's.
+            margin: least difference between the target's cosine and that of a negative.
 
         Returns:
             The mask.
@@ -59,7 +59,7 @@ class ScoreMask:
         target_B: column of each row's target.
         group_B: number of each row's group.
         group_N: number of each column's group.
-        block: a row sees the columns of its own block of so many groups, 1: of its own group; None: of all groups.
+        block: groups per block: a row sees the columns of its own block, with 1 those of its own group; None: all.
         alone_B: rows that see their own group only.
         hidden_K: (row_K, column_K) of hidden pairs, None for none.
         margin: hides likely false negatives, None for none.

@@ -229,7 +229,7 @@ class RetroMAE(nn.Module):
         return sum((loss(x_kD, i) for i, x_kD in enumerate(blocks)), x_KD.new_zeros((), dtype=torch.float32))
 
     def init_output_bias(self, count_V: np.ndarray) -> None:
-        """Initialise a new head's bias with the log of each word's frequency, smoothed by UNSEEN_SHARE.
+        """Initialize a new head's bias with the log of each word's frequency, smoothed by UNSEEN_SHARE.
 
         Without it the first hundreds of steps learn these frequencies alone, and learn them by moving all vectors into
         one direction, since steps of a bias are too small (Meister et al. 2023, https://arxiv.org/abs/2212.09686). A

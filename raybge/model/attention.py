@@ -57,7 +57,7 @@ def attention(
         attention_mask: (B or 1, 1, T, T): bool, True where a query attends to a key, or numbers added to the scores.
         dropout: probability of dropping an attention weight.
         scaling: factor of the scores; None: 1 / sqrt(D).
-        is_causal: a token attends to earlier ones only; None: as the layer says.
+        is_causal: a token attends to earlier ones only; None: the setting of the layer.
         text_lengths: tokens of each packed text, in which case the mask is ignored; None: texts are padded.
         **kwargs: other arguments of transformers.
 

@@ -1,4 +1,4 @@
-"""The network: a transformer with pooling and normalisation, run on texts of different lengths.
+"""The network: a transformer with pooling and normalization, run on texts of different lengths.
 
 Letters in tensor names: N input texts, B texts in a chunk, T tokens of its longest, D width of a vector.
 """

@@ -65,8 +65,8 @@ class OutputOptions(TypedDict, total=False):
 class Encoder:
     """An embedding model with its tokenizer, on one device or several; same interface as FlagEmbedding's FlagModel.
 
-    Arguments that are None are taken from the model's folder: pooling, normalisation, prompts, maximal length. Defaults
-    of a folder without them: an encoder's first token or a decoder's last, normalised, no prompt, the model's own
+    Arguments that are None are taken from the model's folder: pooling, normalization, prompts, maximal length. Defaults
+    of a folder without them: an encoder's first token or a decoder's last, normalized, no prompt, the model's own
     maximal length.
 
     Args:
@@ -92,7 +92,7 @@ class Encoder:
         config_name: another configuration than the model's own.
         token: access token for the hub.
         use_fast_tokenizer: use the tokenizer written in Rust.
-        truncate_dim: keep the leading numbers of each vector only, scaled to length 1 again if the model normalises;
+        truncate_dim: keep the leading numbers of each vector only, scaled to length 1 again if the model normalizes;
             for models trained with `--use_mrl`.
         lora: train adapters instead of the weights; a folder of adapters is trained further. None: a folder of adapters
             is loaded as the full model, adapters merged into their base.
@@ -295,9 +295,9 @@ class Encoder:
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        """Compute the inner products of vectors: cosines if the model normalises.
+        """Compute the inner products of vectors: cosines if the model normalizes.
 
-        For a model that does not normalise, longer vectors score higher; `normalize_embeddings=True` in the constructor
+        For a model that does not normalize, longer vectors score higher; `normalize_embeddings=True` in the constructor
         gives cosines.
 
         Args:

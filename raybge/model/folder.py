@@ -1,9 +1,9 @@
-"""Model folders: reading and writing their settings for pooling, normalisation, prompts and maximal length.
+"""Model folders: reading and writing their settings for pooling, normalization, prompts and maximal length.
 
 Nothing here imports torch, so a command checks the model's folder before it loads anything.
 The layout is that of sentence-transformers
 (https://www.sbert.net/docs/package_reference/sentence_transformer/modules.html); a folder without it gets the defaults
-of FlagEmbedding: normalised vectors, pooled from an encoder's first token or a decoder's last.
+of FlagEmbedding: normalized vectors, pooled from an encoder's first token or a decoder's last.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _is_decoder(config: Mapping[str, Any]) -> bool:
 
 
 def _read_modules(path: str, modules: Any, read: Any, settings: FolderSettings) -> None:
-    """Read pooling, normalisation and subfolder from the content of modules.json into `settings`."""
+    """Read pooling, normalization and subfolder from the content of modules.json into `settings`."""
     try:
         kinds = [_kind(module["type"]) for module in modules]
         folders = [str(module["path"]) for module in modules]

@@ -51,7 +51,7 @@ def embed_texts(
     Args:
         copies: a model, and copies of it on other devices that share the work.
         token_ids: ids of each of N texts.
-        width: leading numbers of each vector to keep; if fewer than all, a model that normalises scales them to length
+        width: leading numbers of each vector to keep; if fewer than all, a model that normalizes scales them to length
             1 again.
         budget: maximal number of tokens in a chunk, with padding; a longer text runs alone.
         bar: show a progress bar; None: on a terminal if it takes long.

@@ -18,6 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
+from raybge.compat.torch import COMPILED_PREFIX
 from raybge.model.folder import FolderSettings, write_settings
 from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters, merged_weights
 from raybge.util.errors import UserError, first_line
@@ -62,7 +63,7 @@ class ModelLocation:
 
 
 def load_backbone(source: ModelLocation, dtype: torch.dtype, lora: Lora | None = None) -> Any:
-    """Load the transformers model with every weight from the file; transformers would initialise missing ones silently.
+    """Load the transformers model with every weight from the file; transformers would initialize missing ones silently.
 
     Args:
         source: the model's place.
@@ -103,7 +104,7 @@ def load_classifier(source: ModelLocation, dtype: torch.dtype) -> Any:
 def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
     """Load the transformers model with the head of a masked language model, in fp32; raises like `load_backbone`.
 
-    For a folder without a head, such as that of an embedding model, the head is newly initialised, with output weights
+    For a folder without a head, such as that of an embedding model, the head is newly initialized, with output weights
     tied to the word embeddings. All other weights are from the file.
 
     Args:
@@ -259,7 +260,7 @@ def backbone_weights(state_dict: Mapping[str, Tensor], expected: Collection[str]
     """
     weights = {}
     for name, tensor in state_dict.items():
-        _, prefix, rest = name.replace("_orig_mod.", "").partition("embedding.backbone.")
+        _, prefix, rest = name.replace(COMPILED_PREFIX, "").partition("embedding.backbone.")
         if prefix:
             weights[rest] = tensor
     if weights.keys() != set(expected):

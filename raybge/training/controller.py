@@ -69,7 +69,7 @@ class TrainingController:
     reading_cpus: float = field(init=False)  # CPUs of each worker's reading in the next attempt
 
     def __post_init__(self) -> None:
-        """Begin as the configuration says."""
+        """Take the start of the first attempt from the configuration."""
         self.resume_from, self.reading_cpus = self.config.resume_from, self.config.reading_cpus
 
     def run(self, console: Console) -> dict[str, float]:

@@ -48,7 +48,7 @@ def limit_to_lanes(plan: Plan, lanes: int, log: Callable[[str], None]) -> Plan:
 
 @dataclass
 class ElasticPolicy:
-    """Decision how many workers an elastic run has, and when it restarts to change their number.
+    """Policy of an elastic run: the number of its workers, and when it restarts to change it.
 
     Args:
         low: fewest workers that train.

@@ -37,7 +37,7 @@ MAX_NAMED = 5  # rows that a message names
 
 @dataclass(frozen=True)
 class RowLog:
-    """Row records of a run, as its driver has them.
+    """Row records of a run, on the side of its driver.
 
     Args:
         folder: folder of the records.
@@ -53,9 +53,9 @@ class RowLog:
     def of(cls, output: Path, survey: Survey, order: Order) -> RowLog:
         """Describe a run over the rows of `survey` in `order`.
 
-        The description's `files` have of each file its name, the path that offsets refer to (another one if the file
-        was compressed), the number of its rows that are used, and how often they occur in an epoch in all. `left_out`
-        counts the rows of an epoch that --dataloader_drop_last leaves out.
+        For each file the description has its name, the path that offsets refer to (another one if the file was
+        compressed), the number of its rows that are used, and the number of rows that an epoch takes from it.
+        `left_out` is the number of rows of an epoch that --dataloader_drop_last leaves out.
         """
         mixture = order.mixture
         counts = zip(survey.files, mixture.used_F.tolist(), mixture.total_F.tolist(), strict=True)

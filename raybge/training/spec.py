@@ -305,7 +305,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class InputPaths:
-    """Paths that every worker reads besides the rows to train on, by the name of their flag."""
+    """Paths that every worker reads in addition to the rows to train on, by the name of their flag."""
 
     data: Mapping[str, Sequence[str]]
     models: Mapping[str, str | None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from raybge.data.stream import Batch
 from raybge.training.measurements import UpdateSpan
 
-MAX_SPANS = 2000  # above this number, each two neighbouring spans are merged
+MAX_SPANS = 2000  # above this number, each two neighboring spans are merged
 
 
 class StepRecorder:

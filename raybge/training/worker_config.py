@@ -35,7 +35,7 @@ class TrialContext:
 
     Args:
         on_evaluation: called with each evaluation.
-        runs: trials at a time, which share the cluster.
+        runs: number of trials that share the cluster at a time.
         tokens: folder for tokens that trials with the same rows share.
         initial_metrics: metrics of the model before training, if another trial has measured them.
     """

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import pickle
+import re
 import socket
 import sys
 from datetime import timedelta
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import transformers
 
 import raybge
@@ -117,7 +120,63 @@ def test_the_autoscaler_reports_starting_machines():
     assert {"pending_nodes", "pending_launches"} <= {*status.__dataclass_fields__}
 
 
+def test_trials_get_no_keys_of_the_driver(monkeypatch):
+    """Ray Tune puts a driver's variables into the runtime environment of its trials, which Ray logs."""
+    cache = importlib.import_module("ray.tune.execution.class_cache")
+    names = expect("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE")
+    monkeypatch.setattr(cache, "ENV_VARS_TO_PROPAGATE", set(names))  # restored after the test
+    monkeypatch.setattr(cache.ray, "remote", lambda runtime_env: lambda trainable: runtime_env["env_vars"])
+    secrets = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    for name in secrets | {cache.RAY_CHDIR_TO_TRIAL_DIR}:
+        monkeypatch.setenv(name, "1")
+
+    def variables() -> set[str]:
+        return {*expect("ray.tune.execution.class_cache", "_ActorClassCache")().get(object)}
+
+    assert secrets <= variables(), "Ray Tune passes no keys any more: keep_keys_out_of_trials is not needed"
+    compat_ray.keep_keys_out_of_trials()
+    rest = variables()
+    assert cache.RAY_CHDIR_TO_TRIAL_DIR in rest
+    assert not [name for name in rest if re.search("AWS|KEY|TOKEN|SECRET|PASSWORD", name)]
+
+
 # --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def test_compiled_modules_have_the_prefix():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    module[0] = torch.compile(module[0], backend="eager")
+    assert {*module.state_dict()} == {f"0.{compat_torch.COMPILED_PREFIX}{name}" for name in ("weight", "bias")}
+
+
+def test_the_names_in_an_index_exist():
+    for module, names in compat_torch.SHARDED_INDEX_NAMES.items():
+        if module != "pathlib._local" or sys.version_info >= (3, 13):
+            assert [callable(expect(module, name)) for name in names] == [True] * len(names)
+
+
+def test_an_index_has_these_names_only(tmp_path):
+    """The index of tensors in several types, as FSDP's checkpoints have it."""
+    tensors = {str(dtype): torch.ones(2, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.int64)}
+    dcp.save(tensors | {"value": 1}, storage_writer=dcp.FileSystemWriter(str(tmp_path)), no_dist=True)
+    names: dict[str, set[str]] = {}
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            names.setdefault(module, set()).add(name)
+            return super().find_class(module, name)
+
+    with open(tmp_path / ".metadata", "rb") as index:
+        Recorder(index).load()
+    names["torch"] -= {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    allowed = compat_torch.SHARDED_INDEX_NAMES
+    assert {module: more for module, own in names.items() if (more := own - {*allowed.get(module, ())})} == {}
+
+
+def test_the_classes_of_deepspeed_exist():
+    pytest.importorskip("deepspeed", reason="an optional package")
+    for module, names in compat_torch.DEEPSPEED_CLASSES.items():
+        assert [expect(module, name) for name in names]
 
 
 def test_a_process_group_creates_its_store_by_the_replaced_class(monkeypatch):

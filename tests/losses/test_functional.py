@@ -63,13 +63,13 @@ def test_gradient_of_softmax_terms_equals_autograd(block):
     seen[1, 8] = False
     weights = torch.randn(4), torch.randn(4, 3)
 
-    def towards(denominator, at):
+    def weighted(denominator, at):
         return (denominator * weights[0]).sum() + (at.masked_fill(picks < 0, 0.0) * weights[1]).sum()
 
-    ours = torch.autograd.grad(towards(*softmax_terms(q, p, picks, lambda a, b: seen[:, a:b], 0.5, block)), (q, p))
+    ours = torch.autograd.grad(weighted(*softmax_terms(q, p, picks, lambda a, b: seen[:, a:b], 0.5, block)), (q, p))
     full = q @ p.T / 0.5
     at = full.gather(1, picks.clamp(min=0))
-    expected = torch.autograd.grad(towards(full.masked_fill(~seen, -torch.inf).logsumexp(1) - at[:, 0], at), (q, p))
+    expected = torch.autograd.grad(weighted(full.masked_fill(~seen, -torch.inf).logsumexp(1) - at[:, 0], at), (q, p))
     for a, b in zip(ours, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 

@@ -30,7 +30,7 @@ def vectors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def theirs(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch.Tensor]:
-    """Loss, and its gradient with respect to the vectors before normalisation."""
+    """Loss, and its gradient with respect to the vectors before normalization."""
     q, p, _ = vectors()
     states = torch.cat([q, p]).requires_grad_()
     model = modeling.BiEncoderOnlyEmbedderModel(
@@ -54,7 +54,7 @@ def ours(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch
 
 
 @pytest.mark.parametrize(
-    ("distils", "their", "our"),
+    ("is_distilled", "their", "our"),
     [
         (False, {}, {}),
         (True, {"kd_loss_type": "kl_div"}, {"distillation": "kl_div"}),
@@ -64,8 +64,8 @@ def ours(teacher: torch.Tensor | None, **settings: object) -> tuple[float, torch
     ],
     ids=["InfoNCE", "kl_div", "m3_kd_loss", "Matryoshka", "Matryoshka and kl_div"],
 )
-def test_loss_and_gradient_equal_flag_embedding(distils, their, our):
-    teacher = vectors()[2] if distils else None
+def test_loss_and_gradient_equal_flag_embedding(is_distilled, their, our):
+    teacher = vectors()[2] if is_distilled else None
     (one, gradient), (other, other_gradient) = theirs(teacher, **their), ours(teacher, **our)
     assert other == pytest.approx(one, rel=1e-6)
     assert gradient.norm() > 0.1

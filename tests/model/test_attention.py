@@ -65,7 +65,7 @@ def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(tmp_path, ki
     model = Encoder(make_tiny(tmp_path / kind, kind, dropout=0.0), pooling_method=pooling).model.train()
     random = np.random.default_rng(0)
     texts = [random.integers(4, 20, n) for n in (31, 2, 17, 1, 32)]
-    towards = torch.randn(5, model.dim)
+    direction = torch.randn(5, model.dim)
     model.prepare_for_training()
     assert not model.packs  # on a CPU a padded chunk is as fast
 
@@ -73,7 +73,7 @@ def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(tmp_path, ki
         model.packs = packs
         model.zero_grad()
         e = model.embed(texts, 4096, sub_batch_size=3)
-        (e * towards).sum().backward()
+        (e * direction).sum().backward()
         return e.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     (padded, gradient), (packed, packed_gradient) = run(False), run(True)

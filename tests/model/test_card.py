@@ -89,7 +89,7 @@ def test_loss_table_is_evenly_spaced_and_complete():
 
 def test_no_secrets_and_no_local_paths():
     text = CARD.text()
-    for word in ("SECRET_FLAG", "someone", "/home", "bucket", "token`", "api_key"):
+    for word in ("SECRET", "someone", "/home", "bucket", "token`", "api_key"):
         assert word not in text
 
 

@@ -37,9 +37,9 @@ def test_attention_equals_autograd_with_the_same_dropout(monkeypatch, mask, slic
     share = retained[weight > 0].float().mean().item()
     assert share == pytest.approx(1 - p, abs=0.06)
     assert torch.allclose(out, expected, atol=1e-5)
-    towards = torch.randn_like(out)
-    ours = torch.autograd.grad(out, (q, k, v), towards)
-    theirs = torch.autograd.grad(expected, (q, k, v), towards)
+    direction = torch.randn_like(out)
+    ours = torch.autograd.grad(out, (q, k, v), direction)
+    theirs = torch.autograd.grad(expected, (q, k, v), direction)
     for a, b in zip(ours, theirs, strict=True):
         assert b.norm() > 0.1
         assert (a - b).norm() / b.norm() < 1e-5
@@ -54,8 +54,8 @@ def test_drop_rate_and_mean(p):
     dropped = (out == 0).float().mean().item()
     assert abs(dropped - p) < 4 * (p * (1 - p) / count) ** 0.5 + 1 / 65_536
     assert out.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
-    neighbours = ((out[1:] == 0) & (out[:-1] == 0)).float().mean().item()
-    assert neighbours == pytest.approx(p * p, abs=4 * (p * p / count) ** 0.5 + 1e-5)
+    neighbors = ((out[1:] == 0) & (out[:-1] == 0)).float().mean().item()
+    assert neighbors == pytest.approx(p * p, abs=4 * (p * p / count) ** 0.5 + 1e-5)
 
 
 def test_gradient_reaches_the_retained_elements():

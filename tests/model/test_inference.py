@@ -128,7 +128,7 @@ def test_half_precision_requires_gpus_only(monkeypatch, folder):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_truncated_vectors_equal_sentence_transformers(folder, st, normalize):
-    """sentence-transformers normalises again on request, raybge if the model normalises."""
+    """sentence-transformers normalizes again on request, raybge if the model normalizes."""
     encoder = Encoder(folder, normalize, devices="cpu", truncate_dim=5)
     expected = st(normalize).encode(TEXTS, truncate_dim=5, normalize_embeddings=normalize)
     for result in (encoder.encode(TEXTS), encoder.encode_queries(TEXTS), encoder.encode_corpus(TEXTS)):
@@ -182,7 +182,7 @@ def test_unknown_argument_is_an_error(encoder):
 # --- similarity -------------------------------------------------------------------------------------------
 
 
-def test_similarity_is_the_cosine_if_the_model_normalises(folder, encoder, st):
+def test_similarity_is_the_cosine_if_the_model_normalizes(folder, encoder, st):
     a_ND, b_MD = encoder.encode(TEXTS[:7]), encoder.encode(TEXTS[3:8])
     expected = st(True).similarity(a_ND, b_MD).numpy()
     np.testing.assert_allclose(encoder.similarity(a_ND, b_MD), expected, atol=1e-6)

@@ -161,7 +161,7 @@ def test_weights_are_loaded_in_place(tiny, tmp_path, kind, lora):
     assert np.abs(encoder.encode(TEXTS) - expected).max() > 0.01
     encoder.load_weights(tmp_path / "saved")
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
-    # an optimiser, or a wrapper of data-parallel training, still holds these
+    # an optimizer, or a wrapper of data-parallel training, still holds these
     assert all(a is b for a, b in zip(parameters, encoder.model.parameters(), strict=True))
 
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from types import SimpleNamespace
 
 import pytest
+from tiny import make_tiny
 
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MineOptions
 from raybge.cli.parser import build_options
@@ -17,7 +18,6 @@ from raybge.model.encoder import Encoder
 from raybge.model.lora import Lora
 from raybge.model.reranker import Reranker
 from raybge.model.spec import EncoderSpec, RerankerSpec
-from tests.support.tiny import make_tiny
 
 
 @pytest.mark.parametrize("spec, model", [(EncoderSpec, Encoder), (RerankerSpec, Reranker)])

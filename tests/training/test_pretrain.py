@@ -133,7 +133,7 @@ def test_the_plan_describes_method_and_model(flags, tmp_path, capfd):
     embedding = make_tiny(tmp_path / "embedding", words=[*WORDS, "[MASK]"])
     configure_tokenizer(embedding, mask_token="[MASK]")
     pretrain_retromae(**{**run_flags, "model_name_or_path": embedding})
-    assert "no language-modelling head: it gets a new one, tied to its embeddings" in capfd.readouterr().out
+    assert "no language-modeling head: it gets a new one, tied to its embeddings" in capfd.readouterr().out
 
 
 def argv(flags: dict) -> list[str]:

@@ -387,7 +387,7 @@ def test_an_output_folder_that_is_not_empty_stays(capfd, tiny, data, tmp_path):
 
 
 def test_a_users_error_in_a_worker_is_one_message_without_restarts(capfd, tiny, data, tmp_path):
-    """Only transformers, inside of the worker, can tell that an optimiser does not exist."""
+    """Only transformers, inside of the worker, can tell that an optimizer does not exist."""
     message = error_message(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense", max_failures=-1))
     assert "nonsense" in message and message.count("\n") < 12
     assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -32,7 +32,7 @@ def finetune_spec(model: str, **flags) -> FinetuneSpec:
     ("flags", "message"),
     [
         ({"temperature": 0.0}, "--temperature must be above 0, found 0.0"),
-        ({"temperature": 0.6}, "--temperature must be at most 0.5 with normalised vectors, found 0.6"),
+        ({"temperature": 0.6}, "--temperature must be at most 0.5 with normalized vectors, found 0.6"),
         ({"train_group_size": 0}, "--train_group_size must be at least 1, found 0"),
         ({"score_block": 0}, "--score_block must be at least 1, found 0"),
         ({"sub_batch_size": 0}, "--sub_batch_size must be at least 1, or -1"),
@@ -88,7 +88,7 @@ def test_every_flag_of_the_objective_has_its_field(tiny):
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])
-def test_the_objective_is_normalised_like_the_model(tiny, normalize):
+def test_the_objective_is_normalized_like_the_model(tiny, normalize):
     task = FinetuneTask(finetune_spec(tiny, normalize_embeddings=normalize))
     model = task.build(SimpleNamespace(device="cpu", torch_compile=False)).model
     assert model.objective.normalized == model.embedding.normalize == (normalize is not False)

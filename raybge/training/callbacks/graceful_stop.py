@@ -49,6 +49,6 @@ class GracefulStopCallback(transformers.TrainerCallback):
             control.should_save = args.save_strategy != transformers.trainer_utils.SaveStrategy.NO
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Raise, since the Trainer's work at the end of a finished training is not wanted."""
+        """Raise TrainingStopped, which skips what the Trainer does at the end of a finished training."""
         if self._stops:
             raise TrainingStopped

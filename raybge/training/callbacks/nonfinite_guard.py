@@ -17,7 +17,7 @@ from raybge.util.errors import UserError
 
 MAX_NAMED_ROWS = 5
 
-# Returns for each row of a batch whether its embeddings are finite; None if the model cannot tell.
+# Returns for each row of a batch whether its embeddings are finite; None if the model is not contrastive.
 FiniteRows = Callable[[Batch], Sequence[bool] | None]
 
 

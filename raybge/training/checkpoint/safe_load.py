@@ -14,28 +14,10 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from raybge.compat.torch import DEEPSPEED_CLASSES, SHARDED_INDEX_NAMES
 from raybge.util.errors import UserError, first_line
 
 FORCE_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-# Classes in DeepSpeed's own files, as of 0.19: values without any code of their own.
-DEEPSPEED_CLASSES = {
-    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
-    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
-    "deepspeed.utils.tensor_fragment": ("fragment_address",),
-}
-# Classes and functions with which the index of a sharded checkpoint describes its tensors.
-INDEX_NAMES = {
-    "torch": ("Size", "device"),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-        *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-    ),
-    "collections": ("OrderedDict",),
-    "pathlib": ("PosixPath",),
-    "pathlib._local": ("PosixPath",),
-}
 
 
 @contextlib.contextmanager
@@ -76,9 +58,9 @@ class IndexUnpickler(pickle.Unpickler):
     """Unpickler restricted to the classes and functions of a sharded checkpoint's index."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a class or function of INDEX_NAMES, or a dtype of torch; refuse all others."""
+        """Return a class or function of SHARDED_INDEX_NAMES, or a dtype of torch; refuse all others."""
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and name not in INDEX_NAMES.get(module, ()):
+        if not is_dtype and name not in SHARDED_INDEX_NAMES.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index")
         return super().find_class(module, name)
 

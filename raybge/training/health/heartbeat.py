@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raybge.training.health.run_state import RunState
 
 MIN_SECONDS, MAX_SECONDS = 0.5, 10.0  # between two heartbeats: 512 workers at the maximum send 51 a second
-RANK_0_SECONDS = 0.2  # worker 0 beats more often: the reply carries the request to stop
+RANK_0_SECONDS = 0.2  # worker 0 sends more often: the reply carries the request to stop
 MAX_NAMED = 3  # workers named in one message
 
 
@@ -61,7 +61,7 @@ class HeartbeatRecord:
 def describe_stall(heartbeats: Sequence[HeartbeatRecord], timeout: float) -> str | None:
     """Describe which worker has kept the others waiting for more than `timeout` seconds.
 
-    While any worker is starting and its heartbeats arrive, nobody counts as stalled: starting may be slow, and the
+    While any worker is starting and its heartbeats arrive, no worker counts as stalled: starting may be slow, and the
     others wait for it.
 
     Args:

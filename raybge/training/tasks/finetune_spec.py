@@ -1,4 +1,4 @@
-"""Specs of fine-tuning: read from the flags and checked before anything loads.
+"""Spec of fine-tuning and of its objective: read from the flags and checked before anything loads.
 
 Importing this module imports no torch: the driver makes a spec, the workers build the model from it.
 """
@@ -182,7 +182,7 @@ class FinetuneSpec:
         settings = read_settings(self.base_model, self.encoder.cache_dir, self.encoder.token)
         source = "from the model's folder" if settings.source == "modules.json" else "defaults: the folder sets none"
         pooling, normalize = self.encoder.pooling_method, self.encoder.normalize_embeddings
-        normalized = "normalised" if (settings.normalize if normalize is None else normalize) else "not normalised"
+        normalized = "normalized" if (settings.normalize if normalize is None else normalize) else "not normalized"
         if not self.objective.in_batch:
             negatives = "the own group"
         elif self.objective.cross_device:
@@ -216,7 +216,7 @@ def _lora(options: TrainOptions) -> Lora | None:
 
 
 def _guide(options: TrainOptions) -> EncoderSpec | None:
-    """Return the guide model; it shares only where models are found and how they are opened."""
+    """Return the spec of the guide model, which shares the flags of the hub and no others."""
     if options.guide_model is None:
         return None
     check_model_folder(options.guide_model, "--guide_model")
@@ -254,7 +254,7 @@ def _check_finetune_options(options: TrainOptions) -> None:
 
 
 def _check_temperature(options: TrainOptions) -> None:
-    """Raise UserError for a temperature at which no score of normalised vectors stands out."""
+    """Raise UserError for a temperature at which no score of normalized vectors stands out."""
     if options.temperature <= HIGHEST_TEMPERATURE:
         return
     normalized = options.normalize_embeddings
@@ -262,7 +262,7 @@ def _check_temperature(options: TrainOptions) -> None:
         normalized = read_settings(options.model_name_or_path, options.cache_dir, options.token).normalize
     if normalized:
         raise UserError(
-            f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalised vectors, found "
+            f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalized vectors, found "
             f"{options.temperature}: common values are 0.01 to 0.05"
         )
 

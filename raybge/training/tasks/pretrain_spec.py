@@ -67,15 +67,15 @@ class PretrainSpec:
         if name is not None:
             check_model_folder(name, "--model_name_or_path")
 
-        def place(path: str | None) -> str | None:
+        def absolute(path: str | None) -> str | None:
             return None if path is None else absolute_model_path(path)
 
         return cls(
             base_model=name,
             model=dict(
-                model_name_or_path=place(name),
-                config_name=place(options.config_name),
-                tokenizer_name=place(options.tokenizer_name),
+                model_name_or_path=absolute(name),
+                config_name=absolute(options.config_name),
+                tokenizer_name=absolute(options.tokenizer_name),
                 method=options.pretrain_method,
                 bow_loss_weight=options.bow_loss_weight,
                 cache_dir=options.cache_dir,
@@ -97,7 +97,7 @@ class PretrainSpec:
         return parse_passage
 
     def has_new_head(self) -> bool:
-        """Return whether the language-modelling head is new, not that of an existing model."""
+        """Return whether the language-modeling head is new, not that of an existing model."""
         name = self.base_model
         return name is None or not has_language_head(name, self.model["cache_dir"], self.model["token"])
 
@@ -106,9 +106,7 @@ class PretrainSpec:
         if self.base_model is None:
             model = f"from scratch, with the configuration of {self.model['config_name']}"
         elif self.has_new_head():
-            model = (
-                f"{self.base_model}, which has no language-modelling head: it gets a new one, tied to its embeddings"
-            )
+            model = f"{self.base_model}, which has no language-modeling head: it gets a new one, tied to its embeddings"
         else:
             model = self.base_model
         method = "RetroMAE" if self.model["method"] == "retromae" else "DupMAE"

@@ -20,7 +20,7 @@ class PretrainTask:
 
     Args:
         spec: the flags of pre-training.
-        texts: sample of the data, whose word counts start a new language-modelling head; empty if the head is not new.
+        texts: sample of the data, whose word counts start a new language-modeling head; empty if the head is not new.
     """
 
     spec: PretrainSpec
@@ -29,7 +29,7 @@ class PretrainTask:
     def build(self, args: Any) -> TaskComponents:
         """Load the model onto the device of `args`, the worker's TrainingArguments."""
         from raybge.data.masking import TextMasker
-        from raybge.losses.retromae_model import PretrainedEncoder, load_pretraining_model
+        from raybge.losses.retromae_loading import PretrainedEncoder, load_pretraining_model
         from raybge.model.embedding import max_positions
         from raybge.training.tasks.task import TaskComponents
 

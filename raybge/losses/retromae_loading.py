@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raybge.compat.torch import COMPILED_PREFIX
 from raybge.data.masking import check_mask_token
 from raybge.losses.retromae import RetroMAE
 from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
@@ -35,7 +36,7 @@ _ENCODER = "embedding.backbone."  # prefix of the encoder's weight names in a Re
 
 
 class PretrainingModel(NamedTuple):
-    """A model ready for pre-training; `fresh_head` if the language model's head is newly initialised."""
+    """A model ready for pre-training; `fresh_head` if the language model's head is newly initialized."""
 
     model: RetroMAE
     tokenizer: Any
@@ -101,7 +102,7 @@ def load_pretraining_model(
 def save_encoder(
     model: RetroMAE, tokenizer: Any, path: str | Path, max_length: int, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write the encoder alone as a sentence-transformers folder: CLS pooling, normalised, no prompts.
+    """Write the encoder alone as a sentence-transformers folder: CLS pooling, normalized, no prompts.
 
     Args:
         model: the model in training.
@@ -120,7 +121,7 @@ def save_encoder(
     save_tokenizer_and_settings(folder, tokenizer, FolderSettings(max_length=max_length), model.embedding.dim)
 
 
-def save_checkpoint(
+def save_pretraining_checkpoint(
     model: RetroMAE, tokenizer: Any, path: str | Path, max_length: int, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
     """Write the encoder like `save_encoder`, and head and decoder into PRETRAINING_FILE."""
@@ -132,8 +133,8 @@ def save_checkpoint(
     file.chmod((Path(path) / "modules.json").stat().st_mode)  # safetensors writes files that only the owner can read
 
 
-def load_checkpoint(model: RetroMAE, path: str | Path, trust_remote_code: bool = False) -> None:
-    """Copy the weights of a folder of `save_checkpoint` into the model in memory, in place.
+def load_pretraining_checkpoint(model: RetroMAE, path: str | Path, trust_remote_code: bool = False) -> None:
+    """Copy the weights of a folder of `save_pretraining_checkpoint` into the model in memory, in place.
 
     Args:
         model: the model to fill.
@@ -175,7 +176,7 @@ class PretrainedEncoder:
 
     def save(self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write a checkpoint to resume from."""
-        save_checkpoint(self.model, self.tokenizer, path, self.max_length, state_dict)
+        save_pretraining_checkpoint(self.model, self.tokenizer, path, self.max_length, state_dict)
 
     def save_encoder(self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Write the encoder alone."""
@@ -183,7 +184,7 @@ class PretrainedEncoder:
 
     def load_weights(self, path: str | Path) -> None:
         """Read a checkpoint of `save`."""
-        load_checkpoint(self.model, path)
+        load_pretraining_checkpoint(self.model, path)
 
 
 def _rest(model: RetroMAE) -> dict[str, Tensor]:
@@ -193,4 +194,4 @@ def _rest(model: RetroMAE) -> dict[str, Tensor]:
 
 def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights under their names without the prefix that torch.compile inserts."""
-    return {name.replace("_orig_mod.", ""): weight for name, weight in state_dict.items()}
+    return {name.replace(COMPILED_PREFIX, ""): weight for name, weight in state_dict.items()}

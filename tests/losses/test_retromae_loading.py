@@ -13,12 +13,12 @@ from tiny import ENCODERS, WORDS, make_tiny
 
 from raybge.data.jsonl import Row
 from raybge.data.masking import TextMasker, unpack_masked
-from raybge.losses.retromae_model import (
+from raybge.losses.retromae_loading import (
     PRETRAINING_FILE,
-    load_checkpoint,
+    load_pretraining_checkpoint,
     load_pretraining_model,
-    save_checkpoint,
     save_encoder,
+    save_pretraining_checkpoint,
 )
 from raybge.model.encoder import Encoder
 from raybge.util.errors import UserError
@@ -121,7 +121,7 @@ def test_saved_encoder_loads_in_other_libraries_without_decoder(tmp_path, kind):
     loaded = load_pretraining_model(make_tiny(tmp_path / "lm", kind, head=True, mask=True))
     model = loaded.model.eval()
     saved = tmp_path / "saved"
-    save_checkpoint(*loaded[:2], saved, 20)  # which has a decoder
+    save_pretraining_checkpoint(*loaded[:2], saved, 20)  # which has a decoder
     save_encoder(*loaded[:2], saved, 20)
     assert not (saved / PRETRAINING_FILE).exists()
     assert sum(w.numel() for w in weights(saved).values()) == sum(w.numel() for w in model.embedding.parameters())
@@ -150,11 +150,11 @@ def test_checkpoint_holds_all_weights_and_is_an_encoder_folder(tmp_path, kind, t
     with torch.no_grad():
         for weight in loaded.model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
-    save_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32)
+    save_pretraining_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32)
     torch.manual_seed(9)
     again = load_pretraining_model(folder)
     assert loss_of(again) != loss_of(loaded)
-    load_checkpoint(again.model, tmp_path / "checkpoint")
+    load_pretraining_checkpoint(again.model, tmp_path / "checkpoint")
     assert loss_of(again) == loss_of(loaded)
     for (name, weight), other in zip(loaded.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(weight, other), name
@@ -172,7 +172,7 @@ def test_passed_state_dict_is_written(tmp_path):
     state_dict = {
         name.replace("backbone.", "backbone._orig_mod."): w + 1 for name, w in loaded.model.state_dict().items()
     }
-    save_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32, state_dict)
+    save_pretraining_checkpoint(*loaded[:2], tmp_path / "checkpoint", 32, state_dict)
     written = {f"embedding.backbone.{name}": w for name, w in weights(tmp_path / "checkpoint").items()}
     written |= load_file(tmp_path / "checkpoint" / PRETRAINING_FILE)
     assert written.keys() == {name for name, _ in loaded.model.named_parameters()}
@@ -187,15 +187,15 @@ def test_checkpoints_of_other_models_are_errors(tmp_path):
     loaded, wide = load_pretraining_model(folder), make_tiny(tmp_path / "wide", head=True, mask=True, hidden_size=32)
     before = loss_of(loaded)
     with pytest.raises(UserError, match=rf"checkpoint .*lm: {PRETRAINING_FILE} does not load"):
-        load_checkpoint(loaded.model, folder)
+        load_pretraining_checkpoint(loaded.model, folder)
     other = load_pretraining_model(wide)
-    save_checkpoint(*other[:2], tmp_path / "checkpoint", 32)
+    save_pretraining_checkpoint(*other[:2], tmp_path / "checkpoint", 32)
     with pytest.raises(UserError, match="does not match this model: decoder"):
-        load_checkpoint(loaded.model, tmp_path / "checkpoint")
+        load_pretraining_checkpoint(loaded.model, tmp_path / "checkpoint")
     deep = load_pretraining_model(make_tiny(tmp_path / "deep", head=True, mask=True, num_hidden_layers=3))
-    save_checkpoint(*deep[:2], tmp_path / "deeper", 32)
+    save_pretraining_checkpoint(*deep[:2], tmp_path / "deeper", 32)
     with pytest.raises(UserError, match="does not match this model: embedding.backbone.encoder.layer.2"):
-        load_checkpoint(loaded.model, tmp_path / "deeper")
+        load_pretraining_checkpoint(loaded.model, tmp_path / "deeper")
     assert loss_of(loaded) == before
 
 
@@ -222,7 +222,7 @@ def test_unsupported_models_are_errors(tmp_path):
 
 
 def test_model_with_missing_weights_is_an_error(tmp_path):
-    """Only the head may be new: missing weights of the encoder would be initialised silently."""
+    """Only the head may be new: missing weights of the encoder would be initialized silently."""
     folder = make_tiny(tmp_path / "lm", head=True, mask=True)
     remaining = {name: w for name, w in weights(folder).items() if "layer.0.attention.self.query" not in name}
     save_file(remaining, Path(folder) / "model.safetensors", {"format": "pt"})
