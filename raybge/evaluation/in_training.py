@@ -36,7 +36,7 @@ from raybge.evaluation.block_shares import (
     gather_texts,
     number_passages,
 )
-from raybge.evaluation.metrics import measure
+from raybge.evaluation.metrics import METRICS, measure
 from raybge.evaluation.query_examples import QueryExample, RetrievalResult, build_examples, hit_ids, select_queries
 from raybge.evaluation.validation_data import ValidationData
 from raybge.losses.objective import gather_counts, gather_rows
@@ -46,8 +46,7 @@ from raybge.report.text import excerpt
 from raybge.search import topk
 from raybge.util.errors import UserError
 
-K = 10
-METRICS = (f"nDCG@{K}", f"MRR@{K}")
+K = 10  # rank of METRICS
 SCORED_QUERIES = 4096  # queries scored at a time
 MERGED_QUERIES = 1024  # queries whose lists from all workers are in memory at a time
 TOKEN_BYTES = 256 << 20  # tokens kept between evaluations, 4 bytes each; the rest is tokenized again
@@ -95,7 +94,7 @@ class RetrievalValidator:
         self.last_result: RetrievalResult | None = None
         self._corpus: _Corpus | None = None
 
-    def measure(self, encoder: Encoder) -> dict[str, float]:
+    def measure(self, encoder: Encoder, step: int = 0) -> dict[str, float]:
         """Measure METRICS, means over all queries. Collective: every worker calls it and gets the same result.
 
         The model runs on its own device, in its own precision or that of an autocast around the call; scores are fp32.
@@ -104,6 +103,7 @@ class RetrievalValidator:
 
         Args:
             encoder: The model.
+            step: Number of updates that the model was trained for, for the error message.
 
         Returns:
             The metrics by name.
@@ -118,7 +118,7 @@ class RetrievalValidator:
             own = [q_ND for _, q_ND in corpus.queries.encode(encoder)]
             q_rD = torch.cat([torch.empty(0, encoder.dim, device=encoder.device), *own])
             q_QD = corpus.query_blocks.gather(q_rD, [len(q_ND) for q_ND in own])
-            score_QK, id_QK = _search(encoder, corpus, q_QD)
+            score_QK, id_QK = _search(encoder, corpus, q_QD, step)
         values: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
         ids: list[np.ndarray] = []
         for start in range(0, len(q_QD), MERGED_QUERIES):
@@ -198,7 +198,7 @@ class RetrievalValidator:
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
-def _search(encoder: Encoder, corpus: _Corpus, q_QD: Tensor) -> tuple[Tensor, Tensor]:
+def _search(encoder: Encoder, corpus: _Corpus, q_QD: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Return (score_QK, id_QK) of the best own passages for all queries; empty ranks have score -inf and id -1.
 
     All workers raise a UserError if vectors contain inf or nan.
@@ -212,10 +212,20 @@ def _search(encoder: Encoder, corpus: _Corpus, q_QD: Tensor) -> tuple[Tensor, Te
             part = slice(start, start + SCORED_QUERIES)
             _keep_best(score_QK[part], id_QK[part], _scores(q_QD[part], p_ND), corpus.ids[block])
     if not min(gather_counts([int(finite)], q_QD.device)[0]):
-        raise UserError(
-            "evaluation: the model's vectors contain inf or nan, so training has diverged; lower --learning_rate"
-        )
+        raise UserError(_nonfinite_message(step))
     return score_QK, id_QK
+
+
+def _nonfinite_message(step: int) -> str:
+    if step:
+        return (
+            f"evaluation after step {step:,}: the model's vectors contain inf or nan, so training has diverged; lower "
+            "--learning_rate"
+        )
+    return (
+        "evaluation before the first step: the model's vectors contain inf or nan; use --bf16 in place of --fp16, or "
+        "another --model_name_or_path"
+    )
 
 
 def _scores(q_QD: Tensor, p_ND: Tensor) -> Tensor:

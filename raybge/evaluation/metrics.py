@@ -8,15 +8,20 @@
 - AUC@k: as FlagEmbedding prints it, one number for all queries: the probability that a relevant passage among the first
   k scores above another passage among the first k, of the same query or of others.
 
+numpy is imported where it is used: METRICS is read by commands before they import it.
+
 Letters in array names: Q queries, K ranks, R retrieved relevant passages, O other retrieved passages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
+METRICS = ("nDCG@10", "MRR@10")  # the main metrics; the first one decides searches and comparisons of queries
 CUTOFFS = (1, 10, 100)
 _TREC = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "Precision": "P", "HitRate": "success"}
 
@@ -38,6 +43,7 @@ def measure(
     Returns:
         The metrics by name, such as "nDCG@10", each (Q,) float64.
     """
+    import numpy as np
     import pytrec_eval
 
     names = [f"{number}" for number in range(len(ids_QK))]  # row numbers, since queries with equal texts are distinct
@@ -68,8 +74,19 @@ def measure(
     return values
 
 
+def retrieval_metrics(log_entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the retrieval metrics of an entry of the Trainer's log by name, without the prefix "eval_"."""
+    return {
+        name.removeprefix("eval_"): value
+        for name, value in log_entry.items()
+        if name.startswith("eval_") and "@" in name
+    }
+
+
 def area_under_curve(relevant_R: np.ndarray, other_O: np.ndarray) -> float:
     """Return the probability that a score of `relevant_R` exceeds one of `other_O`; ties count half. Undefined: nan."""
+    import numpy as np
+
     if not len(relevant_R) or not len(other_O):
         return float("nan")
     other_O = np.sort(other_O)

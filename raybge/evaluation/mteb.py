@@ -20,7 +20,7 @@ from raybge.cluster.remote_calls import results_in_order
 from raybge.cluster.resources import Plan
 from raybge.evaluation import mteb_page
 from raybge.evaluation.spec import EvaluationSpec
-from raybge.report.page import write_or_log
+from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
 from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
 from raybge.search.inputs import InputSpec, open_inputs
@@ -130,7 +130,7 @@ def _write_results(
     values = {**metrics, "tasks": [result.model_dump(mode="json") for result in results]}
     with open_atomic(path, "--metrics_file") as out:
         out.write((json.dumps(values, indent=2) + "\n").encode())
-    report_path = append_to_path(path, ".report.html")
+    report_path = append_to_path(path, f".{REPORT}")
     write_or_log(mteb_page.write, report_path, lambda: _report(spec, tasks, results))
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from raybge.evaluation.metric_changes import MetricChange
+from raybge.evaluation.metrics import METRICS
 from raybge.report.page import render, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, binned, histogram
 from raybge.report.text import format_duration, format_metric
 
-MAIN = ("nDCG@10", "MRR@10")  # metrics of the title and the first charts, in order of preference
 CHARTS = 6
 BAR_WIDTH = 0.05
 
@@ -50,7 +50,7 @@ def html(report: EvaluationReport) -> str:
     """Render the page."""
     metrics = {name: value for name, value in report.metrics.items() if "@" in name}
     counts = [(name, f"{value:,}") for name, value in report.metrics.items() if name not in metrics]
-    main = next((name for name in (*MAIN, *metrics) if name in metrics), None)
+    main = next((name for name in (*METRICS, *metrics) if name in metrics), None)
     ranks, rows = _metric_rows(metrics)
     return render(
         "evaluation/page.html.jinja",
@@ -77,7 +77,7 @@ def _metric_rows(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str
 
 def _query_charts(per_query: Mapping[str, Iterable[float]]) -> list[tuple[str, Markup, str]]:
     """Return name, histogram and note of the main metrics' values per query."""
-    names = [*(name for name in MAIN if name in per_query), *(name for name in per_query if name not in MAIN)]
+    names = [*(name for name in METRICS if name in per_query), *(name for name in per_query if name not in METRICS)]
     charts = []
     for name in names[:CHARTS]:
         values = [float(value) for value in per_query[name]]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raybge.evaluation.metrics import METRICS
 from raybge.evaluation.validation_data import ValidationData
 from raybge.report.text import excerpt
 
-METRIC = "nDCG@10"  # queries are compared by it
+METRIC = METRICS[0]  # queries are compared by it
 EXAMPLES = 20  # queries in the report
 HITS = 3  # passages per ranking in the report
 

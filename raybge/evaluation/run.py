@@ -15,16 +15,16 @@ from raybge.cli.options import EvaluateOptions
 from raybge.evaluation import page
 from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange
-from raybge.evaluation.metrics import CUTOFFS
+from raybge.evaluation.metrics import CUTOFFS, METRICS
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
 from raybge.evaluation.significance import LEVEL, compare
 from raybge.evaluation.spec import EvaluationSpec
-from raybge.report.page import write_or_log
+from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
 from raybge.util.atomic_write import open_atomic
 from raybge.util.filesystem import append_to_path
 
-COMPARED = ("nDCG@10", "MRR@10", "Recall@100")  # metrics of a comparison, on the console
+COMPARED = (*METRICS, "Recall@100")  # metrics of a comparison, on the console
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _write_results(
     if spec.metrics_file:
         with open_atomic(spec.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(results[0].summary, indent=2) + "\n").encode())
-        path = append_to_path(spec.metrics_file, ".report.html")
+        path = append_to_path(spec.metrics_file, f".{REPORT}")
         write_or_log(page.write, path, lambda: _report(spec, data, results))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import EvaluateOptions, TrainOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.model.folder import check_model_folder, read_settings, vector_width
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors
-from raybge.search.spec import IndexSpec, check_at_least_one
+from raybge.search.spec import IndexSpec
 from raybge.util.atomic_write import exists
 from raybge.util.errors import UserError
 
@@ -175,7 +176,7 @@ class EvaluationSpec:
             UserError: an invalid flag or model.
         """
         index = IndexSpec.from_options(options)
-        check_at_least_one(options, "k", "batch_size", "query_max_len", "passage_max_len")
+        check_at_least(1, options, "k", "batch_size", "query_max_len", "passage_max_len")
         check_model_folder(options.model_name_or_path, "--model_name_or_path")
         for name in options.compare or []:
             check_model_folder(name, "--compare")

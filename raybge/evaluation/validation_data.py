@@ -13,11 +13,12 @@ from typing import Any
 from raybge.data.groups import Group, parse_group, parse_judged, parse_passage
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source_files import list_files
-from raybge.data.survey import Survey, bad_rows_message, survey
+from raybge.data.survey import Survey, skipped_rows_message, survey
 from raybge.data.transcode import transcode
 from raybge.evaluation.spec import ValidationSpec
 from raybge.search.search_data import passages_of_group
 from raybge.util.errors import UserError
+from raybge.util.filesystem import STATE_FOLDER
 
 BLOCK_BYTES = 128 << 10  # of the input: about 30,000 tokens, enough to sort by length, few enough to share out evenly
 
@@ -54,7 +55,7 @@ class ValidationData:
         lines = [f"evaluation: {self.queries.total_rows:,} queries searched in {rows}"]
         for flag, each in (("--eval_data", self.queries), ("--eval_corpus", self.corpus)):
             if each is not None and each.bad_count:
-                lines.append(f"{flag}: {each.bad_count:,} bad rows are skipped\n{bad_rows_message(each)}")
+                lines.append(skipped_rows_message(each, flag))
         return lines
 
 
@@ -76,7 +77,7 @@ def prepare(spec: ValidationSpec | None, storage: Path) -> ValidationData | None
     """
     if spec is None:
         return None
-    hidden = storage / ".raybge"
+    hidden = storage / STATE_FOLDER
 
     def read(paths: Sequence[str], flag: str, parse: Parse) -> Survey:
         files = transcode(list_files(paths, flag), str(hidden / "data"), ("gzip", "zstd", "array", "parquet"))

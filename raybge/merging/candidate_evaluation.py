@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from raybge.cli.console import Console
 from raybge.data.jsonl import Row, read_block
 from raybge.data.source_files import list_files
-from raybge.data.survey import bad_rows_message, survey
+from raybge.data.survey import skipped_rows_message, survey
 from raybge.merging.example_weights import MergeWeights
 from raybge.merging.spec import METRIC, EvaluationFiles, MergingSpec
 from raybge.merging.weight_search import MergeCandidate, Weights, best_candidate, search_weights
@@ -137,7 +137,7 @@ def _write_own_corpus(data: EvaluationFiles, spec: MergingSpec, work: Path, cons
     files = list_files(data.queries, f"--{data.flag}")
     counts = survey(files, BLOCK_BYTES, parse_pool, spec.on_bad_rows)
     if counts.bad_count:
-        console.info(f"--{data.flag}: {counts.bad_count:,} invalid rows are skipped\n{bad_rows_message(counts)}")
+        console.info(skipped_rows_message(counts, f"--{data.flag}"))
     path = work / f"{data.flag}-corpus.jsonl"
     with path.open("w", encoding="utf-8") as out:
         for block in counts.blocks:

@@ -11,7 +11,7 @@ from raybge.cli.console import Console
 from raybge.data.groups import RowError, parse_example, parse_group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source_files import list_files
-from raybge.data.survey import IN_PROCESS_BYTES, bad_rows_message, survey
+from raybge.data.survey import IN_PROCESS_BYTES, skipped_rows_message, survey
 from raybge.merging.spec import ExampleSpec, MergingSpec
 from raybge.merging.weight_search import MergeCandidate
 from raybge.util.errors import UserError
@@ -54,7 +54,7 @@ def read_examples(spec: MergingSpec, examples: Sequence[Any] | None, console: Co
     files = list_files(spec.examples.data, "--example_data")
     counts = survey(files, IN_PROCESS_BYTES, parse, spec.on_bad_rows)
     if counts.bad_count:
-        console.info(f"--example_data: {counts.bad_count:,} invalid rows are skipped\n{bad_rows_message(counts)}")
+        console.info(skipped_rows_message(counts, "--example_data"))
     return [row.value for block in counts.blocks for row in read_block(files, block, parse) if isinstance(row, Row)]
 
 

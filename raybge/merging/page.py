@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from raybge.merging.spec import METRIC
 from raybge.merging.weight_search import MergeCandidate
 from raybge.report.charts import Frame, bottom_axis, clipped, left_axis, line, mark, svg, text_label
 from raybge.report.page import render, write_page
@@ -42,7 +43,7 @@ class MergingReport:
     losses: Sequence[float] = ()
     candidates: Sequence[MergeCandidate] = ()
     general_threshold: float | None = None
-    metric: str = "nDCG@10"
+    metric: str = METRIC
     seconds: float = 0.0
 
     @property

@@ -57,7 +57,8 @@ def merge_and_load(options: MergeOptions, console: Console, examples: Sequence[A
 def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) -> dict[str, Any]:
     from raybge.merging.alignment import AlignedModels
     from raybge.merging.example_weights import read_examples
-    from raybge.merging.writing import REPORT, search_results, write_output
+    from raybge.merging.writing import search_results, write_output
+    from raybge.report.page import REPORT
 
     start = time.monotonic()
     rows = read_examples(spec, examples, console)

@@ -11,9 +11,10 @@ from typing import Any
 from raybge.cli.options import MergeOptions
 from raybge.cli.parser import changed_values, declared_flags
 from raybge.cluster.spec import ScaleSpec
+from raybge.evaluation.metrics import METRICS
 from raybge.util.errors import UserError
 
-METRIC = "nDCG@10"  # that a search maximizes
+METRIC = METRICS[0]  # that a search maximizes
 SUM_TOLERANCE = 1e-3  # of the weights' sum around 1
 
 _WEIGHT_SOURCES = ("weights", "example_data", "search")

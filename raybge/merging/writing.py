@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.cli.console import Console
 from raybge.merging.spec import METRIC, MergingSpec
 from raybge.merging.weight_search import best_candidate, general_threshold
+from raybge.report.page import REPORT
 from raybge.util.errors import UserError
 from raybge.util.versions import versions
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
     from raybge.merging.example_weights import MergeWeights
     from raybge.merging.page import MergingReport
-
-REPORT = "report.html"
 
 
 def write_merged(

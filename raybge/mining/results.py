@@ -12,7 +12,7 @@ from raybge.mining.cross_encoder import CrossEncoderScorer
 from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
-from raybge.report.page import write_or_log
+from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
 from raybge.search.metadata import metadata_path, write_metadata
 from raybge.util.filesystem import append_to_path
@@ -51,7 +51,7 @@ def write_mining_metadata(
 
 def report_path(output_file: str) -> str:
     """Return the path of the report, next to the output."""
-    return append_to_path(output_file, ".report.html")
+    return append_to_path(output_file, f".{REPORT}")
 
 
 def write_report(

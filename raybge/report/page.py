@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Report = TypeVar("Report")
 
+REPORT = "report.html"  # name of the page in an output folder; ending of the page next to an output file
+
 
 def render(template: str, title: str, **values: Any) -> str:
     """Render a page.

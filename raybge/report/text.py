@@ -65,11 +65,6 @@ def distinct_labels(names: Sequence[str], max_length: int) -> list[str]:
     return [shorten("…" + name[prefix:] if prefix > 1 and name in long_names else name, max_length) for name in names]
 
 
-def plural(count: int, noun: str) -> str:
-    """Return count and noun with the noun's regular plural: «1 step», «2,000 steps»."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def shell_command(words: Sequence[str]) -> str:
     """Quote the words of a command for a POSIX shell: one flag per line, one value per line if they are long."""
     lines: list[list[str]] = [[]]

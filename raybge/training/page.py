@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from raybge.evaluation.metric_changes import MetricChange
+from raybge.evaluation.metrics import retrieval_metrics
 from raybge.evaluation.query_examples import METRIC, QueryExample
-from raybge.report.page import render, write_or_log, write_page
+from raybge.report.page import REPORT, render, write_or_log, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
-from raybge.report.text import format_duration, format_metric, format_value, plural
+from raybge.report.text import format_duration, format_metric, format_value
 from raybge.training.measurements import BatchScores, UpdateSpan
+from raybge.util.plural import plural
 
 if TYPE_CHECKING:
     from raybge.training.trainer import StreamTrainer
     from raybge.training.worker_config import WorkerConfig
-
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def collect_report(
     """
     trainer.step_metrics.resolve()
     spans = trainer.step_metrics.spans
-    logged = [(int(entry["step"]), _retrieval_metrics(entry)) for entry in trainer.state.log_history]
+    logged = [(int(entry["step"]), retrieval_metrics(entry)) for entry in trainer.state.log_history]
     evaluations = [(step, values) for step, values in logged if values]
     return TrainingReport(
         run=_run_details(config, trainer),
         spans=spans,
         evaluations=evaluations,
-        changes=_metric_changes(trainer, evaluations, _retrieval_metrics(metrics)),
+        changes=_metric_changes(trainer, evaluations, retrieval_metrics(metrics)),
         scores=trainer.score_sampler.samples,
         examples=examples,
         rows=config.task.spec.row_noun,
@@ -126,11 +126,6 @@ def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
         facts,
         card["versions"],
     )
-
-
-def _retrieval_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the retrieval metrics of an entry of the Trainer's log, without their prefix."""
-    return {n.removeprefix("eval_"): v for n, v in entry.items() if n.startswith("eval_") and "@" in n}
 
 
 def _metric_changes(
@@ -200,7 +195,8 @@ def _figures(report: TrainingReport) -> list[tuple[str, str]]:
     if "train_samples_per_second" in metrics:
         figures.append((f"{report.rows} per second", format_value(float(metrics["train_samples_per_second"]))))
     if times := [span.seconds / span.updates for span in report.spans]:
-        figures.append(("median step time", format_duration(statistics.median(times))))
+        name = "median step time" if _span_size(report.spans) == 1 else "median of mean step times"
+        figures.append((name, format_duration(statistics.median(times))))
     if "train_loss" in metrics:
         figures.append(("mean loss", format_metric(metrics["train_loss"])))
     if "epoch" in metrics:
@@ -219,10 +215,17 @@ def _evaluation_charts(report: TrainingReport) -> list[Markup]:
 def _loss_note(report: TrainingReport) -> str:
     missing = sum(not math.isfinite(span.loss) for span in report.spans if span.queries)
     own = "queries" if report.rows == "groups" else report.rows
-    note = f"Mean loss of one worker's {own} at each step."
+    size = _span_size(report.spans)
+    note = f"Mean loss of one worker's {own} " + ("at each step." if size <= 1 else f"in up to {size} steps per value.")
     if len(report.spans) > 20:
         note += " Pale: the values; dark: their moving mean."
-    return note + (f" The loss of {plural(missing, 'update')} is not finite." if missing else "")
+    unit = "step" if size <= 1 else "value"
+    return note + (f" The loss of {plural(missing, unit)} is not finite." if missing else "")
+
+
+def _span_size(spans: Sequence[UpdateSpan]) -> int:
+    """Return the most steps that one value of the charts stands for: more than 1 in long runs."""
+    return max((span.updates for span in spans), default=0)
 
 
 def _run_charts(spans: Sequence[UpdateSpan]) -> list[Markup]:

@@ -111,7 +111,7 @@ class StreamTrainer(transformers.Trainer):
         return self.stream
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-        """Log, evaluate and save in a resumed run as its own flags say instead of those in the checkpoint."""
+        """Log, evaluate and save in a resumed run according to its own flags, not to those in the checkpoint."""
         start = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         best = self.state.best_global_step
@@ -215,7 +215,7 @@ class StreamTrainer(transformers.Trainer):
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
             with self.step_metrics.paused(), activity("an evaluation"), unsharded(self.model):
-                values = self.validation.measure(self.encoder)
+                values = self.validation.measure(self.encoder, self.state.global_step)
             if not self.state.global_step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}

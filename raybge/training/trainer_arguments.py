@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybge.evaluation.metrics import METRICS
 from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from raybge.data.order import Order
     from raybge.training.spec import TrainerSpec
 
-METRICS = ("nDCG@10", "MRR@10")  # of the evaluation while training
 # TrainingArguments that the driver acts on itself; the process group is started by Ray.
 _NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval", "ddp_backend")
 

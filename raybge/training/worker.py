@@ -17,6 +17,7 @@ import transformers
 
 from raybge.cluster.placement_groups import record_placement_group
 from raybge.data.stream import StepStream
+from raybge.evaluation.metrics import retrieval_metrics
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
@@ -169,18 +170,14 @@ def _report_to_ray(path: str) -> None:
     ray.train.report({"checkpoint": redact(path)}, checkpoint=pointer, checkpoint_upload_mode=mode)
 
 
-def _retrieval_metrics(entry: Mapping[str, float]) -> dict[str, float]:
-    """Return the retrieval metrics in an entry of the Trainer's log, for example "eval_nDCG@10"."""
-    return {name: value for name, value in entry.items() if name.startswith("eval_") and "@" in name}
-
-
 def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:
-    """Return the retrieval metrics of the model that is saved; evaluates it unless the last evaluation did."""
+    """Return the saved model's retrieval metrics as "eval_NAME"; evaluate it unless the last evaluation did."""
     if trainer.validation is None:
         return {}
-    last = [entry for entry in trainer.state.log_history if _retrieval_metrics(entry)][-1:]
+    last = [entry for entry in trainer.state.log_history if retrieval_metrics(entry)][-1:]
     is_final = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    return _retrieval_metrics(last[0] if is_final else trainer.evaluate())
+    values = retrieval_metrics(last[0] if is_final else trainer.evaluate())
+    return {f"eval_{name}": value for name, value in values.items()}
 
 
 def _write_result(
@@ -198,9 +195,8 @@ def _write_result(
     model_folder = staging / config.task.spec.model_folder
     config.task.save(trainer.components, model_folder, weights)
     history = trainer.state.log_history
-    before = next((_retrieval_metrics(e) for e in history if _retrieval_metrics(e) and not e["step"]), {})
-    before = {name.removeprefix("eval_"): value for name, value in before.items()}
-    after = {name.removeprefix("eval_"): value for name, value in _retrieval_metrics(metrics).items()}
+    before = next((retrieval_metrics(e) for e in history if retrieval_metrics(e) and not e["step"]), {})
+    after = retrieval_metrics(metrics)
     TrainingCard(**config.card, history=history, before=before or None, after=after or None).write(model_folder)
     write_report(staging, config, trainer, metrics, examples)
     trainer.state.save_to_json(str(staging / "trainer_state.json"))

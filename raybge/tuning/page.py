@@ -13,7 +13,7 @@ from markupsafe import Markup
 from raybge.report.charts import element, swatch
 from raybge.report.page import render, write_page
 from raybge.report.series import chart, legend_of
-from raybge.report.text import format_duration, format_flag, format_metric, plural, shorten
+from raybge.report.text import format_duration, format_flag, format_metric, shorten
 from raybge.tuning.records import STATUSES, Trial, ranked_trials
 from raybge.tuning.search_space import Domain
 from raybge.tuning.trial_charts import (
@@ -25,6 +25,7 @@ from raybge.tuning.trial_charts import (
     parallel_coordinates,
     scatter,
 )
+from raybge.util.plural import plural
 
 WIDE, NARROW = 1072, 440  # widths of a chart on a large screen and on a phone, in pixels
 REASON_LENGTH = 240  # characters of a failed trial's error

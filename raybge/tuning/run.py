@@ -79,7 +79,7 @@ def _survey(spec: TuningSpec, console: Console) -> Survey:
     """Check every row once, before each trial does, and return the survey of the training data."""
     from raybge.data.groups import parse_group, parse_scored_group
     from raybge.data.source_files import list_files
-    from raybge.data.survey import bad_rows_message, survey
+    from raybge.data.survey import skipped_rows_message, survey
     from raybge.evaluation.validation_data import prepare
     from raybge.tuning.held_out_split import BLOCK_BYTES
 
@@ -87,7 +87,7 @@ def _survey(spec: TuningSpec, console: Console) -> Survey:
     parse = parse_scored_group if spec.has_scores else parse_group
     counts = survey(files, BLOCK_BYTES, parse, spec.on_bad_rows)
     if counts.bad_count:
-        console.info(f"--train_data: {counts.bad_count:,} invalid rows are skipped\n{bad_rows_message(counts)}")
+        console.info(skipped_rows_message(counts, "--train_data"))
     validation = prepare(spec.validation, spec.output)
     for line in validation.lines() if validation else []:
         console.info(line)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raybge.cli.console import Console
+from raybge.report.page import REPORT
 from raybge.tuning.command_lines import reproduction_commands
 from raybge.tuning.population import ATTEMPTS
 from raybge.tuning.records import Trial, best_trial, write_csv, write_json
@@ -20,7 +21,7 @@ from raybge.tuning.trial_spec import TrialSpec
 from raybge.util.errors import UserError
 
 BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
-RESULT_FILES = (BEST_FILE, "trials.csv", "trials.json", "report.html")
+RESULT_FILES = (BEST_FILE, "trials.csv", "trials.json", REPORT)
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def write_results(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
         best_commands=reproduction_commands(trial_spec, best.history) if best else (),
         facts={"model": spec.model, "early stopping": search.scheduler},
     )
-    write(str(spec.output / "report.html"), report)
+    write(str(spec.output / REPORT), report)
 
 
 def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Trial], console: Console) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
     for folder in (Path(trial_spec.shared), *(output / TRIALS).glob(f"*/{ATTEMPTS}")):
         shutil.rmtree(folder, ignore_errors=True)
     console.info(_trial_line(best, spec.search.metric))
-    console.info(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / 'report.html'}")
+    console.info(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / REPORT}")
     console.info(f"command that trains the best model again: {command}")
     return result
 

@@ -299,8 +299,10 @@ def test_vectors_that_are_not_finite_are_an_error(data, tiny_model, tmp_path):
     encoder = Encoder(tiny_model, devices="cpu")
     with torch.no_grad():
         encoder.model.backbone.embeddings.word_embeddings.weight[7] = torch.nan
-    with pytest.raises(UserError, match="vectors contain inf or nan"):
+    with pytest.raises(UserError, match="before the first step: the model's vectors contain inf or nan"):
         RetrievalValidator(prepared, 0, 1).measure(encoder)
+    with pytest.raises(UserError, match="after step 1,200: .* so training has diverged; lower --learning_rate"):
+        RetrievalValidator(prepared, 0, 1).measure(encoder, 1200)
 
 
 def test_no_data_without_eval_data(tiny_model, tmp_path):
@@ -329,7 +331,7 @@ def test_invalid_input_is_reported(data, tiny_model, tmp_path):
     assert 'bad.jsonl:1: "text" must be' in message(eval_data=dev, eval_corpus=bad)
     prepared = data_of(tiny_model, tmp_path, eval_data=bad, on_bad_rows="skip")
     assert prepared.queries.total_rows == 1
-    assert "--eval_data: 1 bad rows are skipped" in "\n".join(prepared.lines())
+    assert "--eval_data: 1 invalid rows are skipped" in "\n".join(prepared.lines())
 
 
 def test_compressed_files(data, tiny_model, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from raybge.evaluation.metrics import area_under_curve, measure
+from raybge.evaluation.metrics import METRICS, area_under_curve, measure, retrieval_metrics
 
 
 def one(ids, relevant, absent=0, cutoffs=(1, 10)):
@@ -32,6 +32,11 @@ def test_one_answer_at_the_third_rank():
         "RecallCap@1": 0,
         "RecallCap@10": 1,
     }
+
+
+def test_retrieval_metrics_of_a_log_entry():
+    entry = {"eval_nDCG@10": 0.5, "eval_MRR@10": 0.25, "eval_runtime": 3.0, "loss": 1.0, "train@10": 1.0, "step": 4}
+    assert retrieval_metrics(entry) == dict(zip(METRICS, (0.5, 0.25), strict=True))
 
 
 def test_two_answers_one_retrieved():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from raybge.compat.transformers import learning_rate
+from raybge.evaluation.metrics import retrieval_metrics
 from raybge.training.health.run_state import RunState
 from raybge.util.activity import set_activity
 
@@ -68,5 +69,4 @@ class ProgressCallback(transformers.TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
         """Report the retrieval metrics of an evaluation."""
         if self.run_state:
-            values = {name.removeprefix("eval_"): value for name, value in metrics.items() if "@" in name}
-            self.run_state.add_evaluation(state.global_step, values)
+            self.run_state.add_evaluation(state.global_step, retrieval_metrics(metrics))
