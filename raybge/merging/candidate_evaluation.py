@@ -51,7 +51,7 @@ def run_weight_search(spec: MergingSpec, aligned: AlignedModels, console: Consol
         bar = stack.enter_context(console.bar("search", search.max_evaluations, "candidates"))
 
         def evaluate(weights: Weights) -> MergeCandidate:
-            folder = work / "mixture"
+            folder = work / "candidate"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             write_merged(spec, aligned, folder, weights)

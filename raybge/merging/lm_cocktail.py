@@ -23,7 +23,7 @@ def mix_models(
     return_model: bool = True,
     **flags: Any,
 ) -> Any:
-    """Merge models by given weights; the arguments and their order are LM-Cocktail's.
+    """Merge models by weights; the arguments and their order are LM-Cocktail's.
 
     Args:
         model_names_or_paths: two or more folders or hub names.

@@ -1,4 +1,4 @@
-"""A merge, from the command's options to the written model: check, read, align, find the weights, write."""
+"""A merge, from the command's options to the written model: check, read, align, determine the weights, write."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | Non
 
     Returns:
         The `weights`; with examples the `losses`; after a search the best candidate's `target` and `general` metric,
-        the number of `evaluations` and all `mixtures`; the `output_path` if a model was written. Empty on a dry run.
+        the number of `evaluations` and all candidates as `mixtures`; the `output_path` if a model was written. Empty on
+        a dry run.
 
     Raises:
         UserError: an option, a file, a row or a model is invalid.

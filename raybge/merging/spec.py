@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import MergeOptions
 from raybge.cli.parser import changed_values, declared_flags
 from raybge.cluster.spec import ScaleSpec
@@ -216,12 +217,8 @@ def _check_required_flags(options: MergeOptions, present: set[str]) -> None:
 
 
 def _check_numbers(options: MergeOptions) -> None:
-    for name in ("batch_size", "max_input_length", "max_evaluations"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, found {getattr(options, name)}")
-    for name in ("neg_number", "seed"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name} must be at least 0, found {getattr(options, name)}")
+    check_at_least(1, options, "batch_size", "max_input_length", "max_evaluations")
+    check_at_least(0, options, "neg_number", "seed")
     if not options.temperature > 0:
         raise UserError(f"--temperature must be above 0, found {options.temperature:g}")
     if not 0 <= options.general_floor <= 1:

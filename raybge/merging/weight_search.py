@@ -1,6 +1,6 @@
 """Derivative-free search for merge weights: maximize a target metric subject to a floor on a second one.
 
-Coefficients lie on the simplex: none is negative and their sum is 1. Each source model alone and the uniform average
+No weight is negative, and their sum is 1. Each source model alone and the uniform average
 are evaluated first; for two models, all eleven multiples of a tenth. Then a pattern search moves a step of weight from
 each model to each other, starting from the best candidate so far, and halves the step when no move improves it. Moves
 are pairwise, not one model against all others: at the floor, weight must be taken from the right model.

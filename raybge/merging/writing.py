@@ -82,8 +82,8 @@ def search_results(spec: MergingSpec, merge_weights: MergeWeights) -> dict[str, 
         return {}
     best = best_candidate(merge_weights.candidates, spec.search.general_floor)
     general = {} if best.general is None else {"general": best.general}
-    mixtures = [asdict(each) for each in merge_weights.candidates]
-    return {"target": best.target, **general, "evaluations": len(mixtures), "mixtures": mixtures}
+    candidates = [asdict(each) for each in merge_weights.candidates]
+    return {"target": best.target, **general, "evaluations": len(candidates), "mixtures": candidates}
 
 
 def _write_card(spec: MergingSpec, merge_weights: MergeWeights, folder: Path) -> None:

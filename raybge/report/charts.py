@@ -139,7 +139,7 @@ def rotated_height(ticks: Sequence[Tick]) -> float:
 
 
 def left_axis(scale: Scale, frame: Frame, label: str, max_ticks: int) -> Markup:
-    """Build ticks, grid and label of a frame's left side; the label stands above the axis, where it is horizontal."""
+    """Build ticks, grid and label of a frame's left side; the label is above the axis, so that it is horizontal."""
     elements = [text_label(frame.left - 8, frame.top - 14, label, "name", "start")]
     for tick in scale.ticks(max_ticks):
         elements.append(line([(frame.left, tick.at), (frame.right, tick.at)], "grid"))

@@ -84,7 +84,7 @@ class Scale:
         return [Tick(self(v), f"{v:,.{decimals}f}" if plain else format_value(float(v))) for v in values]
 
     def _log_ticks(self, max_ticks: int) -> list[Tick]:
-        """Return ticks at powers of ten and between; none if fewer than two round numbers lie inside."""
+        """Return ticks at powers of ten and between; none if there are fewer than two round numbers."""
         first, last = math.floor(math.log10(self.lo)), math.ceil(math.log10(self.hi))
         powers = [
             p for p in range(first, last + 1) if self.lo <= 10.0**p * (1 + 1e-9) and 10.0**p <= self.hi * (1 + 1e-9)
@@ -137,7 +137,7 @@ Axis = Scale | Categories
 
 
 def spread_labels(positions: Sequence[float], gap: float, lo: float, hi: float) -> list[float]:
-    """Move positions as little as needed to lie at least `gap` apart between lo and hi."""
+    """Move positions between lo and hi, as little as possible, so that they are at least `gap` apart."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     moved = list(positions)
     below = lo - gap

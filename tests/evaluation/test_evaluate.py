@@ -248,9 +248,10 @@ def test_more_ranks_than_passages(ray_of_four, data, tiny_model, tmp_path, capfd
 
 
 def test_empty_corpus_is_an_error(data, tiny_model, tmp_path, capfd):
-    (tmp_path / "corpus.jsonl").touch()
-    assert main(flags(tiny_model, data, corpus_data=tmp_path / "corpus.jsonl")) == 2
-    assert "--corpus_data" in capfd.readouterr().err or "corpus.jsonl" in capfd.readouterr().err
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.touch()
+    assert main(flags(tiny_model, data, corpus_data=corpus)) == 2
+    assert capfd.readouterr().err == f"raybge.evaluate: --corpus_data: {corpus} is an empty file\n"
 
 
 def test_estimate_of_a_long_evaluation(ray_of_four, data, tiny_model, monkeypatch, capfd):

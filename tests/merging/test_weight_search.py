@@ -1,4 +1,4 @@
-"""The coefficient search on functions with a known optimum."""
+"""The search for merge weights on functions with a known optimum."""
 
 import itertools
 

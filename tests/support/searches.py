@@ -21,7 +21,8 @@ def trial(number, score=None, status="finished", begin=0.4, **flags):
 
 def search(trials, space=SPACE, mode="max", **more):
     command = ["python", "-m", "raybge.tune", "--metric", METRIC]
-    return TuningReport(command, METRIC, mode, space, trials, ["python", "-m", "raybge.train", "--seed", "1"], **more)
+    best_commands = [["python", "-m", "raybge.train", "--seed", "1"]]
+    return TuningReport(command, METRIC, mode, space, trials, best_commands, **more)
 
 
 SIX = [

@@ -35,7 +35,7 @@ def test_heading_summarizes_the_search():
     assert "6 trials: 3 finished, 1 stopped early, 1 failed, 1 running" in text
     assert "100 steps" in text and "1 min 15 s of training" in text and "higher nDCG@10 is better" in text
     assert "0.4000 → 0.6500" in text and "learning_rate5e-5" in text and "schedulerASHA" in text
-    assert "Command to train trial 1 again" in text
+    assert "Command to train trial 1 again" in text and "python -m raybge.train \\\n    --seed 1" in text
 
 
 def test_a_lower_metric_can_be_better():
@@ -58,8 +58,8 @@ def test_page_without_a_metric():
 def test_free_texts_are_escaped():
     bad = Trial(0, {EVIL: EVIL}, "failed", [(0, 0.5)], {METRIC: 0.5, EVIL: 1.0}, 1.0, EVIL)
     space = {EVIL: Domain("choice", (EVIL, "b"))}
-    page = html(TuningReport([EVIL], EVIL, "max", space, [bad], [EVIL], {EVIL: EVIL}))
-    assert_escaped(page, 13)
+    page = html(TuningReport([EVIL], EVIL, "max", space, [bad], [[EVIL]], {EVIL: EVIL}))
+    assert_escaped(page, 14)
 
 
 def test_page_shows_commands_unchanged():

@@ -67,7 +67,7 @@ class MergeOptions(ModelOptions, CommonOptions):
     general_floor: float = flag(
         0.98, WEIGHT_SEARCH, "minimum nDCG@10 on general, as a share of the best single model's"
     )
-    max_evaluations: int = flag(30, WEIGHT_SEARCH, "maximum number of evaluated mixtures")
+    max_evaluations: int = flag(30, WEIGHT_SEARCH, "maximum number of evaluated candidates")
     storage_path: str | None = flag(
-        None, SCALE, "shared folder for the mixtures of a running search; default: next to output_path"
+        None, SCALE, "shared folder for the candidates of a running search; default: next to output_path"
     )
