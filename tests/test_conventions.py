@@ -96,3 +96,36 @@ def _assigned_name(node: ast.AST) -> str | None:
     if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
         return node.id if isinstance(node, ast.Name) else node.attr
     return node.arg if isinstance(node, ast.arg) else None
+
+
+def test_only_specs_read_flags() -> None:
+    """Flags are resolved once: a command makes specs of its options object and passes those on.
+
+    Exceptions: `cli/` declares and checks options, and the modules on top pass them to `run.py`, whose public functions
+    pass them to a constructor.
+    """
+    readers = {path: _option_readers(path, tree) for path, tree in TREES.items()}
+    specs = {path for path in MODULES if path.stem == "spec" or path.stem.endswith("_spec")}
+    exempt = {path for path in MODULES if path.parent == PACKAGE or path.is_relative_to(PACKAGE / "cli")}
+    assert sum(bool(readers[path]) for path in specs) >= 5  # the names of the classes are found
+    assert [each for path in MODULES if path not in specs | exempt for each in readers[path]] == []
+
+
+def _option_readers(path: Path, tree: ast.Module) -> list[str]:
+    """Return the functions of a module that take an options object, except the public ones of a `run.py`."""
+    exported = ast.walk(TREES[PACKAGE / "cli" / "options" / "__init__.py"])
+    classes = {each.name for each in exported if isinstance(each, ast.alias) and each.name.endswith("Options")}
+    return [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not (path.stem == "run" and node in tree.body and not node.name.startswith("_"))
+        if any(_annotated_names(each) & classes for each in ast.walk(node.args) if isinstance(each, ast.arg))
+    ]
+
+
+def _annotated_names(argument: ast.arg) -> set[str]:
+    """Return the names in an argument's annotation, which may be quoted."""
+    nodes = ast.walk(argument.annotation) if argument.annotation else ()
+    texts = (each.id if isinstance(each, ast.Name) else getattr(each, "value", "") for each in nodes)
+    return {word for text in texts if isinstance(text, str) for word in re.findall(r"\w+", text)}

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 # Most cores of one CPU worker by default: intra-operator threads gain little beyond.
 CORES_A_WORKER = 8
@@ -59,8 +60,8 @@ class Cluster:
 
     def describe(self) -> str:
         """Return the cluster in a few words, for messages."""
-        gpus = f", {self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else ", no GPU"
-        place = "this machine" if self.own else f"Ray cluster of {self.nodes} node{'s' * (self.nodes != 1)}"
+        gpus = f", {plural(self.gpus, 'GPU')}" if self.gpus else ", no GPU"
+        place = "this machine" if self.own else f"Ray cluster of {plural(self.nodes, 'node')}"
         return f"{place}, {self.cpus} CPUs{gpus}"
 
 
@@ -82,10 +83,10 @@ class Plan:
 
     def describe(self, noun: str) -> str:
         """Return the plan in a few words; `noun` is the singular of what runs, such as "worker"."""
-        has = f"{self.cpus} CPU{'s' * (self.cpus != 1)}" + (f" and {self.gpus} GPU" if self.gpus else "")
+        has = plural(self.cpus, "CPU") + (f" and {self.gpus} GPU" if self.gpus else "")
         if self.range:
             return f"{self.range[0]} to {self.range[1]} {noun}s of {has}, {self.workers} now"
-        return f"{self.workers} {noun}{'s' * (self.workers != 1)} of {has}"
+        return f"{plural(self.workers, noun)} of {has}"
 
 
 def plan_workers(

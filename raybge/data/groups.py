@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raybge.util.plural import plural
+
 _QUOTED = 60  # characters of a wrong value that a message quotes
 
 
@@ -185,7 +187,7 @@ def _scores(raw: dict[str, Any], of: str, count: int) -> tuple[float, ...]:
     wrong = next((index for index, score in enumerate(values) if not _is_score(score)), None)
     if len(values) == count and wrong is None:
         return tuple(float(score) for score in values)
-    expected = f"must be a list of {count} number{'s' * (count != 1)}, one for each of {of}"
+    expected = f"must be a list of {plural(count, 'number')}, one for each of {of}"
     if not isinstance(value, list):
         raise RowError(field, f"{expected}, {_actual(raw, field)}")
     if wrong is not None:
@@ -200,7 +202,7 @@ def _grades(raw: dict[str, Any], count: int) -> tuple[int, ...]:
     values: list[Any] = value if isinstance(value, list) else [value]
     if len(values) == count and all(isinstance(each, int) and not isinstance(each, bool) for each in values):
         return tuple(values)
-    number = f"{count} whole number{'s' * (count != 1)}"
+    number = plural(count, "whole number")
     raise RowError("grades", f"must be a list of {number}, one for each answer, {_actual(raw, 'grades')}")
 
 

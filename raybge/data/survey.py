@@ -105,6 +105,11 @@ def survey(
     return result
 
 
+def skipped_rows_message(result: Survey, flag: str) -> str:
+    """Return the line that reports the skipped rows of a flag's files, and the first of them."""
+    return f"{flag}: {result.bad_count:,} invalid rows are skipped\n{bad_rows_message(result)}"
+
+
 def bad_rows_message(result: Survey) -> str:
     """Return the first invalid rows, one per line, as `file:line: "field" expectation`, then the number of others."""
     lines = []

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import EncodeOptions
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.prompts import Instructions
@@ -18,7 +19,7 @@ from raybge.model.folder import check_model_folder, vector_width
 from raybge.model.quantization import Precision
 from raybge.model.spec import EncoderSpec
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
-from raybge.search.spec import OutputSpec, check_at_least_one
+from raybge.search.spec import OutputSpec
 from raybge.util.errors import UserError
 
 WITH_RANGES = ("int8", "uint8")  # precisions that need a range per dimension
@@ -129,7 +130,7 @@ def _row_parser(options: EncodeOptions) -> RowParser:
 
 
 def _check_options(options: EncodeOptions) -> None:
-    check_at_least_one(options, "batch_size", "max_length", "truncate_dim")
+    check_at_least(1, options, "batch_size", "max_length", "truncate_dim")
     Instructions(query_format=options.query_instruction_format, passage_format=options.passage_instruction_format)
     if "embedding" in (options.keep_fields or ()):
         raise UserError("--keep_fields embedding: the vectors are written under this name; omit it")

@@ -11,7 +11,8 @@ from raybge.mining.statistics import BIN, MiningStatistics
 from raybge.report.page import render, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, histogram, legend
-from raybge.report.text import format_duration, plural
+from raybge.report.text import format_duration
+from raybge.util.plural import plural
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import MineOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
@@ -18,7 +19,7 @@ from raybge.model.folder import check_model_folder, check_reranker, vector_width
 from raybge.model.spec import EncoderSpec, RerankerSpec
 from raybge.search.faiss_index import check_factory
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
-from raybge.search.spec import IndexSpec, OutputSpec, check_at_least_one
+from raybge.search.spec import IndexSpec, OutputSpec
 from raybge.util.errors import UserError
 
 
@@ -95,7 +96,8 @@ def check_options(options: MineOptions, has_embedder: bool = False) -> None:
     Raises:
         UserError: an invalid flag or model.
     """
-    check_at_least_one(
+    check_at_least(
+        1,
         options,
         "negative_number",
         "batch_size",
@@ -105,8 +107,7 @@ def check_options(options: MineOptions, has_embedder: bool = False) -> None:
         "reranker_max_length",
         "reranker_query_max_length",
     )
-    if options.seed < 0:
-        raise UserError(f"--seed must be at least 0, found {options.seed}")
+    check_at_least(0, options, "seed")
     Instructions(query_format=options.query_instruction_format, passage_format=options.passage_instruction_format)
     if options.output_file.endswith(".parquet"):
         raise UserError(f"--output_file {options.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")

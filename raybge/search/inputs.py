@@ -14,7 +14,7 @@ from raybge.cluster.shared_paths import check_shared
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.jsonl import Parse
 from raybge.data.source_files import SourceFile
-from raybge.data.survey import IN_PROCESS_BYTES, Survey, bad_rows_message, survey
+from raybge.data.survey import IN_PROCESS_BYTES, Survey, skipped_rows_message, survey
 from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path, filesystem
@@ -124,5 +124,5 @@ def survey_input(source: InputFiles, work: str, on_bad_rows: str, console: Conso
     cache = None if "://" in work else f"{work}/surveys"
     result = survey(files, block_bytes, source.parse, on_bad_rows, cache)
     if result.bad_count:
-        console.info(f"{source.flag}: {result.bad_count:,} bad rows are skipped\n{bad_rows_message(result)}")
+        console.info(skipped_rows_message(result, source.flag))
     return result

@@ -10,6 +10,7 @@ from raybge.search.search_data import SearchData
 from raybge.search.shards import TIE_MARGIN
 from raybge.search.spec import IndexSpec
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 MEMORY_SHARE = 0.8  # share of the memory that Ray counts for an actor, used for vectors
 
@@ -82,7 +83,7 @@ class SearchMemory:
         )  # two lists to merge, and their order
         passes = -(-own // resident)
         return (
-            f"memory: a search actor holds {min(resident, own):,} of its {own:,} shard{'s' * (own != 1)} at a time: "
+            f"memory: a search actor holds {min(resident, own):,} of its {plural(own, 'shard')} at a time: "
             f"{vector_bytes / 1e6:,.0f} MB of vectors, {key_bytes / 1e6:,.0f} MB of keys, {list_bytes / 1e6:,.1f} MB "
             f"of candidate lists; {passes:,} pass{'es' * (passes != 1)} over the queries; an encoding actor holds one "
             f"block of at most {int(data.unique.unique_B.max()):,} passages"

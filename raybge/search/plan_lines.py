@@ -6,6 +6,7 @@ from raybge.model.folder import read_settings
 from raybge.model.spec import EncoderSpec
 from raybge.search.deduplication import MAX_SHARED_POSITIVES
 from raybge.search.search_data import SearchData
+from raybge.util.plural import plural
 
 
 def describe_model(model: EncoderSpec) -> str:
@@ -44,7 +45,7 @@ def describe_data(data: SearchData, shard_size: int) -> str:
         "positives may be mined as negatives"
     )
     return (
-        f"data: {queries.survey.total_rows:,} rows in {files:,} file{'s' * (files != 1)}; pool of "
-        f"{unique.passages:,} passages ({unique.duplicates:,} duplicates dropped) in {shards:,} "
-        f"shard{'s' * (shards != 1)}{note if truncated else ''}"
+        f"data: {queries.survey.total_rows:,} rows in {plural(files, 'file')}; pool of "
+        f"{unique.passages:,} passages ({unique.duplicates:,} duplicates dropped) in {plural(shards, 'shard')}"
+        f"{note if truncated else ''}"
     )

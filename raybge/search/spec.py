@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MineOptions
 from raybge.cluster.resources import Cluster
 from raybge.search.faiss_index import FLAT, GPU_MAX_CANDIDATES, IndexKind, check_factory, check_gpu_search
@@ -41,7 +42,7 @@ class IndexSpec:
         Raises:
             UserError: a size is below 1, or the installed faiss has no GPU search.
         """
-        check_at_least_one(options, "search_batch_size", "shard_size", "shards_per_actor")
+        check_at_least(1, options, "search_batch_size", "shard_size", "shards_per_actor")
         if options.use_gpu_for_searching:
             check_gpu_search()
         return cls(
@@ -109,19 +110,3 @@ class OutputSpec:
     def from_options(cls, options: MineOptions | EncodeOptions) -> OutputSpec:
         """Read the output flags."""
         return cls(options.output_file, options.overwrite, options.dry_run, options.storage_path)
-
-
-def check_at_least_one(options: object, *names: str) -> None:
-    """Check that integer flags are at least 1; unset flags (None) pass.
-
-    Args:
-        options: the command's options object.
-        *names: names of its fields.
-
-    Raises:
-        UserError: a flag is below 1.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")

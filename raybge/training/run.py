@@ -35,6 +35,7 @@ from raybge.training.trainer_arguments import process_group
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
+from raybge.util.plural import plural
 from raybge.util.redaction import redact
 from raybge.util.retry import QUICK, WAITS, with_retries
 
@@ -70,7 +71,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
     """Train what `task` reads from the options; see `train`."""
     from raybge.data.order import lane_count
     from raybge.data.source_files import list_files
-    from raybge.data.survey import IN_PROCESS_BYTES, bad_rows_message
+    from raybge.data.survey import IN_PROCESS_BYTES, skipped_rows_message
 
     spec = TrainingSpec.from_options(options, task)
     _check_output(spec)
@@ -94,7 +95,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         plan = limit_to_lanes(plan, lane_count(global_batch), console.info)
         survey = survey or _survey(spec, files)
         if survey.bad_count:
-            console.info(f"skipped {survey.bad_count:,} rows that cannot be used:\n{bad_rows_message(survey)}")
+            console.info(skipped_rows_message(survey, "--train_data"))
         data = spec.data.arrange(survey, global_batch, plan.workers)
         planned = PlannedRun(spec, data, plan, reading_cpus(cluster, plan, context.runs), start, context)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
@@ -166,7 +167,7 @@ def _description(planned: PlannedRun) -> Iterator[str]:
     model, step = spec.task.describe()
     yield model
     yield (
-        f"data: {order.total:,} {rows} an epoch from {files} file{'s' * (files != 1)}; "
+        f"data: {order.total:,} {rows} an epoch from {plural(files, 'file')}; "
         f"{order.steps:,} steps an epoch of {order.global_batch:,} {rows}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)

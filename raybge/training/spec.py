@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import LoopOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
@@ -94,13 +95,8 @@ class DataSpec:
 
         if data_seed_of(options) < 0 or options.training.get("seed", 0) < 0:
             raise UserError("--seed and --data_seed must be at least 0")
-        if options.max_example_num_per_dataset < 1:
-            raise UserError(
-                f"--max_example_num_per_dataset must be at least 1, found {options.max_example_num_per_dataset}"
-            )
-        for name in ("small_threshold", "drop_threshold"):
-            if getattr(options, name) < 0:
-                raise UserError(f"--{name} must be at least 0, found {getattr(options, name)}")
+        check_at_least(1, options, "max_example_num_per_dataset")
+        check_at_least(0, options, "small_threshold", "drop_threshold")
         return cls(
             train_data=tuple(options.train_data),
             on_bad_rows=options.on_bad_rows,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.flag import Flag
 from raybge.cli.options import MineOptions, TrainOptions, TuneOptions
 from raybge.cli.parser import build_options, changed_values, declared_flags, read_config
@@ -82,9 +83,7 @@ class SearchAlgorithmSpec:
         Raises:
             UserError: a number out of range, or flags that do not go together.
         """
-        for name in ("num_samples", "max_concurrent"):
-            if (value := getattr(options, name)) is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, found {value}")
+        check_at_least(1, options, "num_samples", "max_concurrent")
         if options.time_budget is not None and options.time_budget <= 0:
             raise UserError(f"--time_budget must be above 0 seconds, found {options.time_budget:g}")
         spec = cls(

