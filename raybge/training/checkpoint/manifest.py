@@ -255,10 +255,10 @@ def resume_checkpoint(training: dict[str, Any], resume: bool, storage: str | Pat
     Raises:
         UserError: --resume_from_checkpoint names no complete checkpoint, or not the one a restart would resume from.
     """
-    flag = training.get("resume_from_checkpoint")
-    if not flag or str(flag).lower() in ("true", "false"):
+    flag = _resume_flag(training)
+    if isinstance(flag, bool):
         return latest_checkpoint(storage) if resume_requested(training, resume) else None
-    checkpoint = load_checkpoint(str(flag), "--resume_from_checkpoint")
+    checkpoint = load_checkpoint(flag, "--resume_from_checkpoint")
     latest = latest_checkpoint(storage)
     if latest and latest.path != checkpoint.path:
         raise UserError(
@@ -269,9 +269,14 @@ def resume_checkpoint(training: dict[str, Any], resume: bool, storage: str | Pat
 
 
 def resume_requested(training: dict[str, Any], resume: bool) -> bool:
-    """Return whether --resume or --resume_from_checkpoint requests to resume a run."""
-    flag = training.get("resume_from_checkpoint")
-    return resume or (bool(flag) and str(flag).lower() != "false")
+    """Return True if --resume or --resume_from_checkpoint requests to resume a run."""
+    return resume or bool(_resume_flag(training))
+
+
+def _resume_flag(training: dict[str, Any]) -> bool | str:
+    """Return the value of --resume_from_checkpoint: False, True, or the name of a checkpoint."""
+    text = str(training.get("resume_from_checkpoint") or False)
+    return text.lower() == "true" if text.lower() in ("true", "false") else text
 
 
 def _absolute(path: str) -> str:
