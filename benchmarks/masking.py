@@ -1,12 +1,11 @@
-"""Masks for pre-training: raybge's collator against one in the recipe's manner, the same texts on one core.
+"""Masks for pre-training: raybge's collator against loops like FlagEmbedding's, on the same texts and one core.
 
     python benchmarks/masking.py --out runs/bench/masking.json
     python benchmarks/masking.py --texts 16 --tokens 128
 
 The encoder's mask and the decoder's, (tokens, tokens) for each text, of 64 texts of 512 tokens take raybge at most 150
-ms: drawing them, and unpacking them to the tensor that attention reads. Beside it what the recipe does, written anew: a
-list of words shuffled for each of 256 choices, a loop over tokens for each, a deep copy of one for each position.
-Tokenizing is outside the clock for both; the median of `--rounds`, but for the loop, which is run once.
+ms: drawing them, and unpacking them to the tensor that attention reads. For comparison, the steps of FlagEmbedding's collator:
+a list of words shuffled for each of 256 choices, a loop over tokens for each, a deep copy of one for each position. The time excludes tokenizing. raybge's is the median of `--rounds`; the loop runs once.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ CHOICES = 256
 
 
 def loop_masks(pieces: list[str], share: float, count: int) -> list[list[int]]:
-    """Choices of whole words, a list of 0 and 1 each."""
-    found = []
+    """Return `count` random choices of whole words, each a list of 0 and 1 per token."""
+    masks = []
     for _ in range(count):
         words: list[list[int]] = []
         for i, piece in enumerate(pieces):
@@ -43,12 +42,12 @@ def loop_masks(pieces: list[str], share: float, count: int) -> list[list[int]]:
                 break
             if len(chosen) + len(word) <= budget:
                 chosen.update(word)
-        found.append([1 if i in chosen else 0 for i in range(len(pieces))])
-    return found
+        masks.append([1 if i in chosen else 0 for i in range(len(pieces))])
+    return masks
 
 
 def loop(texts: list[list[str]]) -> None:
-    """The encoder's and the decoder's masks of each text, as tensors."""
+    """Compute the encoder's and the decoder's masks of each text as tensors."""
     import torch
 
     for pieces in texts:
@@ -63,7 +62,7 @@ def loop(texts: list[list[str]]) -> None:
 
 
 def pieces_of(texts: int, tokens: int) -> list[list[str]]:
-    """Random texts in which a fifth of the tokens continue a word."""
+    """Return random texts in which a fifth of the tokens continue a word."""
     rng = random.Random(0)
     inner = [
         [f"##{rng.randrange(10)}" if i and rng.random() < 0.2 else f"w{rng.randrange(1000)}" for i in range(tokens - 2)]
@@ -73,18 +72,20 @@ def pieces_of(texts: int, tokens: int) -> list[list[str]]:
 
 
 def masker(tokens: int):
+    """Return raybge's masker with a tokenizer that has the random texts' words."""
     import tokenizers
     import transformers
 
     from raybge.data.masking import TextMasker
 
-    known = ["[UNK]", "[MASK]", *(f"w{i}" for i in range(1000))]
-    core = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(known)}, unk_token="[UNK]"))
+    words = ["[UNK]", "[MASK]", *(f"w{i}" for i in range(1000))]
+    core = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, mask_token="[MASK]", unk_token="[UNK]")
     return TextMasker(tokenizer, tokens, seed=0)
 
 
 def measure(texts: int, tokens: int, rounds: int) -> dict:
+    """Measure the milliseconds of both on the same random texts."""
     import torch
 
     from raybge.data.masking import number_words
@@ -100,22 +101,22 @@ def measure(texts: int, tokens: int, rounds: int) -> dict:
         starts = np.cumsum([not piece.startswith("##") for piece in text], dtype=float)
         starts[[0, -1]] = np.nan
         words.append(number_words(starts))
-    drawing, unpacking = [], []
+    draw_ms, unpack_ms = [], []
     for step in range(rounds):
         start = time.perf_counter()
-        masked = [draw.mask(ids, word_T, generator("mask", 0, step, 0, i, 0)) for i, word_T in enumerate(words)]
+        masks = [draw.mask(ids, word_T, generator("mask", 0, step, 0, i, 0)) for i, word_T in enumerate(words)]
         middle = time.perf_counter()
-        assert visible_context(masked, tokens, torch.device("cpu")).shape == (texts, tokens, tokens)
-        drawing.append(1e3 * (middle - start))
-        unpacking.append(1e3 * (time.perf_counter() - middle))
+        assert visible_context(masks, tokens, torch.device("cpu")).shape == (texts, tokens, tokens)
+        draw_ms.append(1e3 * (middle - start))
+        unpack_ms.append(1e3 * (time.perf_counter() - middle))
     start = time.perf_counter()
     loop(pieces)
     slow = 1e3 * (time.perf_counter() - start)
-    draws, unpacks = statistics.median(drawing), statistics.median(unpacking)
+    draws, unpacks = statistics.median(draw_ms), statistics.median(unpack_ms)
     fast = draws + unpacks
     print(f"{texts} texts of {tokens} tokens, one core")
     print(f"raybge: {fast:.0f} ms ({draws:.0f} drawing, {unpacks:.0f} unpacking)")
-    print(f"a loop as the recipe's: {slow:.0f} ms, {slow / fast:.0f} times as long")
+    print(f"a loop like FlagEmbedding's: {slow:.0f} ms, {slow / fast:.0f} times as long")
     return {"texts": texts, "tokens": tokens, "raybge_ms": round(fast, 1), "loop_ms": round(slow, 1)}
 
 
@@ -127,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     result = measure(args.texts, args.tokens, args.rounds)
     result["holds"] = result["raybge_ms"] <= CLAIM_MS * args.texts * args.tokens**2 / (64 * 512**2)
-    common.keep(result, args.out)
+    common.write_result(result, args.out)
     if not result["holds"]:
         raise SystemExit("the claim does not hold")
 

@@ -1,17 +1,17 @@
-"""Memory of mixing three models of 400 MB, and what mixing a fine-tuned model with its base gives and costs.
+"""Memory of merging three models of 400 MB, and the metrics of a fine-tuned model merged with its base.
 
     python benchmarks/merging.py memory --out runs/bench/merging-memory.json
     python benchmarks/merging.py curve --tuned runs/mine --out runs/bench/merging-curve.json
 
-memory: three BERTs of 100 million random weights (400 MB each) are mixed by `raybge.merge`'s own way, in a process of
-its own that watches its anonymous memory (RssAnon of /proc, so Linux is needed); pages of mapped files are not counted,
-since the system takes them back. The baseline is the same process when everything is imported and the folders are
-looked at. The claim: at most 400 MB more, whatever the method. --layers makes larger models.
+memory: three BERTs of 100 million random weights (400 MB each) are merged with the code of `raybge.merge`, in a
+process of its own that samples its anonymous memory (RssAnon of /proc, which requires Linux). Pages of mapped files are
+not counted, since the system can reclaim them. The baseline is the same process after imports and the alignment of the
+models. The claim: at most 400 MB more, with each method. --layers makes larger models.
 
 curve: `raybge.merge --search` on medquad's dev split as the target, searched in its corpus, and on the general set of
---general (groups {query, pos, neg} of something else; left out: docstrings of installed packages, as the demo's).
---tuned is a model that was fine-tuned on medquad, --base the one it began from. The claim: the mixture of a half each
-keeps at least 95% of what fine-tuning gained on the target; where it does not, the curve says what does.
+--general (groups {query, pos, neg} of another domain; default: docstrings of installed packages, as in the demo).
+--tuned is a model that was fine-tuned on medquad, --base the model before fine-tuning. The claim: with weights of 0.5,
+the merged model keeps at least 95% of the gain of fine-tuning on the target. The curve shows the gain of other weights.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from typing import Any
 import common
 
 LIMIT_MB = 400
-KEPT = 0.95
+KEPT_SHARE = 0.95  # of the gain
 METHODS = ("linear", "slerp", "ties")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def anonymous() -> int:
-    """Bytes of this process that belong to no file."""
+def anonymous_memory() -> int:
+    """Return the bytes of this process that belong to no file."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) << 10
@@ -46,7 +46,7 @@ def anonymous() -> int:
 
 
 def make_models(folder: Path, layers: int) -> list[str]:
-    """Three random BERTs of so many layers, written tensor by tensor."""
+    """Write three random BERTs of `layers` layers, tensor by tensor, and return their folders."""
     import torch
     import transformers
 
@@ -70,28 +70,28 @@ def make_models(folder: Path, layers: int) -> list[str]:
     return names
 
 
-def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]:
-    """Anonymous memory of this process before and while three models are mixed, in MB."""
+def merging_peak(names: list[str], method: str, output: Path) -> dict[str, float]:
+    """Measure the anonymous memory of this process before and during a merge, in MB."""
     from raybge.merging.alignment import AlignedModels
 
-    tied = method == "ties"
-    aligned = AlignedModels(names[: 2 if method != "linear" else 3], "encoder", names[2] if tied else None)
+    is_ties = method == "ties"
+    aligned = AlignedModels(names[: 2 if method != "linear" else 3], "encoder", names[2] if is_ties else None)
     weights = [0.2, 0.3, 0.5] if method == "linear" else [0.4, 0.6]
-    before = anonymous()
+    before = anonymous_memory()
     peak, stop = [before], threading.Event()
 
-    def watch() -> None:
+    def sample() -> None:
         while not stop.is_set():
-            peak[0] = max(peak[0], anonymous())
+            peak[0] = max(peak[0], anonymous_memory())
             time.sleep(0.002)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     start = time.monotonic()
     aligned.write(output, weights, method, 0.2, lambda: None)
     seconds = time.monotonic() - start
     stop.set()
-    watcher.join()
+    sampler.join()
     return {
         "model_mb": aligned.bytes / 1e6,
         "baseline_mb": before / 1e6,
@@ -101,29 +101,31 @@ def mixing_peak(names: list[str], method: str, output: Path) -> dict[str, float]
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Measure the memory of each merge method."""
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.work) as work:
         names = make_models(Path(work), args.layers)
         for method in args.methods:
             output = Path(work) / method
             output.mkdir()
             command = [sys.executable, __file__, "child", "--methods", method, "--work", str(output), "--names", *names]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[method] = json.loads(done.stdout.splitlines()[-1])
+            process = subprocess.run(command, check=True, capture_output=True, text=True)
+            results[method] = json.loads(process.stdout.splitlines()[-1])
             print(
-                method + ": " + ", ".join(f"{name} {value:,.1f}" for name, value in found[method].items()), flush=True
+                method + ": " + ", ".join(f"{name} {value:,.1f}" for name, value in results[method].items()), flush=True
             )
-    worst = max(each["added_mb"] for each in found.values())
-    print(f"at most {worst:,.1f} MB beside the baseline; the claim is {LIMIT_MB}")
+    worst = max(each["added_mb"] for each in results.values())
+    print(f"at most {worst:,.1f} MB above the baseline; the claim is {LIMIT_MB}")
     if worst > LIMIT_MB:
-        raise SystemExit(f"mixing took {worst:,.1f} MB of its own, the claim is {LIMIT_MB}")
-    return {"limit_mb": LIMIT_MB, "methods": found}
+        raise SystemExit(f"merging took {worst:,.1f} MB above the baseline, the claim is {LIMIT_MB}")
+    return {"limit_mb": LIMIT_MB, "methods": results}
 
 
-# --- what mixing gives and costs --------------------------------------------------------------------------------------
+# --- metrics over the weight ------------------------------------------------------------------------------------------
 
 
 def curve(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the merged model on target and general set over the weight of the fine-tuned model."""
     from raybge.merge import mix_models
 
     work = Path(args.work or "runs/bench/merging")
@@ -132,7 +134,7 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
     general = args.general or docstrings(work)
     models = [args.tuned, args.base]
     summary = mix_models(
-        [cut(model, work / str(i), args.length) for i, model in enumerate(models)] if args.length else models,
+        [limit_length(model, work / str(i), args.length) for i, model in enumerate(models)] if args.length else models,
         "encoder",
         None,
         str(work / "mixed"),
@@ -143,18 +145,18 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
         overwrite=True,
         return_model=False,
     )
-    found = sorted(summary["mixtures"], key=lambda each: each["weights"])
-    base, half, tuned = (next(each for each in found if each["weights"][0] == w) for w in (0.0, 0.5, 1.0))
+    candidates = sorted(summary["mixtures"], key=lambda each: each["weights"])
+    base, half, tuned = (next(each for each in candidates if each["weights"][0] == w) for w in (0.0, 0.5, 1.0))
     gain = tuned["target"] - base["target"]
-    kept = (half["target"] - base["target"]) / gain if gain else float("nan")
-    for each in found:
+    kept_share = (half["target"] - base["target"]) / gain if gain else float("nan")
+    for each in candidates:
         print(f"{each['weights'][0]:.3f} tuned: target {each['target']:.4f}, general {each['general']:.4f}")
-    print(f"a half of each keeps {kept:.1%} of a gain of {gain:+.4f}; the claim is {KEPT:.0%}")
-    return {"summary": summary, "gain": gain, "kept_by_half": kept}
+    print(f"a half of each keeps {kept_share:.1%} of a gain of {gain:+.4f}; the claim is {KEPT_SHARE:.0%}")
+    return {"summary": summary, "gain": gain, "kept_by_half": kept_share}
 
 
-def cut(model: str, folder: Path, length: int) -> str:
-    """A copy that reads so many tokens of a text."""
+def limit_length(model: str, folder: Path, length: int) -> str:
+    """Write a copy of a model that reads at most `length` tokens of a text."""
     shutil.copytree(model, folder, dirs_exist_ok=True)
     settings = folder / "sentence_bert_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"max_seq_length": length}))
@@ -162,6 +164,7 @@ def cut(model: str, folder: Path, length: int) -> str:
 
 
 def docstrings(work: Path) -> str:
+    """Write the demo's docstrings and return the path of the held-out queries."""
     from raybge.quickstart import docstrings as demo_text
 
     demo_text.write_data_set(work / "general", 42)
@@ -172,27 +175,27 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("what", choices=("memory", "curve", "child"))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--layers", type=int, default=11, help="of the models; 11 are 404 MB")
+    parser.add_argument("--layers", type=int, default=11, help="layers of the models; 11 are 404 MB")
     parser.add_argument("--work", help="folder for models and files")
     parser.add_argument("--names", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--tuned", help="fine-tuned on medquad")
-    parser.add_argument("--base", default=None, help="what it began from; left out: MiniLM")
-    parser.add_argument("--general", help="groups of something else")
+    parser.add_argument("--tuned", help="model that was fine-tuned on medquad")
+    parser.add_argument("--base", default=None, help="model before fine-tuning; default: MiniLM")
+    parser.add_argument("--general", help="groups of another domain")
     parser.add_argument("--queries", type=int, default=700)
     parser.add_argument("--corpus", type=int, default=3000, help="passages to search in")
-    parser.add_argument("--length", type=int, help="tokens of a text; left out: what the models say")
+    parser.add_argument("--length", type=int, help="tokens of a text; default: the maximum of each model")
     parser.add_argument("--evaluations", type=int, default=15)
     args = parser.parse_args()
     if args.what == "child":
-        print(json.dumps(mixing_peak(args.names, args.methods[0], Path(args.work))))
+        print(json.dumps(merging_peak(args.names, args.methods[0], Path(args.work))))
         return
     if args.what == "memory":
-        common.keep(memory(args), args.out)
+        common.write_result(memory(args), args.out)
         return
     if not args.tuned or not common.MEDQUAD.is_dir():
         raise SystemExit(f"--tuned must be a model, and medquad must be at {common.MEDQUAD}")
     args.base = args.base or common.minilm()
-    common.keep(curve(args), args.out)
+    common.write_result(curve(args), args.out)
 
 
 if __name__ == "__main__":

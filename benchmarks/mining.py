@@ -1,17 +1,17 @@
-"""Mining: the whole command against encoding with FlagEmbedding and one faiss index, and the memory of each process.
+"""Mining: time of the whole command and of FlagEmbedding with one faiss index, and the memory of each process.
 
     python benchmarks/mining.py speed --out runs/bench/mining-speed.json
     python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 
 speed: `raybge.mine` on medquad's training rows (ranks 2 to 100, 7 negatives, queries 32 and passages 128 tokens) is at
 least 1.2 times as fast as FlagEmbedding 1.4.2 encoding the same queries and passages and one faiss index
-searching for the same ranks. Both are programs of their own, start-up included, the same threads; one after the other,
-`--rounds` times. The peer neither reads nor writes files of groups nor samples. FlagEmbedding must be importable (see
+searching for the same ranks. Both are programs of their own with the same number of threads, start-up included; they
+run alternately, `--rounds` times. The peer writes no groups and samples no negatives. FlagEmbedding must be importable (see
 quality.py).
 
 memory: mining 2,000 rows from a generated pool of 1,000,000 short passages, with an embedder of fixed vectors (the stub
-of the tests, 384 numbers), keeps every process below 2 GB and the driver below 600 MB. Resident memory as `ps` has it,
-five times a second, pages of mapped files included.
+of the tests, 384 numbers), keeps every process below 2 GB and the driver below 600 MB. Memory is the resident size
+that `ps` reports five times a second, pages of mapped files included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PASSAGES, ROWS = 1_000_000, 2_000
 
 
 def mine(args: argparse.Namespace, folder: Path, number: int) -> list[str]:
-    """The command."""
+    """Return the command line of raybge.mine."""
     flags = {
         "model_name_or_path": common.minilm(),
         "input_file": args.data,
@@ -51,7 +51,7 @@ def mine(args: argparse.Namespace, folder: Path, number: int) -> list[str]:
 
 
 def peer(args: argparse.Namespace) -> None:
-    """FlagEmbedding's vectors of all queries and distinct passages, and one exact index; in this process."""
+    """Encode all queries and distinct passages with FlagEmbedding and search one exact index, in this process."""
     import faiss
     import numpy as np
     import torch
@@ -71,6 +71,7 @@ def peer(args: argparse.Namespace) -> None:
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the seconds of both programs."""
     seconds: dict[str, list[float]] = {"raybge": [], "FlagEmbedding and faiss": []}
     other = [sys.executable, __file__, "peer", "--threads", str(args.threads), "--data", args.data]
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +90,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_stub(args: argparse.Namespace) -> None:
-    """Mine with the stub; in this process, the driver."""
+    """Mine with the stub in this process, the driver."""
     from raybge.cli.console import Console
     from raybge.cli.options import MineOptions
     from raybge.cli.parser import build_options
@@ -104,6 +105,7 @@ def run_stub(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the peak memory of every process of a mining run."""
     tests = str(Path(__file__).resolve().parents[1] / "tests" / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as folder:
@@ -115,21 +117,21 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         common.write_rows(Path(folder, "rows.jsonl"), rows)
         start = time.monotonic()
         driver = subprocess.Popen([sys.executable, __file__, "stub", "--folder", folder], env=environment)
-        found = common.peaks(driver)
+        peaks = common.peaks(driver)
         seconds = time.monotonic() - start
         assert len(common.rows(f"{folder}/out.jsonl")) == ROWS
-    for name, size in sorted(found.items(), key=lambda each: -each[1]):
+    for name, size in sorted(peaks.items(), key=lambda each: -each[1]):
         print(f"{size / 1e6:8,.0f} MB  {name}")
-    most = max(found.values())
-    holds = most < PROCESS_LIMIT and found["driver"] < DRIVER_LIMIT
-    print(f"largest process {most / 1e6:,.0f} MB (claim: below 2,000), driver {found['driver'] / 1e6:,.0f} MB (600)")
-    return {"seconds": round(seconds, 1), "peak_mb": {k: round(v / 1e6) for k, v in found.items()}, "holds": holds}
+    largest = max(peaks.values())
+    holds = largest < PROCESS_LIMIT and peaks["driver"] < DRIVER_LIMIT
+    print(f"largest process {largest / 1e6:,.0f} MB (claim: below 2,000), driver {peaks['driver'] / 1e6:,.0f} MB (600)")
+    return {"seconds": round(seconds, 1), "peak_mb": {k: round(v / 1e6) for k, v in peaks.items()}, "holds": holds}
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("part", choices=("speed", "memory", "peer", "stub"))
-    parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; left out: medquad's")
+    parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; default: medquad's")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -137,7 +139,7 @@ def main() -> None:
         (peer if args.part == "peer" else run_stub)(args)
         return
     result = speed(args) if args.part == "speed" else memory(args)
-    common.keep(result, args.out)
+    common.write_result(result, args.out)
     if not result["holds"]:
         raise SystemExit("a claim does not hold")
 

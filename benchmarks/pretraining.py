@@ -1,14 +1,14 @@
-"""What RetroMAE gains: a small BERT fine-tuned after pre-training on medquad's answers, and fine-tuned from scratch.
+"""Gain of RetroMAE: a small BERT fine-tuned after pre-training on medquad's answers, and fine-tuned from scratch.
 
     python benchmarks/pretraining.py --steps 300 --out runs/bench/pretraining.json
 
-A BERT of 4 layers of 256 with 8,000 word pieces of the corpus begins with random weights. Once a seed, one copy is
+A BERT of 4 layers of 256 with 8,000 word pieces of the corpus starts with random weights. For each seed, one copy is
 pre-trained from scratch for --steps steps (`raybge.pretrain` on the corpus), then both are fine-tuned for 100 steps
 with the same groups (`raybge.train`, negatives from the batch) and measured on dev queries (`raybge.evaluate`), each at
-every one of --rates, of which its best counts. Random weights keep what words a text has, so what they are worth
-without any training is measured too.
+every learning rate of --rates, of which the best result counts. The model with random weights is measured without any
+training too, since its vectors depend on the words of a text.
 
-The claim: with every seed the pre-trained one has a higher nDCG@10 than the other, and on average by 0.02 at least.
+The claim: the nDCG@10 of the pre-trained model is higher for every seed, and by at least 0.02 on average.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAYERS, WIDTH, WORDS, TUNING_STEPS = 4, 256, 8_000, 100
 
 
 def fresh_model(args: argparse.Namespace, folder: Path, seed: int) -> str:
-    """A folder with a random BERT and a tokenizer made of the corpus."""
+    """Write a random BERT with a tokenizer that was trained on the corpus, and return its folder."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -49,11 +49,13 @@ def fresh_model(args: argparse.Namespace, folder: Path, seed: int) -> str:
 
 
 def command(name: str, **flags: Any) -> None:
+    """Run a command of raybge."""
     words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     subprocess.run([sys.executable, "-m", f"raybge.{name}", *words], check=True)
 
 
 def pretrain(args: argparse.Namespace, fresh: str, output: Path, seed: int) -> str:
+    """Pre-train on the corpus and return the encoder's folder."""
     command(
         "pretrain",
         config_name=fresh,
@@ -73,8 +75,8 @@ def pretrain(args: argparse.Namespace, fresh: str, output: Path, seed: int) -> s
     return str(output / "encoder_model")
 
 
-def tuned(args: argparse.Namespace, model: str, work: Path, name: str, seed: int, rate: float) -> float:
-    """nDCG@10 after fine-tuning."""
+def fine_tune(args: argparse.Namespace, model: str, work: Path, name: str, seed: int, rate: float) -> float:
+    """Fine-tune a model and return its nDCG@10."""
     output = work / name
     command(
         "train",
@@ -93,11 +95,11 @@ def tuned(args: argparse.Namespace, model: str, work: Path, name: str, seed: int
         num_workers=1,
         cpus_per_worker=args.threads,
     )
-    return measured(args, str(output), work / f"{name}.json")
+    return evaluate(args, str(output), work / f"{name}.json")
 
 
-def measured(args: argparse.Namespace, model: str, metrics: Path) -> float:
-    """nDCG@10 of dev queries in the corpus."""
+def evaluate(args: argparse.Namespace, model: str, metrics: Path) -> float:
+    """Return the nDCG@10 of the dev queries in the corpus."""
     command(
         "evaluate",
         encoder=model,
@@ -113,7 +115,9 @@ def measured(args: argparse.Namespace, model: str, metrics: Path) -> float:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--work", default="runs/bench/pretraining", help="folder for the models, made anew")
+    parser.add_argument(
+        "--work", default="runs/bench/pretraining", help="folder for the models; its content is deleted"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--length", type=int, default=32, help="tokens of a text")
@@ -126,7 +130,7 @@ def main() -> None:
         raise SystemExit(f"medquad is not at {common.MEDQUAD}")
     work = Path(args.work).absolute()
     shutil.rmtree(work, ignore_errors=True)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for seed in args.seeds:
         place = work / f"{seed}"
         fresh = fresh_model(args, place / "fresh", seed)
@@ -135,20 +139,20 @@ def main() -> None:
         seconds = time.monotonic() - start
         models = {"pretrained": encoder, "scratch": fresh}
         by_rate = {
-            name: {rate: tuned(args, model, place, f"{name}-{rate}", seed, rate) for rate in args.rates}
+            name: {rate: fine_tune(args, model, place, f"{name}-{rate}", seed, rate) for rate in args.rates}
             for name, model in models.items()
         }
         best = {name: max(values.values()) for name, values in by_rate.items()}
-        random = measured(args, fresh, place / "random.json")
-        found.append({**best, "random": random, "by_rate": by_rate, "seconds": seconds})
+        random = evaluate(args, fresh, place / "random.json")
+        results.append({**best, "random": random, "by_rate": by_rate, "seconds": seconds})
         print(
             f"seed {seed}: {METRIC} from scratch {best['scratch']:.4f}, pre-trained {best['pretrained']:.4f}, ", end=""
         )
         print(f"random weights {random:.4f} ({seconds:.0f} s of pre-training)", flush=True)
-    gains = [each["pretrained"] - each["scratch"] for each in found]
+    gains = [each["pretrained"] - each["scratch"] for each in results]
     holds = min(gains) > 0 and statistics.mean(gains) >= MARGIN
     print(f"gain: {statistics.mean(gains):+.4f} on average, {min(gains):+.4f} at least (claim: {MARGIN} and above 0)")
-    common.keep({"settings": vars(args), "by_seed": found, "holds": holds}, args.out)
+    common.write_result({"settings": vars(args), "by_seed": results, "holds": holds}, args.out)
     if not holds:
         raise SystemExit("the claim does not hold")
 

@@ -3,16 +3,16 @@
     python benchmarks/quality.py --rows 3200 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
 
 Both fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
-the CPU each, once a seed. Both see each group once: in a part of an epoch it would matter more which ones come. Then
-`raybge.evaluate` measures every result on the same queries and corpus. FlagEmbedding 1.4.2 runs by
-its own command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`), that is its runner, data set, collator,
-model and Trainer. It must be importable:
+the CPU each, once per seed. Both see each group once: in a part of an epoch, the result would depend on the order. Then
+`raybge.evaluate` measures every model on the same queries and corpus. FlagEmbedding 1.4.2 runs with its own command
+(`python -m FlagEmbedding.finetune.embedder.encoder_only.base`): its runner, data set, collator, model and Trainer. It
+must be importable:
 
     pip install --no-deps --target DIR FlagEmbedding==1.4.2 peft; PYTHONPATH=DIR python benchmarks/quality.py ...
 
 --data names groups with negatives; without it they are mined from medquad's training answers first (`raybge.mine`,
-ranks 10 to 210, 7 negatives). Measured are the first --queries rows of medquad's dev split, in a corpus of --corpus
-passages that holds all their answers and otherwise the corpus file's first ones.
+ranks 10 to 210, 7 negatives). The queries are the first --queries rows of medquad's dev split, the corpus --corpus
+passages: all answers of these queries and the first passages of the corpus file.
 
 The claim: the mean nDCG@10 over the seeds is at least FlagEmbedding's.
 """
@@ -33,11 +33,11 @@ from typing import Any
 
 import common
 
-METRICS = ("nDCG@10", "MRR@10")
+from raybge.evaluation.metrics import METRICS
 
 
 def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[str, Any]:
-    """What both commands are given."""
+    """Return the flags of both commands."""
     return {
         "model_name_or_path": common.minilm(),
         "train_data": data,
@@ -59,25 +59,27 @@ def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[
 
 
 def train(peer: str, args: argparse.Namespace, data: str, output: Path, seed: int) -> None:
-    given = flags(args, data, output, seed)
+    """Fine-tune with one of the two commands."""
+    values = flags(args, data, output, seed)
     if peer == "raybge":
         module = "raybge.train"
-        given |= {"num_workers": 1, "cpus_per_worker": args.threads}
+        values |= {"num_workers": 1, "cpus_per_worker": args.threads}
     else:
         module = "FlagEmbedding.finetune.embedder.encoder_only.base"
-        given |= {"cache_path": output.parent / "cache"}
-    command([sys.executable, "-m", module], given, args.threads)
+        values |= {"cache_path": output.parent / "cache"}
+    command([sys.executable, "-m", module], values, args.threads)
 
 
-def command(program: list[str], given: dict[str, Any], threads: int) -> None:
-    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+def command(program: list[str], values: dict[str, Any], threads: int) -> None:
+    """Run a program with flags."""
+    words = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
     subprocess.run([*program, *words], check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
 def evaluate(model: str, args: argparse.Namespace, work: Path) -> dict[str, float]:
-    """`raybge.evaluate` in a process of its own; FlagEmbedding's folders do not say how they are to be used."""
-    written = work / "metrics.json"
-    given = {
+    """Run `raybge.evaluate` in a process of its own, with pooling by flags: FlagEmbedding's folders do not state it."""
+    path = work / "metrics.json"
+    values = {
         "encoder": model,
         "corpus_data": work / "corpus.jsonl",
         "query_data": work / "dev.jsonl",
@@ -86,38 +88,39 @@ def evaluate(model: str, args: argparse.Namespace, work: Path) -> dict[str, floa
         "pooling_method": "mean",
         "normalize_embeddings": True,
         "k": 10,
-        "metrics_file": written,
+        "metrics_file": path,
     }
-    command([sys.executable, "-m", "raybge.evaluate"], given, args.threads)
-    found = json.loads(written.read_text())
-    return {name: found[name] for name in METRICS}
+    command([sys.executable, "-m", "raybge.evaluate"], values, args.threads)
+    metrics = json.loads(path.read_text())
+    return {name: metrics[name] for name in METRICS}
 
 
 def groups(args: argparse.Namespace, work: Path) -> str:
-    """The file of groups that both are trained on: some of those that there are, the same for every seed."""
-    mined = Path(args.data or work / "mined.jsonl")
-    if not mined.exists():
-        given = {
+    """Write the groups that both are trained on, a sample that is the same for every seed, and return their path."""
+    source = Path(args.data or work / "mined.jsonl")
+    if not source.exists():
+        values = {
             "model_name_or_path": common.minilm(),
             "input_file": common.MEDQUAD / "train.jsonl.gz",
-            "output_file": mined,
+            "output_file": source,
             "range_for_sampling": "10-210",
             "negative_number": 7,
             "embedder_passage_max_length": args.passage_len,
         }
-        command([sys.executable, "-m", "raybge.mine"], given, args.threads)
-    chosen = work / "groups.jsonl"
-    common.write_rows(chosen, random.Random(0).sample(common.rows(mined), args.rows))
-    return str(chosen)
+        command([sys.executable, "-m", "raybge.mine"], values, args.threads)
+    sample = random.Random(0).sample(common.rows(source), args.rows)
+    return common.write_rows(work / "groups.jsonl", sample)
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--data", help="groups {query, pos, neg} with negatives; left out: mined from medquad")
-    parser.add_argument("--work", default="runs/bench/quality", help="folder for models and files; models made anew")
+    parser.add_argument("--data", help="groups {query, pos, neg} with negatives; default: mined from medquad")
+    parser.add_argument(
+        "--work", default="runs/bench/quality", help="folder for models and files; existing models are deleted"
+    )
     parser.add_argument("--rows", type=int, default=3200, help="groups of the epoch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--batch", type=int, default=32, help="groups a step")
+    parser.add_argument("--batch", type=int, default=32, help="groups per step")
     parser.add_argument("--group_size", type=int, default=4)
     parser.add_argument("--query_len", type=int, default=64)
     parser.add_argument("--passage_len", type=int, default=128)
@@ -129,7 +132,7 @@ def main() -> None:
         raise SystemExit(f"medquad is not at {common.MEDQUAD}")
     peers = ["raybge", "FlagEmbedding"]
     if importlib.util.find_spec("FlagEmbedding") is None:
-        print("FlagEmbedding is left out: it cannot be imported (see the head of this file)")
+        print("FlagEmbedding is omitted: it cannot be imported (see the docstring of this file)")
         peers.remove("FlagEmbedding")
     work = Path(args.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
@@ -137,19 +140,19 @@ def main() -> None:
     data = groups(args, work)
     before = evaluate(common.minilm(), args, work)
     print("before: " + ", ".join(f"{name} {value:.4f}" for name, value in before.items()), flush=True)
-    found: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
+    results: dict[str, list[dict[str, float]]] = {peer: [] for peer in peers}
     for seed in args.seeds:
         for peer in peers:
             output = work / f"{peer}-{seed}"
             shutil.rmtree(output, ignore_errors=True)
             train(peer, args, data, output, seed)
-            found[peer].append(evaluate(str(output), args, work))
-            said = ", ".join(f"{name} {value:.4f}" for name, value in found[peer][-1].items())
-            print(f"seed {seed}, {peer}: {said}", flush=True)
-    means = {peer: {name: statistics.mean(each[name] for each in found[peer]) for name in METRICS} for peer in peers}
+            results[peer].append(evaluate(str(output), args, work))
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in results[peer][-1].items())
+            print(f"seed {seed}, {peer}: {metrics}", flush=True)
+    means = {peer: {name: statistics.mean(each[name] for each in results[peer]) for name in METRICS} for peer in peers}
     for peer, mean in means.items():
         print(f"mean, {peer}: " + ", ".join(f"{name} {value:.4f}" for name, value in mean.items()))
-    common.keep({"settings": vars(args), "before": before, "by_seed": found, "mean": means}, args.out)
+    common.write_result({"settings": vars(args), "before": before, "by_seed": results, "mean": means}, args.out)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,27 @@
-"""Groups a second of a training step: raybge, sentence-transformers and FlagEmbedding one after the other.
+"""Groups per second of a training step: raybge, sentence-transformers and FlagEmbedding.
 
     python benchmarks/train_speed.py --passage_len 256 --groups 32 --out runs/bench/speed-256.json
     python benchmarks/train_speed.py --passage_len 512 --groups 16 --out runs/bench/speed-512.json
     python benchmarks/train_speed.py --device cuda --model bert-base --passage_len 512 --groups 256
 
 A step is forward, backward and AdamW on the same groups of one query, its answer and one negative: the same text, the
-same token ids, the same threads, InfoNCE over the whole batch at temperature 0.02, dropout as the model ships it.
-Tokenizing is outside the clock for all. Each peer pads as its own collator does and runs its own model and loss class:
+same token ids, the same threads, InfoNCE over the whole batch at temperature 0.02, dropout as in
+the model's configuration. The time excludes tokenizing. Each peer pads as its own collator does and runs its own model
+and loss class:
 
 - raybge: ContrastiveModel;
 - sentence-transformers: its data collator's columns, MultipleNegativesRankingLoss;
-- FlagEmbedding: its collator's two sides, BiEncoderOnlyEmbedderModel; left out where it cannot be imported
+- FlagEmbedding: its collator's two sides, BiEncoderOnlyEmbedderModel; omitted if it cannot be imported
   (`pip install --no-deps --target DIR FlagEmbedding==1.4.2 peft`, then PYTHONPATH=DIR).
 
-Before the clock starts, the losses of all peers on one batch without dropout must agree. Rounds are interleaved (each
-round one step of every peer, on the same batch); medians and their ratios are printed.
+Before the measurement, the losses of all peers on one batch without dropout must agree. In each round every peer
+takes one step on the same batch; medians and their ratios are printed.
 
 On a GPU the step runs under bf16 autocast, and the model is a random BERT-base whose tokens are the text's words:
-neither Ray nor faiss nor the MiniLM package is needed. There the share of the matmul rate that the card shows in this
-run is printed too: the model's operations on real tokens (padding is no work) over the step's time.
+neither Ray nor faiss nor the MiniLM package is required. The share of the GPU's matmul rate, measured in the same run,
+is printed too: the model's operations on tokens other than padding, divided by the step's time.
 
-With --command the whole `raybge.train` command is measured as well: its own `train_samples_per_second`.
+With --command the whole `raybge.train` command is measured as well, by its `train_samples_per_second`.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ class Batch:
 
     @property
     def texts(self) -> list[list[int]]:
+        """Token ids of all texts."""
         return self.queries + self.positives + self.negatives
 
 
 @dataclass
 class Peer:
-    """A model in training: `loss` takes what `prepare` made of a batch."""
+    """A model in training: `loss` takes the result of `prepare` for a batch."""
 
     name: str
     model: nn.Module
@@ -74,6 +76,7 @@ class Peer:
 
 
 def raybge_peer(folder: str, device: str, _: Any) -> Peer:
+    """Build raybge's model and loss."""
     from raybge.data.step_batch import Groups, StepBatch
     from raybge.losses.contrastive_model import ContrastiveModel
     from raybge.losses.objective import Objective
@@ -103,6 +106,7 @@ def raybge_peer(folder: str, device: str, _: Any) -> Peer:
 
 
 def sentence_transformers_peer(folder: str, device: str, pad: Callable[[list[list[int]]], dict[str, Tensor]]) -> Peer:
+    """Build the model and loss of sentence-transformers."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -119,6 +123,7 @@ def sentence_transformers_peer(folder: str, device: str, pad: Callable[[list[lis
 
 
 def flag_embedding_peer(folder: str, device: str, pad: Callable[[list[list[int]]], dict[str, Tensor]]) -> Peer:
+    """Build FlagEmbedding's model, which computes its loss."""
     from FlagEmbedding.finetune.embedder.encoder_only.base import BiEncoderOnlyEmbedderModel
     from transformers import AutoModel
 
@@ -149,22 +154,22 @@ PEERS = {
 
 
 def read_groups(path: str, seed: int) -> list[tuple[str, str, str]]:
-    """(query, positive, negative) in random order; a row without negatives gets another row's positive."""
-    found = common.rows(path) if path else common.random_rows(5000, seed)
-    random.Random(seed).shuffle(found)
-    positives = [row["pos"] if isinstance(row["pos"], str) else row["pos"][0] for row in found]
+    """Return (query, positive, negative) in random order; a row without negatives gets another row's positive."""
+    content = common.rows(path) if path else common.random_rows(5000, seed)
+    random.Random(seed).shuffle(content)
+    positives = [row["pos"] if isinstance(row["pos"], str) else row["pos"][0] for row in content]
     others = positives[1:] + positives[:1]
     return [
         (row["query"], positive, (row.get("neg") or [other])[0])
-        for row, positive, other in zip(found, positives, others, strict=True)
+        for row, positive, other in zip(content, positives, others, strict=True)
     ]
 
 
 def batches(
     groups: list[tuple[str, str, str]], tokenize: Callable[[Sequence[str], int], list[list[int]]], args: Any
 ) -> list[Batch]:
-    """One batch for each round and one to warm up, each of passages that all differ."""
-    made, at = [], 0
+    """Return one batch for each round and one to warm up; the passages of a batch differ from each other."""
+    result, at = [], 0
     for _ in range(args.rounds + 1):
         rows: list[tuple[str, str, str]] = []
         seen: set[str] = set()
@@ -175,18 +180,18 @@ def batches(
                 seen |= {*passages}
                 rows.append((query, *passages))
         queries, positives, negatives = zip(*rows, strict=True)
-        made.append(
+        result.append(
             Batch(
                 tokenize(queries, args.query_len),
                 tokenize(positives, args.passage_len),
                 tokenize(negatives, args.passage_len),
             )
         )
-    return made
+    return result
 
 
 def collator(tokenizer: Any) -> Callable[[list[list[int]]], dict[str, Tensor]]:
-    """Padding to the longest, as both peers' collators do it, with every input that the tokenizer gives the model."""
+    """Return a function that pads to the longest text, as both peers' collators do, with all inputs of the model."""
 
     def pad(token_ids: list[list[int]]) -> dict[str, Tensor]:
         columns: dict[str, Any] = {"input_ids": token_ids, "attention_mask": [[1] * len(ids) for ids in token_ids]}
@@ -202,6 +207,7 @@ def collator(tokenizer: Any) -> Callable[[list[list[int]]], dict[str, Tensor]]:
 
 @contextlib.contextmanager
 def no_dropout(model: nn.Module) -> Iterator[None]:
+    """Disable dropout within the `with` block."""
     before = [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)]
     for module, _ in before:
         module.p = 0.0
@@ -212,8 +218,8 @@ def no_dropout(model: nn.Module) -> Iterator[None]:
             module.p = p
 
 
-def check_alike(peers: list[Peer], batch: Batch, precision: Any, tolerance: float) -> list[float]:
-    """The loss of each peer without dropout; all must be one number, or the peers do not do the same work."""
+def check_losses(peers: list[Peer], batch: Batch, precision: Any, tolerance: float) -> list[float]:
+    """Return the loss of each peer without dropout; stop if they differ: then the peers compute different things."""
     losses = []
     for peer in peers:
         with no_dropout(peer.model), torch.no_grad(), precision():
@@ -223,12 +229,13 @@ def check_alike(peers: list[Peer], batch: Batch, precision: Any, tolerance: floa
     return losses
 
 
-def timed_step(peer: Peer, optimizer: torch.optim.Optimizer, ready: Any, precision: Any) -> float:
+def time_step(peer: Peer, optimizer: torch.optim.Optimizer, inputs: Any, precision: Any) -> float:
+    """Return the seconds of one step."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     synchronize()
     start = time.perf_counter()
     with precision():
-        loss = peer.loss(ready)
+        loss = peer.loss(inputs)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -237,7 +244,7 @@ def timed_step(peer: Peer, optimizer: torch.optim.Optimizer, ready: Any, precisi
 
 
 def matmul_rate(size: int = 8192) -> float:
-    """Operations a second of the card in bf16 matrix products, the best of ten."""
+    """Return the GPU's operations per second in bf16 matrix products, the best of ten measurements."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(10):
@@ -251,7 +258,10 @@ def matmul_rate(size: int = 8192) -> float:
 
 
 def operations(config: Any, batch: Batch) -> float:
-    """Of forward and backward (three times forward) on real tokens: linear layers, scores and weighted values."""
+    """Return the operations of forward and backward (three times forward) on tokens other than padding.
+
+    Counted are linear layers, attention scores and weighted values.
+    """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = np.array([len(ids) for ids in batch.texts], np.float64)
     linear = 2 * (4 * hidden**2 + 2 * hidden * inner) * lengths.sum()
@@ -259,28 +269,28 @@ def operations(config: Any, batch: Batch) -> float:
     return float(3 * layers * (linear + attention))
 
 
-def measure(peers: list[Peer], made: list[Batch], args: Any, precision: Any) -> dict[str, list[float]]:
-    """Seconds of each peer's steps, by round."""
+def measure(peers: list[Peer], inputs: list[Batch], args: Any, precision: Any) -> dict[str, list[float]]:
+    """Return the seconds of each peer's steps, by round."""
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     optimizers = [torch.optim.AdamW(peer.model.parameters(), lr=LEARNING_RATE) for peer in peers]
-    for number, batch in enumerate(made):
+    for number, batch in enumerate(inputs):
         for peer, optimizer in zip(peers, optimizers, strict=True):
             peer.model.train()
-            taken = timed_step(peer, optimizer, peer.prepare(batch), precision)
+            duration = time_step(peer, optimizer, peer.prepare(batch), precision)
             if number:  # the first warms up
-                seconds[peer.name].append(taken)
+                seconds[peer.name].append(duration)
         if number:
             print(f"round {number}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()), flush=True)
     return seconds
 
 
 def command_rate(folder: str, args: Any) -> float:
-    """train_samples_per_second of the whole command on the same file."""
-    with tempfile.TemporaryDirectory() as made:
+    """Return the train_samples_per_second of the whole command on the same file."""
+    with tempfile.TemporaryDirectory() as output:
         flags = {
             "model_name_or_path": folder,
             "train_data": args.data,
-            "output_dir": f"{made}/out",
+            "output_dir": f"{output}/out",
             "per_device_train_batch_size": args.groups,
             "train_group_size": 2,
             "query_max_len": args.query_len,
@@ -292,13 +302,14 @@ def command_rate(folder: str, args: Any) -> float:
         }
         command = [sys.executable, "-m", "raybge.train", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))]
         subprocess.run(command, check=True)
-        return float(json.loads(Path(f"{made}/out/train_results.json").read_text())["train_samples_per_second"])
+        return float(json.loads(Path(f"{output}/out/train_results.json").read_text())["train_samples_per_second"])
 
 
-def summary(seconds: dict[str, list[float]], made: list[Batch], args: Any, config: Any) -> dict[str, Any]:
+def summary(seconds: dict[str, list[float]], inputs: list[Batch], args: Any, config: Any) -> dict[str, Any]:
+    """Print and return medians, rates and ratios."""
     medians = {name: statistics.median(each) for name, each in seconds.items()}
-    tokens = statistics.mean(sum(map(len, batch.texts)) for batch in made[1:])
-    work = statistics.mean(operations(config, batch) for batch in made[1:])
+    tokens = statistics.mean(sum(map(len, batch.texts)) for batch in inputs[1:])
+    work = statistics.mean(operations(config, batch) for batch in inputs[1:])
     card = matmul_rate() if args.device == "cuda" else None
     result: dict[str, Any] = {"tokens_a_step": tokens, "matmul_tflops": card and card / 1e12, "peers": {}}
     for name, median in medians.items():
@@ -319,14 +330,14 @@ def summary(seconds: dict[str, list[float]], made: list[Batch], args: Any, confi
 
 def main() -> None:
     parser = common.parser(__doc__)
+    parser.add_argument("--data", help="groups {query, pos, neg}; default: medquad, or random words without it")
     parser.add_argument(
-        "--data", help="groups {query, pos, neg}; left out: medquad, or random words if it is not there"
+        "--model", default=None, help="folder, or bert-base: with random weights; default: MiniLM, on the CPU"
     )
-    parser.add_argument("--model", default=None, help="folder, or bert-base: a random one; left out: MiniLM, on CPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--query_len", type=int, default=64)
     parser.add_argument("--passage_len", type=int, default=256)
-    parser.add_argument("--groups", type=int, default=32, help="groups of 2 a step")
+    parser.add_argument("--groups", type=int, default=32, help="groups of 2 passages per step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
@@ -342,40 +353,41 @@ def main() -> None:
         else:
             folder = model
         result = run(folder, model, args)
-    common.keep({"model": model, "settings": vars(args), **result}, args.out)
+    common.write_result({"model": model, "settings": vars(args), **result}, args.out)
 
 
 def run(folder: str, model: str, args: Any) -> dict[str, Any]:
+    """Build the peers, check their losses and measure their steps."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     groups = read_groups(args.data, args.seed)
     if model == "bert-base":
-        groups = [(common.numbered(q), common.numbered(p), common.numbered(n)) for q, p, n in groups]
+        groups = [(common.number_words(q), common.number_words(p), common.number_words(n)) for q, p, n in groups]
 
-    def tokenize(texts: Sequence[str], most: int) -> list[list[int]]:
-        return tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+    def tokenize(texts: Sequence[str], max_length: int) -> list[list[int]]:
+        return tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
 
     def precision() -> Any:
         return torch.autocast("cuda", torch.bfloat16) if args.device == "cuda" else contextlib.nullcontext()
 
-    made = batches(groups, tokenize, args)
+    inputs = batches(groups, tokenize, args)
     pad = collator(tokenizer)
     peers = []
     for name in args.peers:
         try:
             peers.append(PEERS[name](folder, args.device, pad))
         except ImportError as error:
-            print(f"{name} is left out: {error}")
+            print(f"{name} is omitted: {error}")
     for peer in peers:
         peer.model.train()
-    losses = check_alike(peers, made[0], precision, 0.01 if args.device == "cpu" else 0.05)
+    losses = check_losses(peers, inputs[0], precision, 0.01 if args.device == "cpu" else 0.05)
     print(f"the same loss without dropout: {', '.join(f'{loss:.5f}' for loss in losses)}")
-    result = summary(measure(peers, made, args, precision), made, args, config)
+    result = summary(measure(peers, inputs, args, precision), inputs, args, config)
     if args.command:
         result["command_groups_per_second"] = command_rate(folder, args)
-        print(f"{'raybge.train':>22}: {result['command_groups_per_second']:8.2f} groups/s, all told")
+        print(f"{'raybge.train':>22}: {result['command_groups_per_second']:8.2f} groups/s")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Searching learning rate and temperature on a slice of medquad, with and without stopping trials early.
+"""Search of learning rate and temperature on a part of medquad, with and without stopping trials early.
 
     python benchmarks/tuning.py --out runs/bench/tuning.json
 
@@ -21,11 +21,13 @@ from typing import Any
 
 import common
 
-SECONDS_CLAIM, STEPS_CLAIM = 60, 0.6  # a trial; of all steps
+from raybge.evaluation.metrics import METRICS
+
+SECONDS_CLAIM, STEPS_CLAIM = 60, 0.6  # seconds per trial; share of the steps
 
 
 def small_model(folder: Path) -> str:
-    """MiniLM's first two layers."""
+    """Write a model of MiniLM's first two layers and return its folder."""
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(common.minilm())
@@ -37,6 +39,7 @@ def small_model(folder: Path) -> str:
 
 
 def search(args: argparse.Namespace, work: Path, scheduler: str) -> dict[str, Any]:
+    """Run a search and return its time, its steps and its best metric."""
     output = work / scheduler
     flags = {
         "model_name_or_path": work / "model",
@@ -60,7 +63,7 @@ def search(args: argparse.Namespace, work: Path, scheduler: str) -> dict[str, An
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, "-m", "raybge.tune", *words], check=True)
     trials = json.loads((output / "trials.json").read_text())["trials"]
-    scores = [trial["metrics"]["nDCG@10"] for trial in trials if trial["status"] == "finished"]
+    scores = [trial["metrics"][METRICS[0]] for trial in trials if trial["status"] == "finished"]
     return {
         "seconds": round(time.monotonic() - start, 1),
         "steps": sum(trial["curve"][-1][0] for trial in trials if trial["curve"]),
@@ -71,7 +74,7 @@ def search(args: argparse.Namespace, work: Path, scheduler: str) -> dict[str, An
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; left out: medquad's")
+    parser.add_argument("--data", default=common.medquad("train.jsonl.gz"), help="groups; default: medquad's")
     parser.add_argument("--work", default="runs/bench/tuning")
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=2)
@@ -83,18 +86,20 @@ def main() -> None:
     small_model(work / "model")
     common.write_rows(work / "groups.jsonl", common.rows(args.data, args.rows))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    found = {scheduler: search(args, work, scheduler) for scheduler in ("none", "asha")}
-    for scheduler, each in found.items():
+    results = {scheduler: search(args, work, scheduler) for scheduler in ("none", "asha")}
+    for scheduler, each in results.items():
         print(f"{scheduler}: {each['seconds']:.0f} s, {each['steps']:,} steps, best nDCG@10 {each['best']:.4f}")
-    share = found["asha"]["steps"] / found["none"]["steps"]
-    a_trial = found["none"]["seconds"] / args.trials
-    equal = found["asha"]["best"] >= found["none"]["best"] - 1e-6
-    print(f"a trial takes {a_trial:.0f} s (claim: at most {SECONDS_CLAIM})")
+    share = results["asha"]["steps"] / results["none"]["steps"]
+    trial_seconds = results["none"]["seconds"] / args.trials
+    equal = results["asha"]["best"] >= results["none"]["best"] - 1e-6
+    print(f"a trial takes {trial_seconds:.0f} s (claim: at most {SECONDS_CLAIM})")
     print(
         f"asha: {share:.0%} of the steps (claim: at most {STEPS_CLAIM:.0%}), the best is {'' if equal else 'not '}equal"
     )
-    holds = a_trial <= SECONDS_CLAIM and equal and share <= STEPS_CLAIM
-    common.keep({"settings": vars(args), "found": found, "share": round(share, 3), "holds": holds}, args.out)
+    holds = trial_seconds <= SECONDS_CLAIM and equal and share <= STEPS_CLAIM
+    common.write_result(
+        {"settings": vars(args), "results": results, "share": round(share, 3), "holds": holds}, args.out
+    )
     if not holds:
         raise SystemExit("a claim does not hold")
 
