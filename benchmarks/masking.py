@@ -4,8 +4,9 @@
     python benchmarks/masking.py --texts 16 --tokens 128
 
 The encoder's mask and the decoder's, (tokens, tokens) for each text, of 64 texts of 512 tokens take raybge at most 150
-ms: drawing them, and unpacking them to the tensor that attention reads. For comparison, the steps of FlagEmbedding's collator:
-a list of words shuffled for each of 256 choices, a loop over tokens for each, a deep copy of one for each position. The time excludes tokenizing. raybge's is the median of `--rounds`; the loop runs once.
+ms: drawing them, and unpacking them to the tensor that attention reads. For comparison, the steps of FlagEmbedding's
+collator: a list of words shuffled for each of 256 choices, a loop over tokens for each, a deep copy of one for each
+position. The time excludes tokenizing. raybge's is the median of `--rounds`; the loop runs once.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@
     python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 
 speed: `raybge.mine` on medquad's training rows (ranks 2 to 100, 7 negatives, queries 32 and passages 128 tokens) is at
-least 1.2 times as fast as FlagEmbedding 1.4.2 encoding the same queries and passages and one faiss index
-searching for the same ranks. Both are programs of their own with the same number of threads, start-up included; they
-run alternately, `--rounds` times. The peer writes no groups and samples no negatives. FlagEmbedding must be importable (see
-quality.py).
+least 1.2 times as fast as FlagEmbedding 1.4.2 encoding the same queries and passages and one faiss index searching for
+the same ranks. Both are programs of their own with the same number of threads, start-up included; they run alternately,
+`--rounds` times. The peer writes no groups and samples no negatives. FlagEmbedding must be importable (see quality.py).
 
 memory: mining 2,000 rows from a generated pool of 1,000,000 short passages, with an embedder of fixed vectors (the stub
 of the tests, 384 numbers), keeps every process below 2 GB and the driver below 600 MB. Memory is the resident size
