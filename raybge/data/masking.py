@@ -232,7 +232,7 @@ def check_mask_token(tokenizer: Any, name: str | None = None) -> None:
 
 
 def number_words(mark_T: np.ndarray) -> np.ndarray:
-    """Number the words of a text from 0: neighbours with the same mark are one word; nan (no word) becomes -1."""
+    """Number the words of a text from 0: neighbors with the same mark are one word; nan (no word) becomes -1."""
     ordinary_T = ~np.isnan(mark_T)
     first_T = ordinary_T & (mark_T != np.concatenate([[np.nan], mark_T[:-1]]))
     word_T = np.where(ordinary_T, first_T.cumsum() - 1, -1)

@@ -4,7 +4,7 @@ All rows of a file are used or a sample of them, each once per epoch or by a wei
 a pool of its own. Every choice is a function of (seed, epoch, data), so it is equal in every process.
 
 A sequence goes through its blocks in rounds. Each round takes a random sixteenth of every block's rows, the blocks in
-random order: rows that are neighbours in a file are in different rounds with probability 15/16, and are then as far
+random order: rows that are neighbors in a file are in different rounds with probability 15/16, and are then as far
 apart as in a uniform shuffle of all rows. The price is that a block is read up to 16 times per epoch, though only once
 per window. Lines that are not needed are not parsed, and scanning a byte costs a thousandth of tokenizing it.
 

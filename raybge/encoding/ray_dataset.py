@@ -86,7 +86,7 @@ class ColumnEncoder:
             kind: "query" or "passage".
             text_field: column of the texts.
             precision: precision of the vectors.
-            ranges_2D: quantisation ranges of "int8" and "uint8".
+            ranges_2D: quantization ranges of "int8" and "uint8".
             device: torch device.
         """
         self._encode = TextEncoder(embedder, device)

@@ -94,7 +94,7 @@ def _layout(spec: EncodingSpec, rows: EncodedRows, store: Store) -> Layout:
 
 
 def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, summary: Mapping[str, Any]) -> None:
-    """Write OUTPUT.meta.json, with the ranges by which other vectors must be quantised."""
+    """Write OUTPUT.meta.json, with the ranges by which other vectors must be quantized."""
     write_metadata(
         spec.output.path,
         spec.options,

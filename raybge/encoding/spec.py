@@ -35,7 +35,7 @@ class EncodingSpec:
         parser: text and fields of a row.
         inputs: the rows; none for a Dataset.
         precision: precision of the written vectors.
-        ranges_2D: quantisation ranges, minimum and maximum of each dimension; None: none, or those of the vectors.
+        ranges_2D: quantization ranges, minimum and maximum of each dimension; None: none, or those of the vectors.
         output: output file or folder.
         scale: workers and cluster.
         options: all options, for the metadata.
@@ -53,7 +53,7 @@ class EncodingSpec:
 
     @property
     def compute_ranges(self) -> bool:
-        """True if the quantisation ranges are those of the vectors themselves."""
+        """True if the quantization ranges are those of the vectors themselves."""
         return self.precision in WITH_RANGES and self.ranges_2D is None
 
     @classmethod

@@ -41,7 +41,7 @@ class Layout:
         fields: fields of the rows.
         width: width of the vectors before packing.
         precision: precision of the written vectors.
-        ranges_2D: quantisation ranges, minimum and maximum of each dimension.
+        ranges_2D: quantization ranges, minimum and maximum of each dimension.
     """
 
     fields: pa.Schema
@@ -66,7 +66,7 @@ class Layout:
         return pa.schema([*self.fields, pa.field("embedding", vectors)])
 
     def vectors(self, block: pa.Table) -> np.ndarray:
-        """Return the quantised vectors of a block, (N, packed width)."""
+        """Return the quantized vectors of a block, (N, packed width)."""
         return quantize_embeddings(vectors_of(block), self.precision, self.ranges_2D)
 
     def table(self, block: pa.Table) -> pa.Table:

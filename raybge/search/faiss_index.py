@@ -66,7 +66,7 @@ def empty_index(dim: int, kind: IndexKind) -> Any:
 
 
 def check_gpu_search(gpus: int = 1) -> None:
-    """Check that `--use_gpu_for_searching` can be honoured.
+    """Check that `--use_gpu_for_searching` can be honored.
 
     Args:
         gpus: GPUs of the cluster; the default assumes one, for the check before the cluster is known.

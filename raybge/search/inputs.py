@@ -35,7 +35,7 @@ class InputFiles:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """All that a command reads, and the paths that every node of the cluster must see.
+    """Inputs of a command, and the paths that every node of the cluster must see.
 
     Args:
         inputs: files with rows, by flag.

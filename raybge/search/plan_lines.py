@@ -22,7 +22,7 @@ def describe_model(model: EncoderSpec) -> str:
         for texts, length in (("queries", model.query_max_length), ("passages", model.passage_max_length))
     ]
     return (
-        f"model: {model.model_name_or_path}, {pooling} pooling, {'' if normalize else 'not '}normalised "
+        f"model: {model.model_name_or_path}, {pooling} pooling, {'' if normalize else 'not '}normalized "
         f"({source}), {', '.join(lengths)}"
     )
 

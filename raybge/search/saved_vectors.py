@@ -59,7 +59,7 @@ class SavedEmbeddings:
         """
         if self.model != model:
             raise UserError(
-                f"--load_embedding: {self.path} was saved with another model or other flags (pooling, normalisation, "
+                f"--load_embedding: {self.path} was saved with another model or other flags (pooling, normalization, "
                 "length, precision); encode the corpus again with --save_embedding"
             )
         if self.rows != rows:

@@ -186,7 +186,7 @@ def table_digest(table: pa.Table, *values: object) -> str:
     """Return 32 hexadecimal digits that identify the content of a table and JSON values."""
     state = hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16)
     state.update(table.schema.serialize())
-    table = table.take(pa.array(range(len(table)), pa.int64()))  # a slice would serialize its neighbouring rows too
+    table = table.take(pa.array(range(len(table)), pa.int64()))  # a slice would serialize its neighboring rows too
     for batch in table.combine_chunks().to_batches():
         state.update(batch.serialize())
     return state.hexdigest()

@@ -93,7 +93,7 @@ def _from_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
         for name in protocol.split("::"):  # simplecache::s3://
             get_filesystem_class(name)
     except ValueError as error:
-        raise StorageError(f"{protocol}:// is no protocol that fsspec knows") from error
+        raise StorageError(f"{protocol}:// is not a protocol that fsspec supports") from error
     try:
         store, place = url_to_fs(uri, **options)
     except (OSError, ImportError, pa.ArrowException):

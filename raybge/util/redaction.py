@@ -1,6 +1,6 @@
 """Redaction of secrets: values of secret flags, and credentials in URIs.
 
-All messages, reports, model cards and records are redacted here. Nothing of raybge is imported.
+All messages, reports, model cards and records are redacted here. This module imports nothing of raybge.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ def test_blocks_are_a_function_of_the_size():
 
 @pytest.mark.parametrize("window", [64, 32_768])
 @pytest.mark.parametrize("global_batch", [16, 1024])
-def test_neighbours_in_the_file_are_far_apart_in_the_order(global_batch, window):
-    """The mean distance of neighbours is at least 0.9 of that in a uniform shuffle, a third of the epoch.
+def test_neighbors_in_the_file_are_far_apart_in_the_order(global_batch, window):
+    """The mean distance of neighbors is at least 0.9 of that in a uniform shuffle, a third of the epoch.
 
     This also holds if a window has a hundredth of the rows.
     """
@@ -225,8 +225,8 @@ def test_neighbours_in_the_file_are_far_apart_in_the_order(global_batch, window)
     assert np.mean(gaps) > 0.9 * 6400 / 3
 
 
-def test_neighbours_in_the_file_rarely_share_a_batch():
-    """Batches of 64 of 6,400 rows: in a uniform shuffle 1% of neighbours share one."""
+def test_neighbors_in_the_file_rarely_share_a_batch():
+    """Batches of 64 of 6,400 rows: in a uniform shuffle 1% of neighbors share one."""
     order = Order(np.full(100, 64), 64, seed=0, window_rows=64)
     step = {row[:2]: at for at, rows in enumerate(batches(order, 1)) for row in rows}
     together = [step[b, r] == step[b, r + 1] for b in range(100) for r in range(63)]

@@ -183,7 +183,7 @@ def test_small_pool_is_used_up_and_reported(ray_of_six, tiny_model, tmp_path, ca
     assert "exists already" in capfd.readouterr().out and output.read_bytes() == before
     assert main([*argv, "--overwrite", "--dry_run"]) == 0
     message = capfd.readouterr().out
-    assert "mean pooling, normalised (the model's folder)" in message and "1 actor of 1 CPU" in message
+    assert "mean pooling, normalized (the model's folder)" in message and "1 actor of 1 CPU" in message
     assert "3 rows in 1 file; pool of 5 passages (0 duplicates dropped) in 1 shard" in message
     assert output.read_bytes() == before and {p.name for p in output.parent.iterdir()} == {
         output.name,

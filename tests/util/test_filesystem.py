@@ -113,7 +113,7 @@ def test_a_missing_package_is_named(uri, monkeypatch):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(UserError, match="nonsense:// is no protocol"):
+    with pytest.raises(UserError, match="nonsense:// is not a protocol"):
         filesystem("nonsense://a")
 
 

@@ -31,7 +31,10 @@ class LoopOptions(ModelOptions, CommonOptions):
 
     model_name_or_path: str | None = flag(None, MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)
     train_data: list[str] = flag(..., DATA, "training rows: files, folders or globs")
-    overwrite_output_dir: bool = flag(False, RUN, "replace the content of output_dir")
+    overwrite_output_dir: bool = flag(
+        False, RUN, "allow an output_dir that is not empty: delete its checkpoints and replace its results"
+    )
+    storage_path: str | None = flag(None, SCALE, "shared folder or URI for checkpoints; default: output_dir")
     resume: bool = flag(False, RUN, "continue the run in output_dir")
     num_workers: str | None = flag(
         None,
@@ -121,7 +124,7 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
     negatives_cross_device: bool = flag(True, OBJECTIVE, "use the groups of all workers as negatives")
     use_inbatch_neg: bool = flag(True, OBJECTIVE, "use the passages of other groups as negatives")
     sub_batch_size: int | None = flag(None, OBJECTIVE, "texts whose activations are held in memory at a time (-1: all)")
-    knowledge_distillation: bool = flag(False, OBJECTIVE, "distil from pos_scores and neg_scores")
+    knowledge_distillation: bool = flag(False, OBJECTIVE, "distill from pos_scores and neg_scores")
     kd_loss_type: str = flag("kl_div", OBJECTIVE, "distillation loss", choices=("kl_div", "m3_kd_loss"))
     use_mrl: bool = flag(False, OBJECTIVE, "Matryoshka loss: train prefixes of the embedding as well")
     mrl_dims: list[int] | None = flag(None, OBJECTIVE, "Matryoshka dimensions, for example 64 128")
@@ -173,6 +176,9 @@ class TuneOptions(TrainOptions):
         TRIALS,
         "YAML file of raybge.mine flags: each trial first mines the negatives of train_data with them, reusing the "
         "vectors of earlier trials; they can be searched as well, as mine.FLAG where training has a flag of that name",
+    )
+    storage_path: str | None = flag(
+        None, SCALE, "shared folder for held-out groups and reused vectors; default: in output_dir"
     )
     held_out: float = flag(0.05, TRIALS, "share of the groups held out for evaluation if eval_data is unset")
 
