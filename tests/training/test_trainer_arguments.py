@@ -66,7 +66,7 @@ ELSEWHERE = {
     "resume_from_checkpoint",  # checkpoint/test_manifest.py, test_restarts.py
     "do_train",  # transformers does not use it either
     "do_eval",  # requires --eval_data, below
-    "use_cpu",
+    "use_cpu",  # leads to a plan without GPUs, test_training_spec.py
     "fsdp",
     "deepspeed",
     "ddp_backend",

@@ -65,6 +65,17 @@ def test_page_of_few_steps(steps):
     assert ("trend" in page.split("</style>")[1]) == (steps == 21)
 
 
+def test_page_of_a_long_run_names_values_and_not_steps():
+    """Above 2,000 updates each value of the charts is that of several steps."""
+    merged = [UpdateSpan(2 * i + 1, 2 * i + 2, math.nan if i == 1 else 1.0, 6, 1e-5, 3.0, 9) for i in range(4)]
+    text = Page(html(training(8, spans=[*merged, UpdateSpan(9, 9, 1.0, 3, 1e-5, 1.5, 5)]))).text
+    assert "9 steps" in text and "median of mean step times1.5 s" in text
+    assert "Mean loss of one worker's queries in up to 2 steps per value." in text
+    assert "The loss of 1 value is not finite." in text
+    text = Page(html(training(4))).text
+    assert "Mean loss of one worker's queries at each step." in text and "median step time" in text
+
+
 def test_page_without_measurements():
     page = Page(html(TrainingReport(run("train"))))
     assert "Training run without a loss" in page.text and "--learning_rate 2e-05" in page.text
@@ -80,7 +91,7 @@ def test_values_that_are_not_finite_are_reported_and_not_drawn():
     scores = [BatchScores(1, [nan], [math.inf], []), BatchScores(4, [nan, 0.5], [0.1], [])]
     changes = [MetricChange("nDCG@10", nan, 0.5, nan, nan, 3)]
     page = html(training(4, spans=odd, scores=scores, changes=changes, evaluations=[(0, {"a@1": nan})] * 3))
-    assert "The loss of 2 updates is not finite" in page and "Loss" in page
+    assert "The loss of 2 steps is not finite" in page and "Loss" in page
     assert not re.search(r'(?:d|cx|cy|x|y)="[^"]*(?:nan|inf)', page)
     assert "not finite" in Page(page).text and "Step 4" in page and "Step 1<" not in page
     every = html(training(4, spans=[UpdateSpan(1, 1, nan, 6, nan, 1.0, 3)], changes=()))

@@ -47,7 +47,26 @@ def finetune_spec(model: str, **flags) -> FinetuneSpec:
         ({"bidirectional": True, "use_inbatch_neg": False}, "--bidirectional .* requires --use_inbatch_neg"),
         ({"guide_model": "nowhere/at/all", "false_negative_margin": 0.1}, "--guide_model nowhere/at/all: no such"),
         ({"guide_model": "m"}, "--guide_model requires --false_negative_margin"),
+        ({"query_max_len": 0}, "--query_max_len must be at least 1, found 0"),
+        ({"passage_max_len": 0}, "--passage_max_len must be at least 1, found 0"),
+        ({"pad_to_multiple_of": 0}, "--pad_to_multiple_of must be at least 1, found 0"),
         ({"lora_rank": 8}, "--lora_rank requires --use_lora"),
+        ({"lora_alpha": 8.0}, "--lora_alpha requires --use_lora"),
+        ({"lora_dropout": 0.0}, "--lora_dropout requires --use_lora"),
+        ({"target_modules": ["query"]}, "--target_modules requires --use_lora"),
+        ({"save_merged_lora_model": True}, "--save_merged_lora_model requires --use_lora"),
+        ({"use_lora": True, "fix_position_embedding": True}, "--fix_position_embedding has no effect with --use_lora"),
+        ({"use_lora": True, "config_name": "m"}, "--config_name: adapters have no configuration .* add --save_merged"),
+        # of several mistakes the first in the order of the checks
+        ({"train_group_size": 0, "shuffle_ratio": 2.0}, "--train_group_size"),
+        ({"shuffle_ratio": 2.0, "sub_batch_size": 0}, "--shuffle_ratio"),
+        ({"sub_batch_size": 0, "temperature": 0.0}, "--sub_batch_size"),
+        ({"temperature": 0.0, "kd_loss_type": "m3_kd_loss"}, "--temperature"),
+        ({"kd_loss_type": "m3_kd_loss", "mrl_dims": [8]}, "--kd_loss_type"),
+        ({"mrl_dims": [8], "guide_model": "m"}, "--mrl_dims"),
+        ({"guide_model": "m", "lora_rank": 8}, "--guide_model"),
+        ({"lora_rank": 8, "temperature": 0.6}, "--lora_rank"),
+        ({"temperature": 0.6, "use_mrl": True}, "--temperature"),
         ({"eval_corpus": ["c"]}, "--eval_corpus .* give --eval_data too"),
         ({"dataset_weights": ["a=0"]}, "a=0"),
         ({"global_batch_size": 0}, "--global_batch_size must be at least 1, found 0"),
@@ -61,6 +80,15 @@ def finetune_spec(model: str, **flags) -> FinetuneSpec:
 def test_wrong_flags_are_named(tiny, flags, message):
     with pytest.raises(UserError, match=message):
         TrainingSpec.from_options(options_of(tiny, **flags), FinetuneSpec)
+
+
+def test_use_cpu_leaves_the_gpus_alone(tiny):
+    """Also if the cluster has GPUs and --use_gpu is set in a configuration file."""
+    used = [
+        TrainingSpec.from_options(options_of(tiny, **flags), FinetuneSpec).scale.use_gpu
+        for flags in ({}, {"use_gpu": True}, {"use_cpu": True}, {"use_cpu": True, "use_gpu": True})
+    ]
+    assert used == [None, True, False, False]
 
 
 def test_valid_flags_pass(tiny):
