@@ -146,9 +146,9 @@ class Finished:
     def add(self, stage: Stage) -> None:
         """Record a finished stage."""
         self._flags[stage.name] = stage.flags
-        aside = self._path.with_suffix(".part")
-        aside.write_text(json.dumps(self._flags, indent=2) + "\n")
-        aside.replace(self._path)
+        partial = self._path.with_suffix(".part")
+        partial.write_text(json.dumps(self._flags, indent=2) + "\n")
+        partial.replace(self._path)
 
 
 def _compare(folder: Path, console: Console) -> None:
@@ -159,6 +159,7 @@ def _compare(folder: Path, console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     return run_command(RecipeOptions, recipe, "recipe", argv, prog="python jobs/recipe.py")
 
 
