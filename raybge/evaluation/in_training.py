@@ -229,7 +229,7 @@ def _nonfinite_message(step: int) -> str:
 
 
 def _scores(q_QD: Tensor, p_ND: Tensor) -> Tensor:
-    """Return inner products in fp32, whatever precision the model runs in."""
+    """Return inner products in fp32, for any precision of the model."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "ieee"

@@ -209,7 +209,7 @@ class AlignedModels:
     ) -> None:
         """Write a merged model's folder except for its card.
 
-        Memory: a few blocks of each model and, for TIES, one tensor in fp32, whatever the size of the models.
+        Memory: a few blocks of each model and, for TIES, one tensor in fp32, for models of any size.
 
         Args:
             folder: an existing folder.

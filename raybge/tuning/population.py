@@ -1,6 +1,6 @@
 """Population based training (https://arxiv.org/abs/1711.09846): bad trials continue from good ones with other values.
 
-Ray Tune decides which trials. It passes the path of a checkpoint from trial to trial: a trial trains in attempts, each
+Ray Tune selects these trials. It passes the path of a checkpoint from trial to trial: a trial trains in attempts, each
 with a folder of its own, from the beginning or from a checkpoint of another attempt. Trials that pause do the same.
 """
 

@@ -212,7 +212,7 @@ def training_flags(options: TuneOptions) -> dict[str, Any]:
 
 
 def search_settings(options: TuneOptions) -> dict[str, Any]:
-    """Return the flags of the search that must not change when it is continued; the space is compared by itself."""
+    """Return the flags of the search that must not change when it is continued; the space is compared separately."""
     free = {"search", "max_concurrent", "time_budget"}
     return {name: getattr(options, name) for name in sorted(SEARCH_FLAGS - free)}
 

@@ -49,7 +49,7 @@ def test_search_reaches_the_optimum(optimum):
 
 @pytest.mark.parametrize("optimum", [(0.9, 0.1), (0.7, 0.2, 0.1)])
 def test_search_under_a_floor_is_close_to_a_dense_grid(optimum):
-    """The general set favors the last model, so that the best feasible candidate lies on the floor."""
+    """The general set favors the last model, so that the best feasible candidate is at the floor."""
     target, general = peak(optimum), lambda weights: 0.5 + 0.4 * weights[-1]
     candidates = run(target, general, len(optimum), most=40, floor=0.79)
     best, threshold = best_candidate(candidates, 0.79), general_threshold(candidates, 0.79)
