@@ -62,7 +62,7 @@ def split_held_out(survey: Survey, share: float, seed: int, folder: Path) -> Hel
     name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
     split = folder / f"held-out-{name}"
     if not (split / COUNTS).is_file():
-        with atomic_folder(str(split), "--output_dir") as partial:
+        with atomic_folder(str(split), "--storage_path") as partial:
             _write(survey, share, seed, Path(partial))
     counts = json.loads((split / COUNTS).read_text())
     train, dev, corpus = (str(split / each) for each in FILES)
