@@ -309,8 +309,8 @@ def main() -> None:
     for name, function in (("compare", compare), ("speed", speed), ("record", record)):
         sub = subcommands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
         sub.set_defaults(function=function)
-        names = ("CHECKOUT",) if name == "record" else ("OLD_CHECKOUT", "NEW_CHECKOUT")
-        sub.add_argument("checkouts", nargs=len(names), metavar=names, help="folder that contains the package raybge")
+        count, what = (1, "folder") if name == "record" else (2, "the old and the new folder")
+        sub.add_argument("checkouts", nargs=count, metavar="CHECKOUT", help=f"{what} that contains the package raybge")
         sub.add_argument("--out", help="write the result there as JSON")
         if name == "compare":
             sub.add_argument("--only", nargs="+", metavar="NAME", help="cases to run; default: all")
