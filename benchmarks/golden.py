@@ -190,14 +190,16 @@ def usage_of(checkout: Checkout, inputs: Inputs, folder: Path, steps: int) -> di
 
 
 def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure both checkouts in turn and print the ratios."""
+    """Measure both checkouts, each first in every second round, and print the ratios."""
     inputs = write_speed_inputs(folder / "inputs", args.passages)
     pair = checkouts(args, folder)
     for checkout in pair:
-        checkout.python(["-m", "raybge.train", "--help"])  # compile the modules
+        checkout.python(["-m", "compileall", "-q", str(checkout.path / "raybge")])
     rounds: list[list[dict[str, float]]] = []
     for number in range(args.rounds):
-        rounds.append([usage_of(checkout, inputs, folder / "run", args.steps) for checkout in pair])
+        turn = 1 if number % 2 == 0 else -1
+        figures_in_turn = [usage_of(checkout, inputs, folder / "run", args.steps) for checkout in pair[::turn]]
+        rounds.append(figures_in_turn[::turn])
         for name in FIGURES:
             old, new = (figures[name] for figures in rounds[-1])
             print(f"round {number + 1}  {name:<34} old {plain(name, old)}  new {plain(name, new)}", flush=True)
