@@ -88,6 +88,10 @@ class MaskedBatch:
         """Token ids of each text."""
         return [text.token_T for text in self.texts]
 
+    def numel(self) -> int:
+        """Return the number of tokens; transformers' Trainer counts them by this name."""
+        return sum(map(len, self.token_ids))
+
 
 @dataclass(frozen=True)
 class TextMasker:

@@ -53,3 +53,7 @@ class StepBatch:
     token_ids: list[np.ndarray]
     groups: Groups[np.ndarray]
     guide_ids: list[np.ndarray] | None = None
+
+    def numel(self) -> int:
+        """Return the number of tokens; transformers' Trainer counts them by this name."""
+        return sum(map(len, self.token_ids))

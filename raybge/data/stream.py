@@ -41,6 +41,9 @@ class Batch(Protocol):
     def token_ids(self) -> list[np.ndarray]:
         """Token ids of each text."""
 
+    def numel(self) -> int:
+        """Return the number of tokens."""
+
 
 class StepTokenizer(Protocol):
     """Conversion of a step's rows to its batch: a table in the reading task, and from it the batch in the worker."""

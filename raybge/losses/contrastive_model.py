@@ -32,6 +32,8 @@ class ContrastiveModel(nn.Module):
         guide: a model that identifies likely false negatives (`Objective.margin`); it is not trained.
     """
 
+    main_input_name = "batch"  # its tokens are those that transformers' Trainer counts
+
     def __init__(
         self,
         embedding: EmbeddingModel,

@@ -79,6 +79,8 @@ class RetroMAE(nn.Module):
         UserError: another method, or a model without access to its token embeddings.
     """
 
+    main_input_name = "batch"  # its tokens are those that transformers' Trainer counts
+
     def __init__(
         self,
         masked_lm: Any,

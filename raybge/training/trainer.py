@@ -1,8 +1,12 @@
-"""transformers' Trainer on a worker's own stream: position in the data, loss, evaluation and checkpoints."""
+"""transformers' Trainer on a worker's own stream: position in the data, loss, evaluation and checkpoints.
+
+Flags whose work is done here instead of by the Trainer are taken out of its TrainingArguments: see `OwnFlags`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 
-from raybge.compat.torch import set_logged_rates
+from raybge.compat.trainer import HookedTrainer
 from raybge.data.stream import StepStream
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
@@ -28,6 +33,7 @@ from raybge.training.checkpoint.manifest import (
     list_checkpoints,
 )
 from raybge.training.checkpoint.safe_load import safe_loading
+from raybge.training.checkpoint.training_state import load_sharded_model, load_training_state, save_training_state
 from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
 from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
@@ -70,7 +76,40 @@ class TrainerContext:
     attempt: str | None = None
 
 
-class StreamTrainer(transformers.Trainer):
+@dataclass(frozen=True)
+class OwnFlags:
+    """Flags of TrainingArguments that StreamTrainer acts on; the Trainer gets them with a value that has no effect.
+
+    Args:
+        logging_nan_inf_filter: its filter waits for the device twice a step.
+        load_best_model_at_end: it searches for the best checkpoint in folders only.
+        save_total_limit: it deletes checkpoints while they are written.
+    """
+
+    logging_nan_inf_filter: bool
+    load_best_model_at_end: bool
+    save_total_limit: int | None
+
+    @classmethod
+    def take(cls, args: transformers.TrainingArguments) -> OwnFlags:
+        """Return the flags and reset them in `args`."""
+        own = cls(args.logging_nan_inf_filter, args.load_best_model_at_end, args.save_total_limit)
+        args.logging_nan_inf_filter, args.load_best_model_at_end, args.save_total_limit = False, False, None
+        return own
+
+
+class _Resume(transformers.TrainerCallback):
+    """Loads the rest of a checkpoint once the Trainer has prepared model, optimizer and schedule."""
+
+    def __init__(self, trainer: StreamTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.trainer.resume_folder:
+            load_training_state(self.trainer, self.trainer.resume_folder)
+
+
+class StreamTrainer(HookedTrainer):
     """transformers' Trainer on a stream that already is this worker's share of the data.
 
     Args:
@@ -92,8 +131,7 @@ class StreamTrainer(transformers.Trainer):
         self.context = context
         self.validation = context.validation
         self.nonfinite_guard = context.nonfinite_guard
-        # The Trainer's own filter waits for the device twice a step.
-        self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        self.own_flags = OwnFlags.take(self.args)
         self.step_metrics = StepRecorder()
         self.score_sampler = ScoreSampler(components.model)
         self.first_result: RetrievalResult | None = None  # of each query before the first step
@@ -101,8 +139,40 @@ class StreamTrainer(transformers.Trainer):
         self.staging = StagingFolder(self.storage, context.attempt or uuid.uuid4().hex)
         local_rank = self.args.local_process_index
         self.writer = CheckpointWriter(self.storage, self.staging, self.args.process_index, local_rank)
+        self.add_callback(_Resume(self))
         self._saved_step: int | None = None  # update of the last checkpoint that was written
         self._reported_step: int | None = None  # update of the last one passed to `on_checkpoint`
+
+    def train(self, resume_from_checkpoint: str | None = None) -> transformers.trainer_utils.TrainOutput:
+        """Train from the beginning or from a checkpoint, until its last checkpoint is complete. Collective.
+
+        Args:
+            resume_from_checkpoint: local folder of the checkpoint.
+
+        Returns:
+            The Trainer's metrics. The model is the last one, or the best one with --load_best_model_at_end.
+
+        Raises:
+            UserError: a file of the checkpoint is refused.
+        """
+        self.resume_folder = resume_from_checkpoint
+        if resume_from_checkpoint and not self.is_sharded:  # a sharded model is loaded once it is sharded
+            self.encoder.load_weights(resume_from_checkpoint)
+        result = super().train()
+        self.wait_for_checkpoint()
+        best = self.state.best_model_checkpoint
+        if self.own_flags.load_best_model_at_end and best:
+            self.load_best_model()
+        if self.own_flags.save_total_limit == 1 and best and self.args.should_save:
+            for path in list_checkpoints(self.storage):
+                if checkpoint_name(path) != checkpoint_name(best):
+                    delete_checkpoint(path)
+        return result
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed keeps the model or the state of its optimizer in shards."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     # --- position in the stream ---
 
@@ -110,30 +180,21 @@ class StreamTrainer(transformers.Trainer):
         """Return the stream: accelerate would otherwise dispatch the batches of rank 0 to all workers."""
         return self.stream
 
-    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+    def restore_state(self, max_steps: int) -> None:
         """Log, evaluate and save in a resumed run according to its own flags, not to those in the checkpoint."""
-        start = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         best = self.state.best_global_step
         if best and not self.state.best_model_checkpoint:  # the Trainer searches for it in folders only
             path = checkpoint_path(self.storage, best)
             self.state.best_model_checkpoint = redact(path) if is_complete(path) else None
-        return start
 
-    def _run_epoch(self, **epoch_arguments: Any) -> None:
-        """Run the Trainer's epoch from the position of the checkpoint, without reading anything before it.
-
-        The Trainer would have accelerate skip batches of a DataLoader. Instead it gets an epoch of the remaining
-        length, from a stream that starts at the position; for an epoch from its beginning, no step has been done.
-        """
+    def updates_done(self, epoch: int, updates: int) -> int | None:
+        """Start the stream at the position of the checkpoint, without reading anything before it."""
         if self.state.global_step >= self.state.max_steps:  # a run that was lost after its last checkpoint
-            self.control.should_training_stop = True
-            return
-        done = self.state.global_step - epoch_arguments["epoch"] * epoch_arguments["num_update_steps_per_epoch"]
+            return None
+        done = self.state.global_step - epoch * updates
         self.stream.start_step = done * self.args.gradient_accumulation_steps
-        epoch_arguments["num_update_steps_per_epoch"] -= done
-        epoch_arguments["steps_in_epoch"] -= self.stream.start_step
-        super()._run_epoch(**epoch_arguments)
+        return done
 
     def get_batch_samples(self, *args: Any) -> Any:
         """Mark the time spent waiting for data, except at the start, when reading may be slow."""
@@ -153,10 +214,9 @@ class StreamTrainer(transformers.Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far."""
         loss = super().training_step(*args, **kwargs)
-        if not self.filters_losses:
+        if not self.own_flags.logging_nan_inf_filter:
             return loss
-        mean: Any = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
-        return torch.where(loss.isfinite(), loss, mean)
+        return torch.where(loss.isfinite(), loss, self.mean_logged_loss)
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Run the forward pass and record its measurements. Return the scalar loss of this worker's share."""
@@ -178,12 +238,8 @@ class StreamTrainer(transformers.Trainer):
                 self.nonfinite_guard.check_loss(step, self._finite_rows)
         return loss
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the gradient's norm; if it is not finite, delete the gradients, so that the update has no effect.
-
-        The Trainer calls this before each update.
-        """
-        norm = super()._get_grad_norm(model, grad_norm)
+    def check_gradients(self, model: nn.Module, norm: Any) -> Any:
+        """Delete gradients that are not finite, so that the update has no effect."""
         # DeepSpeed's backward pass has applied the update already.
         if self.nonfinite_guard and not self.is_deepspeed_enabled:
             scaled = self.accelerator.scaler is not None
@@ -198,13 +254,6 @@ class StreamTrainer(transformers.Trainer):
             return None
         with unsharded(self.model), self.compute_loss_context_manager():
             return self.components.model.finite_groups(batch)
-
-    def _track_num_input_tokens(self, inputs: Mapping[str, Any]) -> None:
-        """Count the tokens of the texts themselves: batches are not padded here."""
-        if self.args.include_num_input_tokens_seen == "no":
-            return
-        own = torch.tensor(sum(map(len, inputs["batch"].token_ids)), device=self.args.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(own).sum().item())
 
     # --- evaluation ---
 
@@ -235,24 +284,32 @@ class StreamTrainer(transformers.Trainer):
 
     # --- saving ---
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint and start to publish it; nothing if this update's has been written. Collective."""
         with self.step_metrics.paused(), activity("saving a checkpoint"):
             self.wait_for_checkpoint()
             if self._saved_step != self.state.global_step:
-                self._write_checkpoint(model, trial)
+                self._write_checkpoint()
 
-    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Have every worker write the Trainer's checkpoint on its node, and start to publish it in the background."""
+    def _write_checkpoint(self) -> None:
+        """Have every worker write its part on its node, and start to publish it in the background."""
         step = self.state.global_step
         self.writer.prepare(step)
         with collective("saving a checkpoint"):
             self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        folder = str(self.staging.folder / checkpoint_name(checkpoint_path(self.storage, step)))
+        write = partial(self.writer.write, step)
+        if not self.is_fsdp_enabled or "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            weights = self.gather_weights()
+            if self.args.should_save:
+                write(lambda: self.encoder.save(folder, weights))
+        if not self.args.save_only_model:
+            save_training_state(self, folder, write)
         if step == self.state.best_global_step:
             self.state.best_model_checkpoint = redact(checkpoint_path(self.storage, step))
-        if self.args.should_save:  # again: the Trainer stored the staging folder as the path of the best checkpoint
-            state_file = f"{self._get_output_dir(trial)}/checkpoint-{step}/trainer_state.json"
-            self._write(lambda: self.state.save_to_json(state_file))
+        if self.args.should_save:
+            self.store_flos()
+            write(lambda: self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME)))
         publishers = self._gather_flags(self.writer.is_publisher)  # after this, every worker has written its part
         self._saved_step = step
         if not self.writer.is_publisher:
@@ -268,7 +325,7 @@ class StreamTrainer(transformers.Trainer):
                 part,
                 parts,
                 None if self.args.save_only_model else commit,
-                self.args.save_total_limit,
+                self.own_flags.save_total_limit,
                 self.state.best_model_checkpoint,
             )
         )
@@ -292,93 +349,21 @@ class StreamTrainer(transformers.Trainer):
         with collective("saving a checkpoint"):
             return self.accelerator.gather(torch.tensor([int(value)], device=self.args.device)).tolist()
 
-    def _finalize_training(self, *args: Any) -> Any:
-        """Complete the last checkpoint; with --save_total_limit 1 keep only the best one."""
-        self.wait_for_checkpoint()
-        result = super()._finalize_training(*args)
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best:
-            for path in list_checkpoints(self.storage):
-                if checkpoint_name(path) != checkpoint_name(best):
-                    delete_checkpoint(path)
-        return result
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """Return the staging folder: the Trainer writes checkpoints there, and finds no old ones to delete."""
-        return str(self.staging.folder)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save a model folder like any other. training_args.bin is not written: it contains the hub's token."""
-        if self.args.should_save:
-            self._write(lambda: self.encoder.save(output_dir or str(self.args.output_dir), state_dict))
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        save = partial(super()._save_optimizer_and_scheduler, output_dir)
-        # Shards are written by all workers together: one of them cannot retry alone.
-        save() if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._write(save)
-
-    def _save_scaler(self, output_dir: str) -> None:
-        self._write(partial(super()._save_scaler, output_dir))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        self._write(partial(super()._save_rng_state, output_dir))
-
-    def _write(self, action: Callable[[], None]) -> None:
-        self.writer.write(self.state.global_step, action)
-
     def gather_weights(self) -> dict[str, torch.Tensor] | None:
         """Return a sharded model's complete weights by name, on worker 0; None if they are not sharded. Collective."""
         if self.is_fsdp_enabled:
             return self.accelerator.get_state_dict(self.model)
         return self.accelerator.get_state_dict(self.deepspeed) if self.is_deepspeed_enabled else None
 
-    # --- loading ---
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Restrict the loads of FSDP and DeepSpeed, which read their own files here."""
-        with safe_loading(resume_from_checkpoint, "state"):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.encoder.load_weights(resume_from_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Resume with the learning rate of the flags, which may differ from that in the checkpoint."""
-        base_rates: Any = getattr(self.lr_scheduler, "base_lrs", None)
-        with safe_loading(checkpoint, "optimizer or scheduler"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
-            self.lr_scheduler.base_lrs = base_rates
-            factors = [factor(self.lr_scheduler.last_epoch) for factor in self.lr_scheduler.lr_lambdas]
-            rates = [base * factor for base, factor in zip(base_rates, factors, strict=True)]
-            set_logged_rates(self.lr_scheduler, rates)
-            for group, base, rate in zip(self.optimizer.param_groups, base_rates, rates, strict=True):
-                group["initial_lr"], group["lr"] = base, rate
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Ignore the scaler of a run in half precision that is resumed without it."""
-        if getattr(self.accelerator, "scaler", None) is None:
-            return
-        with safe_loading(checkpoint, "scaler"):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with safe_loading(checkpoint, "random state"):
-            super()._load_rng_state(checkpoint)
-
-    def _load_best_model(self) -> None:
-        best = str(self.state.best_model_checkpoint)
+    def load_best_model(self) -> None:
+        """Load the model of the best checkpoint. Collective."""
         # A URI in the state is redacted: the real one has to be assembled.
+        best = str(self.state.best_model_checkpoint)
         path = checkpoint_path(self.storage, self.state.best_global_step) if "://" in best else best
         folder = self.staging.fetch(path)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.state.best_model_checkpoint = folder
+        if self.is_sharded:
             with safe_loading(folder, "best model"):
-                super()._load_best_model()
-            self.state.best_model_checkpoint = best
+                load_sharded_model(self, folder)
         else:
             self.encoder.load_weights(folder)
         self.accelerator.wait_for_everyone()  # before one of them deletes what was fetched

@@ -97,7 +97,9 @@ def _in_transformers_form(flags: Mapping[str, Any]) -> dict[str, Any]:
         del changed["fsdp"]
     counted = flags.get("include_num_input_tokens_seen")
     if counted is not None:
-        changed["include_num_input_tokens_seen"] = {"true": "all", "false": "no"}.get(str(counted).lower(), counted)
+        # Batches have no padding: "all" counts the same tokens as "non_padding".
+        names = {"true": "all", "non_padding": "all", "false": "no"}
+        changed["include_num_input_tokens_seen"] = names.get(str(counted).lower(), counted)
     targets = flags.get("optim_target_modules")
     if isinstance(targets, list) and len(targets) == 1 and not re.fullmatch(r"[\w.]+", targets[0]):
         changed["optim_target_modules"] = targets[0]  # a pattern or "all-linear" must not be in a list
