@@ -1,31 +1,35 @@
-"""Network interfaces of the training workers' process group.
+"""Process group of the training workers: a Ray Train backend that chooses where the workers listen.
 
-By default gloo listens at the address that the host's own name resolves to. On many systems that is a loopback address,
-which no other machine can reach. So each worker sets the interface with the address by which Ray's nodes reach each
-other. If all workers are on one machine, whose address in Ray is a loopback address, no other machine may connect:
-torch's store, through which workers connect without a password, would otherwise listen at all addresses.
+Torch's TCPStore, through which workers find each other without a password, listens at all addresses of a machine unless
+it gets a socket. And gloo listens at the address that the host's own name resolves to, on many systems a loopback
+address, which no other machine can reach. Here both listen at the address by which Ray's nodes know each other: on a
+single machine, which Ray knows by its loopback address, no other machine can connect.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from typing import Any
 
 import psutil
+import ray
+import torch.distributed as dist
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore
 
-from raybge.compat.ray import torch_backend
-from raybge.compat.torch import replace_rendezvous_store
-
 INTERFACE = "GLOO_SOCKET_IFNAME"
+# A worker that waits at the end of a run for a failed one to leave the process group never leaves: a longer time would
+# only delay the error message.
+SHUTDOWN_SECONDS = 3
 
-_TorchBackend: Any = torch_backend()
+_store: TCPStore | None = None  # server in worker 0's process
 
 
 class NodeTorchConfig(TorchConfig):
-    """Ray Train's TorchConfig for workers that other nodes can reach."""
+    """Ray Train's TorchConfig with the backend `NodeTorchBackend`."""
 
     @property
     def backend_cls(self) -> type[NodeTorchBackend]:
@@ -33,20 +37,31 @@ class NodeTorchConfig(TorchConfig):
         return NodeTorchBackend
 
 
-class NodeTorchBackend(_TorchBackend):
-    """Starts the process group as Ray Train does, after each worker has set its interface."""
+class NodeTorchBackend(Backend):
+    """Starts and ends the process group of the workers."""
+
+    share_cuda_visible_devices = True  # of all workers of a node, as NCCL requires
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Set the workers' interfaces, then start the process group."""
-        worker_group.execute(choose_interface)
-        worker_group.execute(restrict_to_loopback)
-        super().on_start(worker_group, backend_config)
+        """Start a store in worker 0, then have all workers join the process group."""
+        address, port = worker_group.execute_single(0, host_store)
+        size = len(worker_group)
+        joined = [
+            worker_group.execute_single_async(
+                rank, join, address, port, rank, size, backend_config.backend, backend_config.timeout_s
+            )
+            for rank in range(size)
+        ]
+        ray.get(joined)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Have the workers leave the process group; wait for SHUTDOWN_SECONDS at most."""
+        left = worker_group.execute_async(leave)
+        ray.wait(left, num_returns=len(left), timeout=SHUTDOWN_SECONDS)
 
 
 def choose_interface() -> None:
     """Have gloo use the interface with this node's address in Ray, unless the environment names one."""
-    import ray
-
     node_address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if node_address in (each.address for each in addresses):
@@ -54,28 +69,60 @@ def choose_interface() -> None:
             return
 
 
-def restrict_to_loopback() -> None:
-    """Have torch's store listen at this node's address in Ray only, if that is a loopback address."""
-    import ray
+def host_store() -> tuple[str, int]:
+    """Start a TCPStore's server at this node's address in Ray.
 
-    if ray.util.get_node_ip_address().startswith("127."):
-        replace_rendezvous_store(loopback_store)
-
-
-def loopback_store(host_name: str, port: int, world_size: int, is_master: bool, **options: Any) -> TCPStore:
-    """Create torch's TCPStore with a server that listens at `host_name` instead of at all addresses.
-
-    Args:
-        host_name: address of the server.
-        port: port of the server.
-        world_size: number of workers.
-        is_master: this process runs the server.
-        **options: other arguments of TCPStore.
+    Behind address translation no interface has that address: the server then listens at all of them.
 
     Returns:
-        The store, connected.
+        Address and port.
     """
-    if is_master:
-        # the store owns and closes the socket
-        options["master_listen_fd"] = socket.create_server((host_name, port)).detach()
-    return TCPStore(host_name, port, world_size, is_master, **options)
+    global _store
+    address = own = ray.util.get_node_ip_address()
+    try:
+        listener = socket.create_server((address, 0))
+    except OSError:
+        own, listener = "127.0.0.1", socket.create_server(("", 0))
+    port = listener.getsockname()[1]
+    # The store owns and closes the socket.
+    _store = TCPStore(own, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return address, port
+
+
+def join(address: str, port: int, rank: int, size: int, backend: str, timeout_seconds: float) -> None:
+    """Join the process group, with the environment variables that accelerate and DeepSpeed read.
+
+    Args:
+        address: address of the store.
+        port: its port.
+        rank: rank of this worker.
+        size: number of workers.
+        backend: torch's name of the backend.
+        timeout_seconds: time limit of a collective.
+    """
+    global _store
+    context = ray.train.get_context()
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "NODE_RANK": str(context.get_node_rank()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "ACCELERATE_TORCH_DEVICE": str(ray.train.torch.get_device()),
+    }
+    if not {"NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING"} & {*os.environ}:
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"  # a collective whose time is over ends the worker
+    choose_interface()
+    limit = timedelta(seconds=timeout_seconds)
+    store = _store if rank == 0 else TCPStore(address, port, is_master=False, timeout=limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+
+
+def leave() -> None:
+    """Leave the process group."""
+    global _store
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
+    _store = None

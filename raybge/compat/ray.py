@@ -19,17 +19,6 @@ def keep_ports_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def torch_backend() -> Any:
-    """Return the base class of Ray Train's torch backend.
-
-    `TorchConfig.backend_cls` is public, its value is not; a backend that prepares the workers' network before the
-    process group starts has to extend it.
-    """
-    from ray.train.torch.config import _TorchBackend
-
-    return _TorchBackend
-
-
 def torch_trainer_without_helpers() -> type[TorchTrainer]:
     """Return Ray Train's TorchTrainer without its two helper actors of 200 MB each.
 

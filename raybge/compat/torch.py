@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # Prefix that torch.compile inserts into the names of a module's weights; torch has no function that removes it.
@@ -30,21 +29,6 @@ DEEPSPEED_CLASSES = {
     "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }
-
-
-def replace_rendezvous_store(store: Callable[..., Any]) -> None:
-    """Have this process's next process group create its TCPStore by calling `store`.
-
-    `init_process_group` gives no access to the address that its TCPStore listens at: all interfaces, and the store asks
-    for no password. The module is found through one of its functions, since the attribute
-    `torch.distributed.rendezvous` is a function of the same name.
-
-    Args:
-        store: called with the arguments of `torch.distributed.TCPStore`.
-    """
-    from torch.distributed.rendezvous import _create_c10d_store
-
-    sys.modules[_create_c10d_store.__module__].TCPStore = store  # type: ignore[attr-defined]
 
 
 def set_logged_rates(scheduler: Any, rates: Sequence[float]) -> None:

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from raybge.training.worker_config import EvaluationCallback, WorkerConfig
 
 POLL_SECONDS = 0.2
-# Seconds that Ray Train waits for a worker to leave its process group at the end of a run. A worker that waits there
-# for a failed one never leaves; Ray's default of 30 s would only delay the error message.
-PROCESS_GROUP_SHUTDOWN_SECONDS = "3"
 # Ray Train polls the workers' status at this interval. A checkpoint is not reported before a poll has returned the
 # previous one, and the end of a run waits for its last. Ray's default of 2 s only pays off if polling itself is work.
 STATUS_POLL_SECONDS, MAX_STATUS_POLLS_PER_SECOND = 0.5, 256
@@ -217,7 +214,6 @@ class TrainingController:
         from raybge.cluster.process_group import NodeTorchConfig
         from raybge.compat.ray import torch_trainer_without_helpers
 
-        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", PROCESS_GROUP_SHUTDOWN_SECONDS)
         poll_seconds = max(STATUS_POLL_SECONDS, self.plan.workers / MAX_STATUS_POLLS_PER_SECOND)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
         # One more actor per run, which announces that a node will be preempted: nothing here uses it.
