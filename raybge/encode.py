@@ -37,7 +37,7 @@ def encode_dataset(dataset: Dataset | None = None, **flags: Any) -> Any:
         UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
     if dataset is None:
-        return call_command(EncodeOptions, _encode, "encode", flags)
+        return call_command(EncodeOptions, _encode, flags)
     from raybge.encoding.ray_dataset import encode_ray_dataset
 
     return encode_ray_dataset(dataset, flags)

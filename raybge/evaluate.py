@@ -30,7 +30,7 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
     Raises:
         UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
-    return call_command(EvaluateOptions, _evaluate, "evaluate", flags)
+    return call_command(EvaluateOptions, _evaluate, flags)
 
 
 def _evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
     Raises:
         UserError: flags, files or rows that cannot be used; before any model is loaded.
     """
-    return call_command(MineOptions, _mine, "mine", flags)
+    return call_command(MineOptions, _mine, flags)
 
 
 def _mine(options: MineOptions, console: Console) -> dict[str, Any]:

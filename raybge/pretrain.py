@@ -28,7 +28,7 @@ def pretrain_retromae(**flags: Any) -> dict[str, float]:
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return call_command(PretrainOptions, pretrain, "pretrain", flags)
+    return call_command(PretrainOptions, pretrain, flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

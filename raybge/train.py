@@ -28,7 +28,7 @@ def finetune(**flags: Any) -> dict[str, float]:
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return call_command(TrainOptions, train, "train", flags)
+    return call_command(TrainOptions, train, flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
     Raises:
         UserError: a flag, a file or a row is invalid; raised before any model loads.
     """
-    return call_command(TuneOptions, tune, "tune", flags)
+    return call_command(TuneOptions, tune, flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 from raybge.cli.console import Console
 from raybge.cli.help_page import print_and_exit
 from raybge.cli.parser import build_options, parse_options
-from raybge.util.errors import UserError, failure_message
+from raybge.compat.versions import untested_versions
+from raybge.util.errors import CORRECTABLE, failure_message
+from raybge.util.process_state import preserve_process_state
 from raybge.util.redaction import SECRET_FLAG, command_line
 from raybge.util.versions import RAYBGE
 
 COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo")
 MESSAGE_LINES = 5  # of a failure, shown on the terminal
 Result = TypeVar("Result")
+_REPORTED_VERSIONS: set[str] = set()
 
 
 def run_command(
@@ -47,15 +50,16 @@ def run_command(
     console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
         options: Any = parse_options(options_class, argv, prog)
+        _report_untested_versions(console)
         with console.capture(name, enabled=not options.verbose):
             try:
                 function(options, console)
-            except (UserError, KeyboardInterrupt):
+            except (*CORRECTABLE, KeyboardInterrupt):
                 raise
             except Exception:
                 console.log_traceback()
                 raise
-    except UserError as error:
+    except CORRECTABLE as error:
         console.error(f"raybge.{name}: {error}")
         return 2
     except KeyboardInterrupt:
@@ -68,15 +72,15 @@ def run_command(
     return 0
 
 
-def call_command(
-    options_class: type, function: Callable[[Any, Console], Result], name: str, values: Mapping[str, Any]
-) -> Result:
-    """Run a command from Python; errors are raised.
+def call_command(options_class: type, function: Callable[[Any, Console], Result], values: Mapping[str, Any]) -> Result:
+    """Run a command from Python; errors are raised, and the process is left as it was.
+
+    Lines, bars and tables go to the program's own sys.stdout and sys.stderr. Output is not redirected: it may come from
+    other threads.
 
     Args:
         options_class: dataclass of the command's flags.
         function: implementation, called with the checked options and the console.
-        name: name of the command.
         values: values by flag name.
 
     Returns:
@@ -84,8 +88,17 @@ def call_command(
     """
     options: Any = build_options(options_class, values)
     console = Console()
-    with console.capture(name, enabled=not options.verbose):
+    _report_untested_versions(console)
+    with preserve_process_state():
         return function(options, console)
+
+
+def _report_untested_versions(console: Console) -> None:
+    """Name the installed libraries whose versions are not tested; each once in a process."""
+    for line in untested_versions():
+        if line not in _REPORTED_VERSIONS:
+            _REPORTED_VERSIONS.add(line)
+            console.error(line)
 
 
 def resume_flags(argv: Sequence[str]) -> str:

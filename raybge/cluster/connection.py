@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -22,14 +23,15 @@ _own = False
 
 
 @contextmanager
-def connect(address: str | None = None, verbose: bool = False) -> Iterator[Cluster]:
+def connect(address: str | None = None, verbose: bool = False, messages: bool = True) -> Iterator[Cluster]:
     """Join a Ray cluster, or start Ray here and stop it at the end of the `with` block.
 
     An existing connection of this process is used and left as it is.
 
     Args:
         address: cluster to join; default: RAY_ADDRESS, else a live `ray start` of this machine, else Ray is started.
-        verbose: keep Ray's progress bars and messages.
+        verbose: keep the progress bars of Ray Data.
+        messages: write Ray's messages, and what its processes write, to this process's output.
 
     Yields:
         The cluster's resources.
@@ -44,17 +46,18 @@ def connect(address: str | None = None, verbose: bool = False) -> Iterator[Clust
         os.environ.setdefault(LISTEN_TO_OTHERS, "0")
     import ray
 
-    _configure(verbose)
-    if ray.is_initialized():
-        yield read_cluster(_own)
-        return
-    _own = target in (None, "local")
-    _start() if _own else _join(str(target))
-    try:
-        yield read_cluster(_own)
-    finally:
-        ray.shutdown()
-        _own = False
+    _set_environment(verbose)
+    with _data_context(verbose):
+        if ray.is_initialized():
+            yield read_cluster(_own)
+            return
+        _own = target in (None, "local")
+        _start(messages) if _own else _join(str(target), messages)
+        try:
+            yield read_cluster(_own)
+        finally:
+            ray.shutdown()
+            _own = False
 
 
 def current_cluster() -> Cluster:
@@ -71,23 +74,23 @@ def address_file() -> Path:
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
-def _start() -> None:
+def _start(messages: bool) -> None:
     import ray
 
     if os.environ.get(LISTEN_TO_OTHERS) == "0":
         keep_ports_on_loopback()
     options: dict[str, Any] = {"num_cpus": available_cores() + reading_slots(), "include_dashboard": False}
-    ray.init(address="local", log_to_driver=True, **options)
+    ray.init(address="local", **options, **_output_options(messages))
 
 
-def _join(address: str) -> None:
+def _join(address: str, messages: bool) -> None:
     import ray
 
     # Ray itself retries an address without a server for minutes.
     if re.fullmatch(r"[^/]+:\d+", address) and not _answers(address):
         raise UserError(f"cannot join the Ray cluster at {address}: nothing answers there")
     try:
-        ray.init(address=address, log_to_driver=True)
+        ray.init(address=address, **_output_options(messages))
     except Exception as error:  # Ray raises ConnectionError, RuntimeError and its own kinds for the same cause
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot join the Ray cluster at {address}: {reason}") from error
@@ -111,13 +114,28 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _configure(verbose: bool) -> None:
+def _output_options(messages: bool) -> dict[str, Any]:
+    """Return the options of ray.init for the output of Ray and its processes."""
+    return {"log_to_driver": messages, "logging_level": logging.INFO if messages else logging.WARNING}
+
+
+def _set_environment(verbose: bool) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a future default
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if not verbose else "true")
+
+
+@contextmanager
+def _data_context(verbose: bool) -> Iterator[None]:
+    """Set Ray Data's options of this process for the duration of the block."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    context.enable_progress_bars = verbose
-    context.execution_options.preserve_order = True
+    options = context.execution_options
+    before = context.enable_progress_bars, options.preserve_order
+    context.enable_progress_bars, options.preserve_order = verbose, True
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, options.preserve_order = before

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raybge.cli.options import CommonOptions
 from raybge.cluster.connection import connect
 from raybge.cluster.resources import CORES_A_WORKER, Cluster, Plan, plan_workers
+
+if TYPE_CHECKING:
+    from raybge.cli.console import Console
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,13 @@ class ScaleSpec:
             options.verbose,
         )
 
-    def connect(self) -> AbstractContextManager[Cluster]:
-        """Join or start the Ray cluster; it is left again at the end of the `with` block."""
-        return connect(self.address, self.verbose)
+    def connect(self, console: Console) -> AbstractContextManager[Cluster]:
+        """Join or start the Ray cluster; it is left again at the end of the `with` block.
+
+        Ray's messages and those of its processes go to the console's log file, if it has one. In a program that uses
+        raybge as a library they are only shown with --verbose.
+        """
+        return connect(self.address, self.verbose, messages=self.verbose or console.log_path is not None)
 
     def plan(self, cluster: Cluster, *, cores_a_worker: int = CORES_A_WORKER, elastic: bool = False) -> Plan:
         """Plan workers or actors on a cluster.

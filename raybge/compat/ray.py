@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raybge.compat.versions import require
+
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
@@ -16,6 +18,7 @@ def keep_ports_on_loopback() -> None:
     """
     from ray._private import ray_constants
 
+    require(ray_constants, "ENABLE_RAY_CLUSTER", "ray")  # without it the ports would be open, and nothing would say so
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
@@ -24,11 +27,15 @@ def torch_trainer_without_helpers() -> type[TorchTrainer]:
 
     One removes the placement group of a dead run, but asks the dashboard for it, which a local Ray does not have. The
     other distributes data sets that are passed to the trainer; raybge's workers read their rows themselves. No option
-    switches them off.
+    switches them off. If Ray has changed, the trainer is Ray's own: only memory is lost.
     """
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    try:
+        from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    except ImportError:
+        return TorchTrainer
 
     class DataContextCallback(DatasetsCallback):
         """Passes the driver's DataContext to the workers, and no data sets."""
@@ -48,21 +55,26 @@ def torch_trainer_without_helpers() -> type[TorchTrainer]:
 def is_autoscaling() -> bool:
     """Return True if the connected cluster starts machines on request (`ray up`, KubeRay).
 
-    Ray has no public function for it.
+    Ray has no public function for it. False if Ray has changed: a command then does not wait for machines.
     """
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-
+    try:
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+    except ImportError:
+        return False
     return bool(is_autoscaler_v2())
 
 
 def machines_are_starting() -> bool:
     """Return True if the autoscaler has requested a machine that has not joined yet.
 
-    Only the autoscaler's own SDK reports it.
+    Only the autoscaler's own SDK reports it. False if Ray has changed.
     """
     import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
 
+    try:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+    except ImportError:
+        return False
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     return bool(status.pending_nodes or status.pending_launches)
 
@@ -74,6 +86,5 @@ def keep_keys_out_of_trials() -> None:
     """
     from ray.tune.execution import class_cache
 
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-        name for name in list(class_cache.ENV_VARS_TO_PROPAGATE) if name.startswith("AWS_")
-    )
+    names = require(class_cache, "ENV_VARS_TO_PROPAGATE", "ray")  # without it nothing would say that keys are logged
+    names.difference_update([name for name in names if name.startswith("AWS_")])

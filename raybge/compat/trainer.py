@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch import nn
 
+from raybge.compat.versions import require
+
 PRIVATE_METHODS = ("_init_training_state", "_run_epoch", "_get_grad_norm", "_save_checkpoint")
 
 
@@ -25,6 +27,12 @@ class HookedTrainer(transformers.Trainer):
     """
 
     resume_folder: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Create the Trainer. Raises UnsupportedVersionError if it lacks a method that is overridden here."""
+        for name in PRIVATE_METHODS:
+            require(transformers.Trainer, name, "transformers")
+        super().__init__(*args, **kwargs)
 
     def restore_state(self, max_steps: int) -> None:
         """Adjust `self.state`, which is new or that of `resume_folder`, before training."""
@@ -44,8 +52,8 @@ class HookedTrainer(transformers.Trainer):
     @property
     def mean_logged_loss(self) -> torch.Tensor:
         """Mean of the losses since the last entry of the log, over the steps up to the current one; a scalar."""
-        steps = 1 + self.state.global_step - self._globalstep_last_logged
-        mean: torch.Tensor = self._tr_loss / steps
+        logged_step = require(self, "_globalstep_last_logged", "transformers")
+        mean: torch.Tensor = require(self, "_tr_loss", "transformers") / (1 + self.state.global_step - logged_step)
         return mean
 
     def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:

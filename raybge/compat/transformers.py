@@ -8,15 +8,17 @@ from typing import Any
 def attention_implementation(model: Any) -> str | None:
     """Return the name of the attention that a transformers model uses ("sdpa", "eager", ...).
 
-    `set_attn_implementation` is public, reading the current value is not.
+    `set_attn_implementation` is public, reading the current value is not. None if it is unknown: texts are then padded.
     """
-    name: str | None = model.config._attn_implementation
+    name: str | None = getattr(model.config, "_attn_implementation", None)
     return name
 
 
 def learning_rate(trainer: Any) -> float:
     """Return the learning rate of a Trainer's next step.
 
-    Depends on the scheduler and on DeepSpeed; the Trainer logs the value of this private method.
+    Depends on the scheduler and on DeepSpeed; the Trainer logs the value of this private method. If transformers has
+    changed, it is the value of the scheduler.
     """
-    return float(trainer._get_learning_rate())
+    method = getattr(trainer, "_get_learning_rate", None)
+    return float(method() if method else trainer.lr_scheduler.get_last_lr()[0])

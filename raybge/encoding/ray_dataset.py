@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raybge.cli.console import Console
 from raybge.cli.options import EncodeOptions
 from raybge.cli.parser import build_options
 from raybge.data.groups import RowError, parse_field
@@ -16,6 +17,7 @@ from raybge.model.quantization import quantize_embeddings
 from raybge.search.columns import vectors_column
 from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
 from raybge.util.errors import UserError
+from raybge.util.process_state import preserve_process_state
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -46,7 +48,7 @@ def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
 
     import ray
 
-    with spec.scale.connect() as cluster:  # the cluster of the Dataset
+    with preserve_process_state(), spec.scale.connect(Console()) as cluster:  # the cluster of the Dataset
         plan = spec.scale.plan(cluster, cores_a_worker=1)
     assert spec.model is not None
     return dataset.map_batches(

@@ -115,7 +115,7 @@ def _losses(spec: MergingSpec, settings: ExampleSpec, rows: list[Any], console: 
     )
     losses: list[float] = []
     scale = spec.scale
-    with scale.connect() as cluster:
+    with scale.connect(console) as cluster:
         import ray
 
         requested = scale.num_workers, scale.use_gpu, scale.cpus_per_worker

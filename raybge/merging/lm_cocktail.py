@@ -103,4 +103,4 @@ def _merge(flags: dict[str, Any], return_model: bool, examples: list[Any] | None
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raybge-merge-"))
             flags["output_path"] = f"{folder}/model"
         run = partial(merge_and_load if return_model else merge, examples=examples)
-        return call_command(MergeOptions, run, "merge", flags)
+        return call_command(MergeOptions, run, flags)

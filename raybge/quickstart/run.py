@@ -51,7 +51,7 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     console.info(
         f"{counts['train']:,} training queries, {counts['dev']:,} held-out queries, {counts['corpus']:,} passages"
     )
-    with spec.scale.connect():
+    with spec.scale.connect(console):
         timed("mine", mine, spec.mine, console)
         before = timed("evaluate before", evaluate, spec.before, console)
         timed("train", train, spec.train, console)

@@ -96,7 +96,7 @@ def open_inputs(
     small = sum(file.size for source in spec.inputs for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
         surveys = survey_all() if small else []
-        cluster = stack.enter_context(scale.connect())
+        cluster = stack.enter_context(scale.connect(console))
         cluster = wait_for_capacity(cluster, scale.num_workers, scale.use_gpu, scale.cpus_per_worker, console.info)
         read = {source.flag: [file.path for file in source.files] for source in spec.inputs}
         models = {flag: [name] for flag, name in spec.models.items()}

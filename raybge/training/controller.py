@@ -21,7 +21,7 @@ from raybge.cluster.placement_groups import release_placement_group
 from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint
 from raybge.training.health.heartbeat import WorkerStallError
 from raybge.training.signals import SignalHandler
-from raybge.util.errors import UserError, causes
+from raybge.util.errors import CORRECTABLE, causes
 from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
@@ -94,14 +94,14 @@ class TrainingController:
                     cause = _root_cause(error)
                     workers = self._next_worker_count(cause, bar, signals)
                     failures += workers is None
-                    if workers is None and (isinstance(cause, UserError) or not self._may_restart(failures)):
+                    if workers is None and (isinstance(cause, CORRECTABLE) or not self._may_restart(failures)):
                         raise cause from error
                     self._prepare_restart(bar, error, failures, workers)
         return run_state.read().metrics
 
     def _next_worker_count(self, cause: BaseException, bar: Any, signals: SignalHandler) -> int | None:
         """Return the worker count for the next attempt if the cluster changed; None if the workers failed."""
-        if self.elastic is None or isinstance(cause, UserError):
+        if self.elastic is None or isinstance(cause, CORRECTABLE):
             return None
         # An exception of Ray or of a broken connection may be caused by a lost node.
         lost = type(cause).__module__.startswith("ray.") or _is_collateral(cause)
@@ -274,7 +274,7 @@ def _root_cause(error: BaseException) -> BaseException:
         failures = list((getattr(each, "worker_failures", None) or {}).values())
         if failures:
             candidates = [_root_cause(failure) for failure in failures]
-            return min(candidates, key=lambda cause: (not isinstance(cause, UserError), _is_collateral(cause)))
+            return min(candidates, key=lambda cause: (not isinstance(cause, CORRECTABLE), _is_collateral(cause)))
         error = each
     return error
 

@@ -86,7 +86,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
 
     scale = spec.scale
     wanted = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
-    with scale.connect() as cluster:
+    with scale.connect(console) as cluster:
         cluster = wait_for_capacity(cluster, *wanted, console.info, elastic=True)
         written = {"--output_dir": str(spec.run.output), "--storage_path": spec.run.storage}
         check_shared(cluster, written, spec.inputs.by_flag(files))

@@ -51,7 +51,7 @@ def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
         return dict(json.loads((output / BEST_FILE).read_text()))
     survey = _survey(spec, console)
     scale, max_concurrent = spec.scale, spec.search.max_concurrent
-    with scale.connect() as cluster:
+    with scale.connect(console) as cluster:
         requested = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
         cluster = wait_for_capacity(cluster, *requested, console.info, runs=max_concurrent or 1)
         _check_shared(spec, cluster)

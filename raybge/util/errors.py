@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from raybge.compat.versions import UnsupportedVersionError
 from raybge.util.redaction import redact
 
 _ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause", re.MULTILINE)
@@ -16,6 +17,10 @@ class UserError(Exception):
 
     def __init__(self, message: str = ""):
         super().__init__(redact(message))
+
+
+# Errors whose message says what to do: they are shown without a traceback, and no restart is tried.
+CORRECTABLE = (UserError, UnsupportedVersionError)
 
 
 def failure_message(error: BaseException) -> str:

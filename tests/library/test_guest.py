@@ -1,0 +1,140 @@
+"""The Python functions leave the program that calls them as it was, after a result, an error and an interrupt."""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_tiny
+
+import raybge
+from raybge.util.errors import UserError
+
+WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
+SMALL = dict(num_workers="1", cpus_per_worker=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with a tiny model, groups, queries and their corpus."""
+    folder = tmp_path_factory.mktemp("data")
+    make_tiny(folder / "model")
+    generator = np.random.default_rng(1)
+    texts = [" ".join(generator.choice(WORDS, 8)) for _ in range(24)]
+    groups = [{"query": text[:12], "pos": [text], "neg": texts[i - 3 : i - 1]} for i, text in enumerate(texts) if i > 3]
+    (folder / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
+    corpus = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    queries = [{"query": text[:12], "positives": [text]} for text in texts[:8]]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    return folder
+
+
+def process_state() -> dict[str, Any]:
+    """What a call must not change."""
+    return {
+        "descriptors": [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in (1, 2)],
+        "streams": (id(sys.stdout), id(sys.stderr)),
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "logging": (logging.root.level, list(logging.root.handlers), logging.raiseExceptions),
+        "warnings": list(warnings.filters),
+        "showwarning": warnings.showwarning,
+        "environment": dict(os.environ),
+        "random": repr(random.getstate()),
+        "numpy": repr(np.random.get_state()),
+        "torch": torch.random.get_rng_state().tolist(),
+    }
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """Check that the block leaves the process as it was."""
+    before = process_state()
+    try:
+        yield
+    finally:
+        after = process_state()
+        assert {name for name in before if before[name] != after[name]} == set()
+
+
+@contextlib.contextmanager
+def printing_thread(capfd: pytest.CaptureFixture) -> Iterator[None]:
+    """Print lines from another thread during the block; check that all arrive on stdout."""
+    stop, count = threading.Event(), [0]
+
+    def work() -> None:
+        while not stop.wait(0.1):
+            print(f"another thread {count[0]}")
+            count[0] += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        output = capfd.readouterr().out
+        assert count[0] > 5 and all(f"another thread {i}\n" in output for i in range(count[0]))
+
+
+@contextlib.contextmanager
+def interrupted(condition: Callable[[], bool]) -> Iterator[None]:
+    """Send Ctrl-C to this process once the condition holds; the block must end with KeyboardInterrupt."""
+
+    def work() -> None:
+        while not condition():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+
+
+def call(name: str, data: Path, output: Path, **more: Any) -> Any:
+    """Call a Python function on the data, with its result in `output`."""
+    model = str(data / "model")
+    if name == "mine":
+        flags = dict(input_file=str(data / "groups.jsonl"), output_file=str(output / "mined.jsonl"), negative_number=2)
+        flags |= dict(model_name_or_path=model, range_for_sampling="0-10", overwrite=True)
+        return raybge.mine_hard_negatives(**{**flags, **SMALL, **more})
+    if name == "evaluate":
+        flags = dict(encoder=model, query_data=str(data / "queries.jsonl"), corpus_data=str(data / "corpus.jsonl"))
+        return raybge.evaluate_retrieval(**{**flags, **SMALL, **more})
+    flags = dict(model_name_or_path=model, train_data=[str(data / "groups.jsonl")], output_dir=str(output / "run"))
+    flags |= dict(overwrite_output_dir=True, max_steps=3, train_group_size=2, per_device_train_batch_size=4)
+    return raybge.finetune(**{**flags, **SMALL, **more})
+
+
+@pytest.mark.parametrize("name", ["mine", "evaluate", "finetune"])
+def test_calls_leave_the_program_as_it_was(name, data, tmp_path, capfd):
+    """A result, an error of the user, a result again."""
+    with printing_thread(capfd), unchanged():
+        call(name, data, tmp_path)
+    with unchanged(), pytest.raises(UserError, match="no_such_file"):
+        flag = {"mine": "input_file", "evaluate": "query_data", "finetune": "train_data"}[name]
+        call(name, data, tmp_path, **{flag: str(tmp_path / "no_such_file.jsonl")})
+    with printing_thread(capfd), unchanged():
+        call(name, data, tmp_path)
+
+
+def test_an_interrupt_leaves_the_program_as_it_was(data, tmp_path, capfd):
+    state = tmp_path / "run" / ".raybge"
+    with unchanged(), interrupted(lambda: state.is_dir() and any(state.glob("run-*"))):
+        call("finetune", data, tmp_path, max_steps=100_000)
+    out, err = capfd.readouterr()
+    assert "continue with: resume=True" in out + err
