@@ -43,6 +43,8 @@ class Tracer:
         is_module = code.co_name == "<module>"  # an import is no call
         if is_module or not code.co_filename.startswith(f"{self.root}/raybge/"):
             return None
+        if code.co_filename.startswith(f"{self.root}/raybge/compat/"):  # part of a library's own loop
+            return None
         return code.co_filename.removeprefix(f"{self.root}/")
 
 
