@@ -11,15 +11,22 @@ OUTPUT_DIR/summary.json; OUTPUT_DIR/report.html links the reports of all stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from raybge.cli.console import Console
 from raybge.cli.options import DemoOptions
 from raybge.cli.run import run_command
-from raybge.quickstart.run import demo
+
+
+def _demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+    from raybge.quickstart.run import demo  # imported here, so that --help is fast
+
+    return demo(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return run_command(DemoOptions, demo, "demo", argv)
+    return run_command(DemoOptions, _demo, "demo", argv)
 
 
 if __name__ == "__main__":

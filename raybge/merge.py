@@ -16,18 +16,25 @@ Explicit weights need no Ray: a merged model is written tensor by tensor. Exampl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from raybge.cli.console import Console
 from raybge.cli.options import MergeOptions
 from raybge.cli.run import run_command
 from raybge.merging.lm_cocktail import mix_models, mix_models_by_layers, mix_models_with_data
-from raybge.merging.run import merge
 
 __all__ = ["main", "mix_models", "mix_models_by_layers", "mix_models_with_data"]
 
 
+def _merge(options: MergeOptions, console: Console) -> Any:
+    from raybge.merging.run import merge  # imported here, so that --help is fast
+
+    return merge(options, console)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run_command(MergeOptions, merge, "merge", argv)
+    return run_command(MergeOptions, _merge, "merge", argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raybge.cli.console import Console
 from raybge.cli.options import PretrainOptions
 from raybge.cli.run import call_command, run_command
-from raybge.training.run import pretrain
 
 
 def pretrain_retromae(**flags: Any) -> dict[str, float]:
@@ -28,12 +28,18 @@ def pretrain_retromae(**flags: Any) -> dict[str, float]:
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return call_command(PretrainOptions, pretrain, flags)
+    return call_command(PretrainOptions, _pretrain, flags)
+
+
+def _pretrain(options: PretrainOptions, console: Console) -> dict[str, float]:
+    from raybge.training.run import pretrain  # imported here, so that --help is fast
+
+    return pretrain(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(PretrainOptions, pretrain, "pretrain", argv)
+    return run_command(PretrainOptions, _pretrain, "pretrain", argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raybge.cli.console import Console
 from raybge.cli.options import TrainOptions
 from raybge.cli.run import call_command, run_command
-from raybge.training.run import train
 
 
 def finetune(**flags: Any) -> dict[str, float]:
@@ -28,12 +28,18 @@ def finetune(**flags: Any) -> dict[str, float]:
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
     """
-    return call_command(TrainOptions, train, flags)
+    return call_command(TrainOptions, _train, flags)
+
+
+def _train(options: TrainOptions, console: Console) -> dict[str, float]:
+    from raybge.training.run import train  # imported here, so that --help is fast
+
+    return train(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(TrainOptions, train, "train", argv)
+    return run_command(TrainOptions, _train, "train", argv)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raybge.cli.console import Console
 from raybge.cli.options import TuneOptions
 from raybge.cli.run import call_command, run_command
-from raybge.tuning.run import tune
 
 
 def tune_finetune(**flags: Any) -> dict[str, Any]:
@@ -32,12 +32,18 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
     Raises:
         UserError: a flag, a file or a row is invalid; raised before any model loads.
     """
-    return call_command(TuneOptions, tune, flags)
+    return call_command(TuneOptions, _tune, flags)
+
+
+def _tune(options: TuneOptions, console: Console) -> dict[str, Any]:
+    from raybge.tuning.run import tune  # imported here, so that --help is fast
+
+    return tune(options, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run_command(TuneOptions, tune, "tune", argv)
+    return run_command(TuneOptions, _tune, "tune", argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 LIBRARIES = ("ray", "torch", "transformers", "accelerate")
@@ -29,9 +28,10 @@ def require(owner: Any, name: str, library: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError:
+        installed = _installed(library)
         where = getattr(owner, "__name__", type(owner).__name__)
         raise UnsupportedVersionError(
-            f"{library} {version(library)} has no {where}.{name}, which raybge uses: install {_tested(library)}"
+            f"{library} {installed} has no {where}.{name}, which raybge uses: install {_tested(library)}"
         ) from None
 
 
@@ -43,13 +43,22 @@ def untested_versions() -> list[str]:
     for library in LIBRARIES:
         tested = _tested(library)
         specifiers = SpecifierSet(tested.removeprefix(library))
-        if not specifiers.contains(version(library), prereleases=True):
-            lines.append(f"{library} {version(library)} is not tested with raybge: pip install '{tested}'")
+        installed = _installed(library)
+        if not specifiers.contains(installed, prereleases=True):
+            lines.append(f"{library} {installed} is not tested with raybge: pip install '{tested}'")
     return lines
+
+
+def _installed(library: str) -> str:
+    from importlib.metadata import version
+
+    return version(library)
 
 
 def _tested(library: str) -> str:
     """Return what the installed raybge requires, for example "ray==2.60.*"; the name alone if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     from packaging.requirements import Requirement
 
     try:

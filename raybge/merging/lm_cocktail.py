@@ -11,7 +11,6 @@ from typing import Any
 
 from raybge.cli.options import MergeOptions
 from raybge.cli.run import call_command
-from raybge.merging.run import merge, merge_and_load
 
 
 def mix_models(
@@ -98,6 +97,8 @@ def mix_models_with_data(
 
 
 def _merge(flags: dict[str, Any], return_model: bool, examples: list[Any] | None = None) -> Any:
+    from raybge.merging.run import merge, merge_and_load
+
     with ExitStack() as stack:
         if return_model and flags["output_path"] is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raybge-merge-"))

@@ -20,7 +20,7 @@ FLAGS = ["--train_data", "missing.jsonl", "--model_name_or_path", "m", "--output
 
 def test_the_installed_versions_are_tested_and_others_are_named(monkeypatch):
     assert versions.untested_versions() == []
-    monkeypatch.setattr(versions, "version", lambda name: {"torch": "3.1.0"}.get(name, version(name)))
+    monkeypatch.setattr(versions, "_installed", lambda name: {"torch": "3.1.0"}.get(name, version(name)))
     (line,) = versions.untested_versions()
     assert re.fullmatch(r"torch 3\.1\.0 is not tested with raybge: pip install 'torch[=<>].*'", line)
 

@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Path:
     (folder / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
     corpus = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
-    queries = [{"query": text[:12], "positives": [text]} for text in texts[:8]]
+    queries = [{"query": text[:12], "pos": [text]} for text in texts[:8]]
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
     return folder
 
@@ -86,8 +86,8 @@ def printing_thread(capfd: pytest.CaptureFixture) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        output = capfd.readouterr().out
-        assert count[0] > 5 and all(f"another thread {i}\n" in output for i in range(count[0]))
+    output = capfd.readouterr().out
+    assert count[0] > 5 and all(f"another thread {i}\n" in output for i in range(count[0]))
 
 
 @contextlib.contextmanager
