@@ -34,7 +34,7 @@ demo: venv
 
 # A test process holds a module and its Ray. Lost machines, signals that leave seconds to save in, and clusters of several
 # nodes come afterwards, alone.
-ALONE := tests/faults tests/training/test_graceful_stop.py tests/multi_node
+ALONE := tests/faults tests/library tests/training/test_graceful_stop.py tests/multi_node
 
 test: venv
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)

@@ -11,6 +11,8 @@ echo "torch==2.13.0" >"$work/torch.txt"
 elsewhere="/== '(win32|emscripten)'/d
 s/ ; (sys_platform != 'emscripten'|platform_python_implementation != 'PyPy')\$//
 s/ ; implementation_name != 'PyPy' and platform_python_implementation != 'PyPy'\$//
+s/ ; implementation_name == 'pypy' or .*\$//
+s/ ; sys_platform != 'emscripten' and sys_platform != 'win32'\$//
 s/python_full_version < '3.15' and //"
 
 for hardware in cpu gpu; do

@@ -134,7 +134,7 @@ def test_calls_leave_the_program_as_it_was(name, data, tmp_path, capfd):
 
 def test_an_interrupt_leaves_the_program_as_it_was(data, tmp_path, capfd):
     state = tmp_path / "run" / ".raybge"
-    with unchanged(), interrupted(lambda: state.is_dir() and any(state.glob("run-*"))):
+    with unchanged(), interrupted(lambda: state.is_dir() and any(state.glob("ray-run-*"))):
         call("finetune", data, tmp_path, max_steps=100_000)
     out, err = capfd.readouterr()
     assert "continue with: resume=True" in out + err

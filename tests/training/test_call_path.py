@@ -33,10 +33,11 @@ class Tracer:
         if name not in self.entered and not builds:
             self.entered.append(name)
         if name == self.last and not self.stack:
+            frames = []
             while frame is not None:
-                if (each := self.file_of(frame)) and each not in self.stack:
-                    self.stack.insert(0, each)
+                frames.insert(0, self.file_of(frame))
                 frame = frame.f_back
+            self.stack = list(dict.fromkeys(filter(None, frames)))  # each where it is first entered
 
     def file_of(self, frame) -> str | None:
         code = frame.f_code
