@@ -23,10 +23,16 @@ from raybge.util.redaction import redact
 
 
 class Console:
-    """The terminal of one command."""
+    """The terminal of one command.
 
-    def __init__(self) -> None:
+    Args:
+        shows_messages: messages of Ray and tracebacks of restarts are written to sys.stderr. `capture` sets it: they go
+            to its log file.
+    """
+
+    def __init__(self, shows_messages: bool = False) -> None:
         self.log_path: str | None = None
+        self.shows_messages = shows_messages
         self.resume_command = "resume=True"  # shown when a run stops early; commands set their command line
         self._out: Any = sys.stdout
         self._err: Any = sys.stderr
@@ -84,6 +90,7 @@ class Console:
             name: command name in the log file's name.
             enabled: False leaves all output on the terminal.
         """
+        self.shows_messages = True
         if not enabled or self.log_path is not None:  # a nested command shares the log of the outer one
             yield
             return

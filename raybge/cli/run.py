@@ -87,7 +87,7 @@ def call_command(options_class: type, function: Callable[[Any, Console], Result]
         The result of `function`.
     """
     options: Any = build_options(options_class, values)
-    console = Console()
+    console = Console(shows_messages=options.verbose)
     _report_untested_versions(console)
     with preserve_process_state():
         return function(options, console)

@@ -7,12 +7,12 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from raybge.cluster.resources import Cluster, available_cores, read_cluster, reading_slots
-from raybge.compat.ray import keep_ports_on_loopback
+from raybge.compat.ray import ports_on_loopback
 from raybge.util.errors import UserError
 
 # Lets Ray listen to other machines; its name mentions Windows and macOS, but it works on Linux as well.
@@ -47,11 +47,14 @@ def connect(address: str | None = None, verbose: bool = False, messages: bool = 
     import ray
 
     _set_environment(verbose)
-    with _data_context(verbose):
+    with ExitStack() as stack:
+        stack.enter_context(_data_context(verbose))
         if ray.is_initialized():
             yield read_cluster(_own)
             return
         _own = target in (None, "local")
+        if _own and os.environ.get(LISTEN_TO_OTHERS) == "0":
+            stack.enter_context(ports_on_loopback())
         _start(messages) if _own else _join(str(target), messages)
         try:
             yield read_cluster(_own)
@@ -77,8 +80,6 @@ def address_file() -> Path:
 def _start(messages: bool) -> None:
     import ray
 
-    if os.environ.get(LISTEN_TO_OTHERS) == "0":
-        keep_ports_on_loopback()
     options: dict[str, Any] = {"num_cpus": available_cores() + reading_slots(), "include_dashboard": False}
     ray.init(address="local", **options, **_output_options(messages))
 

@@ -8,8 +8,10 @@ single machine, which Ray knows by its loopback address, no other machine can co
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -46,18 +48,18 @@ class NodeTorchBackend(Backend):
         """Start a store in worker 0, then have all workers join the process group."""
         address, port = worker_group.execute_single(0, host_store)
         size = len(worker_group)
-        joined = [
+        joins = [
             worker_group.execute_single_async(
                 rank, join, address, port, rank, size, backend_config.backend, backend_config.timeout_s
             )
             for rank in range(size)
         ]
-        ray.get(joined)
+        ray.get(joins)
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Have the workers leave the process group; wait for SHUTDOWN_SECONDS at most."""
-        left = worker_group.execute_async(leave)
-        ray.wait(left, num_returns=len(left), timeout=SHUTDOWN_SECONDS)
+        exits = worker_group.execute_async(leave)
+        ray.wait(exits, num_returns=len(exits), timeout=SHUTDOWN_SECONDS)
 
 
 def choose_interface() -> None:
@@ -78,15 +80,23 @@ def host_store() -> tuple[str, int]:
         Address and port.
     """
     global _store
-    address = own = ray.util.get_node_ip_address()
+    address = listen_address = ray.util.get_node_ip_address()
     try:
-        listener = socket.create_server((address, 0))
-    except OSError:
-        own, listener = "127.0.0.1", socket.create_server(("", 0))
+        listener = _listener(address)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        print(f"no interface has this node's address {address}: the store listens at all addresses", file=sys.stderr)
+        listen_address, listener = "127.0.0.1", _listener("")
     port = listener.getsockname()[1]
     # The store owns and closes the socket.
-    _store = TCPStore(own, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    fd = listener.detach()
+    _store = TCPStore(listen_address, port, is_master=True, wait_for_workers=False, master_listen_fd=fd)
     return address, port
+
+
+def _listener(address: str) -> socket.socket:
+    return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
 
 
 def join(address: str, port: int, rank: int, size: int, backend: str, timeout_seconds: float) -> None:
@@ -112,11 +122,12 @@ def join(address: str, port: int, rank: int, size: int, backend: str, timeout_se
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "ACCELERATE_TORCH_DEVICE": str(ray.train.torch.get_device()),
     }
-    if not {"NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING"} & {*os.environ}:
+    if not {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_BLOCKING_WAIT"} & {*os.environ}:
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"  # a collective whose time is over ends the worker
     choose_interface()
     limit = timedelta(seconds=timeout_seconds)
-    store = _store if rank == 0 else TCPStore(address, port, is_master=False, timeout=limit)
+    store = _store if rank == 0 and _store else TCPStore(address, port, is_master=False)
+    store.set_timeout(limit)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 

@@ -49,10 +49,10 @@ class ScaleSpec:
     def connect(self, console: Console) -> AbstractContextManager[Cluster]:
         """Join or start the Ray cluster; it is left again at the end of the `with` block.
 
-        Ray's messages and those of its processes go to the console's log file, if it has one. In a program that uses
-        raybge as a library they are only shown with --verbose.
+        Ray's messages and those of its processes go to the console's log file. In a program that uses raybge as a
+        library, which has none, they are only shown with --verbose.
         """
-        return connect(self.address, self.verbose, messages=self.verbose or console.log_path is not None)
+        return connect(self.address, self.verbose, messages=console.shows_messages)
 
     def plan(self, cluster: Cluster, *, cores_a_worker: int = CORES_A_WORKER, elastic: bool = False) -> Plan:
         """Plan workers or actors on a cluster.

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raybge.compat.versions import require
+from raybge.compat.versions import require, require_module
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 
-def keep_ports_on_loopback() -> None:
-    """Bind the ports of a Ray that this process starts to the loopback interface.
+@contextmanager
+def ports_on_loopback() -> Iterator[None]:
+    """Bind the ports of a Ray that this process starts in the block to the loopback interface.
 
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 has this effect only if it is set before Ray is imported; a program that uses
     raybge as a library may have imported Ray earlier.
-    """
-    from ray._private import ray_constants
 
-    require(ray_constants, "ENABLE_RAY_CLUSTER", "ray")  # without it the ports would be open, and nothing would say so
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    Raises:
+        UnsupportedVersionError: Ray has changed. The ports would be open without a word.
+    """
+    constants = require_module("ray._private.ray_constants", "ray")
+    before = require(constants, "ENABLE_RAY_CLUSTER", "ray")
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def torch_trainer_without_helpers() -> type[TorchTrainer]:
@@ -45,9 +54,13 @@ def torch_trainer_without_helpers() -> type[TorchTrainer]:
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
+            shipped = super()._create_default_callbacks()
             replaced = (DatasetsCallback, PlacementGroupCleanerCallback)
-            callbacks = [each for each in super()._create_default_callbacks() if not isinstance(each, replaced)]
-            return [*callbacks, DataContextCallback(self.train_run_context, self.datasets)]
+            try:
+                context = DataContextCallback(self.train_run_context, self.datasets)
+            except (AttributeError, TypeError):
+                return shipped
+            return [*(each for each in shipped if not isinstance(each, replaced)), context]
 
     return Trainer
 
@@ -79,12 +92,20 @@ def machines_are_starting() -> bool:
     return bool(status.pending_nodes or status.pending_launches)
 
 
-def keep_keys_out_of_trials() -> None:
+@contextmanager
+def keys_out_of_trials() -> Iterator[None]:
     """Stop Ray Tune from copying the driver's AWS keys to its trials in runtime environments, which Ray logs.
 
     Trials have the keys of their node, as every other process that Ray starts there. Ray Tune has no option for it.
-    """
-    from ray.tune.execution import class_cache
 
-    names = require(class_cache, "ENV_VARS_TO_PROPAGATE", "ray")  # without it nothing would say that keys are logged
-    names.difference_update([name for name in names if name.startswith("AWS_")])
+    Raises:
+        UnsupportedVersionError: Ray has changed. Keys would be logged without a word.
+    """
+    class_cache = require_module("ray.tune.execution.class_cache", "ray")
+    names = require(class_cache, "ENV_VARS_TO_PROPAGATE", "ray")
+    keys = {name for name in names if name.startswith("AWS_")}
+    names.difference_update(keys)
+    try:
+        yield
+    finally:
+        names.update(keys)

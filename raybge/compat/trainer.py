@@ -1,8 +1,8 @@
-"""transformers' Trainer with four steps of its loop replaced: the only private methods of it that raybge overrides.
+"""transformers' Trainer with hooks at six steps of its loop: the only private methods of it that raybge overrides.
 
 The loop itself, the optimizers, schedules, callbacks, reporting tools, DeepSpeed and FSDP stay transformers' own. At
-these four places it has no public hook; each override passes on to a public method of `HookedTrainer`, which a
-subclass implements.
+these six places it has no public hook; each override passes on to a public method of `HookedTrainer`, which a subclass
+implements. `HookedTrainer` has one subclass: it is a class of its own so that all private names are in this package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from torch import nn
 
 from raybge.compat.versions import require
 
-PRIVATE_METHODS = ("_init_training_state", "_run_epoch", "_get_grad_norm", "_save_checkpoint")
+PRIVATE_METHODS = (
+    "_init_training_state",
+    "_run_epoch",
+    "_get_grad_norm",
+    "_save_checkpoint",
+    "_load_best_model",
+    "_finalize_training",
+)
 
 
 class HookedTrainer(transformers.Trainer):
@@ -48,6 +55,13 @@ class HookedTrainer(transformers.Trainer):
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the current update."""
         raise NotImplementedError
+
+    def load_best_model(self) -> None:
+        """Load the model of the best checkpoint, with --load_best_model_at_end."""
+        raise NotImplementedError
+
+    def complete_checkpoints(self) -> None:
+        """Wait for the last checkpoint, before the Trainer loads the best model and ends its callbacks."""
 
     @property
     def mean_logged_loss(self) -> torch.Tensor:
@@ -83,3 +97,12 @@ class HookedTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Leave files, folder and deletion of old checkpoints to `save_checkpoint`."""
         self.save_checkpoint()
+
+    def _load_best_model(self) -> None:
+        """Leave the search for the best checkpoint to `load_best_model`: the Trainer's finds local folders only."""
+        self.load_best_model()
+
+    def _finalize_training(self, *args: Any) -> Any:
+        """Complete the checkpoints first: the time of a run includes them, and callbacks find them."""
+        self.complete_checkpoints()
+        return super()._finalize_training(*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 LIBRARIES = ("ray", "torch", "transformers", "accelerate")
@@ -35,6 +36,27 @@ def require(owner: Any, name: str, library: str) -> Any:
         ) from None
 
 
+def require_module(name: str, library: str) -> Any:
+    """Import a private module of a library.
+
+    Args:
+        name: full name of the module.
+        library: name of the library's distribution.
+
+    Returns:
+        The module.
+
+    Raises:
+        UnsupportedVersionError: the module does not exist.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UnsupportedVersionError(
+            f"{library} {_installed(library)} has no module {name}, which raybge uses: install {_tested(library)}"
+        ) from None
+
+
 def untested_versions() -> list[str]:
     """Return a line for each installed library whose version raybge was not tested with."""
     from packaging.specifiers import SpecifierSet
@@ -44,15 +66,19 @@ def untested_versions() -> list[str]:
         tested = _tested(library)
         specifiers = SpecifierSet(tested.removeprefix(library))
         installed = _installed(library)
-        if not specifiers.contains(installed, prereleases=True):
+        if installed and not specifiers.contains(installed, prereleases=True):
             lines.append(f"{library} {installed} is not tested with raybge: pip install '{tested}'")
     return lines
 
 
 def _installed(library: str) -> str:
-    from importlib.metadata import version
+    """Return the version of a library; "" if it was not installed as a package."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version(library)
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def _tested(library: str) -> str:

@@ -86,14 +86,18 @@ def _trial_rates(
 def _pairs_per_second(e_ND: np.ndarray, kind: IndexKind, k: int, threads: int) -> float:
     import faiss
 
+    threads_before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
-    index: Any = empty_index(e_ND.shape[1], kind)
-    index.add(np.resize(e_ND, (TRIAL_VECTORS, e_ND.shape[1])))
-    q_QD = np.resize(e_ND, (TRIAL_QUERIES, e_ND.shape[1]))
-    index.search(q_QD, k)
-    start = time.perf_counter()
-    index.search(q_QD, k)
-    return TRIAL_VECTORS * TRIAL_QUERIES / (time.perf_counter() - start)
+    try:
+        index: Any = empty_index(e_ND.shape[1], kind)
+        index.add(np.resize(e_ND, (TRIAL_VECTORS, e_ND.shape[1])))
+        q_QD = np.resize(e_ND, (TRIAL_QUERIES, e_ND.shape[1]))
+        index.search(q_QD, k)
+        start = time.perf_counter()
+        index.search(q_QD, k)
+        return TRIAL_VECTORS * TRIAL_QUERIES / (time.perf_counter() - start)
+    finally:
+        faiss.omp_set_num_threads(threads_before)
 
 
 def sample_passages(passages: Passages, max_texts: int) -> list[str]:

@@ -96,6 +96,8 @@ class TrainingController:
                     failures += workers is None
                     if workers is None and (isinstance(cause, CORRECTABLE) or not self._may_restart(failures)):
                         raise cause from error
+                    if console.shows_messages:
+                        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
                     self._prepare_restart(bar, error, failures, workers)
         return run_state.read().metrics
 
@@ -111,7 +113,6 @@ class TrainingController:
 
     def _prepare_restart(self, bar: Any, error: BaseException, failures: int, workers: int | None) -> None:
         """Resume from the latest checkpoint, with `workers` workers if the cluster changed."""
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)  # into the log
         if checkpoint := latest_checkpoint(self.storage):
             self.resume_from = checkpoint.path
         path = self.resume_from

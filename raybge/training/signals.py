@@ -54,7 +54,8 @@ class SignalHandler:
     ) -> None:
         """Restore the previous handlers; after an interruption, report what is saved and how to resume."""
         for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not installed by Python, which cannot restore it
+                signal.signal(number, handler)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self._log(f"{self._outcome()}; continue with: {self._resume_command}")
 

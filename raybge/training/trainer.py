@@ -1,7 +1,4 @@
-"""transformers' Trainer on a worker's own stream: position in the data, loss, evaluation and checkpoints.
-
-Flags whose work is done here instead of by the Trainer are taken out of its TrainingArguments: see `OwnFlags`.
-"""
+"""transformers' Trainer on a worker's own stream: position in the data, loss, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +30,12 @@ from raybge.training.checkpoint.manifest import (
     list_checkpoints,
 )
 from raybge.training.checkpoint.safe_load import safe_loading
-from raybge.training.checkpoint.training_state import load_sharded_model, load_training_state, save_training_state
+from raybge.training.checkpoint.training_state import (
+    load_random_state,
+    load_sharded_model,
+    load_training_state,
+    save_training_state,
+)
 from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
 from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
@@ -76,37 +78,16 @@ class TrainerContext:
     attempt: str | None = None
 
 
-@dataclass(frozen=True)
-class OwnFlags:
-    """Flags of TrainingArguments that StreamTrainer acts on; the Trainer gets them with a value that has no effect.
-
-    Args:
-        logging_nan_inf_filter: its filter waits for the device twice a step.
-        load_best_model_at_end: it searches for the best checkpoint in folders only.
-        save_total_limit: it deletes checkpoints while they are written.
-    """
-
-    logging_nan_inf_filter: bool
-    load_best_model_at_end: bool
-    save_total_limit: int | None
-
-    @classmethod
-    def take(cls, args: transformers.TrainingArguments) -> OwnFlags:
-        """Return the flags and reset them in `args`."""
-        own = cls(args.logging_nan_inf_filter, args.load_best_model_at_end, args.save_total_limit)
-        args.logging_nan_inf_filter, args.load_best_model_at_end, args.save_total_limit = False, False, None
-        return own
-
-
-class _Resume(transformers.TrainerCallback):
-    """Loads the rest of a checkpoint once the Trainer has prepared model, optimizer and schedule."""
+class StateLoader(transformers.TrainerCallback):
+    """Loads the state of training once the Trainer has prepared model, optimizer and schedule."""
 
     def __init__(self, trainer: StreamTrainer):
-        self.trainer = trainer
+        self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer.resume_folder:
-            load_training_state(self.trainer, self.trainer.resume_folder)
+        """Load the state if the run continues from a checkpoint."""
+        if self._trainer.resume_folder:
+            load_training_state(self._trainer, self._trainer.resume_folder)
 
 
 class StreamTrainer(HookedTrainer):
@@ -131,7 +112,8 @@ class StreamTrainer(HookedTrainer):
         self.context = context
         self.validation = context.validation
         self.nonfinite_guard = context.nonfinite_guard
-        self.own_flags = OwnFlags.take(self.args)
+        # The Trainer's own filter waits for the device twice a step.
+        self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         self.step_metrics = StepRecorder()
         self.score_sampler = ScoreSampler(components.model)
         self.first_result: RetrievalResult | None = None  # of each query before the first step
@@ -139,7 +121,8 @@ class StreamTrainer(HookedTrainer):
         self.staging = StagingFolder(self.storage, context.attempt or uuid.uuid4().hex)
         local_rank = self.args.local_process_index
         self.writer = CheckpointWriter(self.storage, self.staging, self.args.process_index, local_rank)
-        self.add_callback(_Resume(self))
+        self.callback_handler.callbacks.insert(0, StateLoader(self))  # others begin with the state
+        self._random_state_pending = False
         self._saved_step: int | None = None  # update of the last checkpoint that was written
         self._reported_step: int | None = None  # update of the last one passed to `on_checkpoint`
 
@@ -156,22 +139,23 @@ class StreamTrainer(HookedTrainer):
             UserError: a file of the checkpoint is refused.
         """
         self.resume_folder = resume_from_checkpoint
+        self._random_state_pending = resume_from_checkpoint is not None
         if resume_from_checkpoint and not self.is_sharded:  # a sharded model is loaded once it is sharded
             self.encoder.load_weights(resume_from_checkpoint)
-        result = super().train()
+        return super().train()
+
+    def complete_checkpoints(self) -> None:
+        """Wait for the last checkpoint; with --save_total_limit 1 keep the best one only. Collective."""
         self.wait_for_checkpoint()
         best = self.state.best_model_checkpoint
-        if self.own_flags.load_best_model_at_end and best:
-            self.load_best_model()
-        if self.own_flags.save_total_limit == 1 and best and self.args.should_save:
+        if self.args.should_save and self.args.save_total_limit == 1 and best:
             for path in list_checkpoints(self.storage):
                 if checkpoint_name(path) != checkpoint_name(best):
                     delete_checkpoint(path)
-        return result
 
     @property
     def is_sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed keeps the model or the state of its optimizer in shards."""
+        """True if FSDP or DeepSpeed keeps the model or the state of its optimizer in shards."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     # --- position in the stream ---
@@ -192,6 +176,9 @@ class StreamTrainer(HookedTrainer):
         """Start the stream at the position of the checkpoint, without reading anything before it."""
         if self.state.global_step >= self.state.max_steps:  # a run that was lost after its last checkpoint
             return None
+        if self.resume_folder and self._random_state_pending:  # last, since an evaluation at the start may draw
+            load_random_state(self, self.resume_folder)
+            self._random_state_pending = False
         done = self.state.global_step - epoch * updates
         self.stream.start_step = done * self.args.gradient_accumulation_steps
         return done
@@ -214,7 +201,7 @@ class StreamTrainer(HookedTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far."""
         loss = super().training_step(*args, **kwargs)
-        if not self.own_flags.logging_nan_inf_filter:
+        if not self.filters_losses:
             return loss
         return torch.where(loss.isfinite(), loss, self.mean_logged_loss)
 
@@ -307,8 +294,8 @@ class StreamTrainer(HookedTrainer):
             save_training_state(self, folder, write)
         if step == self.state.best_global_step:
             self.state.best_model_checkpoint = redact(checkpoint_path(self.storage, step))
+        self.store_flos()  # collective
         if self.args.should_save:
-            self.store_flos()
             write(lambda: self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME)))
         publishers = self._gather_flags(self.writer.is_publisher)  # after this, every worker has written its part
         self._saved_step = step
@@ -325,7 +312,7 @@ class StreamTrainer(HookedTrainer):
                 part,
                 parts,
                 None if self.args.save_only_model else commit,
-                self.own_flags.save_total_limit,
+                self.args.save_total_limit,
                 self.state.best_model_checkpoint,
             )
         )

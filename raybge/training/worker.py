@@ -175,7 +175,7 @@ def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:
     if trainer.validation is None:
         return {}
     last = [entry for entry in trainer.state.log_history if retrieval_metrics(entry)][-1:]
-    is_final = last and last[0]["step"] == trainer.state.global_step and not trainer.own_flags.load_best_model_at_end
+    is_final = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
     values = retrieval_metrics(last[0] if is_final else trainer.evaluate())
     return {f"eval_{name}": value for name, value in values.items()}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from raybge.cluster.placement_groups import release_placement_group
 from raybge.cluster.resources import head_address
-from raybge.compat.ray import keep_keys_out_of_trials
+from raybge.compat.ray import keys_out_of_trials
 from raybge.tuning.population import pbt_scheduler, read_history, trial_resources
 from raybge.tuning.records import Trial, best_trial
 from raybge.tuning.spec import SearchAlgorithmSpec
@@ -56,7 +56,6 @@ class RayTuneSearch:
         os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
         # State is saved after each change: what it lacks is repeated when the search is continued.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
-        keep_keys_out_of_trials()
         trainable = tune.with_parameters(run_trial, trial_spec=self.trial_spec)
         # A trial's actor only waits for its training workers, and must take no CPU from them. Ray does not create a
         # placement group without resources, hence one byte of memory.
@@ -73,7 +72,7 @@ class RayTuneSearch:
                 tuner = tune.Tuner(
                     trainable, param_space=space, tune_config=self._tune_config(), run_config=self._run_config()
                 )
-            with _seeded(self.spec.seed):
+            with keys_out_of_trials(), _seeded(self.spec.seed):
                 tuner.fit()
         finally:
             _RUNNING.clear()

@@ -65,7 +65,11 @@ def run_trial(config: dict[str, Any], trial_spec: TrialSpec) -> None:
         _mine(mining)
     release_placement_group(folder / MODEL)  # of an earlier attempt, which may have been stopped just now
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    train(build_options(TrainOptions, {**training, **(attempt.flags() if attempt else {})}), Console(), context)
+    train(
+        build_options(TrainOptions, {**training, **(attempt.flags() if attempt else {})}),
+        Console(shows_messages=True),
+        context,
+    )
     curve = read_curve(folder)
     _write_json(folder / RESULT, {"curve": curve, "seconds": round(time.monotonic() - start, 3)})
     step, metrics = curve[-1]

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+_lock = threading.Lock()
+_calls = 0  # under way in all threads
+_restores = ExitStack()
+
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
@@ -20,24 +24,43 @@ def preserve_process_state() -> Iterator[None]:
 
     This includes environment variables, the handlers of SIGINT and SIGTERM, the root logger, warning filters and the
     random generators of Python, numpy and torch. Ray and transformers change most of them; so does raybge itself, for
-    the processes that it starts. Variables that other threads set meanwhile are reset too.
+    the processes that it starts. Of blocks that overlap in several threads, the last one restores the state before the
+    first. What other threads change during the block is reset too.
     """
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        stack.callback(_restore_environment, dict(os.environ))
-        stack.callback(_restore_root_logger, logging.root.level, list(logging.root.handlers))
-        stack.callback(random.setstate, random.getstate())
-        for restore, state in _library_generators():
-            stack.callback(restore, state)
-        if threading.current_thread() is threading.main_thread():  # the only one that may install handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                stack.callback(signal.signal, number, signal.getsignal(number))
+    global _calls
+    with _lock:
+        if not _calls:
+            _record(_restores)
+        _calls += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _calls -= 1
+            if not _calls:
+                _restores.close()
+
+
+def _record(stack: ExitStack) -> None:
+    stack.enter_context(warnings.catch_warnings())
+    stack.callback(_restore_environment, dict(os.environ))
+    stack.callback(_restore_root_logger, logging.root.level, list(logging.root.handlers))
+    stack.callback(random.setstate, random.getstate())
+    for restore, state in _library_generators():
+        stack.callback(restore, state)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stack.callback(_restore_handler, number, signal.getsignal(number))
+
+
+def _restore_handler(number: int, handler: Any) -> None:
+    # Only the main thread may install handlers. None: not installed by Python, which cannot restore it.
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def _restore_environment(before: dict[str, str]) -> None:
     for name in os.environ.keys() - before.keys():
-        del os.environ[name]
+        os.environ.pop(name, None)
     os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 

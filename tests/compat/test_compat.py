@@ -80,9 +80,11 @@ def expect(module: str, name: str) -> object:
 
 def test_ray_reads_the_constant_for_its_ports(monkeypatch):
     constants = importlib.import_module("ray._private.ray_constants")
-    monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", expect("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"))
-    compat_ray.keep_ports_on_loopback()
-    assert constants.ENABLE_RAY_CLUSTER is False
+    expect("ray._private.ray_constants", "ENABLE_RAY_CLUSTER")
+    monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", True)
+    with compat_ray.ports_on_loopback():
+        assert constants.ENABLE_RAY_CLUSTER is False
+    assert constants.ENABLE_RAY_CLUSTER is True
     services = inspect.getsource(importlib.import_module("ray._private.services"))
     assert "ray_constants.ENABLE_RAY_CLUSTER" in services, "Ray reads another constant: its ports would be open"
 
@@ -124,9 +126,10 @@ def test_trials_get_no_keys_of_the_driver(monkeypatch):
     def variables() -> set[str]:
         return {*expect("ray.tune.execution.class_cache", "_ActorClassCache")().get(object)}
 
-    assert secrets <= variables(), "Ray Tune passes no keys any more: keep_keys_out_of_trials is not needed"
-    compat_ray.keep_keys_out_of_trials()
-    rest = variables()
+    assert secrets <= variables(), "Ray Tune passes no keys any more: keys_out_of_trials is not needed"
+    with compat_ray.keys_out_of_trials():
+        rest = variables()
+    assert secrets <= variables()
     assert cache.RAY_CHDIR_TO_TRIAL_DIR in rest
     assert not [name for name in rest if re.search("AWS|KEY|TOKEN|SECRET|PASSWORD", name)]
 

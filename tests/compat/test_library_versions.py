@@ -74,11 +74,19 @@ def test_without_names_that_keep_secrets_or_close_ports_ray_is_refused(monkeypat
     from ray.tune.execution import class_cache
 
     monkeypatch.delattr(class_cache, "ENV_VARS_TO_PROPAGATE")
-    with pytest.raises(versions.UnsupportedVersionError, match="ENV_VARS_TO_PROPAGATE"):
-        compat_ray.keep_keys_out_of_trials()
+    with pytest.raises(versions.UnsupportedVersionError, match="ENV_VARS"), compat_ray.keys_out_of_trials():
+        pass
     monkeypatch.delattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER")
-    with pytest.raises(versions.UnsupportedVersionError, match="ENABLE_RAY_CLUSTER"):
-        compat_ray.keep_ports_on_loopback()
+    with pytest.raises(versions.UnsupportedVersionError, match="ENABLE_RAY"), compat_ray.ports_on_loopback():
+        pass
+    hide(monkeypatch, "ray._private.ray_constants")
+    with pytest.raises(versions.UnsupportedVersionError, match="ray .* has no module"), compat_ray.ports_on_loopback():
+        pass
+
+
+def test_a_library_without_package_metadata_is_accepted(monkeypatch):
+    monkeypatch.setattr(versions, "LIBRARIES", ("raybge_no_such_library",))
+    assert versions.untested_versions() == []
 
 
 def test_without_private_names_of_transformers_values_are_those_of_public_ones(monkeypatch):

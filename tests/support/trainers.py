@@ -93,9 +93,11 @@ def build_trainer(
     on_checkpoint: Any = None,
     initial_metrics: Any = None,
     storage: str | None = None,
+    rank: int = 0,
+    world: int = 1,
     **flags: Any,
 ) -> StreamTrainer:
-    """Build a trainer of one worker with batches of 6 groups of 3 passages; `flags` are those of TrainingArguments."""
+    """Build the trainer of a worker; global batches of 6 groups of 3 passages, `flags` are those of TrainingArguments."""
     flags = {"logging_steps": 1, "learning_rate": 1e-3, "num_train_epochs": 2, "save_strategy": "no"} | flags
     args = transformers.TrainingArguments(
         output_dir=str(folder), use_cpu=True, ignore_data_skip=True, disable_tqdm=True, **flags
@@ -107,7 +109,7 @@ def build_trainer(
     progress = ProgressCallback(None)
     contrastive = ContrastiveModel(encoder.model, Objective(0.1), None)
     trainer = StreamTrainer(
-        LocalStream(data, order, tokenizer, 0, 1, 1.0),
+        LocalStream(data, order, tokenizer, rank, world, 1.0),
         TaskComponents(contrastive, encoder.model.backbone, tokenizer, encoder),
         TrainerContext(
             identity=RunIdentity.of(data, order, args.gradient_accumulation_steps),

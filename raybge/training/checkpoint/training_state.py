@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from raybge.compat.torch import set_logged_rates
 from raybge.training.checkpoint.safe_load import safe_loading
+from raybge.util.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
@@ -38,7 +39,7 @@ def save_training_state(trainer: transformers.Trainer, folder: str, write: Write
     """
     is_main, scaler = trainer.args.should_save, trainer.accelerator.scaler
     if trainer.is_deepspeed_enabled:
-        trainer.deepspeed.save_checkpoint(folder, **_deepspeed_options(trainer))
+        trainer.deepspeed.save_checkpoint(folder)
     elif trainer.is_fsdp_enabled:
         from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 
@@ -68,8 +69,12 @@ def load_training_state(trainer: transformers.Trainer, folder: str) -> None:
         UserError: a file contains more than tensors and numbers, or is damaged.
     """
     with safe_loading(folder, "state"):
-        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        if _is_sharded(trainer):
             load_sharded_model(trainer, folder)
+    names = [*([] if _is_sharded(trainer) else [OPTIMIZER]), *([] if _deepspeed_schedules(trainer) else [SCHEDULER])]
+    for name in names:
+        if not Path(folder, name).is_file():
+            raise UserError(f"{folder} cannot be continued: it has no {name}")
     base_rates: Any = getattr(trainer.lr_scheduler, "base_lrs", None)
     with safe_loading(folder, "optimizer or scheduler"):
         _load_optimizer(trainer, folder)
@@ -79,8 +84,30 @@ def load_training_state(trainer: transformers.Trainer, folder: str) -> None:
     if scaler is not None and Path(folder, SCALER).is_file():
         with safe_loading(folder, "scaler"):
             scaler.load_state_dict(torch.load(Path(folder, SCALER), weights_only=True))
-    with safe_loading(folder, "random state"):
-        _load_random_state(_random_file(trainer, folder))
+
+
+def load_random_state(trainer: transformers.Trainer, folder: str) -> None:
+    """Restore this worker's random state; a worker that the checkpoint's run did not have keeps its own.
+
+    Args:
+        trainer: the trainer.
+        folder: local folder of the checkpoint.
+
+    Raises:
+        UserError: the file contains more than tensors and numbers, or is damaged.
+    """
+    path = _random_file(trainer, folder)
+    if not path.is_file():
+        return
+    with safe_loading(folder, "random state"), safe_globals():
+        state = torch.load(path, weights_only=True)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        states = state["cuda"] if isinstance(state["cuda"], list) else [state["cuda"]]
+        for device, each in enumerate(states[: torch.cuda.device_count()]):
+            torch.cuda.random.set_rng_state(each, device)
 
 
 def load_sharded_model(trainer: transformers.Trainer, folder: str) -> None:
@@ -88,8 +115,7 @@ def load_sharded_model(trainer: transformers.Trainer, folder: str) -> None:
     if trainer.is_deepspeed_enabled:
         from transformers.integrations import deepspeed_load_checkpoint
 
-        adapters_only = bool(_deepspeed_options(trainer))
-        deepspeed_load_checkpoint(trainer.deepspeed, folder, load_module_strict=not adapters_only)
+        deepspeed_load_checkpoint(trainer.deepspeed, folder)
     else:
         from accelerate.utils import load_fsdp_model
 
@@ -121,18 +147,6 @@ def _set_rates(schedule: torch.optim.lr_scheduler.LambdaLR, optimizer: Any, base
         group["initial_lr"], group["lr"] = base, rate
 
 
-def _deepspeed_options(trainer: transformers.Trainer) -> dict[str, bool]:
-    """Return the options of DeepSpeed's checkpoints: of adapters, the frozen weights are left out."""
-    from transformers.utils import is_peft_available
-
-    if is_peft_available():
-        from peft import PeftModel
-
-        model: Any = trainer.model
-        return {"exclude_frozen_parameters": True} if isinstance(model, PeftModel) else {}
-    return {}
-
-
 def _deepspeed_schedules(trainer: transformers.Trainer) -> bool:
     """Return whether the learning rate's schedule is in DeepSpeed's own checkpoint."""
     if not trainer.is_deepspeed_enabled:
@@ -140,6 +154,10 @@ def _deepspeed_schedules(trainer: transformers.Trainer) -> bool:
     from accelerate.utils import DeepSpeedSchedulerWrapper
 
     return isinstance(trainer.lr_scheduler, DeepSpeedSchedulerWrapper)
+
+
+def _is_sharded(trainer: transformers.Trainer) -> bool:
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
 def _random_file(trainer: transformers.Trainer, folder: str) -> Path:
@@ -154,16 +172,3 @@ def _save_random_state(path: Path) -> None:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.random.get_rng_state_all()
     torch.save(state, path)
-
-
-def _load_random_state(path: Path) -> None:
-    """Restore the random state; a worker that the checkpoint's run did not have keeps its own."""
-    if not path.is_file():
-        return
-    with safe_globals():
-        state = torch.load(path, weights_only=True)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.random.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.random.set_rng_state_all(state["cuda"])
