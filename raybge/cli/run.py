@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from raybge.cli.console import Console
 from raybge.cli.help_page import print_and_exit
 from raybge.cli.parser import build_options, parse_options
-from raybge.compat.versions import untested_versions
+from raybge.compat.library_versions import untested_versions
 from raybge.util.errors import CORRECTABLE, failure_message
 from raybge.util.process_state import preserve_process_state
 from raybge.util.redaction import SECRET_FLAG, command_line

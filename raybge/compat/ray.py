@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from raybge.compat.versions import require, require_module
+from raybge.compat.library_versions import require, require_module
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 
-from raybge.compat.trainer import HookedTrainer
+from raybge.compat.hooked_trainer import HookedTrainer
 from raybge.data.stream import StepStream
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard

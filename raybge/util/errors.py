@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from raybge.compat.versions import UnsupportedVersionError
+from raybge.compat.library_versions import UnsupportedVersionError
 from raybge.util.redaction import redact
 
 _ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause", re.MULTILINE)

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 import raybge
-from raybge.compat.trainer import PRIVATE_METHODS, HookedTrainer
-from raybge.compat.versions import UnsupportedVersionError
+from raybge.compat.hooked_trainer import PRIVATE_METHODS, HookedTrainer
+from raybge.compat.library_versions import UnsupportedVersionError
 from raybge.training.trainer import StreamTrainer
 
-ADVICE = "transformers' Trainer has changed: adapt raybge/compat/trainer.py"
+ADVICE = "transformers' Trainer has changed: adapt raybge/compat/hooked_trainer.py"
 
 
 def test_the_trainer_of_a_run_uses_no_private_name_of_transformers():

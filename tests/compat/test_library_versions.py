@@ -10,9 +10,9 @@ import transformers
 
 from raybge.cli import run
 from raybge.cli.options import TrainOptions
+from raybge.compat import library_versions as versions
 from raybge.compat import ray as compat_ray
 from raybge.compat import transformers as compat_transformers
-from raybge.compat import versions
 from raybge.train import main
 
 FLAGS = ["--train_data", "missing.jsonl", "--model_name_or_path", "m", "--output_dir", "o"]

@@ -97,7 +97,7 @@ def build_trainer(
     world: int = 1,
     **flags: Any,
 ) -> StreamTrainer:
-    """Build the trainer of a worker; global batches of 6 groups of 3 passages, `flags` are those of TrainingArguments."""
+    """Build a worker's trainer; global batches of 6 groups of 3 passages, `flags` are those of TrainingArguments."""
     flags = {"logging_steps": 1, "learning_rate": 1e-3, "num_train_epochs": 2, "save_strategy": "no"} | flags
     args = transformers.TrainingArguments(
         output_dir=str(folder), use_cpu=True, ignore_data_skip=True, disable_tqdm=True, **flags

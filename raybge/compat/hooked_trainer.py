@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from raybge.compat.versions import require
+from raybge.compat.library_versions import require
 
 PRIVATE_METHODS = (
     "_init_training_state",
