@@ -132,7 +132,15 @@ def test_calls_leave_the_program_as_it_was(name, data, tmp_path, capfd):
         call(name, data, tmp_path)
 
 
-def test_an_interrupt_leaves_the_program_as_it_was(data, tmp_path, capfd):
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C interrupt this process: the background jobs of a shell ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_an_interrupt_leaves_the_program_as_it_was(data, tmp_path, capfd, ctrl_c):
     state = tmp_path / "run" / ".raybge"
     with unchanged(), interrupted(lambda: state.is_dir() and any(state.glob("ray-run-*"))):
         call("finetune", data, tmp_path, max_steps=100_000)
