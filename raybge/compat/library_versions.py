@@ -29,11 +29,8 @@ def require(owner: Any, name: str, library: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError:
-        installed = _installed(library)
         where = getattr(owner, "__name__", type(owner).__name__)
-        raise UnsupportedVersionError(
-            f"{library} {installed} has no {where}.{name}, which raybge uses: install {_tested(library)}"
-        ) from None
+        raise _missing(f"{where}.{name}", library) from None
 
 
 def require_module(name: str, library: str) -> Any:
@@ -52,9 +49,7 @@ def require_module(name: str, library: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UnsupportedVersionError(
-            f"{library} {_installed(library)} has no module {name}, which raybge uses: install {_tested(library)}"
-        ) from None
+        raise _missing(f"module {name}", library) from None
 
 
 def untested_versions() -> list[str]:
@@ -69,6 +64,12 @@ def untested_versions() -> list[str]:
         if installed and not specifiers.contains(installed, prereleases=True):
             lines.append(f"{library} {installed} is not tested with raybge: pip install '{tested}'")
     return lines
+
+
+def _missing(name: str, library: str) -> UnsupportedVersionError:
+    return UnsupportedVersionError(
+        f"{library} {_installed(library)} has no {name}, which raybge uses: install {_tested(library)}"
+    )
 
 
 def _installed(library: str) -> str:

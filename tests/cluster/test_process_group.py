@@ -51,8 +51,10 @@ def listening_addresses(port: int) -> set[str]:
     return {each.laddr.ip for each in connections if each.laddr.port == port and not each.raddr}
 
 
-def test_the_store_listens_at_the_nodes_address_only(monkeypatch):
-    own = next(each.address for each in psutil.net_if_addrs()["lo"] if each.address.startswith("127."))
+@pytest.mark.parametrize("own", ["127.0.0.1", "::1"])
+def test_the_store_listens_at_the_nodes_address_only(monkeypatch, own):
+    if own not in (each.address for each in psutil.net_if_addrs()["lo"]):
+        pytest.skip(f"this machine has no address {own}")
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: own)
     monkeypatch.setattr(network, "_store", None)
     address, port = network.host_store()

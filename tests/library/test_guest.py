@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def process_state() -> dict[str, Any]:
-    """What a call must not change."""
+    """Return the state that a call must not change."""
     return {
         "descriptors": [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in (1, 2)],
         "streams": (id(sys.stdout), id(sys.stderr)),

@@ -94,8 +94,9 @@ def test_use_cpu_leaves_the_gpus_alone(tiny):
 def test_valid_flags_pass(tiny):
     flags = {"use_mrl": True, "mrl_dims": [8, 16], "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}
     flags |= {"guide_model": tiny, "false_negative_margin": 0.0, "bidirectional": True, "sub_batch_size": -1}
-    finetune_spec(tiny, **flags)
-    finetune_spec(tiny, temperature=0.9, normalize_embeddings=False)  # scores of any size
+    assert finetune_spec(tiny, **flags).objective.objective(normalized=True).bidirectional
+    scores_of_any_size = finetune_spec(tiny, temperature=0.9, normalize_embeddings=False)
+    assert scores_of_any_size.objective.objective(normalized=False).temperature == 0.9
 
 
 def test_every_flag_of_the_objective_has_its_field(tiny):
