@@ -318,7 +318,7 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     flags = flags_of(tiny, bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
     finetune(**flags)
     shown = capfd.readouterr().out
-    assert "skipped 1 rows" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
+    assert "1 invalid rows are skipped" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows
 
 
