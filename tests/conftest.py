@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +71,15 @@ def tiny(tmp_path: Path) -> Callable[..., str]:
         return make_tiny(tmp_path / name, kind, pooler, **more)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def worker_processes() -> Iterator[None]:
+    """Have training runs start their workers as plain processes, without Ray."""
+    from process_runtime import ProcessRuntime
+
+    from raybge.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "RUNTIME", ProcessRuntime)
+        yield
