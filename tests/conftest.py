@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ settings.register_profile("raybge", derandomize=True, deadline=None)
 settings.load_profile("raybge")
 
 
+TESTS = Path(__file__).parent
+RAY_CPUS = 6
 WORDS = [first + second for first in "abcdefghij" for second in "klmnopqrst"]
 
 
@@ -74,12 +77,26 @@ def tiny(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
+def ray_cluster() -> Any:
+    """Ray for all tests of a process, with more CPUs than the machine may have; returns the module.
+
+    Its workers can import the tests and what they support. A module that stops it, for a Ray of its own, leaves the
+    next one to start it again.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        folders = [str(path.parent) for path in TESTS.rglob("*.py")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([*folders, *sys.path])))
+            ray.init(address="local", num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False)
+    return ray
+
+
+@pytest.fixture
 def worker_processes() -> Iterator[None]:
     """Have training runs start their workers as plain processes, without Ray."""
-    from process_runtime import ProcessRuntime
+    from process_runtime import use_processes
 
-    from raybge.training import run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "RUNTIME", ProcessRuntime)
+    with use_processes():
         yield

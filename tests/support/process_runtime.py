@@ -1,7 +1,7 @@
 """Training workers as plain processes with gloo, without Ray: a run takes seconds instead of half a minute.
 
-The fixture `worker_processes` (tests/conftest.py) has training runs use it. What Ray itself does for a run, its placement,
-its pipelines and the loss of its nodes, is tested with Ray.
+The fixture `worker_processes` (tests/conftest.py) has training runs use it. What Ray itself does for a run, its
+placement, its pipelines and the loss of its nodes, is tested with Ray.
 """
 
 import multiprocessing
@@ -19,6 +19,7 @@ from functools import partial
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cloudpickle
 from trainers import read_in_process
@@ -43,8 +44,17 @@ PRELOADED = [
     "torch._dynamo",
     "trainers",
     "process_runtime",
+    "pytest",
+    "ray",
 ]
 GRACE_SECONDS = 1.0  # after the first failure of a worker, for those of the others to arrive
+
+
+@contextmanager
+def use_processes() -> Iterator[None]:
+    """Have training runs use `ProcessRuntime`."""
+    with mock.patch("raybge.training.run.RUNTIME", ProcessRuntime):
+        yield
 
 
 class WorkerFailuresError(Exception):

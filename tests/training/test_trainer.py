@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from process_runtime import ProcessWorkerContext
 from tiny import make_tiny
 from trainers import FailAt, LocalStream, RunLost, ScriptedValidation, logged, weights
 
