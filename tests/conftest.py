@@ -19,6 +19,8 @@ os.environ.update(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray's ports on loopback
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers would get what the other test process leaves: the tests that wait for them would be the last.
+        "RAY_worker_niceness": "0",
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warn when a process that used threads forks
     }
 )
