@@ -55,7 +55,6 @@ def test_the_plain_snippet(names):
 
 
 def test_the_snippet_of_sentence_transformers(names, snippet, model):
-    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (extra `dev`)")
     ours = names["scores"]
     exec(snippet("sentence_transformers", model), names)
     np.testing.assert_allclose(names["scores"], ours, atol=1e-5)

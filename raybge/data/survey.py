@@ -15,6 +15,7 @@ from raybge.util.atomic_write import atomic_stream
 from raybge.util.digest import digest
 from raybge.util.errors import UserError
 from raybge.util.filesystem import filesystem
+from raybge.util.plural import plural
 
 IN_PROCESS_BYTES = 64 << 20  # up to this size one process is faster than Ray tasks; also the size of a task's input
 MAX_BAD = 1000  # invalid rows that are recorded; others are only counted
@@ -107,7 +108,7 @@ def survey(
 
 def skipped_rows_message(result: Survey, flag: str) -> str:
     """Return the line that reports the skipped rows of a flag's files, and the first of them."""
-    return f"{flag}: {result.bad_count:,} invalid rows are skipped\n{bad_rows_message(result)}"
+    return f"{flag}: {plural(result.bad_count, 'invalid row')} skipped\n{bad_rows_message(result)}"
 
 
 def bad_rows_message(result: Survey) -> str:

@@ -331,7 +331,7 @@ def test_invalid_input_is_reported(data, tiny_model, tmp_path):
     assert 'bad.jsonl:1: "text" must be' in message(eval_data=dev, eval_corpus=bad)
     prepared = data_of(tiny_model, tmp_path, eval_data=bad, on_bad_rows="skip")
     assert prepared.queries.total_rows == 1
-    assert "--eval_data: 1 invalid rows are skipped" in "\n".join(prepared.lines())
+    assert "--eval_data: 1 invalid row skipped" in "\n".join(prepared.lines())
 
 
 def test_compressed_files(data, tiny_model, tmp_path):

@@ -2,13 +2,12 @@
 
 import json
 
+import mteb
 import numpy as np
 import pytest
 
 from raybge import Encoder, evaluate_retrieval
 from raybge.evaluate import main
-
-mteb = pytest.importorskip("mteb")
 
 TASKS = ("TinyRetrieval", "TinySTS")
 

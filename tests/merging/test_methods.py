@@ -9,7 +9,8 @@ from raybge.merging.methods import slerp, ties
 
 
 def test_slerp_matches_scipy():
-    scipy = pytest.importorskip("scipy.spatial", reason="scipy comes with sentence-transformers (extra `dev`)")
+    import scipy.spatial as scipy
+
     torch.manual_seed(0)
     a, b = (torch.nn.functional.normalize(torch.randn(50, dtype=torch.float64), dim=0) for _ in range(2))
     for share in (0.0, 0.2, 0.5, 1.0):
@@ -28,7 +29,8 @@ def test_slerp_without_a_unique_arc_is_the_weighted_sum(other):
 
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
 def test_ties_with_equal_weights_matches_peft(density, monkeypatch):
-    peft = pytest.importorskip("peft.utils.merge_utils", reason="extra `lora`")
+    import peft.utils.merge_utils as peft
+
     monkeypatch.setattr(methods, "BLOCK", 7)
     torch.manual_seed(0)
     base, *tuned = torch.randn(4, 10, 6)

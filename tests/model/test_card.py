@@ -131,7 +131,6 @@ def test_display_name(path, name):
 
 def test_the_snippets_run(tmp_path, tiny):
     """Both snippets, with the folder replaced, give the same score, with the folder's prompts."""
-    pytest.importorskip("sentence_transformers", reason="extra `dev`")
     from raybge.model.encoder import Encoder
 
     folder = str(tmp_path / "model")

@@ -32,7 +32,8 @@ def encoder(minilm: str) -> Encoder:
 @pytest.fixture
 def st():
     """sentence-transformers, fp32 on the CPU."""
-    library = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as library
+
     return lambda folder, **more: library.SentenceTransformer(str(folder), device="cpu", **more)
 
 

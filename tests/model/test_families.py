@@ -51,7 +51,7 @@ def assert_close(result, expected):
 
 def sentence_transformer(folder: str, pooling: str):
     """sentence-transformers on a plain transformers folder."""
-    st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as st
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     body = Transformer(folder, max_seq_length=32)
@@ -115,7 +115,8 @@ def test_trained_model_loads_in_other_libraries(tiny, tmp_path, kind):
     assert np.abs(trained - before).max() > 0.01
     saved = str(tmp_path / "saved")
     encoder.save(saved)
-    st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as st
+
     peer = st.SentenceTransformer(saved, device="cpu")
     assert_close(peer.encode(TEXTS), trained)
     assert_close(plain_transformers(saved, default(kind)), trained)

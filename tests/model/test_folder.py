@@ -45,7 +45,7 @@ def test_old_sentence_transformers_folder(minilm):
 @pytest.mark.parametrize("mode, pooling", [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last_token")])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_current_sentence_transformers_folder(tiny, tmp_path, mode, pooling, normalize):
-    st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as st
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     parts = [Transformer(tiny(), max_seq_length=17), Pooling(16, pooling_mode=mode), Normalize()]

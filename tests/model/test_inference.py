@@ -38,7 +38,7 @@ def encoder(folder) -> Encoder:
 @pytest.fixture
 def st(folder):
     """The same model in sentence-transformers."""
-    library = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as library
 
     def load(normalize: bool):
         modules = library.sentence_transformer.modules
@@ -161,7 +161,8 @@ def test_width_out_of_range_is_an_error(folder, encoder, width):
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary", "float32"])
 def test_quantized_vectors_equal_sentence_transformers(encoder, st, precision):
-    quantize = pytest.importorskip("sentence_transformers.util.quantization").quantize_embeddings
+    from sentence_transformers.util.quantization import quantize_embeddings as quantize
+
     vectors_ND = encoder.encode(TEXTS)
     ranges_2D = np.stack([vectors_ND.min(0), vectors_ND.max(0)]) * 0.9
     for inputs in ({}, {"ranges": ranges_2D}, {"calibration_embeddings": vectors_ND[::5]}):

@@ -17,8 +17,6 @@ from raybge.model.folder import check_model_folder, read_settings
 from raybge.model.lora import Lora
 from raybge.util.errors import UserError
 
-pytest.importorskip("peft", reason="extra `lora`")
-
 TEXTS = ["lane", "the text that we read and sort by length in chunks on one node", "rows of one node", "block"]
 KINDS = ["bert", "qwen3", "gpt2"]  # gpt2 keeps its weights transposed
 LORA = Lora(rank=4, alpha=6, dropout=0.0)
@@ -89,7 +87,8 @@ def test_adapters_load_in_other_libraries(trained, tmp_path, kind):
     check_model_folder(str(saved), "--model_name_or_path")
     assert read_settings(str(saved)).base == folder
     assert_close(Encoder(str(saved), devices="cpu").encode(TEXTS), expected)
-    st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as st
+
     assert_close(st.SentenceTransformer(str(saved), device="cpu").encode(TEXTS), expected)
     plain = transformers.AutoModel.from_pretrained(saved).eval()
     with torch.no_grad():
@@ -107,7 +106,8 @@ def test_merged_model_is_a_plain_model(trained, tmp_path, kind):
     ours, theirs = (load_file(f"{place}/model.safetensors") for place in (tmp_path / "saved", folder))
     assert {n: w.shape for n, w in ours.items()} == {n: w.shape for n, w in theirs.items()}
     assert_close(Encoder(str(tmp_path / "saved"), devices="cpu").encode(TEXTS), encoder.encode(TEXTS))
-    st = pytest.importorskip("sentence_transformers", reason="extra `dev`")
+    import sentence_transformers as st
+
     assert_close(st.SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(TEXTS), encoder.encode(TEXTS))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import sentence_transformers
 from tiny import make_tiny
 
 from raybge.data.collate import GroupTokenizer
@@ -252,7 +253,6 @@ def umask() -> int:
 
 
 def test_the_model_opens_in_sentence_transformers(runs, tiny):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
     texts = ["what is a lane", "we read and sort the text by length"]
     ours = Encoder(str(runs["one"])).encode_corpus(texts)
     theirs = sentence_transformers.SentenceTransformer(str(runs["one"]), device="cpu").encode(texts)
@@ -263,8 +263,6 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
 
 def test_adapters_of_a_decoder_are_trained_and_merged(data, tmp_path):
     """On two workers, which require a gradient of every adapter; model/test_lora.py tests the adapters themselves."""
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    pytest.importorskip("peft")
     base = make_tiny(tmp_path / "base", "qwen3")
     flags = flags_of(base, data, tmp_path / "out", num_workers=2, max_steps=3, save_strategy="no")
     flags |= {"use_lora": True, "lora_rank": 4, "learning_rate": 0.01, "gradient_checkpointing": True}
@@ -318,7 +316,7 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     flags = flags_of(tiny, bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
     finetune(**flags)
     shown = capfd.readouterr().out
-    assert "1 invalid rows are skipped" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
+    assert "1 invalid row skipped" in shown and "bad.jsonl:10" in shown and "9 groups" in shown
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows
 
 
