@@ -78,6 +78,15 @@ def tiny(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_ray_workers() -> Iterator[None]:
+    """Have every Ray that a test process starts fork its workers."""
+    from ray_workers import fork_ray_workers
+
+    with fork_ray_workers():
+        yield
+
+
 @pytest.fixture(scope="module")
 def ray_cluster() -> Any:
     """Ray for all tests of a process, with more CPUs than the machine may have; returns the module.

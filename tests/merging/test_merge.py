@@ -355,7 +355,8 @@ def test_invalid_search_data_is_an_error(ray_cluster, models, rows, tmp_path, ca
 def test_interrupt_leaves_no_files(models, tmp_path):
     """A real process, interrupted while it writes."""
     code = (
-        "import sys, time; from raybge.merging import alignment; from raybge.merge import main\n"
+        "import signal, sys, time; from raybge.merging import alignment; from raybge.merge import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which background jobs ignore\n"
         "write = alignment.write_tensors\n"
         "def slow(*args): write(*args); print('half', flush=True); time.sleep(60)\n"
         "alignment.write_tensors = slow\n"
