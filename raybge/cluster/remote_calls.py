@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections import deque
@@ -22,15 +21,15 @@ def ray_is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def results_in_order(
-    calls: Iterable[tuple[Any, ...]], window: int | None = None, cancel: bool = False
-) -> Iterator[Any]:
+def results_in_order(calls: Iterable[tuple[Any, ...]], window: int | None = None) -> Iterator[Any]:
     """Make Ray calls and yield their results in the order of the calls.
+
+    If the caller stops early, the calls under way run to their end: Ray aborts the process if a task ends while it is
+    being cancelled («Tried to complete task that was not pending», Ray 2.60).
 
     Args:
         calls: for each call a function that returns a reference, and its arguments.
         window: calls under way at a time; default: twice the cluster's CPUs, so that every core is busy.
-        cancel: cancel the calls under way if the caller stops early.
 
     Yields:
         The result of each call.
@@ -42,18 +41,13 @@ def results_in_order(
 
     window = window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
-    try:
-        with unwrap_user_errors():
-            for function, *arguments in calls:
-                if len(pending) >= window:
-                    yield ray.get(pending.popleft())
-                pending.append(function(*arguments))
-            while pending:
+    with unwrap_user_errors():
+        for function, *arguments in calls:
+            if len(pending) >= window:
                 yield ray.get(pending.popleft())
-    finally:
-        for reference in pending if cancel else ():
-            with contextlib.suppress(Exception):  # the connection may be what failed
-                ray.cancel(reference)
+            pending.append(function(*arguments))
+        while pending:
+            yield ray.get(pending.popleft())
 
 
 @contextmanager

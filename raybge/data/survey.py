@@ -154,7 +154,7 @@ def _counts(files: list[SourceFile], blocks: list[Block], parse: Parse) -> Itera
 
     count_group = ray.remote(_count_group).remote
     calls = ((count_group, files[group[0].file], group, parse) for group in _groups(files, blocks))
-    for counts in results_in_order(calls, cancel=True):
+    for counts in results_in_order(calls):
         yield from counts
 
 

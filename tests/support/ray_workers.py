@@ -1,8 +1,9 @@
 """Workers of Ray that are forked from one process, which has imported torch and transformers.
 
-Ray starts a Python process for each actor, which then imports these libraries for 2 to 6 s of CPU. `fork_ray_workers` has
-the raylets that this process starts use another "python" for workers: a script that asks the server of this module to
-fork. The worker is Ray's own `default_worker.py` with the command line, environment and folder that the raylet gave it.
+Ray starts a Python process for each actor, which then imports these libraries for 2 to 6 s of CPU. `fork_ray_workers`
+has the raylets that this process starts use another "python" for workers: a script that asks the server of this module
+to fork. The worker is Ray's own `default_worker.py` with the command line, environment and folder that the raylet gave
+it. A worker whose environment has other values than the server's is started by python itself.
 """
 
 import array
@@ -13,6 +14,8 @@ import json
 import os
 import random
 import runpy
+import select
+import shutil
 import signal
 import socket
 import stat
@@ -46,9 +49,20 @@ PRELOADED = [
     "transformers.models.bert.modeling_bert",
     "transformers.trainer",
 ]
-# Variables that differ between workers and that no library reads when it is imported.
-PER_WORKER = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV", "PYTHONBREAKPOINT")
-PER_WORKER += ("OMP_NUM_THREADS", "PYTHONPATH", "PYTEST_CURRENT_TEST", "PWD", "OLDPWD", "SHLVL", "_")
+# Beginnings of the names of variables that the libraries above do not read when they are imported.
+PER_WORKER = (
+    "RAY_",
+    "TUNE_",
+    "PL_",
+    "OMP_NUM_THREADS",
+    "PYTHON",
+    "PYTEST_",
+    "SPT_NOENV",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+)
 
 # The script in place of python. It lives as long as the worker: the raylet may kill either.
 LAUNCHER = """#!{python} -ISE
@@ -115,6 +129,7 @@ def _launcher() -> str:
             stderr=log,
             start_new_session=True,
         )
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.kill)
     return str(launcher)
 
@@ -135,7 +150,7 @@ def serve(address: str) -> None:
     base_path = [entry for entry in sys.path[1:] if entry not in own]
     assert "ray" not in sys.modules
     gc.freeze()
-    while True:
+    while listener in select.select([listener, sys.stdin], [], [])[0]:  # stdin ends with the process that holds it
         connection, _ = listener.accept()
         try:
             arguments, environment, folder, descriptors = _receive(connection)
@@ -156,7 +171,7 @@ def serve(address: str) -> None:
 
 
 def _shared(environment) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in PER_WORKER}
+    return {name: value for name, value in environment.items() if not name.startswith(PER_WORKER)}
 
 
 def _receive(connection: socket.socket) -> tuple[list[str], dict[str, str], str, list[int]]:
