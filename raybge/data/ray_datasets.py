@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,3 +122,17 @@ def _read(file: SourceFile, block: Block, index: int, rows: int, parse: Parse) -
         pa.array(texts, pa.string()),
     ]
     return [pa.Table.from_arrays(columns, schema=SCHEMA)]
+
+
+@contextmanager
+def batches_of(dataset: Dataset) -> Iterator[Iterator[pa.Table]]:
+    """Iterate over the blocks of a dataset; Ray Data has stopped when the `with` block ends.
+
+    After an interrupt in the loop, Ray Data would otherwise run as long as the traceback refers to the iterator. Ray
+    crashes the process if it is shut down meanwhile.
+    """
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    try:
+        yield batches
+    finally:
+        batches.close()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from raybge.cli.console import Console
 from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
-from raybge.data.ray_datasets import to_dataset
+from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
 from raybge.encoding.fields import RowParser, value_kind
 from raybge.search.columns import vectors_column, vectors_of
@@ -113,8 +113,8 @@ def encode_rows(
     )
     blocks: dict[int, EncodedBlock] = {}
     rows = EncodedRows()
-    with unwrap_user_errors(), console.bar("encode", survey.total_rows, "texts") as bar:
-        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    with unwrap_user_errors(), console.bar("encode", survey.total_rows, "texts") as bar, batches_of(encoded) as batches:
+        for batch in batches:
             for result in batch.to_pylist():
                 blocks[result["block"]] = EncodedBlock(result["name"], result["rows"])
                 rows.add(result)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group
-from raybge.data.ray_datasets import to_dataset
+from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
 from raybge.model.spec import RerankerSpec
 from raybge.search.embedder import device_of
@@ -110,8 +110,8 @@ def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Iter
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
     )
-    with unwrap_user_errors():
-        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    with unwrap_user_errors(), batches_of(scored) as batches:
+        for table in batches:
             for result in table.to_pylist():
                 yield result["lines"], result["rows"]
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from raybge.cli.console import Console
 from raybge.cluster.remote_calls import unwrap_user_errors
 from raybge.cluster.resources import Plan
-from raybge.data.ray_datasets import BlockRead, dataset_of_reads
+from raybge.data.ray_datasets import BlockRead, batches_of, dataset_of_reads
 from raybge.search.block_reader import READ, block_readers
 from raybge.search.embedder import Embedder, device_of, finite_vectors
 from raybge.search.saved_vectors import SavedEmbeddings
@@ -64,8 +64,8 @@ def encode(
         num_gpus=plan.gpus,
     )
     blocks: dict[int, EncodedBlock] = {}
-    with unwrap_user_errors(), console.bar("encode", data.texts, "texts") as bar:
-        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    with unwrap_user_errors(), console.bar("encode", data.texts, "texts") as bar, batches_of(encoded) as batches:
+        for batch in batches:
             for result in batch.to_pylist():
                 blocks[result["block"]] = EncodedBlock(result["name"], result["rows"], result["texts"])
                 bar.update(result["rows"])

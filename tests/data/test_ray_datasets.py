@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from raybge.data import ray_datasets as source
 from raybge.data import survey as survey_module
 from raybge.data.groups import parse_group
 from raybge.data.jsonl import Row, RowError, list_files, read_block
-from raybge.data.ray_datasets import to_dataset
+from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import survey
 from raybge.util.errors import UserError
 
@@ -115,6 +116,19 @@ def test_a_survey_by_ray_tasks_equals_one_in_the_process(
     with pytest.raises(UserError, match=r"a.jsonl cannot be opened") as caught:
         survey(files, 1000, parse_group)
     assert type(caught.value) is UserError  # and not Ray's wrapper, whose message is a traceback
+
+
+def test_ray_data_stops_with_an_interrupted_loop(ray_cluster: Any) -> None:
+    dataset = ray_cluster.data.range(1000, override_num_blocks=50)
+
+    def executors() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
+
+    with pytest.raises(KeyboardInterrupt), batches_of(dataset) as batches:
+        for _ in batches:
+            assert executors()
+            raise KeyboardInterrupt
+    assert not executors()
 
 
 def test_reading_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
