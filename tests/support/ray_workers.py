@@ -119,10 +119,10 @@ def _launcher() -> str:
     launcher = folder / "python"
     launcher.write_text(LAUNCHER.format(python=sys.executable, address=folder / "socket"))
     launcher.chmod(launcher.stat().st_mode | stat.S_IXUSR)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(
-            [sys.executable, __file__, folder / "socket"],
+            [sys.executable, __file__, folder / "socket", json.dumps(sys.path)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -137,17 +137,21 @@ def _launcher() -> str:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def serve(address: str) -> None:
-    """Fork a worker for each connection, until the process that started the server has ended."""
+def serve(address: str, path: list[str]) -> None:
+    """Fork a worker for each connection, until the process that started the server has ended.
+
+    Args:
+        address: of the socket.
+        path: `sys.path` to import the libraries with.
+    """
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(128)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes workers that have ended
     expected = _shared(os.environ)
-    own = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    base_path, sys.path[:] = sys.path[1:], path
     for module in PRELOADED:
         __import__(module)
-    base_path = [entry for entry in sys.path[1:] if entry not in own]
     assert "ray" not in sys.modules
     gc.freeze()
     while listener in select.select([listener, sys.stdin], [], [])[0]:  # stdin ends with the process that holds it
@@ -220,4 +224,4 @@ def _work(connection, arguments, environment, folder, descriptors, base_path) ->
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], json.loads(sys.argv[2]))
