@@ -1,15 +1,21 @@
-"""Losses that are not finite of one of two workers: updates are skipped, and two in a row end the run."""
+"""Losses that are not finite in real Ray Train workers: updates are skipped, and two in a row end the run."""
 
 import numpy as np
 import pytest
-from faulty_runs import before_each_step, make_flags
+import ray
+from faulty_runs import before_each_step, make_flags, start_ray
 from safetensors.numpy import load_file
 
 from raybge.train import finetune
 from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.util.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("worker_processes")
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    start_ray()
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
