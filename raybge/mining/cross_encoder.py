@@ -6,7 +6,7 @@ Scores are kept in the store by block, so that an interrupted run does not compu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -88,7 +88,7 @@ def rounded_scores(scores: Sequence[float] | np.ndarray) -> list[float]:
     return [round(float(score), DECIMALS) for score in scores]
 
 
-def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Iterator[tuple[bytes, int]]:
+def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Generator[tuple[bytes, int], None, None]:
     """Score the positives and negatives of all rows.
 
     Args:

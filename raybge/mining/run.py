@@ -7,6 +7,7 @@ continues; the output depends on the data alone, not on the number of workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,8 +189,9 @@ def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> dict[str, Any]:
         open_atomic(spec.output.path, "--output_file") as out,
         run.clock("score"),
         console.bar("score", survey.total_rows, "rows") as bar,
+        closing(score_groups(survey, scorer, run.plan)) as blocks,
     ):
-        for lines, rows in score_groups(survey, scorer, run.plan):
+        for lines, rows in blocks:
             out.write(lines)
             bar.update(rows)
         write_mining_metadata(spec, None, scorer, summary, MiningStatistics())

@@ -98,7 +98,7 @@ def search(tmp_path, monkeypatch):
 @pytest.mark.parametrize("search_alg", ["random", "optuna", "hyperopt"])
 def test_concurrent_trials_are_limited(search, search_alg):
     for package in PACKAGES.get(search_alg, ()):
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason=f"{package} is not installed: an optional package")
     trials, events = search("out", 1, num_samples=2, scheduler="none", search_alg=search_alg)
     assert [trial.status for trial in trials] == ["finished"] * 2 and events == ["begin", "end"] * 2
 
@@ -135,7 +135,7 @@ def test_population_continues_from_its_best_trial(search):
 
 def test_bohb_stops_and_continues_trials(search):
     for package in PACKAGES["bohb"]:
-        pytest.importorskip(package)
+        pytest.importorskip(package, reason=f"{package} is not installed: an optional package")
     trials, events = search("out", 1, num_samples=5, search_alg="bohb", seed=5)
     assert {trial.status for trial in trials} == {"finished", "stopped"}
     by_rate = sorted(trials, key=lambda trial: trial.flags["learning_rate"])
