@@ -1,6 +1,7 @@
 # make venv    builds .venv (again only when requirements/ or pyproject.toml changed); PYTHON=python3.12 chooses the interpreter
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
-# make test    runs every test
+# make test    runs the tests, in two processes; some minutes
+# make test-all  adds clusters, lost machines and signals
 # make lint    ruff, mypy, pydoclint, import-linter
 # make coverage  the fast tests with the share of lines and branches that they run
 # make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
@@ -14,7 +15,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test coverage lint soak axe bench clean FORCE
+.PHONY: venv demo test test-all coverage lint soak axe bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -32,13 +33,12 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: venv
 	$(BIN)/python -m raybge.demo
 
-# A test process holds a module and its Ray. Lost machines, signals that leave seconds to save in, and clusters of several
-# nodes come afterwards, alone.
-ALONE := tests/faults tests/library tests/training/test_graceful_stop.py tests/multi_node
-
+# Each of the two processes has one Ray, for all its tests that need one.
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not alone"
+
+test-all: test
+	$(BIN)/python -m pytest -m alone
 
 lint: venv
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ lint: venv
 
 # The main process and its children; tests of lost machines and of clusters are left out.
 coverage: venv
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:runs/coverage $(ALONE:%=--ignore %)
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:runs/coverage -m "not alone"
 
 # SOAK_INPUTS inputs, each of which may take 20 s and a test of thousands as long as it needs; then SOAK_MINUTES of runs
 soak: venv

@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ os.environ.update(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps Ray's ports on loopback
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers would get what the other test process leaves: the tests that wait for them would be the last.
+        "RAY_worker_niceness": "0",
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warn when a process that used threads forks
     }
 )
@@ -29,6 +32,8 @@ settings.register_profile("raybge", derandomize=True, deadline=None)
 settings.load_profile("raybge")
 
 
+TESTS = Path(__file__).parent
+RAY_CPUS = 6
 WORDS = [first + second for first in "abcdefghij" for second in "klmnopqrst"]
 
 
@@ -71,3 +76,38 @@ def tiny(tmp_path: Path) -> Callable[..., str]:
         return make_tiny(tmp_path / name, kind, pooler, **more)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_ray_workers() -> Iterator[None]:
+    """Have every Ray that a test process starts fork its workers."""
+    from ray_workers import fork_ray_workers
+
+    with fork_ray_workers():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Any:
+    """Ray for all tests of a process, with more CPUs than the machine may have; returns the module.
+
+    Its workers can import the tests and what they support. A module that stops it, for a Ray of its own, leaves the
+    next one to start it again.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        folders = [str(path.parent) for path in TESTS.rglob("*.py")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([*folders, *sys.path])))
+            ray.init(address="local", num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False)
+    return ray
+
+
+@pytest.fixture
+def worker_processes() -> Iterator[None]:
+    """Have training runs start their workers as plain processes, without Ray."""
+    from process_runtime import use_processes
+
+    with use_processes():
+        yield

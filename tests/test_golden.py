@@ -9,10 +9,11 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import ray
+from process_runtime import use_processes
 
 import raybge
 
@@ -24,7 +25,7 @@ METRIC_TOLERANCE = 0.01  # likewise
 
 
 @pytest.fixture(scope="module")
-def values(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def values(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> dict:
     """The values of this checkout."""
     functions = {
         "train": raybge.finetune,
@@ -34,12 +35,11 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         golden = importlib.import_module("golden")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         folder = tmp_path_factory.mktemp("golden") / "values"
-        return golden.reference_values(folder, lambda command, flags: functions[command](**flags))
+        with use_processes():
+            return golden.reference_values(folder, lambda command, flags: functions[command](**flags))
     finally:
-        ray.shutdown()
         for name in [name for name in sys.modules if name.startswith("golden")]:
             del sys.modules[name]
 

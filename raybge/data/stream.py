@@ -1,10 +1,10 @@
-"""Ray Data pipeline of one training worker: the rows of its lanes in order, as one batch per step."""
+"""Stream of one training worker: the rows of its lanes in order, as one batch per step, read by Ray Data."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -73,6 +73,38 @@ class StepTokenizer(Protocol):
         """Return the batch of a table of one row."""
 
 
+def read_with_ray(stream: StepStream) -> Iterator[pa.Table]:
+    """Read the steps of a stream's epoch with a Ray Data pipeline of its own.
+
+    Args:
+        stream: the stream; `reading_cpus` limits the pipeline.
+
+    Returns:
+        Iterator over the steps, each as the tokenizer's table of one row.
+    """
+    import ray
+    from ray.data import ExecutionResources
+
+    shared = ray.put(StepReader.of(stream.survey, stream.order, stream.tokenizer, stream.token_cache))
+    # A task consists of a few numbers: it computes itself what its window reads.
+    reads = [
+        BlockRead(
+            functools.partial(
+                _read_shared, shared, stream.epoch, stream.rank, stream.world, max(first, stream.start_step)
+            )
+        )
+        for first, _ in stream.order.window_bounds(stream.start_step)
+    ]
+    cpus = {"num_cpus": min(1.0, stream.reading_cpus)}
+    dataset = dataset_of_reads(reads, stream.tokenizer.schema, STREAM_BYTES, cpus)
+    dataset.context.execution_options.resource_limits = ExecutionResources(cpu=stream.reading_cpus)
+    dataset.context.enable_progress_bars = False
+    tables: Iterator[pa.Table] = iter(
+        dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_STEPS)
+    )
+    return tables
+
+
 @dataclass
 class StepStream:
     """Iterable over the steps of an epoch for one worker.
@@ -89,6 +121,7 @@ class StepStream:
         epoch: the epoch to iterate over.
         start_step: first step to yield.
         token_cache: steps in it are not tokenized again.
+        read_tables: reads the steps of the stream's epoch from `start_step` on.
     """
 
     survey: Survey
@@ -100,6 +133,7 @@ class StepStream:
     epoch: int = 0
     start_step: int = 0
     token_cache: TokenCache | None = None
+    read_tables: Callable[[StepStream], Iterator[pa.Table]] = read_with_ray
 
     @property
     def dataset(self) -> range:
@@ -114,30 +148,11 @@ class StepStream:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        tables = self._dataset().iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_STEPS)
-        for expected, table in enumerate(tables, start=self.start_step):
+        for expected, table in enumerate(self.read_tables(self), start=self.start_step):
             batch = self.tokenizer.unpack(table)
             if batch.step != expected:
                 raise RuntimeError(f"expected step {expected} of epoch {self.epoch}, received step {batch.step}")
             yield {"batch": batch}
-
-    def _dataset(self) -> Any:
-        import ray
-        from ray.data import ExecutionResources
-
-        shared = ray.put(StepReader.of(self.survey, self.order, self.tokenizer, self.token_cache))
-        # A task consists of a few numbers: it computes itself what its window reads.
-        reads = [
-            BlockRead(
-                functools.partial(_read_shared, shared, self.epoch, self.rank, self.world, max(first, self.start_step))
-            )
-            for first, _ in self.order.window_bounds(self.start_step)
-        ]
-        cpus = {"num_cpus": min(1.0, self.reading_cpus)}
-        dataset = dataset_of_reads(reads, self.tokenizer.schema, STREAM_BYTES, cpus)
-        dataset.context.execution_options.resource_limits = ExecutionResources(cpu=self.reading_cpus)
-        dataset.context.enable_progress_bars = False
-        return dataset
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Controller of a training run: starts the workers through Ray Train, shows progress, restarts after a lost worker.
+"""Controller of a training run: starts the workers, shows progress, restarts after a lost worker.
 
 Restarts are counted here instead of by Ray Train's FailureConfig: errors that the user has to fix are never retried,
 the console says where a restart continues, and Ctrl-C ends the run after the current step (see signals.py).
@@ -7,19 +7,17 @@ the console says where a restart continues, and Ctrl-C ends the run after the cu
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import traceback
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.cluster.placement_groups import release_placement_group
 from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint
 from raybge.training.health.heartbeat import WorkerStallError
+from raybge.training.health.run_state import RunStateLostError
 from raybge.training.signals import SignalHandler
 from raybge.util.errors import CORRECTABLE, causes
 from raybge.util.redaction import redact
@@ -29,12 +27,10 @@ if TYPE_CHECKING:
     from raybge.cluster.resources import Plan
     from raybge.training.elastic import ElasticPolicy
     from raybge.training.health.run_state import Progress
+    from raybge.training.runtime import Runtime, WorkerSettings
     from raybge.training.worker_config import EvaluationCallback, WorkerConfig
 
 POLL_SECONDS = 0.2
-# Ray Train polls the workers' status at this interval. A checkpoint is not reported before a poll has returned the
-# previous one, and the end of a run waits for its last. Ray's default of 2 s only pays off if polling itself is work.
-STATUS_POLL_SECONDS, MAX_STATUS_POLLS_PER_SECOND = 0.5, 256
 
 
 @dataclass
@@ -46,7 +42,8 @@ class TrainingController:
         plan: number of workers and the resources of each.
         process_group: arguments of Ray Train's TorchConfig.
         storage: folder or URI of the checkpoints.
-        ray_folder: folder for Ray Train's own records.
+        records: folder for the runtime's own records.
+        runtime: starts and ends the workers.
         max_failures: restarts after a failure; -1 for no limit.
         on_evaluation: called in the main thread with the metrics of each evaluation.
         elastic: policy of an elastic run; None if the number of workers is fixed.
@@ -56,7 +53,8 @@ class TrainingController:
     plan: Plan
     process_group: dict[str, Any]
     storage: str
-    ray_folder: Path
+    records: Path
+    runtime: Runtime
     max_failures: int = 0
     on_evaluation: EvaluationCallback | None = None
     elastic: ElasticPolicy | None = None
@@ -137,7 +135,7 @@ class TrainingController:
         """
         self._prepare_attempt()
         errors: list[BaseException] = []
-        thread = threading.Thread(target=self._fit, args=(errors,), daemon=True)
+        thread = threading.Thread(target=self._run_workers, args=(errors,), daemon=True)
         stall: str | None = None
         with self._workers_killed_on_error():
             thread.start()
@@ -162,28 +160,24 @@ class TrainingController:
         if self.elastic:
             self.elastic.start_attempt()
         self.config = self.config.for_attempt(self.plan.workers, self.reading_cpus, self.resume_from)
-        release_placement_group(self.config.output_dir)  # an attempt that was killed did not release its own
+        self.runtime.release(self.config.output_dir)  # an attempt that was killed did not
         self.config.run_state.clear_workers()
 
     def _describe_stall(self) -> str | None:
         """Describe the workers that have kept the others waiting for too long; None if there are none."""
-        import ray
-
         if not self.config.stall_timeout:
             return None
         try:
             return self.config.run_state.describe_stall(self.config.stall_timeout)
-        except ray.exceptions.RayError:
+        except RunStateLostError:
             return None
 
     def _report(self, bar: Any) -> None:
         """Update the bar, and pass on new messages and evaluations."""
-        import ray
-
         try:
             progress = self.config.run_state.read()
-        except ray.exceptions.RayError:
-            return  # Ray was shut down with the run
+        except RunStateLostError:
+            return  # the runtime was shut down with the run
         _update_bar(progress, self.config, bar)
         for line in progress.messages[self.printed_messages :]:
             bar.write(line, file=bar.fp)
@@ -203,43 +197,18 @@ class TrainingController:
             raise
 
     def _kill_workers(self) -> None:
-        import ray
-
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(RunStateLostError):
             self.config.run_state.kill_workers()
 
-    def _fit(self, errors: list[BaseException]) -> None:
-        """Run Ray Train until the attempt ends; its exception is appended to `errors` for the main thread."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-        from raybge.cluster.process_group import NodeTorchConfig
-        from raybge.compat.ray import torch_trainer_without_helpers
-
-        poll_seconds = max(STATUS_POLL_SECONDS, self.plan.workers / MAX_STATUS_POLLS_PER_SECOND)
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(poll_seconds))
-        # One more actor per run, which announces that a node will be preempted: nothing here uses it.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    def _run_workers(self, errors: list[BaseException]) -> None:
+        """Run the workers until the attempt ends; an exception is appended to `errors` for the main thread."""
         try:
-            torch_trainer_without_helpers()(
-                _train_worker,
-                train_loop_config={"worker": self.config},
-                scaling_config=ScalingConfig(
-                    num_workers=self.plan.workers,
-                    use_gpu=bool(self.plan.gpus),
-                    resources_per_worker={"CPU": self.plan.cpus, "GPU": self.plan.gpus},
-                ),
-                torch_config=NodeTorchConfig(**self.process_group),
-                run_config=RunConfig(
-                    name=uuid.uuid4().hex,  # Ray Train would continue a run of a known name
-                    storage_path=str(self.ray_folder),
-                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-                ),
-            ).fit()
+            self.runtime.run_workers(_train_worker, self.config, self.plan, self.process_group, self.records)
         except BaseException as error:
             errors.append(error)
 
 
-def _train_worker(settings: dict[str, WorkerConfig]) -> None:
+def _train_worker(settings: WorkerSettings) -> None:
     """Run in each worker. transformers, which takes seconds to import, is imported only there."""
     from raybge.training.worker import train_worker
 

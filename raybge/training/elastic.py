@@ -18,6 +18,7 @@ from raybge.cluster.autoscaling import wait_for_capacity
 from raybge.cluster.connection import current_cluster
 from raybge.cluster.resources import reading_cpus
 from raybge.training.checkpoint.manifest import latest_checkpoint
+from raybge.training.health.run_state import RunStateLostError
 
 if TYPE_CHECKING:
     from raybge.cluster.resources import Plan
@@ -79,7 +80,7 @@ class ElasticPolicy:
         if self.target or time.monotonic() < self.last_check + CHECK_SECONDS:
             return
         self.last_check = time.monotonic()
-        with contextlib.suppress(ray.exceptions.RayError):  # Ray was shut down with the run
+        with contextlib.suppress(ray.exceptions.RayError, RunStateLostError):  # Ray was shut down with the run
             self._grow(plan, run_state)
 
     def _grow(self, plan: Plan, run_state: RunState) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from raybge.training.checkpoint.manifest import (
     resume_checkpoint,
 )
 from raybge.training.elastic import ElasticPolicy, limit_to_lanes
+from raybge.training.ray_runtime import RayRuntime
 from raybge.training.spec import RunSpec, TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
@@ -42,7 +43,11 @@ from raybge.util.retry import QUICK, WAITS, with_retries
 if TYPE_CHECKING:
     from raybge.data.source_files import SourceFile
     from raybge.data.survey import Survey
+    from raybge.training.runtime import Runtime
     from raybge.training.tasks.task import TaskSpec
+
+# Where workers run; tests replace it to start them without Ray.
+RUNTIME: Callable[[], Runtime] = RayRuntime
 
 
 def train(options: TrainOptions, console: Console, context: TrialContext | None = None) -> dict[str, float]:
@@ -86,7 +91,8 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
 
     scale = spec.scale
     wanted = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
-    with scale.connect(console) as cluster:
+    runtime = RUNTIME()
+    with runtime.connect(scale, console) as cluster:
         cluster = wait_for_capacity(cluster, *wanted, console.info, elastic=True)
         written = {"--output_dir": str(spec.run.output), "--storage_path": spec.run.storage}
         check_shared(cluster, written, spec.inputs.by_flag(files))
@@ -101,7 +107,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
         for line in _description(planned):
             console.info(line)
-        metrics = _launch(planned, console)
+        metrics = _launch(planned, runtime, console)
     if metrics:
         _summarize(spec, metrics, console)
     return metrics
@@ -183,16 +189,15 @@ def _description(planned: PlannedRun) -> Iterator[str]:
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
-def _launch(planned: PlannedRun, console: Console) -> dict[str, float]:
+def _launch(planned: PlannedRun, runtime: Runtime, console: Console) -> dict[str, float]:
     """Train and return the metrics; none with --dry_run."""
     from raybge.training.controller import TrainingController
-    from raybge.training.health.run_state import RunState
 
     run, plan, context = planned.spec.run, planned.plan, planned.context
     check_writable(run.storage)
     name = f"run-{uuid.uuid4().hex}"
     with _markers(run, name) as markers:
-        config = WorkerConfig.of(planned, markers, RunState())
+        config = WorkerConfig.of(planned, markers, runtime.create_run_state())
         group = process_group(planned.spec.trainer.flags, plan)
         for line in config.validation.lines() if config.validation else []:
             console.info(line)
@@ -203,7 +208,7 @@ def _launch(planned: PlannedRun, console: Console) -> dict[str, float]:
         records = run.work / STATE_FOLDER / f"ray-{name}"
         try:
             return TrainingController(
-                config, plan, group, run.storage, records, run.max_failures, context.on_evaluation, elastic
+                config, plan, group, run.storage, records, runtime, run.max_failures, context.on_evaluation, elastic
             ).run(console)
         finally:
             shutil.rmtree(records, ignore_errors=True)

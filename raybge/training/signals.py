@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoint
+from raybge.training.health.run_state import RunStateLostError
 
 if TYPE_CHECKING:
     from raybge.training.health.run_state import RunState
@@ -92,14 +93,12 @@ class SignalHandler:
 
     def _outcome(self) -> str:
         """Describe what is saved of a run that ends early."""
-        import ray
-
         checkpoint = latest_checkpoint(self._storage)
         name = checkpoint_name(checkpoint.path) if checkpoint else ""
         latest = f"the last complete checkpoint is {name}" if checkpoint else "there is no complete checkpoint"
         try:
             progress = self._run_state.read()
-        except ray.exceptions.RayError:  # the node of the run state is shutting down
+        except RunStateLostError:  # the node of the run state is shutting down
             return latest
         if progress.metrics:
             return "the run is finished, its model is saved"

@@ -1,6 +1,7 @@
 """Training loop of one worker: transformers' Trainer on the worker's own stream.
 
-Ray Train calls `train_worker` in every worker. The driver prepares its configuration; nothing here reads options.
+The runtime, Ray Train, calls `train_worker` in every worker. The driver prepares its configuration; nothing here reads
+options.
 """
 
 from __future__ import annotations
@@ -15,54 +16,47 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from raybge.cluster.placement_groups import record_placement_group
 from raybge.data.stream import StepStream
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
 from raybge.training.checkpoint.final_model import RESULTS, publish_model
-from raybge.training.checkpoint.manifest import checkpoint_name
 from raybge.training.health.heartbeat import Heartbeat
 from raybge.training.page import write_report
 from raybge.training.trainer import StreamTrainer, TrainerContext
 from raybge.training.worker_config import WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
-from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
     from raybge.evaluation.query_examples import QueryExample
+    from raybge.training.runtime import WorkerContext, WorkerSettings
 
 
-def train_worker(settings: dict[str, WorkerConfig]) -> None:
+def train_worker(settings: WorkerSettings) -> None:
     """Train on this worker's share of the data; worker 0 writes the model.
 
     Args:
-        settings: the configuration, under the key "worker".
+        settings: configuration of the worker and its surroundings.
     """
-    import ray.train
-
-    config = settings["worker"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    config.run_state.register_worker()
-    with Heartbeat(config.run_state, rank, config.stall_timeout) as heartbeat:
-        _train(config, rank, world, context.get_experiment_name(), heartbeat)
+    config, context = settings["worker"], settings["context"]()
+    config.run_state.register_worker(context.handle)
+    with Heartbeat(config.run_state, context.rank, context.address, config.stall_timeout) as heartbeat:
+        _train(config, context, heartbeat)
 
 
-def _train(config: WorkerConfig, rank: int, world: int, attempt: str, heartbeat: Heartbeat) -> None:
-    import ray
-
+def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -> None:
+    rank = context.rank
     _check_shared_folders(config, rank)
     if rank == 0:
-        record_placement_group(config.output_dir, ray.util.get_current_placement_group())
+        context.record_resources(config.output_dir)
     torch.set_num_threads(config.cpus)  # Ray has set OMP_NUM_THREADS to a value of its own
     if config.logging_dir:
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
     args = build_arguments(config)
     transformers.set_seed(args.seed)
-    trainer = build_trainer(config, args, rank, world, attempt)
+    trainer = build_trainer(config, args, context)
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; order and random draws do not
     trainer.add_callback(GracefulStopCallback(lambda: heartbeat.stop_requested))
     try:
@@ -97,21 +91,18 @@ def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
         raise UserError(f"transformers.TrainingArguments: {error}") from error
 
 
-def build_trainer(
-    config: WorkerConfig, args: transformers.TrainingArguments, rank: int, world: int, attempt: str | None = None
-) -> StreamTrainer:
+def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, context: WorkerContext) -> StreamTrainer:
     """Build the model and its trainer.
 
     Args:
         config: configuration of the worker.
         args: TrainingArguments, see `build_arguments`.
-        rank: rank of the worker.
-        world: number of workers.
-        attempt: name of this attempt, unique among those of the run; None: a random name.
+        context: surroundings of the worker.
 
     Returns:
         The trainer.
     """
+    rank, world = context.rank, context.world
     components = config.task.build(args)
     validation = None
     if config.validation:
@@ -124,19 +115,21 @@ def build_trainer(
         log = (lambda line: None) if rank else config.run_state.add_message
         nonfinite_guard = NonFiniteGuard(config.max_bad_steps, files, log)
     tokenizer, reading_cpus = components.tokenizer, config.reading_cpus
+    stream = StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus)
+    stream.token_cache, stream.read_tables = config.token_cache, context.read_steps
     progress = ProgressCallback(config.run_state if rank == 0 else None)
     trainer = StreamTrainer(
-        StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus, token_cache=config.token_cache),
+        stream,
         components,
         TrainerContext(
             identity=config.identity,
             validation=validation,
-            on_checkpoint=_report_to_ray,
+            on_checkpoint=context.report_checkpoint,
             initial_metrics=config.initial_metrics,
             row_writer=config.row_log.writer(rank) if config.row_log else None,
             nonfinite_guard=nonfinite_guard,
             storage=config.storage,
-            attempt=attempt,
+            attempt=context.attempt,
         ),
         args=args,
         callbacks=[progress],
@@ -153,21 +146,6 @@ def _check_shared_folders(config: WorkerConfig, rank: int) -> None:
                 f"worker {rank} cannot see {os.path.dirname(marker)}: on several nodes, --output_dir and "
                 "--storage_path must be on folders that all nodes share"
             )
-
-
-def _report_to_ray(path: str) -> None:
-    """Report a checkpoint to Ray Train. It stays where it is: Ray stores a pointer of a few bytes."""
-    import ray.train
-
-    context = ray.train.get_context()
-    pointer = None
-    if context.get_world_rank() == 0:
-        folder = Path(context.get_storage().experiment_fs_path) / checkpoint_name(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pointer.json").write_text(json.dumps({"path": redact(path)}))
-        pointer = ray.train.Checkpoint.from_directory(folder)
-    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-    ray.train.report({"checkpoint": redact(path)}, checkpoint=pointer, checkpoint_upload_mode=mode)
 
 
 def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:

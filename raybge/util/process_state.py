@@ -22,10 +22,10 @@ _restores = ExitStack()
 def preserve_process_state() -> Iterator[None]:
     """Restore the state of this process at the end of the block, however it ends.
 
-    This includes environment variables, the handlers of SIGINT and SIGTERM, the root logger, warning filters and the
-    random generators of Python, numpy and torch. Ray and transformers change most of them; so does raybge itself, for
-    the processes that it starts. Of blocks that overlap in several threads, the last one restores the state before the
-    first. What other threads change during the block is reset too.
+    This includes environment variables, the handlers of SIGINT and SIGTERM, `sys.excepthook`, the root logger and the
+    level of Ray's, warning filters and the random generators of Python, numpy and torch. Ray and transformers change
+    most of them; so does raybge itself, for the processes that it starts. Of blocks that overlap in several threads,
+    the last one restores the state before the first. What other threads change during the block is reset too.
     """
     global _calls
     with _lock:
@@ -44,6 +44,9 @@ def preserve_process_state() -> Iterator[None]:
 def _record(stack: ExitStack) -> None:
     stack.enter_context(warnings.catch_warnings())
     stack.callback(_restore_environment, dict(os.environ))
+    stack.callback(setattr, sys, "excepthook", sys.excepthook)
+    ray_logger = logging.getLogger("ray")
+    stack.callback(ray_logger.setLevel, ray_logger.level)
     stack.callback(_restore_root_logger, logging.root.level, list(logging.root.handlers))
     stack.callback(random.setstate, random.getstate())
     for restore, state in _library_generators():

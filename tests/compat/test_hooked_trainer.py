@@ -80,6 +80,16 @@ def test_the_trainer_calls_the_hooks(tmp_path):
     assert not [*tmp_path.glob("checkpoint-*")], ADVICE
 
 
+def test_an_update_has_the_gradients_of_its_steps(tmp_path):
+    """Four batches an epoch in threes: the last update of an epoch has one."""
+    trainer = RecordedTrainer(tmp_path, gradient_accumulation_steps=3, save_strategy="no", learning_rate=0.0)
+    trainer.train()
+    assert kinds(trainer, "restore") == [(4, 0)], ADVICE
+    assert kinds(trainer, "epoch") == [(0, 2), (1, 2)], ADVICE
+    assert kinds(trainer, "loss") == [(update,) for update in (0, 0, 0, 1, 2, 2, 2, 3)], ADVICE
+    assert kinds(trainer, "norm") == [(pytest.approx(3**0.5),)] * 4, ADVICE  # mean of equal gradients
+
+
 def test_the_trainer_continues_within_an_epoch(tmp_path):
     transformers.TrainerState(global_step=6, max_steps=8, train_batch_size=8).save_to_json(
         str(tmp_path / "trainer_state.json")

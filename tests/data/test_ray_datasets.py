@@ -28,7 +28,7 @@ def good_query(raw: dict) -> str:
     return raw["query"]
 
 
-def test_a_dataset_has_one_ray_block_per_block(ray_here: Any, tmp_path: Path) -> None:
+def test_a_dataset_has_one_ray_block_per_block(ray_cluster: Any, tmp_path: Path) -> None:
     rows = [{**ROWS[at % 4], "n": at, "bad": at % 7 == 0} for at in range(300)]
     rows[150]["long"] = "x" * 3000  # several blocks in which no line begins
     rows[0] |= {"neg": None, "long": None}  # pyarrow takes the columns from the first row
@@ -42,7 +42,7 @@ def test_a_dataset_has_one_ray_block_per_block(ray_here: Any, tmp_path: Path) ->
     dataset = to_dataset(counts, good_query)
     assert dataset.count() == counts.total_rows == 4 * 257
 
-    tables = [ray_here.get(ref) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
+    tables = [ray_cluster.get(ref) for bundle in dataset.iter_internal_ref_bundles() for ref in bundle.block_refs]
     seen: list[tuple] = []
     assert [table.num_rows for table in tables] == counts.rows.tolist()  # a Block, a Ray block, the empty ones too
     for index, table in enumerate(tables):
@@ -64,7 +64,7 @@ def test_a_dataset_has_one_ray_block_per_block(ray_here: Any, tmp_path: Path) ->
     assert seen[0][2] == first  # the text itself, not written anew: 0.10 stays 0.10
 
 
-def test_a_batch_is_a_block(ray_here: Any, tmp_path: Path) -> None:
+def test_a_batch_is_a_block(ray_cluster: Any, tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", lines_of([{"query": str(at)} for at in range(200)]))
     counts = survey(list_files(str(tmp_path), "--f"), 333, good_query)
 
@@ -76,15 +76,15 @@ def test_a_batch_is_a_block(ray_here: Any, tmp_path: Path) -> None:
     assert [row["rows"] for row in result] == counts.rows.tolist()
 
 
-def test_a_large_block_stays_whole(ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_here.data.DataContext.get_current(), "target_max_block_size", 10_000)
+def test_a_large_block_stays_whole(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster.data.DataContext.get_current(), "target_max_block_size", 10_000)
     put(tmp_path / "a.jsonl", lines_of([{"query": "x" * 1000}] * 200))
     counts = survey(list_files(str(tmp_path), "--f"), 100_000, good_query)
     tables: list[Any] = list(to_dataset(counts, good_query).iter_batches(batch_size=None, batch_format="pyarrow"))
     assert [table.num_rows for table in tables] == counts.rows.tolist() and len(tables) == 3
 
 
-def test_a_file_that_changed_is_named(ray_here: Any, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_named(ray_cluster: Any, tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", GOOD * 4)
     counts = survey(list_files(str(path), "--f"), 1 << 20, good_query)
     put(path, GOOD * 2)
@@ -93,7 +93,7 @@ def test_a_file_that_changed_is_named(ray_here: Any, tmp_path: Path) -> None:
 
 
 def test_a_survey_by_ray_tasks_equals_one_in_the_process(
-    ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "a.jsonl", (GOOD * 3 + b'{"query": 1}\n\n') * 300)
     put(tmp_path / "b.jsonl.gz", gzip.compress(GOOD * 50))
@@ -118,8 +118,8 @@ def test_a_survey_by_ray_tasks_equals_one_in_the_process(
     assert type(caught.value) is UserError  # and not Ray's wrapper, whose message is a traceback
 
 
-def test_ray_data_stops_with_an_interrupted_loop(ray_here: Any) -> None:
-    dataset = ray_here.data.range(1000, override_num_blocks=50)
+def test_ray_data_stops_with_an_interrupted_loop(ray_cluster: Any) -> None:
+    dataset = ray_cluster.data.range(1000, override_num_blocks=50)
 
     def executors() -> list[str]:
         return [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]

@@ -48,7 +48,7 @@ def test_transcode_keeps_bad_rows_for_the_survey_to_name(tmp_path: Path) -> None
         assert [row.expected for row in rows if isinstance(row, BadRow)][1] == "must be a JSON object, found a number"
 
 
-def test_transcode_on_ray(ray_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcode_on_ray(ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [PACKED[packing](tmp_path / "in") for packing in ("gzip", "zstd", "array")]
     files = list_files([str(path) for path in paths], "--f")
     here = transcode(files, str(tmp_path / "here"))

@@ -26,16 +26,11 @@ ROWS = 130
 
 
 @pytest.fixture(scope="module")
-def ray_of_six():
-    """Start Ray with more CPUs than the machine may have, so that three actors always fit."""
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+def small_blocks(ray_cluster):
+    """Cut inputs into small blocks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 1500)
         yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +47,7 @@ def data(tmp_path_factory, words):
 
 
 @pytest.fixture(scope="module")
-def encoded(ray_of_six, data, tiny_model, tmp_path_factory):
+def encoded(small_blocks, data, tiny_model, tmp_path_factory):
     """Write outputs; return their folder and the summary of each."""
     folder = tmp_path_factory.mktemp("out")
     shared = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
@@ -119,7 +114,7 @@ def blocks(log: Path) -> list[str]:
     return log.read_text().split() if log.exists() else []
 
 
-def test_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
+def test_folder_of_parts(small_blocks, data, tmp_path, monkeypatch):
     monkeypatch.setattr(vector_writer, "PART_ROWS", 40)
     _, rows = data
     run(data, tmp_path / "v", None, keep_fields=["n", "text"])
@@ -130,7 +125,7 @@ def test_folder_of_parts(ray_of_six, data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), expected)
 
 
-def test_int8_uses_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
+def test_int8_uses_the_ranges_of_all_vectors(small_blocks, data, tmp_path):
     """Equal to `quantize_embeddings` of the whole matrix, also in an output with explicit ranges."""
     vectors_ND = fixed([row["text"] for row in data[1]])
     expected = quantize_embeddings(vectors_ND, "int8")
@@ -147,7 +142,7 @@ def test_int8_uses_the_ranges_of_all_vectors(ray_of_six, data, tmp_path):
         np.testing.assert_array_equal(np.load(later), expected[70:])
 
 
-def test_failed_run_continues_and_finished_run_is_skipped(ray_of_six, data, tmp_path, monkeypatch, capfd):
+def test_failed_run_continues_and_finished_run_is_skipped(small_blocks, data, tmp_path, monkeypatch, capfd):
     log, output = tmp_path / "log", tmp_path / "v.npy"
     with monkeypatch.context() as patch:
         patch.setattr(vector_writer, "write", lambda *arguments: pytest.fail("no space left"))
@@ -174,14 +169,14 @@ def test_failed_run_continues_and_finished_run_is_skipped(ray_of_six, data, tmp_
     assert sorted(blocks(log)) == sorted(before * 2) and np.load(tmp_path / "bits.npy").shape == (ROWS, 4)
 
 
-def test_skipped_rows_leave_no_gap(ray_of_six, tmp_path):
+def test_skipped_rows_leave_no_gap(small_blocks, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
     assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
 
 
-def test_ray_dataset_gets_a_column(ray_of_six, data, tiny_model, encoder):
+def test_ray_dataset_gets_a_column(small_blocks, data, tiny_model, encoder):
     import ray
 
     _, rows = data
@@ -260,7 +255,7 @@ def test_output_must_not_be_an_input(tiny_model, tmp_path, capfd):
     assert "is a file that --input_file reads" in capfd.readouterr().err
 
 
-def test_dry_run_stops_after_the_plan(ray_of_six, data, tiny_model, tmp_path, capfd):
+def test_dry_run_stops_after_the_plan(small_blocks, data, tiny_model, tmp_path, capfd):
     output = tmp_path / "v.npy"
     assert main(argv(tiny_model, data, output, dry_run=True)) == 0
     message = capfd.readouterr().out
@@ -268,7 +263,7 @@ def test_dry_run_stops_after_the_plan(ray_of_six, data, tiny_model, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_vector_has_no_ranges(ray_of_six, tiny_model, tmp_path, capfd):
+def test_one_vector_has_no_ranges(small_blocks, tiny_model, tmp_path, capfd):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n')
     assert main(argv(tiny_model, (path,), tmp_path / "v.npy", precision="uint8")) == 2

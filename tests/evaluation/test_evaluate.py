@@ -19,15 +19,6 @@ from raybge.evaluation.spec import INSTRUCTION, evaluation_encoder
 from raybge.search import inputs
 
 
-@pytest.fixture(scope="module")
-def ray_of_four():
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -76,7 +67,7 @@ def expected(model, texts, queries, cutoffs, max_rank):
     return {f"AUC@{max_rank}": np.mean(over)} | {name: total / len(queries) for name, total in sums.items()}
 
 
-def test_metrics_equal_a_numpy_search(ray_of_four, data, tiny_model, tmp_path, monkeypatch, capfd):
+def test_metrics_equal_a_numpy_search(ray_cluster, data, tiny_model, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     corpus, dev, texts, queries = data
     metrics_file = tmp_path / "new" / "metrics.json"
@@ -123,7 +114,7 @@ def beir(tmp_path_factory, data, words):
     return folder, documents, queries, [line.split("\t") for line in lines[1:]]
 
 
-def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_of_four, beir, tiny_model, tmp_path, capfd):
+def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_cluster, beir, tiny_model, tmp_path, capfd):
     """Documents with equal texts are two documents. trec_eval gives the same metrics for the run file."""
     from raybge.model.encoder import Encoder
 
@@ -163,7 +154,7 @@ def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_of_four, beir, tiny
     assert 0.03 < summary["nDCG@10"] < 0.95
 
 
-def test_models_are_compared_query_by_query(ray_of_four, data, tiny_model, other_model, tmp_path, capfd):
+def test_models_are_compared_query_by_query(ray_cluster, data, tiny_model, other_model, tmp_path, capfd):
     flags = dict(corpus_data=data[0], query_data=data[1], k=10, num_workers=1)
     alone = [evaluate_retrieval(encoder=model, **flags) for model in (tiny_model, other_model)]
     capfd.readouterr()
@@ -181,7 +172,7 @@ def test_models_are_compared_query_by_query(ray_of_four, data, tiny_model, other
 
 
 def test_saved_embeddings_are_used_by_other_runs(
-    ray_of_four, data, tiny_model, other_model, tmp_path, monkeypatch, capfd
+    ray_cluster, data, tiny_model, other_model, tmp_path, monkeypatch, capfd
 ):
     """Loaded vectors are searched; a file of another model or corpus, or an invalid one, is an error."""
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
@@ -232,12 +223,12 @@ def other_model(tmp_path_factory, words):
     return str(folder)
 
 
-def test_dry_run_stops_after_the_plan(ray_of_four, data, tiny_model, capfd):
+def test_dry_run_stops_after_the_plan(ray_cluster, data, tiny_model, capfd):
     assert main(flags(tiny_model, data, dry_run=True)) == 0
     assert "queries up to 16 tokens" in capfd.readouterr().out
 
 
-def test_more_ranks_than_passages(ray_of_four, data, tiny_model, tmp_path, capfd):
+def test_more_ranks_than_passages(ray_cluster, data, tiny_model, tmp_path, capfd):
     """All passages are ranked, so every relevant one in the corpus is retrieved."""
     _, _, texts, _ = data
     corpus = write(tmp_path / "corpus.jsonl", [{"text": text} for text in texts[:30]])
@@ -254,7 +245,7 @@ def test_empty_corpus_is_an_error(data, tiny_model, tmp_path, capfd):
     assert capfd.readouterr().err == f"raybge.evaluate: --corpus_data: {corpus} is an empty file\n"
 
 
-def test_estimate_of_a_long_evaluation(ray_of_four, data, tiny_model, monkeypatch, capfd):
+def test_estimate_of_a_long_evaluation(ray_cluster, data, tiny_model, monkeypatch, capfd):
     """212 texts at 50 per second on each of two workers; 62 x 150 pairs at 1,550 on each."""
     monkeypatch.setattr(estimate, "MIN_TEXTS", 213)
     assert main(flags(tiny_model, data, dry_run=True, num_workers=2)) == 0

@@ -115,17 +115,8 @@ def test_runs_with_a_shared_cache_tokenize_once(data, tiny_model, tmp_path, smal
     assert RetrievalValidator(prepared, 0, 1, cache).measure(encoder) == expected
 
 
-@pytest.fixture(scope="module")
-def ray_of_four():
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.parametrize("with_corpus", [True, False], ids=["corpus", "own pool"])
-def test_equals_raybge_evaluate(ray_of_four, data, tiny_model, tmp_path, with_corpus):
+def test_equals_raybge_evaluate(ray_cluster, data, tiny_model, tmp_path, with_corpus):
     corpus, _, _, rows = data
     rows = [{key: value for key, value in row.items() if key != "prompt"} for row in rows]
     dev = write(tmp_path / "dev.jsonl", rows)

@@ -97,16 +97,7 @@ def test_mteb_evaluates_the_encoder(model, tasks, expected):
     assert 0.01 < expected["TinyRetrieval"] < 0.95
 
 
-@pytest.fixture(scope="module")
-def ray_of_two():
-    import ray
-
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_command_evaluates_tasks_by_name(ray_of_two, model, tasks, expected, tmp_path, monkeypatch, capsys):
+def test_command_evaluates_tasks_by_name(ray_cluster, model, tasks, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mteb, "get_task", tasks.__getitem__)
     flags = {"encoder": model, "mteb_tasks": [*TASKS], "storage_path": tmp_path, "num_workers": "2"}
     metrics = evaluate_retrieval(metrics_file=tmp_path / "metrics.json", **flags)
@@ -125,7 +116,7 @@ def test_command_evaluates_tasks_by_name(ray_of_two, model, tasks, expected, tmp
         evaluate_retrieval(**{**flags, "query_max_len": 4})
 
 
-def test_invalid_tasks_are_reported(ray_of_two, model, tasks, monkeypatch, capsys):
+def test_invalid_tasks_are_reported(ray_cluster, model, tasks, monkeypatch, capsys):
     assert main(["--encoder", model, "--mteb_tasks", "NFCorpos"]) == 2
     assert "'NFCorpos' not found. Did you mean: 'NFCorpus'?" in capsys.readouterr().err
     assert main(["--encoder", model, "--mteb_tasks", "NFCorpus", "--compare", model, "--k", "5"]) == 2

@@ -23,6 +23,8 @@ from raybge.train import finetune
 from raybge.training import controller, elastic
 from raybge.training.row_records import epochs, steps
 
+pytestmark = pytest.mark.alone
+
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
 GROUPS, BATCH, EPOCHS = 34, 6, 4  # an epoch has 6 steps, the last of them with 4 groups
 UPDATES = 12  # 3 per epoch, of two steps each; every second saves a checkpoint

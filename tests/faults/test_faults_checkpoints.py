@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty_storage import URI, FaultyStore, Lifetime, ProcessDied, limit_lifetime, use_store
+from faulty_storage import URI, FaultyStore, Lifetime, ProcessDied, limit_lifetime, limit_local_changes, use_store
 
 from raybge.training.checkpoint.manifest import (
     MANIFEST,
@@ -90,19 +90,20 @@ def test_write_that_is_interrupted_at_any_byte_keeps_the_previous_checkpoint(tmp
         storage = str(root) if kind == "folder" else URI
         lifetime = Lifetime(actions)
         died = False
-        with use_store(FaultyStore(root, lifetime.spend), local=True), limit_lifetime(lifetime):
+        use_store(root, lifetime.spend)
+        with limit_local_changes(lifetime), limit_lifetime(lifetime):
             try:
                 save(storage, 6)
             except ProcessDied:
                 died = True
-        with use_store(FaultyStore(root)):
-            step = latest_checkpoint(storage).step
-            assert step == 6 or (died and step == 4), actions
-            assert_loadable(root, step)
-            assert_loadable(root, 4)
-            save(storage, 6, attempt="b")  # the resumed run
-            assert latest_checkpoint(storage).step == 6 and not (root / "checkpoint-2").exists()
-            assert_loadable(root, 6)
+        use_store(root)
+        step = latest_checkpoint(storage).step
+        assert step == 6 or (died and step == 4), actions
+        assert_loadable(root, step)
+        assert_loadable(root, 4)
+        save(storage, 6, attempt="b")  # the resumed run
+        assert latest_checkpoint(storage).step == 6 and not (root / "checkpoint-2").exists()
+        assert_loadable(root, 6)
         assert not any((tmp_path / "node").iterdir())
         assert not any((root / ".raybge").glob("*"))
         if not died:
@@ -168,10 +169,10 @@ def test_temporary_errors_are_retried(tmp_path, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr(retry, "WAITS", (1, 2, 4))
     monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waits.append))
-    with use_store(FaultyStore(tmp_path, refuse(OSError(errno.EIO, "connection reset"), times=1))):
-        for step in (2, 4, 6):
-            save(URI, step)
-        assert latest_checkpoint(URI).step == 6
+    use_store(tmp_path, refuse(OSError(errno.EIO, "connection reset"), times=1))
+    for step in (2, 4, 6):
+        save(URI, step)
+    assert latest_checkpoint(URI).step == 6
     assert_loadable(tmp_path, 6)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert waits.count(1) >= 3 * (len(files_of(6)) + 1)  # each file and manifest of three checkpoints
@@ -190,16 +191,16 @@ def test_temporary_errors_are_retried(tmp_path, monkeypatch):
 def test_lasting_errors_become_one_message(tmp_path, monkeypatch, kind, error, message):
     """It names the storage, and the checkpoint that is intact."""
     storage = str(tmp_path / "kept") if kind == "folder" else URI
-    with use_store(FaultyStore(tmp_path / "kept")):
-        save(storage, 2)
-        save(storage, 4)
+    use_store(tmp_path / "kept")
+    save(storage, 2)
+    save(storage, 4)
     before = contents(tmp_path / "kept")
     if kind == "folder":
         monkeypatch.setattr("raybge.training.checkpoint.writer.os.rename", lambda *_: (_ for _ in ()).throw(error))
-    with use_store(FaultyStore(tmp_path / "kept", refuse(error, times=1000, only="checkpoint-6"))):
-        with pytest.raises(UserError) as raised:
-            save(storage, 6, limit=1)
-        assert latest_checkpoint(storage).step == 4
+    use_store(tmp_path / "kept", refuse(error, times=1000, only="checkpoint-6"))
+    with pytest.raises(UserError) as raised:
+        save(storage, 6, limit=1)
+    assert latest_checkpoint(storage).step == 4
     actual = str(raised.value)
     assert actual.startswith(f"the checkpoint {storage}/checkpoint-6 cannot be written") and "\n" not in actual
     assert message in actual and "checkpoint-4 is complete, --resume continues from it" in actual
@@ -208,11 +209,10 @@ def test_lasting_errors_become_one_message(tmp_path, monkeypatch, kind, error, m
     assert not any("checkpoint-6" in str(p) for p in (tmp_path / "node").rglob("*"))
 
 
-def test_secret_in_a_uri_is_redacted(tmp_path, monkeypatch):
+def test_secret_in_a_uri_is_redacted(tmp_path):
     secret = "faulty://key:hush@store"
-    store = FaultyStore(tmp_path, refuse(OSError(errno.EIO, f"no answer from {secret}"), times=1000))
-    monkeypatch.setattr("faulty_storage.URI", secret)
-    with use_store(store), pytest.raises(UserError) as raised:
+    use_store(tmp_path, refuse(OSError(errno.EIO, f"no answer from {secret}"), times=1000))
+    with pytest.raises(UserError) as raised:
         save(secret, 2)
     assert "hush" not in str(raised.value) and "faulty://…@store/checkpoint-2" in str(raised.value)
 
@@ -228,9 +228,9 @@ def test_older_checkpoints_are_deleted_when_the_new_one_is_complete(tmp_path):
         if action.startswith("remove"):
             complete.append((tmp_path / f"checkpoint-{step}" / MANIFEST).is_file())
 
-    with use_store(FaultyStore(tmp_path, before)):
-        for step in range(1, 6):
-            save(URI, step, limit=2)
+    use_store(tmp_path, before)
+    for step in range(1, 6):
+        save(URI, step, limit=2)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     assert complete and all(complete)
 
@@ -238,33 +238,33 @@ def test_older_checkpoints_are_deleted_when_the_new_one_is_complete(tmp_path):
 def test_publication_does_not_block(tmp_path):
     """A store that hangs blocks neither `publish` nor a wait with a timeout."""
     released = threading.Event()
-    with use_store(FaultyStore(tmp_path, lambda action: released.wait() and None)):
-        writer = CheckpointWriter(URI, StagingFolder(URI, "a"), 0, 0)
-        stage(writer, 2, files_of(2))
-        start = time.monotonic()
-        writer.publish(PublishRequest(2, 0, 1, partial(commit, 2), None, None))
-        assert not writer.wait(0.05) and time.monotonic() - start < 5
-        assert latest_checkpoint(URI) is None
-        released.set()
-        assert writer.wait() and latest_checkpoint(URI).step == 2
+    use_store(tmp_path, lambda action: released.wait() and None)
+    writer = CheckpointWriter(URI, StagingFolder(URI, "a"), 0, 0)
+    stage(writer, 2, files_of(2))
+    start = time.monotonic()
+    writer.publish(PublishRequest(2, 0, 1, partial(commit, 2), None, None))
+    assert not writer.wait(0.05) and time.monotonic() - start < 5
+    assert latest_checkpoint(URI) is None
+    released.set()
+    assert writer.wait() and latest_checkpoint(URI).step == 2
 
 
 def test_checkpoint_of_two_nodes_is_complete_when_both_have_published(tmp_path, monkeypatch):
     """Each node has its own files; worker 0 waits for the other node's upload marker, and deletes it."""
     polled = threading.Event()
     monkeypatch.setattr("raybge.training.checkpoint.writer.time", SimpleNamespace(sleep=lambda _: polled.set()))
-    with use_store(FaultyStore(tmp_path / "kept")):
-        writers = []
-        for node in (0, 1):
-            staging = StagingFolder(URI, "a")
-            staging.folder = tmp_path / f"node-{node}"
-            writers.append(CheckpointWriter(URI, staging, rank=2 * node, local_rank=0))
-        stage(writers[0], 2, files_of(2) | {"shard_0": "0"})
-        stage(writers[1], 2, {"shard_1": "1"})
-        writers[0].publish(PublishRequest(2, 0, 2, partial(commit, 2), None, None))
-        assert polled.wait(20) and not writers[0].wait(0) and latest_checkpoint(URI) is None
-        writers[1].publish(PublishRequest(2, 1, 2, partial(commit, 2), None, None))
-        assert writers[1].wait() and writers[0].wait() and latest_checkpoint(URI).step == 2
+    use_store(tmp_path / "kept")
+    writers = []
+    for node in (0, 1):
+        staging = StagingFolder(URI, "a")
+        staging.folder = tmp_path / f"node-{node}"
+        writers.append(CheckpointWriter(URI, staging, rank=2 * node, local_rank=0))
+    stage(writers[0], 2, files_of(2) | {"shard_0": "0"})
+    stage(writers[1], 2, {"shard_1": "1"})
+    writers[0].publish(PublishRequest(2, 0, 2, partial(commit, 2), None, None))
+    assert polled.wait(20) and not writers[0].wait(0) and latest_checkpoint(URI) is None
+    writers[1].publish(PublishRequest(2, 1, 2, partial(commit, 2), None, None))
+    assert writers[1].wait() and writers[0].wait() and latest_checkpoint(URI).step == 2
     files = contents(tmp_path / "kept" / "checkpoint-2")
     assert files.pop(MANIFEST) and files == files_of(2) | {"shard_0": "0", "shard_1": "1"}
     assert not any(name.startswith(MARKER) for name in files)
@@ -278,8 +278,8 @@ def test_one_worker_per_node_publishes(tmp_path):
         return [CheckpointWriter(storage, StagingFolder(storage, "a"), *each).is_publisher for each in ranks]
 
     assert publishers(str(tmp_path)) == [True, False, False, False]
-    with use_store(FaultyStore(tmp_path)):
-        assert publishers(URI) == [True, False, True, False]
+    use_store(tmp_path)
+    assert publishers(URI) == [True, False, True, False]
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -294,25 +294,24 @@ def test_node_fetches_a_checkpoint_once(tmp_path, monkeypatch):
     opened: list[Any] = []
 
     class FaultyReads(FaultyStore):
-        def open_input_stream(self, path):
-            opened.append(path)
-            if len(opened) == 2:
-                raise OSError(errno.EIO, "connection reset")
-            return super().open_input_stream(path)
+        def _open(self, path, mode="rb", *args, **kwargs):
+            if mode == "rb":
+                opened.append(path)
+                if len(opened) == 2:
+                    raise OSError(errno.EIO, "connection reset")
+            return super()._open(path, mode, *args, **kwargs)
 
-    with use_store(FaultyReads(tmp_path / "kept")):
-        folders: list[str] = []
-        stagings = [StagingFolder(URI, "a") for _ in range(3)]
-        threads = [
-            threading.Thread(target=lambda s=s: folders.append(s.fetch(checkpoint_path(URI, 2)))) for s in stagings
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(set(folders)) == 1 and len(folders) == 3
-        assert_loadable(Path(folders[0]).parent, 2)
-        assert len(opened) <= 2 * (len(files_of(2)) + 1)
-        stagings[0].delete()
-        assert StagingFolder(str(tmp_path), "a").fetch(str(tmp_path / "kept")) == str(tmp_path / "kept")
+    use_store(tmp_path / "kept", kind=FaultyReads)
+    folders: list[str] = []
+    stagings = [StagingFolder(URI, "a") for _ in range(3)]
+    threads = [threading.Thread(target=lambda s=s: folders.append(s.fetch(checkpoint_path(URI, 2)))) for s in stagings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 1 and len(folders) == 3
+    assert_loadable(Path(folders[0]).parent, 2)
+    assert len(opened) <= 2 * (len(files_of(2)) + 1)
+    stagings[0].delete()
+    assert StagingFolder(str(tmp_path), "a").fetch(str(tmp_path / "kept")) == str(tmp_path / "kept")
     assert not any((tmp_path / "node").iterdir())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from faulty_storage import URI, FaultyStore, use_store
+from faulty_storage import URI, use_store
 from tiny import make_tiny
 from trainers import FailAt, RunLost, ScriptedValidation, build_survey, build_trainer, weights
 
@@ -88,15 +88,15 @@ def test_run_in_a_store_equals_one_in_a_folder(make_trainer, tmp_path, node):
     local.train()
     reported: list[str] = []
     flags |= dict(storage=URI, on_checkpoint=reported.append)
-    with use_store(FaultyStore(tmp_path / "store")):
-        lost = make_trainer(tmp_path / "out", [FailAt(10)], validation=ScriptedValidation([0.5, 0.9]), **flags)
-        with pytest.raises(RunLost):
-            lost.train()
-        lost.writer.close()
-        assert latest_checkpoint(URI).step == 8
-        resumed = make_trainer(tmp_path / "out", validation=ScriptedValidation([0.7]), **flags)
-        resumed.train(resume_from_checkpoint=resumed.staging.fetch(latest_checkpoint(URI).path))
-        resumed.writer.close()
+    use_store(tmp_path / "store")
+    lost = make_trainer(tmp_path / "out", [FailAt(10)], validation=ScriptedValidation([0.5, 0.9]), **flags)
+    with pytest.raises(RunLost):
+        lost.train()
+    lost.writer.close()
+    assert latest_checkpoint(URI).step == 8
+    resumed = make_trainer(tmp_path / "out", validation=ScriptedValidation([0.7]), **flags)
+    resumed.train(resume_from_checkpoint=resumed.staging.fetch(latest_checkpoint(URI).path))
+    resumed.writer.close()
     assert reported == [
         f"{URI}/checkpoint-4",
         f"{URI}/checkpoint-12",
@@ -113,13 +113,11 @@ def test_lasting_error_of_a_store_ends_the_run_at_the_next_checkpoint(make_train
             raise OSError(errno.EIO, "connection reset")
 
     steps: list[int] = []
-    with use_store(FaultyStore(tmp_path / "store", before)):
-        trainer = make_trainer(tmp_path / "out", [CallAt(11, lambda: steps.append(11))], storage=URI, **EVERY_4)
-        with pytest.raises(
-            UserError, match="checkpoint-8 cannot be written .*connection reset.*checkpoint-4 is complete"
-        ):
-            trainer.train()
-        assert latest_checkpoint(URI).step == 4 and steps == [11]
+    use_store(tmp_path / "store", before)
+    trainer = make_trainer(tmp_path / "out", [CallAt(11, lambda: steps.append(11))], storage=URI, **EVERY_4)
+    with pytest.raises(UserError, match="checkpoint-8 cannot be written .*connection reset.*checkpoint-4 is complete"):
+        trainer.train()
+    assert latest_checkpoint(URI).step == 4 and steps == [11]
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
+from process_runtime import use_processes
 from tiny import make_tiny
 
 import raybge
@@ -49,6 +51,8 @@ def process_state() -> dict[str, Any]:
         "streams": (id(sys.stdout), id(sys.stderr)),
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "logging": (logging.root.level, list(logging.root.handlers), logging.raiseExceptions),
+        "Ray's logging": logging.getLogger("ray").level,
+        "excepthook": sys.excepthook,
         "warnings": list(warnings.filters),
         "showwarning": warnings.showwarning,
         "environment": dict(os.environ),
@@ -120,8 +124,32 @@ def call(name: str, data: Path, output: Path, **more: Any) -> Any:
     return raybge.finetune(**{**flags, **SMALL, **more})
 
 
-@pytest.mark.parametrize("name", ["mine", "evaluate", "finetune"])
-def test_calls_leave_the_program_as_it_was(name, data, tmp_path, capfd):
+@pytest.fixture
+def surroundings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have the calls join the Ray of this process, start one of their own, or train in plain processes."""
+    if request.param == "joined Ray":
+        request.getfixturevalue("ray_cluster")
+    else:
+        ray.shutdown()
+    with use_processes() if request.param == "processes" else contextlib.nullcontext():
+        yield
+
+
+CALLS = pytest.mark.parametrize(
+    ("name", "surroundings"),
+    [
+        ("mine", "joined Ray"),
+        ("evaluate", "own Ray"),
+        ("finetune", "processes"),
+        pytest.param("mine", "own Ray", marks=pytest.mark.alone),
+        pytest.param("finetune", "own Ray", marks=pytest.mark.alone),
+    ],
+    indirect=["surroundings"],
+)
+
+
+@CALLS
+def test_calls_leave_the_program_as_it_was(name, surroundings, data, tmp_path, capfd):
     """A result, an error of the user, a result again."""
     with printing_thread(capfd), unchanged():
         call(name, data, tmp_path)
@@ -140,9 +168,22 @@ def ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, previous)
 
 
-def test_an_interrupt_leaves_the_program_as_it_was(data, tmp_path, capfd, ctrl_c):
-    state = tmp_path / "run" / ".raybge"
-    with unchanged(), interrupted(lambda: state.is_dir() and any(state.glob("ray-run-*"))):
-        call("finetune", data, tmp_path, max_steps=100_000)
+def press_ctrl_c(*arguments: Any, **flags: Any) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+
+@CALLS
+def test_an_interrupt_leaves_the_program_as_it_was(name, surroundings, data, tmp_path, monkeypatch, capfd, ctrl_c):
+    """Ctrl-C after the passages are encoded, or after a step of training."""
+    if name == "finetune":
+        run = tmp_path / "run"
+        with unchanged(), interrupted(lambda: any(run.glob("checkpoint-*/raybge.json"))):
+            call(name, data, tmp_path, max_steps=100_000, save_steps=5)
+    else:
+        module = {"mine": "raybge.mining.run", "evaluate": "raybge.evaluation.retrieval"}[name]
+        monkeypatch.setattr(f"{module}.build_index", press_ctrl_c)
+        with unchanged(), pytest.raises(KeyboardInterrupt):
+            call(name, data, tmp_path)
     out, err = capfd.readouterr()
-    assert "continue with: resume=True" in out + err
+    assert ("continue with: resume=True" in out + err) == (name == "finetune")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from tiny import make_tiny
 
 SETUP = """
@@ -42,6 +43,7 @@ nbformat.write(notebook, sys.argv[1])
 """
 
 
+@pytest.mark.alone  # the kernel starts a Ray of its own
 def test_functions_in_a_notebook(tmp_path: Path):
     make_tiny(tmp_path / "model")
     texts = [f"a lane of row {i} on node {i * i}" for i in range(16)]

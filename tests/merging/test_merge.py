@@ -244,15 +244,6 @@ def test_failed_writing_keeps_the_old_model(models, tmp_path, capfd, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def ray_of_four():
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def rows(words) -> list[dict]:
     """Groups of words in the models' vocabulary."""
     random = np.random.default_rng(1)
@@ -266,7 +257,7 @@ def write(path: Path, rows) -> str:
     return str(path)
 
 
-def test_weights_follow_from_losses(ray_of_four, models, rows, tmp_path, capfd):
+def test_weights_follow_from_losses(ray_cluster, models, rows, tmp_path, capfd):
     """The function and the command compute the losses of a single process."""
     from raybge.data.groups import parse_group
 
@@ -291,7 +282,7 @@ def test_weights_follow_from_losses(ray_of_four, models, rows, tmp_path, capfd):
     assert f"{weights[0]:.4f}" in capfd.readouterr().out
 
 
-def test_weights_of_language_models_follow_from_their_outputs(ray_of_four, tmp_path):
+def test_weights_of_language_models_follow_from_their_outputs(ray_cluster, tmp_path):
     names = [perturb_weights(make_tiny(tmp_path / str(i), "qwen3", head=True), i) for i in range(2)]
     pairs = [{"input": "what is a lane", "output": "a row of text"}, {"input": "we sort", "output": "by length"}]
     losses = [
@@ -323,7 +314,7 @@ def test_invalid_examples_are_errors(models, tmp_path, capfd, monkeypatch):
 # --- weights from a search --------------------------------------------------------------------------------------------
 
 
-def test_search_chooses_the_best_candidate_above_the_floor(ray_of_four, models, rows, tmp_path, capfd):
+def test_search_chooses_the_best_candidate_above_the_floor(ray_cluster, models, rows, tmp_path, capfd):
     """Its metrics are those of raybge.evaluate on the merged model's folder."""
     target = write(tmp_path / "target.jsonl", rows[:10])
     general = write(tmp_path / "general.jsonl", rows[10:])
@@ -351,7 +342,7 @@ def test_search_chooses_the_best_candidate_above_the_floor(ray_of_four, models, 
     assert [path.name for path in output.parent.iterdir()] == ["mixed"], "a candidate was not removed"
 
 
-def test_invalid_search_data_is_an_error(ray_of_four, models, rows, tmp_path, capfd):
+def test_invalid_search_data_is_an_error(ray_cluster, models, rows, tmp_path, capfd):
     good, bad = write(tmp_path / "good.jsonl", rows), write(tmp_path / "bad.jsonl", [*rows, {"query": "ak"}])
     assert main(argv(models, search=bad)) == 2
     assert 'bad.jsonl:21: "pos" must be' in capfd.readouterr().err

@@ -20,16 +20,6 @@ LO, HI, NUMBER = 2, 12, 10  # as many negatives as ranks: a row without a positi
 
 
 @pytest.fixture(scope="module")
-def ray_of_six():
-    """Start Ray with more CPUs than the machine may have, so that three actors always fit."""
-    import ray
-
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory, words):
     """Write groups and a pool of several blocks, with duplicates, an unusual row and further fields."""
     rng = np.random.default_rng(0)
@@ -57,7 +47,7 @@ def read(path: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def mined(ray_of_six, data, tiny_model, tmp_path_factory):
+def mined(ray_cluster, data, tiny_model, tmp_path_factory):
     """Return (bytes, summary) by (actors, passages per shard)."""
     folder = tmp_path_factory.mktemp("mined")
     outputs, pages = {}, {}
@@ -154,7 +144,7 @@ def test_summary_counts(mined, data):
     assert {"deduplicate", "encode", "index", "search"} == set(summary["seconds"])
 
 
-def test_small_pool_is_used_up_and_reported(ray_of_six, tiny_model, tmp_path, capfd):
+def test_small_pool_is_used_up_and_reported(ray_cluster, tiny_model, tmp_path, capfd):
     """No corpus_data, a range beyond the pool, too few passages, a skipped bad row, gzip input and output."""
     rows = [
         {"query": "ak", "pos": ["bk", "ck"], "neg": ["dk"]},
@@ -192,14 +182,14 @@ def test_small_pool_is_used_up_and_reported(ray_of_six, tiny_model, tmp_path, ca
     }
 
 
-def test_range_beyond_the_pool_is_refused(ray_of_six, data, tiny_model, tmp_path, capfd):
+def test_range_beyond_the_pool_is_refused(ray_cluster, data, tiny_model, tmp_path, capfd):
     assert main(flags(tiny_model, data, tmp_path, range_for_sampling="300-310")) == 2
     assert "--range_for_sampling 300-310 is empty: the pool has 300 passages" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (OSError, 1), (UserError, 2)])
-def test_stopped_run_leaves_old_output_unchanged(ray_of_six, data, tiny_model, tmp_path, monkeypatch, error, code):
+def test_stopped_run_leaves_old_output_unchanged(ray_cluster, data, tiny_model, tmp_path, monkeypatch, error, code):
     def fail(*arguments):
         raise error("stopped")
 
@@ -210,7 +200,7 @@ def test_stopped_run_leaves_old_output_unchanged(ray_of_six, data, tiny_model, t
     assert read(old) == [{"old": 1}]
 
 
-def test_broken_model_is_named_without_traceback(ray_of_six, data, tiny_model, tmp_path, capfd):
+def test_broken_model_is_named_without_traceback(ray_cluster, data, tiny_model, tmp_path, capfd):
     import shutil
 
     broken = tmp_path / "model"

@@ -21,15 +21,7 @@ from raybge.search import inputs
 POOL = [f"passage {i}" for i in range(300)]
 LO, HI = 3, 60
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_of_four():
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(stub)  # workers cannot import the tests
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(autouse=True)

@@ -76,6 +76,7 @@ def lines(log: Path, stage: str | None = None) -> list[str]:
     return [word for word in words if stage is None or stage == (word if word in ("search", "texts") else "encode")]
 
 
+@pytest.mark.alone  # kills processes
 def test_output_is_unaffected_by_kills_at_every_stage(flags, tmp_path):
     calm = start(tmp_path / "calm.log", 0, flags, tmp_path / "calm" / "mined.jsonl")
     assert calm.wait(300) == 0, calm.stderr.read()

@@ -109,6 +109,7 @@ def config() -> dict:
     return {**empty, **settings, "available_node_types": types, "head_node_type": "ray.head.default"}
 
 
+@pytest.mark.alone
 def test_rays_autoscaler_starts_the_machines(tmp_path):
     if reason := hosts.missing():
         pytest.skip(f"Ray's fake machines can only be ended with a process namespace ({reason})")

@@ -9,6 +9,8 @@ import pytest
 from clusters import OBJECT_STORE, ROOT, ClusterOnOneMachine
 from tiny import make_tiny
 
+pytestmark = pytest.mark.alone
+
 STAGES = ("before", "mine-1", "train-1", "mine-2", "train-2", "merge", "after")
 
 

@@ -17,6 +17,8 @@ from tiny import make_tiny
 
 from raybge import evaluate_retrieval, finetune, mine_hard_negatives
 
+pytestmark = pytest.mark.alone
+
 ROWS, PASSAGES = 48, 160
 SCALE = {"cpus_per_worker": 2}  # with 3 CPUs per node, each worker has its own node
 MINING = {"range_for_sampling": "2-30", "negative_number": 3, "shard_size": 50, **SCALE}

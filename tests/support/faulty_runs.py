@@ -1,12 +1,10 @@
 """Small runs of two workers, and faults in the middle of them."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import ray
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
@@ -15,13 +13,6 @@ from raybge.training.trainer import StreamTrainer
 
 WORDS = "what is a lane row block of the text that we read and sort by length in chunks on one node".split()
 UPDATES = 6  # of a run: 2 epochs of 3 steps
-
-
-def start_ray(*modules: str) -> None:
-    """Start Ray with workers that get these test modules by value, since they cannot import them."""
-    for module in (__name__, "tiny", *modules):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
 def make_flags(folder: Path) -> dict:

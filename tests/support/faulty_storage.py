@@ -7,15 +7,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import pyarrow as pa
 import pyarrow.fs as pafs
+from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
+
+from raybge.training.checkpoint import manifest
 
 URI = "faulty://store"
 
 
-class ProcessDied(Exception):
-    """The process is gone: it performs no further action."""
+class ProcessDied(ValueError):
+    """The process is gone: it performs no further action. raybge retries errors of a store, but no ValueError."""
 
 
 class Lifetime:
@@ -30,38 +32,39 @@ class Lifetime:
             raise ProcessDied(action)
 
 
-class FaultyStore(pafs.FSSpecHandler):
-    """Store whose `faulty://store/...` is the folder `root`. Calls `before(action)` before each change."""
+class FaultyStore(LocalFileSystem):
+    """File system whose `faulty://store/...` is the folder `root`. Calls `before(action)` before each change.
 
-    def __init__(self, root: Any, before: Callable[[str], None] = lambda action: None) -> None:
-        super().__init__(LocalFileSystem())
-        self.root, self.before = str(root), before
+    A test registers a subclass with its folder at fsspec, where raybge finds any other store.
+    """
 
-    def filesystem(self, path: str) -> tuple[pafs.FileSystem, str]:
-        """Replace raybge's function of the same name."""
-        if path.startswith(URI):
-            return pafs.PyFileSystem(self), self.root + path.removeprefix(URI).partition("?")[0]
-        return pafs.LocalFileSystem(), os.path.abspath(path)
+    protocol = "faulty"
+    cachable = False
+    root = ""
 
-    def filesystem_for_all(self, path: str) -> tuple[pafs.FileSystem, str]:
-        """Replace raybge's function, so that changes of local folders call `before` too."""
-        return pafs.PyFileSystem(self), self.filesystem(path)[1]
+    @staticmethod
+    def before(action: str) -> None:
+        """Refuse an action by raising an error."""
 
-    def delete_dir(self, path):
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> str:
+        head, separator, rest = str(path).partition("store")
+        is_uri = separator and head.startswith("faulty://")
+        return super()._strip_protocol(cls.root + rest.partition("?")[0] if is_uri else path)
+
+    def rm(self, path: Any, *args: Any, **kwargs: Any) -> None:
         self.before(f"remove {path}")
-        super().delete_dir(path)
+        super().rm(path, *args, **kwargs)
 
-    def delete_file(self, path):
-        self.before(f"remove {path}")
-        super().delete_file(path)
+    def mv(self, path1: str, path2: str, *args: Any, **kwargs: Any) -> None:
+        self.before(f"move {path1}")
+        super().mv(path1, path2, *args, **kwargs)
 
-    def move(self, src, dest):
-        self.before(f"move {src}")
-        super().move(src, dest)
-
-    def open_output_stream(self, path, metadata):
+    def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        if mode == "rb":
+            return super()._open(path, mode, *args, **kwargs)
         self.before(f"write {path}")
-        return pa.PythonFile(FaultyFile(path, self.before), mode="w")
+        return FaultyFile(path, self.before)
 
 
 class FaultyFile(io.FileIO):
@@ -78,14 +81,26 @@ class FaultyFile(io.FileIO):
         return len(data)
 
 
+def use_store(
+    root: Any, before: Callable[[str], None] = lambda action: None, kind: type[FaultyStore] = FaultyStore
+) -> None:
+    """Register a store at fsspec, in place of the previous one: from now on it is `faulty://store`."""
+    store = type("RegisteredStore", (kind,), {"root": str(root), "before": staticmethod(before)})
+    register_implementation("faulty", store, clobber=True)
+
+
 @contextmanager
-def use_store(store: FaultyStore, local: bool = False) -> Iterator[None]:
-    """Have raybge's checkpoints use `store`; with `local`, for changes of local folders too."""
-    with ExitStack() as stack:
-        for module in ("util.filesystem", "training.checkpoint.writer"):
-            stack.enter_context(mock.patch(f"raybge.{module}.filesystem", store.filesystem))
-        function = store.filesystem_for_all if local else store.filesystem
-        stack.enter_context(mock.patch("raybge.training.checkpoint.manifest.filesystem", function))
+def limit_local_changes(lifetime: "Lifetime") -> Iterator[None]:
+    """Have pyarrow's changes of local checkpoint folders spend from `lifetime`."""
+    store = type("LocalStore", (FaultyStore,), {"before": staticmethod(lifetime.spend)})()
+    local = pafs.PyFileSystem(pafs.FSSpecHandler(store))
+    original = manifest.filesystem
+
+    def limited(path: str) -> tuple[pafs.FileSystem, str]:
+        target, inner_path = original(path)
+        return local if isinstance(target, pafs.LocalFileSystem) else target, inner_path
+
+    with mock.patch("raybge.training.checkpoint.manifest.filesystem", limited):
         yield
 
 

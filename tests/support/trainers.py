@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 
@@ -30,17 +31,22 @@ WORDS = "what is a lane row block of the text that we read and sort by length in
 STEPS = 9  # of an epoch: 50 groups in batches of 6
 
 
+def read_in_process(stream: StepStream) -> Iterator[pa.Table]:
+    """Read the steps of a stream in this process; with `read_with_ray`, each window is a task."""
+    reader = StepReader.of(stream.survey, stream.order, stream.tokenizer)
+    for window in stream.order.windows(stream.epoch, stream.rank, stream.world, stream.start_step):
+        yield from reader.steps(stream.epoch, window, stream.start_step)
+
+
 class LocalStream(StepStream):
     """Stream with the real order and rows, read in this process. `steps_read` lists the (epoch, step) read so far."""
 
     def __iter__(self) -> Iterator[dict[str, StepBatch]]:
         self.steps_read = getattr(self, "steps_read", [])
-        reader = StepReader.of(self.survey, self.order, self.tokenizer)
-        for window in self.order.windows(self.epoch, self.rank, self.world, self.start_step):
-            for table in reader.steps(self.epoch, window, self.start_step):
-                batch = unpack(table)
-                self.steps_read.append((self.epoch, batch.step))
-                yield {"batch": batch}
+        for table in read_in_process(self):
+            batch = unpack(table)
+            self.steps_read.append((self.epoch, batch.step))
+            yield {"batch": batch}
 
 
 class RunLost(Exception):

@@ -5,9 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
-import ray
-from faulty_runs import make_flags, start_ray, to_argv
+from faulty_runs import make_flags, to_argv
 
 import raybge
 from raybge.train import main
@@ -49,20 +47,13 @@ class Tracer:
         return code.co_filename.removeprefix(f"{self.root}/")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(__name__)
-    yield
-    ray.shutdown()
-
-
 def documented_path() -> list[str]:
     text = (ROOT / "docs" / "architecture.md").read_text()
     section = text.partition("<!-- call path -->")[2].partition("<!-- end of call path -->")[0]
     return re.findall(r"^\d+\. `(raybge/.*\.py)`$", section, re.MULTILINE)
 
 
-def test_the_documented_path_is_the_traced_one(tmp_path, monkeypatch):
+def test_the_documented_path_is_the_traced_one(worker_processes, tmp_path, monkeypatch):
     record, root = tmp_path / "worker.json", str(ROOT)
 
     def traced(settings: dict) -> None:

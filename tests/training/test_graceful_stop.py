@@ -17,6 +17,8 @@ from faulty_runs import assert_same_model, make_flags, to_argv
 import raybge
 from raybge.training.checkpoint.manifest import latest_checkpoint
 
+pytestmark = pytest.mark.alone
+
 UPDATES, SAVE_STEPS = 90, 30
 TIMEOUT = 240  # seconds for a start
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray
 import torch
+from process_runtime import use_processes
 from safetensors.torch import load_file
 from tiny import WORDS, configure_tokenizer, make_tiny
 
@@ -24,12 +24,7 @@ from raybge.training.tasks.pretrain_spec import PretrainSpec
 
 ROWS, UPDATES = 22, 8  # two epochs of four steps
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("worker_processes")
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +59,10 @@ def masked_model(folder: Path, **more) -> str:
 def runs(flags, tmp_path_factory) -> dict[int, Path]:
     """Runs on one worker and on two."""
     folder = tmp_path_factory.mktemp("runs")
-    for workers in (1, 2):
-        metrics = pretrain_retromae(**flags, output_dir=str(folder / str(workers)), num_workers=str(workers))
-        assert metrics["steps"] == UPDATES
+    with use_processes():
+        for workers in (1, 2):
+            metrics = pretrain_retromae(**flags, output_dir=str(folder / str(workers)), num_workers=str(workers))
+            assert metrics["steps"] == UPDATES
     return {workers: folder / str(workers) for workers in (1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""Runs that are lost: a killed worker, a full disk, Ctrl-C, a second start. Real Ray Train workers."""
+"""Lost runs: a killed worker, a full disk, Ctrl-C, a second start. With Ray what it has a part in, else without."""
 
 import contextlib
 import json
@@ -9,24 +9,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
-from faulty_runs import UPDATES, assert_same_model, before_each_step, make_flags, start_ray, to_argv
+from faulty_runs import UPDATES, assert_same_model, before_each_step, make_flags, to_argv
+from process_runtime import use_processes
 
 from raybge.train import finetune, main
 from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray(__name__)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,8 @@ def flags(tmp_path_factory) -> dict:
 def reference(flags, tmp_path_factory) -> Path:
     """Return the output of an uninterrupted run with an evaluation every 2 updates; the other runs have none."""
     output = tmp_path_factory.mktemp("reference") / "out"
-    finetune(**flags, output_dir=str(output), eval_data=flags["train_data"], eval_strategy="steps", eval_steps=2)
+    with use_processes():
+        finetune(**flags, output_dir=str(output), eval_data=flags["train_data"], eval_strategy="steps", eval_steps=2)
     return output
 
 
@@ -69,15 +65,19 @@ def run_out_of_disk() -> None:
 # --- a lost worker --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", ["{}/out", "fsspec+file://{}/kept"])
+@pytest.mark.parametrize(("storage", "with_ray"), [("{}/out", True), ("fsspec+file://{}/kept", False)])
 def test_killed_worker_costs_the_steps_since_the_last_checkpoint(
-    flags, reference, tmp_path, monkeypatch, capfd, storage
+    ray_cluster, flags, reference, tmp_path, monkeypatch, capfd, storage, with_ray
 ):
-    """kill -9 in the second epoch, between two checkpoints; these are kept in a folder, or in a store."""
+    """kill -9 in the second epoch, between two checkpoints; these are kept in a folder, or in a store.
+
+    The reference was trained by plain processes: the weights do not depend on what starts the workers.
+    """
     storage = storage.format(tmp_path)
     inject_fault(monkeypatch, 1, 5, tmp_path / "died", partial(die_after_checkpoint, storage, 4))
     output = tmp_path / "out"
-    metrics = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
+    with nullcontext() if with_ray else use_processes():
+        metrics = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
     assert (tmp_path / "died").exists() and metrics["steps"] == UPDATES
     assert "continues from checkpoint-4, restart 1 of 1" in capfd.readouterr().err
     assert_same_model(output, reference)
@@ -87,7 +87,9 @@ def test_killed_worker_costs_the_steps_since_the_last_checkpoint(
     assert not list(Path(tempfile.gettempdir()).glob(f"raybge-{fingerprint(storage)}-*"))
 
 
-def test_full_disk_ends_the_run_and_a_second_start_resumes_it(flags, reference, tmp_path, monkeypatch, capfd):
+def test_full_disk_ends_the_run_and_a_second_start_resumes_it(
+    worker_processes, flags, reference, tmp_path, monkeypatch, capfd
+):
     """One worker raises while the other waits for it in a collective: the run ends nevertheless."""
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -115,7 +117,7 @@ def test_full_disk_ends_the_run_and_a_second_start_resumes_it(flags, reference, 
     assert "is finished" in capfd.readouterr().out
 
 
-def test_missing_checkpoint_to_resume_from_is_reported(flags, tmp_path, capfd):
+def test_missing_checkpoint_to_resume_from_is_reported(worker_processes, flags, tmp_path, capfd):
     finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, dry_run=True)
     assert "nothing to continue" in capfd.readouterr().out
     (tmp_path / "other").mkdir()
@@ -129,7 +131,7 @@ def test_missing_checkpoint_to_resume_from_is_reported(flags, tmp_path, capfd):
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_kills_the_workers(flags, tmp_path, monkeypatch, request):
+def test_ctrl_c_kills_the_workers(ray_cluster, flags, tmp_path, monkeypatch, request):
     """The second Ctrl-C, after a hanging worker has not reacted to the first, on a Ray that outlives the command."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
@@ -166,8 +168,11 @@ def test_ctrl_c_kills_the_workers(flags, tmp_path, monkeypatch, request):
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def test_ray_train_starts_no_unused_actors(reference):
-    started = {actor["ActorClassName"] for actor in ray._private.state.actors().values()}  # dead ones too
+def test_ray_train_starts_no_unused_actors(ray_cluster, flags, tmp_path):
+    before = ray._private.state.actors().keys()
+    finetune(**flags, output_dir=str(tmp_path / "out"))
+    actors = ray._private.state.actors().items()  # dead ones too
+    started = {actor["ActorClassName"] for name, actor in actors if name not in before}
     assert "RayTrainWorker" in started
     assert not {name for name in started if re.search("DatasetManager|PreemptionWatcher|Cleaner", name)}, started
 

@@ -1,16 +1,16 @@
-"""Training on real Ray Train workers: order, objective, result, and errors."""
+"""Training: order, objective, result and errors; with Ray Train what it reads, and three workers."""
 
 import gzip
 import json
 import os
 import re
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import sentence_transformers
+from process_runtime import use_processes
 from tiny import make_tiny
 
 from raybge.data.collate import GroupTokenizer
@@ -84,14 +84,6 @@ def tiny(tmp_path_factory) -> str:
     return make_tiny(tmp_path_factory.mktemp("model") / "tiny", dropout=0.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 # --- the order, on real workers ---------------------------------------------------------------------------------------
 
 
@@ -129,7 +121,7 @@ def separate(parts):
 
 
 @pytest.fixture(scope="module")
-def global_batches(parts, separate, tmp_path_factory) -> dict[str, list[list[tuple[int, int]]]]:
+def global_batches(parts, separate, tmp_path_factory, ray_cluster) -> dict[str, list[list[tuple[int, int]]]]:
     """The rows of each step, by reading: 1 to 4 workers, and from the middle."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -198,13 +190,14 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def runs(data, tiny, tmp_path_factory) -> dict[str, Path]:
-    """Dropout is off in the tiny model. "one": 1 worker; "three": 3 workers."""
+def runs(data, tiny, tmp_path_factory, ray_cluster) -> dict[str, Path]:
+    """Dropout is off in the tiny model. "one": 1 worker, a plain process; "three": 3 workers of Ray Train."""
     folder = tmp_path_factory.mktemp("runs")
     for name, workers in (("one", "1"), ("three", "3")):
         more = {"save_strategy": "epoch", "save_total_limit": 2} if name == "one" else {"save_strategy": "no"}
         more |= {"num_train_epochs": STEPS // 9, "learning_rate": RATE}
-        finetune(**flags_of(tiny, data, folder / name, num_workers=workers, **more))
+        with use_processes() if name == "one" else nullcontext():
+            finetune(**flags_of(tiny, data, folder / name, num_workers=workers, **more))
     return {name: folder / name for name in ("one", "three")}
 
 
@@ -261,7 +254,7 @@ def test_the_model_opens_in_sentence_transformers(runs, tiny):
     assert np.abs(ours - before).max() > 1e-2
 
 
-def test_adapters_of_a_decoder_are_trained_and_merged(data, tmp_path):
+def test_adapters_of_a_decoder_are_trained_and_merged(worker_processes, data, tmp_path):
     """On two workers, which require a gradient of every adapter; model/test_lora.py tests the adapters themselves."""
     base = make_tiny(tmp_path / "base", "qwen3")
     flags = flags_of(base, data, tmp_path / "out", num_workers=2, max_steps=3, save_strategy="no")
@@ -299,7 +292,7 @@ def error_message(capfd, flags: dict, code: int = 2) -> str:
         ('{"query": " ", "pos": ["p"]}', 'bad.jsonl:2: "query" must be a non-empty string'),
     ],
 )
-def test_bad_rows_are_named_and_the_output_stays(capfd, tiny, tmp_path, line, message):
+def test_bad_rows_are_named_and_the_output_stays(worker_processes, capfd, tiny, tmp_path, line, message):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"query": "q", "pos": ["p"]}\n' + line + "\n")
     output = tmp_path / "out"
@@ -310,7 +303,7 @@ def test_bad_rows_are_named_and_the_output_stays(capfd, tiny, tmp_path, line, me
     assert [p.name for p in output.iterdir() if not p.name.startswith(".")] == ["notes"]
 
 
-def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
+def test_bad_rows_can_be_skipped(worker_processes, capfd, tiny, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text("".join(json.dumps(group(i)) + "\n" for i in range(9)) + "not json\n")
     flags = flags_of(tiny, bad, tmp_path / "out", on_bad_rows="skip", dry_run=True)
@@ -320,7 +313,7 @@ def test_bad_rows_can_be_skipped(capfd, tiny, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".raybge"]  # the survey of the rows
 
 
-def test_the_plan_shows_what_flags_of_data_sets_change(capfd, tiny, tmp_path):
+def test_the_plan_shows_what_flags_of_data_sets_change(worker_processes, capfd, tiny, tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     for name, rows in (("a", 20), ("b", 3), ("c_no_in_batch_neg", 4)):
@@ -373,18 +366,18 @@ def test_the_plan_shows_what_flags_of_data_sets_change(capfd, tiny, tmp_path):
         ({"use_lora": True, "config_name": "other"}, "--config_name"),
     ],
 )
-def test_wrong_flags_are_named(capfd, tiny, data, tmp_path, monkeypatch, flags, message):
+def test_wrong_flags_are_named(worker_processes, capfd, tiny, data, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     assert message in error_message(capfd, flags_of(tiny, data, tmp_path / "out", **flags))
 
 
-def test_an_output_folder_that_is_not_empty_stays(capfd, tiny, data, tmp_path):
+def test_an_output_folder_that_is_not_empty_stays(worker_processes, capfd, tiny, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes").touch()
     assert "--overwrite_output_dir" in error_message(capfd, flags_of(tiny, data, tmp_path / "out"))
 
 
-def test_a_users_error_in_a_worker_is_one_message_without_restarts(capfd, tiny, data, tmp_path):
+def test_a_users_error_in_a_worker_is_one_message_without_restarts(worker_processes, capfd, tiny, data, tmp_path):
     """Only transformers, inside of the worker, can tell that an optimizer does not exist."""
     message = error_message(capfd, flags_of(tiny, data, tmp_path / "out", optim="nonsense", max_failures=-1))
     assert "nonsense" in message and message.count("\n") < 12

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from process_runtime import ProcessWorkerContext
 from tiny import make_tiny
 from trainers import FailAt, LocalStream, RunLost, ScriptedValidation, logged, weights
 
@@ -272,7 +273,7 @@ def test_only_the_backbone_is_compiled_and_the_loss_is_equal(dropout_model, surv
             run_state=None,
             identity=RunIdentity.of(survey, order, 1),
         )
-        return build_trainer(config, build_arguments(config), 0, 1)
+        return build_trainer(config, build_arguments(config), ProcessWorkerContext(0, 1, "attempt"))
 
     plain, compiled = build(), build(torch_compile=True, torch_compile_backend="eager")
     assert compiled.encoder.model.backbone._compiled_call_impl is not None

@@ -28,6 +28,7 @@ FLAGS = {**TRAINING_FLAGS, "output_dir": "o", "metric": "nDCG@10"}
 @pytest.fixture(scope="module", autouse=True)
 def two_cpus():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

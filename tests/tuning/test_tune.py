@@ -99,6 +99,7 @@ def test_best_model_is_written_and_its_command_reproduces_it(output, tmp_path, c
         assert (again / name).read_bytes() == (output / "best" / name).read_bytes()
 
 
+@pytest.mark.alone  # kills processes
 def test_killed_search_continues_with_equal_results(flags, output, tmp_path):
     """Kill the search with SIGKILL while the last trial runs; the first trial is not repeated."""
     continued = tmp_path / "out"

@@ -103,25 +103,23 @@ class Heartbeat:
     Args:
         run_state: receives the heartbeats.
         rank: rank of this worker.
+        address: IP address of its node.
         timeout: stall timeout in seconds, which sets the interval; 0 if stalls are not detected.
 
     Attributes:
         stop_requested: whether the run is to stop; set on worker 0 only.
     """
 
-    def __init__(self, run_state: RunState, rank: int, timeout: float):
+    def __init__(self, run_state: RunState, rank: int, address: str, timeout: float):
         self.stop_requested = False
         self._run_state = run_state
-        self._rank = rank
+        self._rank, self._address = rank, address
         self._interval = RANK_0_SECONDS if rank == 0 else _interval_for(timeout)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._send, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         """Start sending."""
-        import ray
-
-        self._address = ray.util.get_node_ip_address()
         reset_activity()
         self._thread.start()
         return self
@@ -135,7 +133,7 @@ class Heartbeat:
         self._thread.join(MIN_SECONDS)
 
     def _send(self) -> None:
-        import ray
+        from raybge.training.health.run_state import RunStateLostError
 
         try:
             closed = False
@@ -144,10 +142,11 @@ class Heartbeat:
                 activity = current_activity()
                 seconds = time.monotonic() - activity.started
                 record = HeartbeatRecord(self._rank, self._address, os.getpid(), activity, seconds)
-                reply = self._run_state.add_heartbeat(record)
                 if self._rank == 0:
-                    self.stop_requested = ray.get(reply)
-        except ray.exceptions.RayError:
+                    self.stop_requested = self._run_state.exchange_heartbeat(record)
+                else:
+                    self._run_state.add_heartbeat(record)
+        except RunStateLostError:
             return  # the driver has ended, and the run state with it
 
 

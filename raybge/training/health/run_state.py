@@ -1,10 +1,10 @@
-"""Shared state of a training run: workers write their progress, the driver reads it. One small Ray actor."""
+"""Shared state of a training run: workers write their progress, the driver reads it."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from raybge.training.health.heartbeat import HeartbeatRecord, describe_stall
 
@@ -34,136 +34,151 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class _RunStateActor:
-    """State of the actor behind `RunState`."""
+class RunStateLostError(RuntimeError):
+    """The process of the run state, or of a worker, cannot be reached: the run has ended."""
+
+
+class WorkerHandle(Protocol):
+    """Serializable handle to a worker."""
+
+    def kill(self) -> None:
+        """Kill the worker at once."""
+
+
+class StateServer(Protocol):
+    """Serializable connection to the process that holds a `RunStateStore`."""
+
+    def send(self, method: str, *values: Any, **named: Any) -> None:
+        """Call a method of the store and return at once."""
+
+    def call(self, method: str, *values: Any, **named: Any) -> Any:
+        """Call a method of the store and return its result. Raises RunStateLostError if the process is gone."""
+
+
+class RunStateStore:
+    """State behind `RunState`, in one process that driver and workers reach through a `StateServer`."""
 
     def __init__(self) -> None:
         self._progress = Progress()
-        self._workers: list[Any] = []
+        self._workers: list[WorkerHandle] = []
         self._stop_requested = False
         self._heartbeats: dict[int, tuple[HeartbeatRecord, float]] = {}  # by rank, with the time of arrival
 
     def update(self, **values: Any) -> None:
+        """Set fields of the progress."""
         for name, value in values.items():
             setattr(self._progress, name, value)
 
     def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of an evaluation."""
         self._progress.evaluations.append((step, metrics))
 
     def add_message(self, line: str) -> None:
+        """Add a line for the console."""
         self._progress.messages.append(line)
 
-    def add_worker(self, worker: Any) -> None:
+    def add_worker(self, worker: WorkerHandle) -> None:
+        """Add a worker."""
         self._workers.append(worker)
 
-    def workers(self) -> list[Any]:
+    def workers(self) -> list[WorkerHandle]:
+        """Return the workers."""
         return self._workers
 
     def add_heartbeat(self, heartbeat: HeartbeatRecord) -> bool:
+        """Record a heartbeat; return whether the run is to stop."""
         self._heartbeats[heartbeat.rank] = heartbeat, time.monotonic()
         return self._stop_requested
 
     def request_stop(self) -> None:
+        """Request a graceful stop."""
         self._stop_requested = True
 
     def describe_stall(self, timeout: float) -> str | None:
+        """Describe the stalled workers."""
         now = time.monotonic()
         received = self._heartbeats.values()
         return describe_stall([replace(heartbeat, age=now - at) for heartbeat, at in received], timeout)
 
     def clear_workers(self) -> None:
+        """Forget the workers of an attempt."""
         self._workers, self._heartbeats, self._progress.started_at = [], {}, None
 
     def read(self) -> Progress:
+        """Return the progress."""
         return self._progress
 
 
 class RunState:
-    """Serializable handle to the run state actor. Writing does not wait unless stated."""
+    """Serializable handle to the run state. Writing does not wait unless stated.
 
-    def __init__(self) -> None:
-        import ray
+    Args:
+        server: connection to the process with the state.
+    """
 
-        # Pinned to the driver's node, and not softly, which lets Ray place it elsewhere at times: on a worker's node
-        # the actor would be lost with that node, and the whole run with it.
-        driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        self._actor = ray.remote(_RunStateActor).options(num_cpus=0, scheduling_strategy=driver_node).remote()
+    def __init__(self, server: StateServer) -> None:
+        self._server = server
 
     # --- called by the workers ---
 
-    def register_worker(self) -> None:
-        """Register the current worker, so that the driver can kill it."""
-        import ray
+    def register_worker(self, worker: WorkerHandle) -> None:
+        """Register a worker, so that the driver can kill it."""
+        self._server.send("add_worker", worker)
 
-        self._actor.add_worker.remote(ray.get_runtime_context().current_actor)
+    def add_heartbeat(self, heartbeat: HeartbeatRecord) -> None:
+        """Record a heartbeat."""
+        self._server.send("add_heartbeat", heartbeat)
 
-    def add_heartbeat(self, heartbeat: HeartbeatRecord) -> Any:
-        """Record a heartbeat. Return a Ray reference to a bool: whether the run is to stop."""
-        return self._actor.add_heartbeat.remote(heartbeat)
+    def exchange_heartbeat(self, heartbeat: HeartbeatRecord) -> bool:
+        """Record a heartbeat and return whether the run is to stop. Waits."""
+        return bool(self._server.call("add_heartbeat", heartbeat))
 
     def set_started(self, total: int, step: int) -> None:
         """Report that the workers start, or resume after `step`, a run of `total` updates."""
-        self._actor.update.remote(total=total, step=step, started_at=step)
+        self._server.send("update", total=total, step=step, started_at=step)
 
     def set_progress(self, step: int, loss: float) -> None:
         """Report the updates done and the mean loss since the previous report."""
-        self._actor.update.remote(step=step, loss=loss)
+        self._server.send("update", step=step, loss=loss)
 
     def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Report the metrics of an evaluation after update `step`."""
-        self._actor.add_evaluation.remote(step, metrics)
+        self._server.send("add_evaluation", step, metrics)
 
     def add_message(self, line: str) -> None:
         """Show a line on the driver's console."""
-        self._actor.add_message.remote(line)
+        self._server.send("add_message", line)
 
     def set_stopped(self, step: int) -> None:
         """Report that the workers stopped after update `step`. Waits: the worker exits right afterwards."""
-        import ray
-
-        ray.get(self._actor.update.remote(step=step, stopped_at=step))
+        self._server.call("update", step=step, stopped_at=step)
 
     def set_finished(self, metrics: dict[str, float]) -> None:
         """Report the metrics of the finished run. Waits: the worker exits right afterwards."""
-        import ray
+        self._server.call("update", metrics=metrics)
 
-        ray.get(self._actor.update.remote(metrics=metrics))
-
-    # --- called by the driver ---
+    # --- called by the driver; each waits and raises RunStateLostError if the run has ended ---
 
     def read(self) -> Progress:
         """Return the progress of the run."""
-        import ray
-
-        return ray.get(self._actor.read.remote())
-
-    def workers(self) -> list[Any]:
-        """Return the registered worker actors."""
-        import ray
-
-        return ray.get(self._actor.workers.remote())
+        progress: Progress = self._server.call("read")
+        return progress
 
     def kill_workers(self) -> None:
-        """Kill the registered workers, whichever node they are on."""
-        import ray
-
-        for worker in self.workers():
-            ray.kill(worker)
+        """Kill the registered workers."""
+        workers: list[WorkerHandle] = self._server.call("workers")
+        for worker in workers:
+            worker.kill()
 
     def request_stop(self) -> None:
-        """Request a graceful stop of the workers."""
-        self._actor.request_stop.remote()
+        """Request a graceful stop of the workers. Does not wait."""
+        self._server.send("request_stop")
 
     def describe_stall(self, timeout: float) -> str | None:
         """Describe the workers that have stalled for more than `timeout` seconds; see `heartbeat.describe_stall`."""
-        import ray
-
-        return ray.get(self._actor.describe_stall.remote(timeout))
+        message: str | None = self._server.call("describe_stall", timeout)
+        return message
 
     def clear_workers(self) -> None:
         """Forget the registered workers and their heartbeats, after they have ended."""
-        import ray
-
-        ray.get(self._actor.clear_workers.remote())
+        self._server.call("clear_workers")

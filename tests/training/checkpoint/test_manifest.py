@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from faulty_storage import URI, FaultyStore, Lifetime, ProcessDied, use_store
+from faulty_storage import URI, Lifetime, ProcessDied, limit_local_changes, use_store
 
 from raybge.data.order import Order
 from raybge.data.source_files import SourceFile
@@ -67,7 +67,7 @@ def test_rotation_keeps_the_last_and_the_best(tmp_path):
 
 def test_partly_deleted_checkpoint_is_incomplete(tmp_path):
     folder = write_checkpoint(tmp_path, 3)
-    with use_store(FaultyStore(tmp_path, Lifetime(1).spend), local=True), pytest.raises(ProcessDied):
+    with limit_local_changes(Lifetime(1)), pytest.raises(ProcessDied):
         delete_checkpoint(folder)
     assert folder.exists() and latest_checkpoint(tmp_path) is None
 
@@ -133,17 +133,17 @@ def test_checkpoints_in_a_store(tmp_path):
     (tmp_path / "bucket").mkdir()
     for step in (2, 10, 11):
         write_checkpoint(tmp_path / "bucket", step, complete=step < 11)
-    with use_store(FaultyStore(tmp_path)):
-        for query in ("", "?region=eu&scheme=http"):
-            storage = f"{URI}/bucket{query}"
-            latest = latest_checkpoint(storage)
-            assert (latest.path, latest.step) == (f"{URI}/bucket/checkpoint-10{query}", 10)
-            assert load_checkpoint(latest.path, "--resume_from_checkpoint") == latest
-            assert resume_checkpoint({"resume_from_checkpoint": latest.path}, False, storage) == latest
-            with pytest.raises(UserError, match=r"checkpoint-11.* is not a complete checkpoint"):
-                load_checkpoint(f"{URI}/bucket/checkpoint-11{query}", "--resume_from_checkpoint")
-            assert latest_checkpoint(f"{URI}/nowhere{query}") is None
-        rotate_checkpoints(f"{URI}/bucket/checkpoint-10?region=eu", 1, None)
+    use_store(tmp_path)
+    for query in ("", "?region=eu&scheme=http"):
+        storage = f"{URI}/bucket{query}"
+        latest = latest_checkpoint(storage)
+        assert (latest.path, latest.step) == (f"{URI}/bucket/checkpoint-10{query}", 10)
+        assert load_checkpoint(latest.path, "--resume_from_checkpoint") == latest
+        assert resume_checkpoint({"resume_from_checkpoint": latest.path}, False, storage) == latest
+        with pytest.raises(UserError, match=r"checkpoint-11.* is not a complete checkpoint"):
+            load_checkpoint(f"{URI}/bucket/checkpoint-11{query}", "--resume_from_checkpoint")
+        assert latest_checkpoint(f"{URI}/nowhere{query}") is None
+    rotate_checkpoints(f"{URI}/bucket/checkpoint-10?region=eu", 1, None)
     assert sorted(p.name for p in (tmp_path / "bucket").iterdir()) == ["checkpoint-10", "checkpoint-11"]
     assert latest_checkpoint(f"file://{tmp_path}/bucket").path == str(tmp_path / "bucket" / "checkpoint-10")
 
@@ -160,8 +160,6 @@ def test_unwritable_storage_is_reported_at_once(tmp_path, monkeypatch):
     def refuse(action: str) -> None:
         raise PermissionError(13, "access denied")
 
-    with (
-        use_store(FaultyStore(tmp_path, refuse)),
-        pytest.raises(UserError, match=f"{URI} cannot be written .*access denied"),
-    ):
+    use_store(tmp_path, refuse)
+    with pytest.raises(UserError, match=f"{URI} cannot be written .*access denied"):
         check_writable(URI)

@@ -1,4 +1,4 @@
-"""Stalled workers in real Ray Train runs: the worker is named, and the run continues without it."""
+"""Stalled workers: the worker is named, and the run continues without it."""
 
 import os
 import re
@@ -6,17 +6,11 @@ import signal
 import time
 
 import pytest
-import ray
-from faulty_runs import before_each_step, make_flags, start_ray
+from faulty_runs import before_each_step, make_flags
 
 from raybge.train import finetune
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    start_ray()
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("worker_processes")
 
 
 @pytest.fixture(scope="module")
