@@ -11,7 +11,7 @@ import pytest
 import ray
 import ray.train.torch
 import torch
-import torch.multiprocessing as mp
+from process_runtime import run_in_processes
 
 from raybge.cluster import process_group as network
 
@@ -89,6 +89,6 @@ def join_and_sum(rank: int, folder: str) -> None:
 
 
 def test_workers_join_by_the_store_of_the_first(tmp_path):
-    mp.spawn(join_and_sum, (str(tmp_path),), nprocs=2)
+    run_in_processes(join_and_sum, (str(tmp_path),), 2)
     results = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert results == [[3.0, [str(rank), "2", str(rank), "2", "0", "127.0.0.1"]] for rank in range(2)]

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from process_runtime import run_in_processes
 
 from raybge import evaluate_retrieval
 from raybge.cli.options import TrainOptions
@@ -173,7 +173,7 @@ def test_results_do_not_depend_on_the_number_of_workers(data, tiny_model, tmp_pa
     few = data_of(tiny_model, tmp_path, eval_data=dev, eval_corpus=corpus)
     few = ValidationData(few.queries, many.corpus, QUERY_LEN, PASSAGE_LEN)
     assert len(many.corpus.blocks) > 5 < len(many.queries.blocks) and len(few.queries.blocks) == 2
-    mp.spawn(one_worker, (world, str(tmp_path), (many, few), tiny_model), nprocs=world)
+    run_in_processes(one_worker, (world, str(tmp_path), (many, few), tiny_model), world)
     results = [torch.load(tmp_path / f"results{rank}", weights_only=False) for rank in range(world)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

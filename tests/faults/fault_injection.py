@@ -35,6 +35,7 @@ def train_with_faults(settings: dict, faults: Sequence[tuple[int, str]], markers
         program: process id of the driver.
     """
     original = StreamTrainer.training_step
+    raylet = int(os.environ["RAY_RAYLET_PID"])
     is_worker_node = ray.get_runtime_context().get_node_id() != head
 
     def training_step(self, *args, **kwargs):
@@ -55,7 +56,7 @@ def train_with_faults(settings: dict, faults: Sequence[tuple[int, str]], markers
         if kind == "stop":
             raise OSError(28, "No space left on device")
         if kind != "hold":
-            os.kill({"worker": os.getpid(), "node": os.getppid(), "driver": program}[kind], signal.SIGKILL)
+            os.kill({"worker": os.getpid(), "node": raylet, "driver": program}[kind], signal.SIGKILL)
         time.sleep(600)  # a lost node does nothing more; this process is killed
 
     StreamTrainer.training_step = training_step

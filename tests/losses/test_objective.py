@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from process_runtime import run_in_processes
 from transformers import BertConfig, BertModel
 
 from raybge.data.step_batch import Groups, StepBatch
@@ -231,7 +231,7 @@ def outcomes(tmp_path_factory):
     outcome = {}
     for world in SHARES:
         folder = str(tmp_path_factory.mktemp(f"world{world}"))
-        mp.spawn(one_worker, (world, folder), nprocs=world)
+        run_in_processes(one_worker, (world, folder), world)
         outcome.update(torch.load(os.path.join(folder, "outcome"), weights_only=False))
     return outcome
 

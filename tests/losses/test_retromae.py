@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import transformers
+from process_runtime import run_in_processes
 from tiny import ENCODERS, WORDS, make_tiny
 from torch.nn.functional import gelu
 
@@ -208,7 +208,7 @@ def one_worker(rank: int, world: int, model_folder: str, folder: str) -> None:
 @pytest.fixture(scope="module")
 def outcomes(folders, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("workers"))
-    mp.spawn(one_worker, (2, folders["bert"], folder), nprocs=2)
+    run_in_processes(one_worker, (2, folders["bert"], folder), 2)
     return torch.load(os.path.join(folder, "outcome"), weights_only=False)
 
 

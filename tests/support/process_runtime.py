@@ -50,6 +50,21 @@ PRELOADED = [
 GRACE_SECONDS = 1.0  # after the first failure of a worker, for those of the others to arrive
 
 
+def preload() -> Any:
+    """Return multiprocessing's context "forkserver", whose processes have imported PRELOADED."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_in_processes(function: Callable, arguments: tuple, count: int) -> None:
+    """Call function(rank, *arguments) in `count` processes; raise the first error."""
+    import torch.multiprocessing
+
+    preload()
+    torch.multiprocessing.start_processes(function, arguments, count, start_method="forkserver")
+
+
 @contextmanager
 def use_processes() -> Iterator[None]:
     """Have training runs use `ProcessRuntime`."""
@@ -89,8 +104,7 @@ class ProcessRuntime:
         folder = folder / attempt
         folder.mkdir(parents=True)
         job = cloudpickle.dumps((function, config, process_group, dict(os.environ)))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context = preload()
         workers: dict[int, tuple[Any, Connection]] = {}
         for rank in range(plan.workers):
             receiver, sender = context.Pipe(duplex=False)

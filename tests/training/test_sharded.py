@@ -8,7 +8,7 @@ import os
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
+from process_runtime import run_in_processes
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -80,7 +80,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_sharded_model_trains_and_evaluates_like_an_unsharded_one(tmp_path):
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    run_in_processes(worker, (str(tmp_path),), 2)
     results = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
     model = build_model()
     texts = [build_batch(sum(SHARES[:rank]), SHARES[rank]).token_ids for rank in (0, 1)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from process_runtime import run_in_processes
 from tiny import make_tiny
 from trainers import build_survey, build_trainer, weights
 
@@ -35,7 +35,7 @@ def train_on_two(data: Survey, model: str, folder: Path, start: str | None = Non
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    mp.spawn(work, (port, data, model, str(folder), start, FLAGS | flags), nprocs=2)
+    run_in_processes(work, (port, data, model, str(folder), start, FLAGS | flags), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
