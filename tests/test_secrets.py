@@ -224,6 +224,7 @@ def test_ray_tune_does_not_put_keys_where_ray_logs_them(tmp_path, monkeypatch):
     assert found[0]["env_vars"] and CANARY not in repr(found)
 
 
+@pytest.mark.alone  # starts a Ray of its own
 def test_a_training_run_writes_no_secret(tmp_path, tiny_model):
     """Every file of a run with a token, keys in the environment and checkpoints, including the logs of Ray."""
     rows = [{"query": f"ak {i}", "pos": [f"al {i}"], "neg": ["am"]} for i in range(4)]

@@ -257,6 +257,7 @@ with connect() as cluster:
 """
 
 
+@pytest.mark.alone  # starts a Ray of its own
 @pytest.mark.parametrize("imported", ["first", "later"])
 def test_ray_on_one_machine_listens_on_loopback(imported):
     """This holds in a program that imported Ray earlier as well, when Ray has already read its environment."""

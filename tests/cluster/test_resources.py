@@ -124,6 +124,7 @@ def test_reading_is_shared_evenly(place, plan, share, monkeypatch):
     assert resources.reading_cpus(place, plan) == share
 
 
+@pytest.mark.alone  # starts Rays of its own
 def test_ray_is_started_and_stopped_and_a_missing_cluster_is_named():
     """In a separate process, since Ray starts and stops."""
     code = textwrap.dedent(

@@ -139,9 +139,10 @@ CALLS = pytest.mark.parametrize(
     ("name", "surroundings"),
     [
         ("mine", "joined Ray"),
-        ("evaluate", "own Ray"),
+        ("evaluate", "joined Ray"),
         ("finetune", "processes"),
         pytest.param("mine", "own Ray", marks=pytest.mark.alone),
+        pytest.param("evaluate", "own Ray", marks=pytest.mark.alone),
         pytest.param("finetune", "own Ray", marks=pytest.mark.alone),
     ],
     indirect=["surroundings"],
