@@ -113,19 +113,22 @@ def test_order_depends_on_seed_and_epoch():
     assert batches(order, 1) != batches(Order(BLOCK_ROWS, 6, seed=2), 1)
 
 
-def two_sets(weight: tuple[float, float] = (1, 1), used: tuple[int, int] = (400, 200), together: bool = True) -> Order:
+def two_sets(
+    weight: tuple[float, float] = (1, 1), used: tuple[int, int] = (400, 200), together: bool = True, seed: int = 0
+) -> Order:
     """Return the order of files of 400 and 200 rows, in blocks of 20 and batches of 16."""
     file_B = np.repeat([0, 1], [20, 10])
     mixture = Mixture(file_B, np.array(used), np.array(weight, float), np.array([0, int(together)]))
-    return Order(np.full(30, 20), 16, 0, False, mixture)
+    return Order(np.full(30, 20), 16, seed, False, mixture)
 
 
 def files_of(order: Order, epoch: int = 0) -> list[int]:
     return [int(order.mixture.file_B[step[0][0]]) for step in batches(order, 1, epoch)]
 
 
-def test_the_schedule_of_data_sets_differs_between_epochs():
+def test_the_schedule_of_data_sets_differs_between_epochs_and_seeds():
     order = two_sets()
+    assert files_of(order) == files_of(two_sets()) != files_of(two_sets(seed=1))
     assert Counter(files_of(order)) == {0: 25, 1: 13}  # the last 8 of 200 rows are a step too
     assert files_of(order) != files_of(order, epoch=1)
     switches = sum(a != b for a, b in zip(files_of(order), files_of(order)[1:], strict=False))

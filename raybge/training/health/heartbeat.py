@@ -137,8 +137,7 @@ class Heartbeat:
 
         try:
             closed = False
-            while not closed:
-                closed = self._closed.wait(self._interval)
+            while True:  # the first one at once: a worker that never sends any is not known to have stalled
                 activity = current_activity()
                 seconds = time.monotonic() - activity.started
                 record = HeartbeatRecord(self._rank, self._address, os.getpid(), activity, seconds)
@@ -146,6 +145,9 @@ class Heartbeat:
                     self.stop_requested = self._run_state.exchange_heartbeat(record)
                 else:
                     self._run_state.add_heartbeat(record)
+                if closed:
+                    return
+                closed = self._closed.wait(self._interval)
         except RunStateLostError:
             return  # the driver has ended, and the run state with it
 

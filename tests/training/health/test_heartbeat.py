@@ -1,8 +1,10 @@
 """Detection of stalled workers from their heartbeats; real workers that stall are in test_stalls.py."""
 
+import threading
+
 import pytest
 
-from raybge.training.health.heartbeat import HeartbeatRecord, describe_stall
+from raybge.training.health.heartbeat import Heartbeat, HeartbeatRecord, describe_stall
 from raybge.util.activity import (
     DONE,
     READING,
@@ -77,3 +79,18 @@ def test_activity_of_nested_blocks():
             assert current() == ("gathering", 1, True)
         assert current() == ("an evaluation", 1, False)
     assert current() == ("step 1", 1, False)
+
+
+def test_first_heartbeat_is_sent_at_once():
+    """A worker that freezes before its first heartbeat would not be known to have stalled."""
+    records, received = [], threading.Event()
+
+    class State:
+        def add_heartbeat(self, record: HeartbeatRecord) -> None:
+            records.append(record)
+            received.set()
+
+    with Heartbeat(State(), 1, "10.0.0.2", timeout=1000.0):
+        assert received.wait(10)
+        assert [record.activity.name for record in records] == [STARTING]
+    assert records[-1].activity.name == DONE
