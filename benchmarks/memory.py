@@ -54,6 +54,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     from raybge.losses.contrastive_model import ContrastiveModel
     from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
+    from raybge.model.packing import prepare_for_training
 
     torch.set_num_threads(args.threads)
     encoder = Encoder(common.minilm(), devices="cpu")
@@ -65,7 +66,7 @@ def step_peak(args: argparse.Namespace) -> dict[str, float]:
     pairs = [text for pair in zip(positives[: args.groups], positives[args.groups :], strict=True) for text in pair]
     token_ids = queries + tokenize(encoder, pairs, 128)
     batch = StepBatch(0, [(0, i) for i in range(args.groups)], token_ids, Groups(np.full(args.groups, 2, np.int64)))
-    encoder.model.prepare_for_training()
+    prepare_for_training(encoder.model)
     model = ContrastiveModel(encoder.model, Objective(TEMPERATURE), None, sub_batch_size=args.sub_batch_size)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)

@@ -81,9 +81,10 @@ def raybge_peer(folder: str, device: str, _: Any) -> Peer:
     from raybge.losses.contrastive_model import ContrastiveModel
     from raybge.losses.objective import Objective
     from raybge.model.encoder import Encoder
+    from raybge.model.packing import prepare_for_training
 
     embedding = Encoder(folder, use_fp16=False, devices=device, normalize_embeddings=True, pooling_method="mean").model
-    embedding.prepare_for_training()
+    prepare_for_training(embedding)
     model = ContrastiveModel(embedding, Objective(TEMPERATURE), None)
 
     def prepare(batch: Batch) -> StepBatch:

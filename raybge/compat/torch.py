@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from raybge.compat.library_versions import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Prefix that torch.compile inserts into the names of a module's weights; torch has no function that removes it.
 COMPILED_PREFIX = "_orig_mod."
@@ -38,3 +43,61 @@ def set_logged_rates(scheduler: Any, rates: Sequence[float]) -> None:
     learning rate.
     """
     scheduler._last_lr = list(rates)
+
+
+def flash_attention(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    bound_E: Tensor,
+    longest: int,
+    dropout: float,
+    scale: float | None,
+    causal: bool,
+) -> Tensor:
+    """Compute attention within each of several concatenated texts by FlashAttention, with dropout; half precision only.
+
+    torch's public `torch.nn.attention.varlen.varlen_attn` has no dropout; this is the operator that it calls.
+
+    Args:
+        q_THD: queries of all T tokens, on a GPU.
+        k_THD: keys; H may be a divisor of that of the queries (grouped-query attention).
+        v_THD: values, like the keys.
+        bound_E: first token of each text and the end of the last, int32.
+        longest: tokens of the longest text.
+        dropout: probability of dropping an attention weight.
+        scale: factor of the scores; None: 1 / sqrt(D).
+        causal: a token attends to earlier ones only.
+
+    Returns:
+        (T, H, D).
+    """
+    import torch
+
+    attend = require(torch.ops.aten, "_flash_attention_forward", "torch")
+    bounds = bound_E, bound_E, longest, longest
+    out_THD: Tensor = attend(q_THD, k_THD, v_THD, *bounds, dropout, causal, False, scale=scale)[0]
+    return out_THD
+
+
+def efficient_attention(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    bound_E: Tensor,
+    longest: int,
+    dropout: float,
+    scale: float | None,
+    causal: bool,
+) -> Tensor:
+    """Compute what `flash_attention` does by the memory-efficient kernel, which also has fp32.
+
+    torch has no public function for it. Queries, keys and values have equally many heads.
+    """
+    import torch
+
+    attend = require(torch.ops.aten, "_efficient_attention_forward", "torch")
+    bounds = bound_E, bound_E, longest, longest
+    mask = 1 if causal else 0  # numbers of the kernel's masks: causal, none
+    out_1THD: Tensor = attend(q_THD[None], k_THD[None], v_THD[None], None, *bounds, dropout, mask, True, scale=scale)[0]
+    return out_1THD[0]

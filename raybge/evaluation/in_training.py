@@ -42,6 +42,7 @@ from raybge.evaluation.validation_data import ValidationData
 from raybge.losses.objective import gather_counts, gather_rows
 from raybge.model.embedding import eval_mode, max_positions
 from raybge.model.encoder import Encoder
+from raybge.model.precision import full_precision
 from raybge.report.text import excerpt
 from raybge.search import topk
 from raybge.util.errors import UserError
@@ -230,14 +231,8 @@ def _nonfinite_message(step: int) -> str:
 
 def _scores(q_QD: Tensor, p_ND: Tensor) -> Tensor:
     """Return inner products in fp32, for any precision of the model."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        with torch.autocast(q_QD.device.type, enabled=False):
-            return q_QD @ p_ND.T
-    finally:
-        matmul.fp32_precision = before
+    with full_precision(q_QD.device):
+        return q_QD @ p_ND.T
 
 
 def _keep_best(score_QK: Tensor, id_QK: Tensor, score_QN: Tensor, id_N: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
 from raybge.losses.objective import Objective
-from raybge.model.embedding import EmbeddingModel, eval_mode
+from raybge.model.embedding import EmbeddingModel, eval_mode, plan_chunks, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 
 GPU_TOKENS_PER_CHUNK = 32_768
@@ -66,14 +66,23 @@ class ContrastiveModel(nn.Module):
             guide = guide_ND[:queries], guide_ND[queries:]
         return self.objective.loss(e_ND[:queries], e_ND[queries:], _to_tensors(batch.groups, e_ND.device), guide)
 
+    def largest_chunk(self, batch: StepBatch) -> tuple[int, int]:
+        """Return the texts of the batch's largest chunk, and the tokens of its longest text."""
+        chunks = plan_chunks([len(ids) for ids in batch.token_ids], self._chunk_tokens, self.sub_batch_size)
+        chunk = max(chunks, key=lambda rows: len(rows) * len(batch.token_ids[rows[0]]))
+        return len(chunk), len(batch.token_ids[chunk[0]])
+
+    @property
+    def _chunk_tokens(self) -> int:
+        on_cpu = next(self.embedding.parameters()).device.type == "cpu"
+        return CPU_TOKENS_PER_CHUNK if on_cpu else GPU_TOKENS_PER_CHUNK
+
     def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
         """Return e_ND of the texts in their order; see `EmbeddingModel.embed`."""
-        device = next(model.parameters()).device
-        tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         # A worker without rows takes part in every collective, those of the gradient too: one token, whose vector is
         # dropped, gives every parameter a gradient of zero.
         ids = token_ids or [np.zeros(1, dtype=np.int64)]
-        return model.embed(ids, tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
+        return model.embed(ids, self._chunk_tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
 
     @torch.no_grad()
     def finite_groups(self, batch: StepBatch) -> list[bool]:
@@ -96,4 +105,4 @@ def _to_tensors(groups: Groups[np.ndarray], device: torch.device) -> Groups[Tens
     if groups.alone_B is not None and not groups.alone_B.any():
         groups = dataclasses.replace(groups, alone_B=None)
     arrays = {name: array for name, array in vars(groups).items() if array is not None}
-    return Groups(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+    return Groups(**{name: send(array, device) for name, array in arrays.items()})

@@ -17,6 +17,7 @@ from torch.nn.functional import gelu
 from raybge.data.masking import MaskedText
 from raybge.model.attention import attention
 from raybge.model.dropout import Dropout
+from raybge.model.embedding import send
 
 
 class EnhancedDecoder(nn.Module):
@@ -91,7 +92,7 @@ def visible_context(texts: Sequence[MaskedText], width: int, device: torch.devic
     for b, text in enumerate(texts):
         own_TS = text.visible_RS[text.pick_T]
         bits_BTS[b, : own_TS.shape[0], : own_TS.shape[1]] = own_TS
-    visible_BTT = torch.from_numpy(np.unpackbits(bits_BTS, axis=2, count=width).view(bool)).to(device)
+    visible_BTT = send(np.unpackbits(bits_BTS, axis=2, count=width).view(bool), device)
     visible_BTT.diagonal(dim1=1, dim2=2).fill_(False)
     visible_BTT[:, :, 0] = True
     return visible_BTT

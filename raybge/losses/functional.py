@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raybge.model.precision import full_precision
+
 # mask(start, stop): bool (B, stop - start), True where the query is compared with the passage; None: all with all.
 Mask = Callable[[int, int], Tensor | None]
 
@@ -102,7 +104,7 @@ def softmax_terms(
             keeps the digits that a small loss has. -inf where the mask is empty.
         score_BK: scores of the picks, -inf for none.
     """
-    with torch.autocast(q_BD.device.type, enabled=False):  # a score of 1 / temperature needs more than bf16's 8 bits
+    with full_precision(q_BD.device):  # a score of 1 / temperature needs more than bf16's 8 bits or TF32's 11
         terms: tuple[Tensor, Tensor] = _SoftmaxTerms.apply(
             q_BD.float(), p_ND.float(), pick_BK, mask, temperature, block or max(1, len(p_ND))
         )
@@ -128,25 +130,30 @@ class _SoftmaxTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_denominator_B, grad_score_BK = grads
-        q_BD, p_ND, pick_BK, denominator_B, first_B = ctx.saved_tensors
-        mask, temperature, block = ctx.settings
-        # The first pick's score is subtracted from the denominator.
-        grad_score_BK = grad_score_BK.masked_fill(pick_BK < 0, 0.0)
-        grad_score_BK[:, 0] -= grad_denominator_B
-        grad_q_BD, grad_p_ND = torch.zeros_like(q_BD), torch.empty_like(p_ND)
-        for start in range(0, len(p_ND), block):
-            score_Bn, hidden_Bn = _block_scores(q_BD, p_ND, mask, temperature, start, block)
-            grad_Bn = torch.exp(score_Bn - (denominator_B + first_B)[:, None]) * grad_denominator_B[:, None]
-            if hidden_Bn is not None:
-                grad_Bn = grad_Bn.masked_fill(hidden_Bn, 0.0)  # 0 * NaN for a query that is compared with nothing
-            in_block_BK = (pick_BK >= start) & (pick_BK < start + grad_Bn.shape[1])
-            column_BK = torch.where(in_block_BK, pick_BK - start, 0)
-            grad_Bn.scatter_add_(1, column_BK, torch.where(in_block_BK, grad_score_BK, 0.0))
-            grad_Bn /= temperature
-            grad_q_BD += grad_Bn @ p_ND[start : start + block]
-            grad_p_ND[start : start + block] = grad_Bn.T @ q_BD
-        return grad_q_BD, grad_p_ND, None, None, None, None
+        with full_precision(ctx.saved_tensors[0].device):
+            return *_softmax_gradients(ctx, *grads), None, None, None, None
+
+
+def _softmax_gradients(ctx: Any, grad_denominator_B: Tensor, grad_score_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return grad_q_BD and grad_p_ND of `softmax_terms`."""
+    q_BD, p_ND, pick_BK, denominator_B, first_B = ctx.saved_tensors
+    mask, temperature, block = ctx.settings
+    # The first pick's score is subtracted from the denominator.
+    grad_score_BK = grad_score_BK.masked_fill(pick_BK < 0, 0.0)
+    grad_score_BK[:, 0] -= grad_denominator_B
+    grad_q_BD, grad_p_ND = torch.zeros_like(q_BD), torch.empty_like(p_ND)
+    for start in range(0, len(p_ND), block):
+        score_Bn, hidden_Bn = _block_scores(q_BD, p_ND, mask, temperature, start, block)
+        grad_Bn = torch.exp(score_Bn - (denominator_B + first_B)[:, None]) * grad_denominator_B[:, None]
+        if hidden_Bn is not None:
+            grad_Bn = grad_Bn.masked_fill(hidden_Bn, 0.0)  # 0 * NaN for a query that is compared with nothing
+        in_block_BK = (pick_BK >= start) & (pick_BK < start + grad_Bn.shape[1])
+        column_BK = torch.where(in_block_BK, pick_BK - start, 0)
+        grad_Bn.scatter_add_(1, column_BK, torch.where(in_block_BK, grad_score_BK, 0.0))
+        grad_Bn /= temperature
+        grad_q_BD += grad_Bn @ p_ND[start : start + block]
+        grad_p_ND[start : start + block] = grad_Bn.T @ q_BD
+    return grad_q_BD, grad_p_ND
 
 
 def _block_scores(

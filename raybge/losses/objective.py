@@ -152,12 +152,12 @@ class Objective:
         guide: tuple[Tensor, Tensor] | None,
     ) -> ScoreMask:
         """Return the mask of own queries (B) and passages of all workers (N)."""
-        group_N = torch.repeat_interleave(batch.passages_Q)
+        group_N = torch.repeat_interleave(batch.passages_Q, output_size=len(p_ND))
         hidden_K = None
         if self.mask_known and groups.passage_key_M is not None:
             assert groups.known_B is not None and groups.known_key_R is not None
             key_N = gather_rows(groups.passage_key_M, batch.passages_W)
-            row_R = torch.repeat_interleave(groups.known_B)
+            row_R = torch.repeat_interleave(groups.known_B, output_size=len(groups.known_key_R))
             column_N = torch.arange(len(key_N), device=key_N.device)
             hidden_K = _without_targets(batch.target_B, *equal_keys(row_R, groups.known_key_R, column_N, key_N))
         margin = None
@@ -185,7 +185,7 @@ class Objective:
             known_Q = gather_rows(groups.known_B, batch.queries_W)
             known_key = gather_rows(groups.known_key_R, batch.known_W)
             row_B = torch.arange(len(batch.own_target_B), device=q_QD.device)
-            column_R = torch.repeat_interleave(known_Q)
+            column_R = torch.repeat_interleave(known_Q, output_size=len(known_key))
             key_B = groups.passage_key_M[batch.own_target_B]
             hidden_K = _without_targets(batch.query_B, *equal_keys(row_B, key_B, column_R, known_key))
         margin = None

@@ -31,8 +31,9 @@ from raybge.losses.contrastive_model import GPU_TOKENS_PER_CHUNK
 from raybge.losses.enhanced_decoder import EnhancedDecoder, visible_context
 from raybge.losses.objective import gather_counts
 from raybge.model.attention import use_fast_attention
-from raybge.model.embedding import EmbeddingModel, first_position, max_positions, plan_chunks, position_tables
+from raybge.model.embedding import EmbeddingModel, first_position, max_positions, plan_chunks, position_tables, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
+from raybge.model.precision import autocast_of_one_chunk
 from raybge.util.errors import UserError
 
 METHODS = ("retromae", "dupmae")
@@ -131,7 +132,8 @@ class RetroMAE(nn.Module):
 
         tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         chunks = plan_chunks([len(text.token_T) for text in texts], tokens)
-        outputs = [self._run_chunk([texts[row] for row in rows]) for rows in chunks]
+        with autocast_of_one_chunk(device):
+            outputs = [self._run_chunk([texts[row] for row in rows]) for rows in chunks]
         sorted_texts = [texts[row] for rows in chunks for row in rows]
         encoder_KD, decoder_KD, word_KD = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         encoder = self._token_loss(encoder_KD, [text.token_T[text.masked_T] for text in sorted_texts])
@@ -183,7 +185,7 @@ class RetroMAE(nn.Module):
     def _token_loss(self, x_KD: Tensor, labels: list[np.ndarray]) -> Tensor:
         """Return the sum of the cross-entropies of K tokens; `labels` are their ids, text by text."""
         sizes = _block_sizes([1] * len(x_KD), self._block)
-        label_K = torch.from_numpy(np.concatenate(labels).astype(np.int64)).to(x_KD.device)
+        label_K = send(np.concatenate(labels).astype(np.int64), x_KD.device)
         blocks = label_K.split(sizes)
         return self._sum(lambda x_kD, i: cross_entropy(self._logits(x_kD), blocks[i], reduction="sum"), x_KD, sizes)
 
@@ -212,7 +214,7 @@ class RetroMAE(nn.Module):
             parts = self._logits(x_kD).split([lengths[row] for row in rows])
             total = x_kD.new_zeros((), dtype=torch.float32)
             for row, logits_TV in zip(rows, parts, strict=True):
-                words = torch.from_numpy(np.unique(tokens[row]).astype(np.int64)).to(x_kD.device)
+                words = send(np.unique(tokens[row]).astype(np.int64), x_kD.device)
                 total = total - log_softmax(logits_TV.amax(dim=0), dim=-1)[words].sum() / lengths[row]
             return total
 
@@ -312,7 +314,7 @@ def _flat_indices(marks: list[np.ndarray], token_BT: Tensor) -> Tensor:
     marked_BT = np.zeros(token_BT.shape, bool)
     for b, mark_T in enumerate(marks):
         marked_BT[b, : len(mark_T)] = mark_T
-    return torch.from_numpy(np.flatnonzero(marked_BT)).to(token_BT.device)
+    return send(np.flatnonzero(marked_BT), token_BT.device)
 
 
 def _block_sizes(lengths: Sequence[int], limit: int) -> list[int]:

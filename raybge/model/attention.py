@@ -2,12 +2,12 @@
 
 Packed texts are concatenated into one row of tokens without padding, and each attends to itself alone.
 
-Letters in tensor names: B texts, H heads, T tokens, D width of a head.
+Letters in tensor names: B texts, E = B + 1 bounds of texts, H heads, T tokens, D width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,31 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from raybge.compat.torch import efficient_attention, flash_attention
 from raybge.compat.transformers import attention_implementation
 from raybge.model.dropout import Dropout, DropoutAttention
+from raybge.model.precision import autocast_dtype
 
 NAME = "raybge"  # in transformers' AttentionInterface
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """Bounds of texts that are concatenated into one row. One object serves all layers, and their recomputation.
+
+    Args:
+        lengths: tokens of each text, at least 1.
+        bound_E: first token of each text and the end of the last, int32, on the model's device.
+    """
+
+    lengths: tuple[int, ...]
+    bound_E: Tensor
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.lengths)
 
 
 def use_fast_attention(backbone: nn.Module) -> None:
@@ -42,7 +63,7 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    text_lengths: Sequence[int] | None = None,
+    packed: PackedTexts | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention for transformers' AttentionInterface.
@@ -58,7 +79,7 @@ def attention(
         dropout: probability of dropping an attention weight.
         scaling: factor of the scores; None: 1 / sqrt(D).
         is_causal: a token attends to earlier ones only; None: the setting of the layer.
-        text_lengths: tokens of each packed text, in which case the mask is ignored; None: texts are padded.
+        packed: bounds of packed texts, in which case the mask is ignored; None: texts are padded.
         **kwargs: other arguments of transformers.
 
     Returns:
@@ -69,12 +90,12 @@ def attention(
     """
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if text_lengths is not None:
+    if packed is not None:
         if not plain or kwargs.get("sliding_window") is not None:
             raise NotImplementedError(
                 "packed texts are not supported with a position bias, a soft cap or a sliding window"
             )
-        return _packed(query, key, value, text_lengths, dropout, scaling, causal), None
+        return _packed_attention(query, key, value, packed, dropout, scaling, causal), None
     fast_dropout = (
         plain
         and 0 < dropout < 1
@@ -92,29 +113,40 @@ def attention(
     return out_BHTD.transpose(1, 2).contiguous(), None
 
 
-def _packed(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], dropout: float, scale: float | None, causal: bool
+def _packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, texts: PackedTexts, dropout: float, scale: float | None, causal: bool
 ) -> Tensor:
     """Return each text's attention to itself, (1, T, H, D): variable-length kernels on a GPU, a loop on a CPU."""
-    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    dtype = autocast_dtype(query.device) or value.dtype  # layers that normalize queries and keys return them in fp32
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+    if not has_packed_kernels(query.device):
+        return _attention_by_text(q_THD, k_THD, v_THD, texts, dropout, scale, causal)
+    if dtype in HALF:
+        return flash_attention(q_THD, k_THD, v_THD, texts.bound_E, texts.longest, dropout, scale, causal)[None]
+    k_THD, v_THD = _repeat_heads(k_THD, q_THD), _repeat_heads(v_THD, q_THD)
+    return efficient_attention(q_THD, k_THD, v_THD, texts.bound_E, texts.longest, dropout, scale, causal)[None]
+
+
+def has_packed_kernels(device: torch.device) -> bool:
+    """Return True if torch has attention for packed texts on a device. A CPU loses nothing by padded chunks."""
+    return device.type == "cuda"
+
+
+def _attention_by_text(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, texts: PackedTexts, dropout: float, scale: float | None, causal: bool
+) -> Tensor:
+    k_THD, v_THD = _repeat_heads(k_THD, q_THD), _repeat_heads(v_THD, q_THD)
     options: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "scale": scale}
-    if q_THD.shape[1] != k_THD.shape[1]:  # grouped-query attention
-        times = q_THD.shape[1] // k_THD.shape[1]
-        k_THD, v_THD = k_THD.repeat_interleave(times, dim=1), v_THD.repeat_interleave(times, dim=1)
-    if query.device.type == "cpu":
-        parts = [
-            scaled_dot_product_attention(*(x[None].transpose(1, 2) for x in part), **options)
-            for part in zip(*(x.split(list(lengths)) for x in (q_THD, k_THD, v_THD)), strict=True)
-        ]
-        return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
-    ends = torch.tensor([0, *lengths], device=query.device).cumsum(0)
-    shortest, longest = min(lengths), max(lengths)
-    jagged = [
-        torch.nested.nested_tensor_from_jagged(x.contiguous(), ends, min_seqlen=shortest, max_seqlen=longest)
-        for x in (q_THD, k_THD, v_THD)
+    parts = [
+        scaled_dot_product_attention(*(x[None].transpose(1, 2) for x in part), **options)
+        for part in zip(*(x.split(texts.lengths) for x in (q_THD, k_THD, v_THD)), strict=True)
     ]
-    out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in jagged), **options)
-    return out.transpose(1, 2).values()[None]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+
+
+def _repeat_heads(x_THD: Tensor, q_THD: Tensor) -> Tensor:
+    """Return keys or values with as many heads as the queries (grouped-query attention)."""
+    return x_THD.repeat_interleave(q_THD.shape[1] // x_THD.shape[1], dim=1)
 
 
 transformers.AttentionInterface.register(NAME, attention)

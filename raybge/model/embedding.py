@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from raybge.model.attention import use_fast_attention
+from raybge.model.attention import PackedTexts
 from raybge.model.folder import POOLINGS
+from raybge.model.precision import autocast_of_one_chunk
 from raybge.util.errors import UserError
 
 SUB_BATCH_MULTIPLE = 16  # the length of a sub-batch is padded to a multiple of this many tokens
@@ -48,7 +49,7 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.normalize = normalize
-        self.packs = False  # see prepare_for_training
+        self.packs = False  # see raybge/model/packing.py
         pooler = getattr(backbone, "pooler", None)
         if isinstance(pooler, nn.Module):
             # unused here: data-parallel training would wait for its gradient
@@ -86,18 +87,13 @@ class EmbeddingModel(nn.Module):
             e_BD = h_BD.float().where(length_B.unsqueeze(1) > 0, 0.0)
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
 
-    def prepare_for_training(self) -> None:
-        """Switch to the fast attention, and to packed texts on a GPU if they give this model the same vectors."""
-        use_fast_attention(self.backbone)
-        self.packs = next(self.parameters()).device.type == "cuda" and self._packing_is_exact()
-
-    def forward_packed(self, input_ids_1T: Tensor, position_ids_1T: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward_packed(self, input_ids_1T: Tensor, position_ids_1T: Tensor, texts: PackedTexts) -> Tensor:
         """Embed texts that are concatenated into one row of tokens.
 
         Args:
             input_ids_1T: token ids of all texts.
             position_ids_1T: positions, which start again at the model's first position in each text.
-            lengths: tokens of each text, at least 1.
+            texts: bounds of the texts.
 
         Returns:
             e_BD like `forward`.
@@ -105,35 +101,19 @@ class EmbeddingModel(nn.Module):
         # transformers passes a mask of four dimensions on as it is; the attention ignores it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_1T.device)
         h_TD = self.backbone(
-            input_ids=input_ids_1T, position_ids=position_ids_1T, attention_mask=mask, text_lengths=lengths
+            input_ids=input_ids_1T, position_ids=position_ids_1T, attention_mask=mask, packed=texts
         ).last_hidden_state[0]
-        length_B = torch.tensor(lengths, device=h_TD.device)
-        end_B = length_B.cumsum(0)
+        start_B, end_B = texts.bound_E[:-1], texts.bound_E[1:]
         if self.pooling == "cls":
-            e_BD = h_TD[end_B - length_B].float()
+            e_BD = h_TD[start_B].float()
         elif self.pooling == "mean":
-            text_T = torch.repeat_interleave(length_B)
-            sum_BD = h_TD.new_zeros(len(lengths), h_TD.shape[1], dtype=torch.float32)
+            length_B = end_B - start_B
+            text_T = torch.repeat_interleave(length_B, output_size=len(h_TD))
+            sum_BD = h_TD.new_zeros(len(length_B), h_TD.shape[1], dtype=torch.float32)
             e_BD = sum_BD.index_add(0, text_T, h_TD.float()) / length_B.unsqueeze(1)
         else:
             e_BD = h_TD[end_B - 1].float()
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
-
-    @torch.no_grad()
-    def _packing_is_exact(self) -> bool:
-        """Return True if packed texts get the vectors of padded ones: models differ in positions, masks and buffers."""
-        room = min(max_positions(self.backbone) or 512, 512)
-        random = np.random.default_rng(0)
-        vocabulary = int(self._config.vocab_size)
-        texts = [random.integers(vocabulary // 2, vocabulary, n) for n in (room, room - 1, 3, room // 2, 1)]
-        try:
-            with eval_mode(self):
-                padded = self(*self.pad(texts, range(len(texts))))
-                packed = self.forward_packed(*self.pack(texts, range(len(texts))))
-        except Exception:  # models raise any error for a row that is longer than their longest text
-            return False
-        scale = padded.norm(dim=-1, keepdim=True)
-        return bool(torch.allclose(packed / scale, padded / scale, atol=2e-3))
 
     def freeze_positions(self) -> None:
         """Freeze the table of position embeddings; UserError if the model has none."""
@@ -184,10 +164,11 @@ class EmbeddingModel(nn.Module):
         inputs = (
             self.pack(token_ids, rows) if packs else self.pad(token_ids, rows, pad_to_multiple_of) for rows in chunks
         )
-        e_sorted_ND = torch.cat([run(*chunk) for chunk in inputs])
-        position_N = torch.empty(len(token_ids), dtype=torch.long)
-        position_N[torch.tensor([row for rows in chunks for row in rows])] = torch.arange(len(token_ids))
-        return e_sorted_ND[position_N.to(device)]
+        with autocast_of_one_chunk(device):
+            e_sorted_ND = torch.cat([run(*chunk) for chunk in inputs])
+        position_N = np.empty(len(token_ids), dtype=np.int64)
+        position_N[[row for rows in chunks for row in rows]] = np.arange(len(token_ids))
+        return e_sorted_ND[send(position_N, device)]
 
     def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
         """Run a chunk of a sub-batch after the memory of the previous one was returned."""
@@ -215,18 +196,25 @@ class EmbeddingModel(nn.Module):
             ids_BT[b, : len(token_ids[row])] = token_ids[row]
             mask_BT[b, : len(token_ids[row])] = 1
         device = next(self.parameters()).device
-        return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+        return send(ids_BT, device), send(mask_BT, device)
 
     def pack(
         self, token_ids: Sequence[Sequence[int] | np.ndarray], rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Return input_ids_1T, position_ids_1T and lengths of some rows, concatenated, on the model's device."""
-        lengths = [len(token_ids[row]) for row in rows]
+    ) -> tuple[Tensor, Tensor, PackedTexts]:
+        """Return input_ids_1T, position_ids_1T and bounds of some rows, concatenated, on the model's device."""
+        lengths = tuple(len(token_ids[row]) for row in rows)
         first = first_position(self.backbone)
         ids_T = np.concatenate([np.asarray(token_ids[row], np.int64) for row in rows])
         positions_T = np.concatenate([np.arange(first, first + length) for length in lengths])
         device = next(self.parameters()).device
-        return torch.from_numpy(ids_T)[None].to(device), torch.from_numpy(positions_T)[None].to(device), lengths
+        bound_E = np.cumsum((0, *lengths), dtype=np.int32)
+        return send(ids_T[None], device), send(positions_T[None], device), PackedTexts(lengths, send(bound_E, device))
+
+
+def send(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device; to a GPU from pinned memory, so that the host need not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from raybge.training.checkpoint.training_state import (
     save_training_state,
 )
 from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
+from raybge.training.memory_errors import out_of_memory
 from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
 from raybge.training.sharding import unsharded
@@ -198,9 +199,17 @@ class StreamTrainer(HookedTrainer):
 
     # --- loss ---
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far.
+
+        Raises:
+            UserError: the memory of a GPU is too small for the step.
+        """
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            step = self.state.global_step + 1
+            raise out_of_memory(self.components.model, inputs["batch"], step, error) from error
         if not self.filters_losses:
             return loss
         return torch.where(loss.isfinite(), loss, self.mean_logged_loss)
@@ -239,7 +248,7 @@ class StreamTrainer(HookedTrainer):
         """Return for each group whether its embeddings are finite; None if the model is not contrastive."""
         if not isinstance(self.components.model, ContrastiveModel):
             return None
-        with unsharded(self.model), self.compute_loss_context_manager():
+        with unsharded(self.model), self.accelerator.autocast():  # an overflow of fp16 is one in fp16 alone
             return self.components.model.finite_groups(batch)
 
     # --- evaluation ---
@@ -251,7 +260,8 @@ class StreamTrainer(HookedTrainer):
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
             with self.step_metrics.paused(), activity("an evaluation"), unsharded(self.model):
-                values = self.validation.measure(self.encoder, self.state.global_step)
+                with self.accelerator.autocast():  # the encoder is not the module that accelerate has wrapped
+                    values = self.validation.measure(self.encoder, self.state.global_step)
             if not self.state.global_step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}

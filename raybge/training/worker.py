@@ -104,6 +104,9 @@ def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, co
     """
     rank, world = context.rank, context.world
     components = config.task.build(args)
+    if rank == 0:
+        for line in components.messages:
+            config.run_state.add_message(line)
     validation = None
     if config.validation:
         from raybge.evaluation.in_training import RetrievalValidator

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import raybge
 from raybge.compat import ray as compat_ray
 from raybge.compat import torch as compat_torch
 from raybge.compat import transformers as compat_transformers
+from raybge.compat.library_versions import UnsupportedVersionError
 
 LIBRARIES = ("ray", "torch", "transformers", "accelerate")
 PACKAGE = Path(raybge.__file__).parent
@@ -135,6 +137,36 @@ def test_trials_get_no_keys_of_the_driver(monkeypatch):
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (
+            "_flash_attention_forward",
+            "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale",
+        ),
+        (
+            "_efficient_attention_forward",
+            "query key value bias cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k dropout_p custom_mask_type "
+            "compute_log_sumexp scale",
+        ),
+    ],
+)
+def test_attention_kernels_have_their_arguments_and_a_gradient(name, arguments):
+    """Whether they compute attention is checked for each model that is trained on a GPU (raybge/model/packing.py)."""
+    schema = getattr(torch.ops.aten, name).default._schema
+    assert [argument.name for argument in schema.arguments][: len(arguments.split())] == arguments.split()
+    assert schema.returns[0].type.kind() == "TensorType"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Autograd")
+
+
+@pytest.mark.parametrize("attend", [compat_torch.flash_attention, compat_torch.efficient_attention])
+def test_a_missing_attention_kernel_is_named_with_versions(attend, monkeypatch):
+    monkeypatch.setattr(torch.ops, "aten", types.SimpleNamespace(__name__="torch.ops.aten"))
+    x_THD = torch.zeros(3, 2, 8)
+    with pytest.raises(UnsupportedVersionError, match=r"^torch 2.* has no torch.ops.aten._\w+, .*: install torch"):
+        attend(x_THD, x_THD, x_THD, torch.tensor([0, 3], dtype=torch.int32), 3, 0.0, None, False)
 
 
 def test_compiled_modules_have_the_prefix():

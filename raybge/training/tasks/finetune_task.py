@@ -44,10 +44,14 @@ class FinetuneTask:
         Raises:
             UserError: a Matryoshka dimension above the model's width.
         """
+        import torch
+
         from raybge.losses.contrastive_model import ContrastiveModel
+        from raybge.model.packing import prepare_for_training
         from raybge.training.tasks.task import TaskComponents
 
         spec = self.spec
+        messages: list[str] = []
         encoder = spec.encoder.load(devices=str(args.device))
         if spec.fix_position_embedding:
             encoder.model.freeze_positions()
@@ -57,7 +61,13 @@ class FinetuneTask:
             encoder.model.backbone.compile(backend=backend, mode=mode, dynamic=True)
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
         else:
-            encoder.model.prepare_for_training()
+            if args.activation_checkpointing:  # before the Trainer does it: packed texts are checked with it
+                options = dict(args.activation_checkpointing_kwargs or {})
+                layers, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
+                encoder.model.backbone.activation_checkpointing_enable(options or None, layers, offload)
+            precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+            if failure := prepare_for_training(encoder.model, precision, spec.sub_batch_size):
+                messages.append(f"texts are padded, not packed: {failure}")
         dims = spec.objective.mrl_dims
         if dims and max(dims) > encoder.dim:
             raise UserError(f"--mrl_dims must be at most {encoder.dim}, the model's width, found {max(dims)}")
@@ -69,7 +79,7 @@ class FinetuneTask:
             spec.sub_batch_size,
             guide.model if guide else None,
         )
-        return TaskComponents(model, encoder.model.backbone, self._tokenizer(encoder, guide), encoder)
+        return TaskComponents(model, encoder.model.backbone, self._tokenizer(encoder, guide), encoder, tuple(messages))
 
     def _tokenizer(self, encoder: Encoder, guide: Encoder | None) -> GroupTokenizer:
         from raybge.data.collate import GroupTokenizer

@@ -71,12 +71,14 @@ class TaskComponents:
         tokenizer: turns rows into batches.
         encoder: `save(folder, state_dict)` writes a checkpoint's weights and `load_weights(folder)` reads them; an
             encoder that embeds texts can be evaluated while training.
+        messages: lines for the screen.
     """
 
     model: nn.Module
     backbone: Any
     tokenizer: StepTokenizer
     encoder: Any
+    messages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Add the attributes that the Trainer and its helpers expect, which only transformers' own models have."""

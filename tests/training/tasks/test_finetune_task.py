@@ -16,7 +16,7 @@ from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.training.tasks.task import TaskComponents
 
-ARGS = SimpleNamespace(device="cpu", torch_compile=False)
+ARGS = SimpleNamespace(device="cpu", torch_compile=False, activation_checkpointing=False, bf16=False, fp16=False)
 
 
 @pytest.fixture(scope="module")

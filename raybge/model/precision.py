@@ -1,0 +1,47 @@
+"""Precision of matrix products: full fp32 where a loss needs it, and autocast without shared copies of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute matrix products of fp32 tensors in fp32 during the block, also under autocast and with --tf32.
+
+    Args:
+        device: device of the tensors.
+    """
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def autocast_of_one_chunk(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the autocast that is active, without its cache; nothing if none is active.
+
+    The cache gives all chunks of a batch one half-precision copy of each weight, whose gradient is then the sum over
+    the chunks in half precision: it loses what a chunk adds to a sum that is 256 times larger. Without the cache each
+    chunk's gradient is added in fp32.
+
+    Args:
+        device: device of the model.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the precision of the autocast that is active, None if none is."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -1,0 +1,31 @@
+"""The message of a training step for which a GPU's memory is too small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from raybge.losses.contrastive_model import ContrastiveModel
+from raybge.util.errors import UserError, first_line
+from raybge.util.plural import plural
+
+
+def out_of_memory(model: nn.Module, batch: Any, step: int, error: BaseException) -> UserError:
+    """Return the error of a step, with the largest chunk of texts and the flag that makes it smaller.
+
+    Args:
+        model: the trained model.
+        batch: its batch.
+        step: number of the step.
+        error: torch's error.
+    """
+    said = f"the GPU's memory ran out in step {step:,}"
+    if isinstance(model, ContrastiveModel):
+        texts, tokens = model.largest_chunk(batch)
+        said += f", whose largest chunk has {plural(texts, 'text')} of up to {plural(tokens, 'token')}"
+        smaller = min(texts, model.sub_batch_size or texts) // 2
+        remedy = f"--sub_batch_size {smaller} or less" if smaller else "a lower --passage_max_len"
+    else:
+        remedy = "a lower --per_device_train_batch_size or --max_seq_length"
+    return UserError(f"{said}: give {remedy}, or --gradient_checkpointing True ({first_line(error)})")
