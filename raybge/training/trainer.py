@@ -40,7 +40,7 @@ from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, 
 from raybge.training.memory_errors import out_of_memory
 from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
-from raybge.training.sharding import unsharded
+from raybge.training.sharding import keep_weights_in_fp32, unsharded
 from raybge.training.step_metrics import StepRecorder
 from raybge.training.tasks.task import TaskComponents
 from raybge.util.activity import READING, STARTING, activity, collective, current_activity, set_activity
@@ -115,6 +115,8 @@ class StreamTrainer(HookedTrainer):
         self.nonfinite_guard = context.nonfinite_guard
         # The Trainer's own filter waits for the device twice a step.
         self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        if self.is_fsdp_enabled:
+            keep_weights_in_fp32(self.accelerator.state.fsdp_plugin, self.args.fsdp_config)
         self.step_metrics = StepRecorder()
         self.score_sampler = ScoreSampler(components.model)
         self.first_result: RetrievalResult | None = None  # of each query before the first step
@@ -221,7 +223,9 @@ class StreamTrainer(HookedTrainer):
             self.context.row_writer.write(self.stream.epoch, batch.step, step, batch.rows)
         set_activity(f"the forward pass of step {step:,}", has_collective=True)
         sampling = self.score_sampler.sampling(self.state.global_step, self.state.max_steps)
-        with contextlib.nullcontext() if self.stream.rank else sampling:
+        # accelerate runs the model under autocast, but not one that is sharded.
+        autocast = self.accelerator.autocast() if self.is_fsdp_enabled else contextlib.nullcontext()
+        with contextlib.nullcontext() if self.stream.rank else sampling, autocast:
             loss = model(**inputs)
         if self.stream.rank == 0:  # the only one that reports
             # Undo the scaling for the mean over workers (see Objective).

@@ -4,6 +4,7 @@ The Trainer shards on GPUs only; two gloo processes on the CPU do the same here.
 """
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.embedding import EmbeddingModel
 from raybge.training.checkpoint.safe_load import safe_loading
-from raybge.training.sharding import unsharded
+from raybge.training.sharding import keep_weights_in_fp32, unsharded
 
 SHARES = (7, 1)  # groups of each worker in a step
 
@@ -77,6 +78,47 @@ def worker(rank: int, folder: str) -> None:
     torch.save((before, after, weights), f"{folder}/{rank}")
     torch.distributed.barrier()
     os._exit(0)
+
+
+def half_precision_worker(rank: int, folder: str) -> None:
+    """Compute the gradient in bf16 with many chunks, sharded by the policy of accelerate's plugin after our change."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    contrastive_model.CPU_TOKENS_PER_CHUNK = 16
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.output_dtype == torch.bfloat16  # accelerate's choice
+    keep_weights_in_fp32(plugin, {"reshard_after_forward": True})
+    policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()  # as accelerate reads it
+    model = fully_shard(build_model(), mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(build_batch(sum(SHARES[:rank]), SHARES[rank]))
+    loss.backward()
+    gradients = [p.grad.full_tensor() for p in model.parameters() if p.grad is not None]
+    torch.save((loss.dtype, torch.cat([gradient.flatten() for gradient in gradients])), f"{folder}/{rank}")
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def test_half_precision_has_loss_and_sums_in_fp32(tmp_path):
+    run_in_processes(half_precision_worker, (str(tmp_path),), 2)
+    model = build_model()
+    model(build_batch(0, sum(SHARES))).backward()
+    exact = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    for rank in (0, 1):
+        dtype, gradient = torch.load(tmp_path / str(rank))
+        assert dtype == gradient.dtype == torch.float32
+        assert 1e-4 < (gradient - exact).norm() / exact.norm() < 0.03
+
+
+def test_a_policy_of_the_user_stays():
+    plugin = SimpleNamespace(mixed_precision_policy="bf16")
+    keep_weights_in_fp32(plugin, {"mixed_precision_policy": "bf16"})
+    assert plugin.mixed_precision_policy == "bf16"
 
 
 def test_sharded_model_trains_and_evaluates_like_an_unsharded_one(tmp_path):
