@@ -62,6 +62,9 @@ def packing_failure(model: EmbeddingModel, precision: torch.dtype | None, sub_ba
         precision: autocast of the run, None for fp32.
         sub_batch_size: of the run.
 
+    Returns:
+        The reason in one line, or None.
+
     Raises:
         torch.OutOfMemoryError: the texts of the check do not fit into memory.
     """

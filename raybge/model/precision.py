@@ -36,6 +36,9 @@ def autocast_of_one_chunk(device: torch.device) -> contextlib.AbstractContextMan
 
     Args:
         device: device of the model.
+
+    Returns:
+        A context manager.
     """
     if not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()

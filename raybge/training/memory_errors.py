@@ -19,6 +19,9 @@ def out_of_memory(model: nn.Module, batch: Any, step: int, error: BaseException)
         batch: its batch.
         step: number of the step.
         error: torch's error.
+
+    Returns:
+        The error to raise.
     """
     said = f"the GPU's memory ran out in step {step:,}"
     if isinstance(model, ContrastiveModel):

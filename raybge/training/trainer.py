@@ -202,7 +202,16 @@ class StreamTrainer(HookedTrainer):
     # --- loss ---
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far.
+        """Run forward and backward pass; the memory of a GPU that is too small is a UserError.
+
+        Args:
+            model: the model as accelerate has prepared it.
+            inputs: the batch of the step.
+            *args: other arguments of the Trainer.
+            **kwargs: other arguments of the Trainer.
+
+        Returns:
+            The loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far.
 
         Raises:
             UserError: the memory of a GPU is too small for the step.
