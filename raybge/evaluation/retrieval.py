@@ -180,5 +180,10 @@ def _save_embeddings(
 
 def _passage_identity(encoder: EncoderSpec) -> str:
     """Return a digest of everything that the vectors of passages depend on."""
-    settings = [encoder.normalize_embeddings, encoder.use_fp16, encoder.pooling_method, encoder.passage_max_length]
+    settings = [
+        encoder.normalize_embeddings,
+        "bf16" if encoder.use_bf16 else encoder.use_fp16,
+        encoder.pooling_method,
+        encoder.passage_max_length,
+    ]
     return digest(model_identity(encoder.model_name_or_path, encoder.cache_dir), settings)

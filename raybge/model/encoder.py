@@ -33,6 +33,7 @@ from raybge.model.loading import (
     save_tokenizer_and_settings,
 )
 from raybge.model.lora import Lora, load_adapters
+from raybge.model.precision import inference_dtype
 from raybge.model.quantization import Precision, quantize_embeddings
 from raybge.util.errors import UserError
 
@@ -96,6 +97,7 @@ class Encoder:
             for models trained with `--use_mrl`.
         lora: train adapters instead of the weights; a folder of adapters is trained further. None: a folder of adapters
             is loaded as the full model, adapters merged into their base.
+        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16.
 
     Raises:
         UserError: no such model, or one whose vectors raybge cannot reproduce.
@@ -124,6 +126,7 @@ class Encoder:
         use_fast_tokenizer: bool = True,
         truncate_dim: int | None = None,
         lora: Lora | None = None,
+        use_bf16: bool | None = None,
     ) -> None:
         check_model_folder(model_name_or_path, "--model_name_or_path")
         self.settings = read_settings(model_name_or_path, cache_dir, token)
@@ -137,12 +140,13 @@ class Encoder:
         self._devices = pick_devices(devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
-        self.use_fp16 = not self._on_cpu and use_fp16 is not False
+        self.dtype = inference_dtype(self._on_cpu, use_fp16, use_bf16)
+        self.use_fp16 = self.dtype == torch.float16
         self._source = ModelLocation(
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        backbone = load_backbone(self._source, torch.float16 if self.use_fp16 else torch.float32, lora)
+        backbone = load_backbone(self._source, self.dtype, lora)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         self.model = EmbeddingModel(

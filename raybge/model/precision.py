@@ -1,4 +1,4 @@
-"""Precision of matrix products: full fp32 where a loss needs it, and autocast without shared copies of the weights."""
+"""Precision: of a model that is not trained, of scores, and of the gradients of chunks under autocast."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def autocast_of_one_chunk(device: torch.device) -> contextlib.AbstractContextMan
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the precision of the autocast that is active, None if none is."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def inference_dtype(on_cpu: bool, use_fp16: bool | None, use_bf16: bool | None) -> torch.dtype:
+    """Return the type of a model's weights where it is not trained: half precision on a GPU unless it is switched off.
+
+    Args:
+        on_cpu: it runs on a CPU: always fp32, since half precision would round the weights without being faster.
+        use_fp16: False switches fp16 off.
+        use_bf16: True selects bf16, whose range is that of fp32, in place of fp16.
+
+    Returns:
+        The type.
+    """
+    if on_cpu or (use_fp16 is False and not use_bf16):
+        return torch.float32
+    return torch.bfloat16 if use_bf16 else torch.float16

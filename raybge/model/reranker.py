@@ -23,6 +23,7 @@ from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.folder import FolderSettings, check_reranker
 from raybge.model.inference import pick_device
 from raybge.model.loading import ModelLocation, load_classifier, load_tokenizer
+from raybge.model.precision import inference_dtype
 from raybge.util.errors import UserError
 
 __all__ = ["Reranker", "check_reranker"]
@@ -46,6 +47,7 @@ class Reranker:
             the model's own; None: the model's own, the tokenizer's or 512, whichever is least.
         query_max_length: maximal length of a query in tokens, without special tokens; at least one token is left to
             the passage. None: three quarters of `max_length`.
+        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16.
 
     Raises:
         UserError: no such model, or a length without room for both texts.
@@ -61,15 +63,17 @@ class Reranker:
         batch_size: int = 256,
         max_length: int | None = None,
         query_max_length: int | None = None,
+        use_bf16: bool | None = None,
     ) -> None:
         check_reranker(model_name_or_path, "the reranker", cache_dir, trust_remote_code)
         self.device = pick_device(devices)
-        self.use_fp16 = self.device.type != "cpu" and use_fp16 is not False
+        dtype = inference_dtype(self.device.type == "cpu", use_fp16, use_bf16)
+        self.use_fp16 = dtype == torch.float16
         source = ModelLocation(
             model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code
         )
         self.tokenizer = load_tokenizer(source, None, True)
-        model = load_classifier(source, torch.float16 if self.use_fp16 else torch.float32)
+        model = load_classifier(source, dtype)
         self.model = model.to(self.device).eval()
         self.batch_size = batch_size
         self._config: Any = model.config.get_text_config()

@@ -74,6 +74,7 @@ class EncoderSpec(_ModelSpec):
     use_fast_tokenizer: bool = True
     truncate_dim: int | None = None
     lora: Lora | None = None
+    use_bf16: bool | None = None
 
     @classmethod
     def from_options(cls, options: Any, **overrides: Any) -> Self:
@@ -115,13 +116,14 @@ class RerankerSpec(_ModelSpec):
     batch_size: int = 256
     max_length: int | None = None
     query_max_length: int | None = None
+    use_bf16: bool | None = None
 
     @classmethod
     def from_options(cls, options: Any, **overrides: Any) -> Self:
         """Read the cross-encoder's fields of a command's options; the rest stay at their defaults.
 
         They are `cross_encoder`, `reranker_batch_size`, `reranker_max_length`, `reranker_query_max_length` and, shared
-        with the encoder, `use_fp16`, `trust_remote_code` and `cache_dir`. A local model path becomes absolute.
+        with the encoder, `use_fp16`, `use_bf16`, `trust_remote_code` and `cache_dir`. A local path becomes absolute.
 
         Args:
             options: an options object, such as `MineOptions`.

@@ -98,5 +98,5 @@ def finite_vectors(vectors_ND: Any) -> np.ndarray:
         RuntimeError: a vector holds inf or nan.
     """
     if not np.isfinite(vectors_ND).all():
-        raise RuntimeError("the model returns vectors with inf or nan: use --use_fp16 False")
+        raise RuntimeError("the model returns vectors with inf or nan: use --use_bf16 True or --use_fp16 False")
     return np.ascontiguousarray(vectors_ND, np.float32)

@@ -27,6 +27,7 @@ def spec(values, **changed):
         ("query_max_len", 7, "model", "query_max_length"),
         ("passage_max_len", 7, "model", "passage_max_length"),
         ("use_fp16", False, "model", "use_fp16"),
+        ("use_bf16", True, "model", "use_bf16"),
         ("pooling_method", "mean", "model", "pooling_method"),
         ("passage_instruction_for_retrieval", "a", "model", "passage_instruction_for_retrieval"),
         ("negative_number", 7, "sampling", "number"),

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertModel
 
 from raybge.losses.functional import softmax_terms
 from raybge.model.embedding import EmbeddingModel
-from raybge.model.precision import full_precision
+from raybge.model.encoder import Encoder
+from raybge.model.precision import full_precision, inference_dtype
 
 CHUNKS = 1000
 
@@ -89,3 +90,28 @@ def test_full_precision_ends_with_the_block(tf32):
         assert not torch.is_autocast_enabled("cpu")
         raise ZeroDivisionError
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "use_fp16", "use_bf16", "dtype"),
+    [
+        (False, None, None, torch.float16),
+        (False, True, False, torch.float16),
+        (False, False, None, torch.float32),
+        (False, True, True, torch.bfloat16),
+        (False, False, True, torch.bfloat16),
+        (True, True, True, torch.float32),
+    ],
+)
+def test_precision_of_a_model_that_is_not_trained(on_cpu, use_fp16, use_bf16, dtype):
+    assert inference_dtype(on_cpu, use_fp16, use_bf16) == dtype
+
+
+def test_weights_are_loaded_in_bf16(tiny_model, monkeypatch):
+    """As on a GPU; vectors stay fp32 and close to those of fp32 weights."""
+    exact = Encoder(tiny_model, devices="cpu").encode(["aa bc de", "ff gg"])
+    monkeypatch.setattr("raybge.model.encoder.inference_dtype", lambda *_: torch.bfloat16)
+    encoder = Encoder(tiny_model, devices="cpu", use_bf16=True)
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.bfloat16}
+    vectors = encoder.encode(["aa bc de", "ff gg"])
+    assert vectors.dtype == np.float32 and 0 < np.abs(vectors - exact).max() < 0.02

@@ -40,6 +40,7 @@ class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
     use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
     query_max_len: int | None = flag(
         None, MODEL, "maximum query length in tokens; default: the model's own", aliases=QUERY_LENGTHS
     )
@@ -113,6 +114,7 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
         "Default for a BEIR folder: its qrels/test.tsv",
     )
     use_fp16: bool = flag(False, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
     add_instruction: bool = flag(
         False, MODEL, "prefix each query with «Represent this sentence for searching relevant passages: »"
     )
@@ -153,6 +155,7 @@ class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOpti
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
     max_length: int | None = flag(None, MODEL, "maximum text length in tokens; default: the model's own")
     use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
     truncate_dim: int | None = flag(None, VECTORS, "number of leading dimensions to write; default: all")
     precision: str = flag(
         "float32",
