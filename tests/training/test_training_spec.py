@@ -14,6 +14,8 @@ from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.util.errors import UserError
 
+ARGS = SimpleNamespace(device="cpu", torch_compile=False, activation_checkpointing=False, bf16=False, fp16=False)
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
@@ -119,7 +121,7 @@ def test_every_flag_of_the_objective_has_its_field(tiny):
 @pytest.mark.parametrize("normalize", [None, True, False])
 def test_the_objective_is_normalized_like_the_model(tiny, normalize):
     task = FinetuneTask(finetune_spec(tiny, normalize_embeddings=normalize))
-    model = task.build(SimpleNamespace(device="cpu", torch_compile=False)).model
+    model = task.build(ARGS).model
     assert model.objective.normalized == model.embedding.normalize == (normalize is not False)
 
 
@@ -130,7 +132,7 @@ def test_sub_batch_size_below_zero_holds_all_texts(tiny):
 
 def test_lengths_are_limited_to_what_the_model_holds(tiny):
     task = FinetuneTask(finetune_spec(tiny, query_max_len=8, passage_max_len=999))
-    texts = task.build(SimpleNamespace(device="cpu", torch_compile=False)).tokenizer.texts
+    texts = task.build(ARGS).tokenizer.texts
     assert (texts.query_max_len, texts.passage_max_len) == (8, 32)
 
 

@@ -8,6 +8,7 @@ cli/parser.py turns the declarations into a parser, a help page and a checked ob
 
 from __future__ import annotations
 
+from raybge.cli.options.checking import SelftestOptions
 from raybge.cli.options.common import CommonOptions, ModelOptions
 from raybge.cli.options.merging import MergeOptions
 from raybge.cli.options.searching import (
@@ -31,6 +32,7 @@ __all__ = [
     "ModelOptions",
     "PretrainOptions",
     "RecipeOptions",
+    "SelftestOptions",
     "TrainOptions",
     "TuneOptions",
 ]

@@ -1,0 +1,1 @@
+"""Checks of a machine: whether what raybge computes on it is right."""
