@@ -42,6 +42,7 @@ def set_logged_rates(scheduler: Any, rates: Sequence[float]) -> None:
     A scheduler only updates them in `step()`, but transformers logs them before, when a run resumes with another
     learning rate.
     """
+    require(scheduler, "_last_lr", "torch")  # a new name would be set without effect
     scheduler._last_lr = list(rates)
 
 

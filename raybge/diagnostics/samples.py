@@ -79,6 +79,9 @@ def gradient(model: nn.Module, batch: StepBatch, precision: torch.dtype | None =
         model: maps a batch to a loss.
         batch: the batch.
         precision: autocast, None for fp32.
+
+    Returns:
+        The gradients of all trained parameters as one vector.
     """
     device = next(model.parameters()).device
     scale = 2.0**12 if precision == torch.float16 else 1.0

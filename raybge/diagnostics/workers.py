@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from raybge.data.step_batch import StepBatch
 from raybge.diagnostics.samples import GROUPS, build_batch, build_model, gradient
 
 
@@ -50,16 +51,19 @@ def _run(rank: int, shares: Sequence[int], device_type: str, folder: str) -> Non
     backend = "nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=len(shares))
     batch = build_batch(sum(shares[:rank]), shares[rank])
-    gradients = {}
-    for wrap in (_data_parallel, _sharded):
-        model = wrap(build_model(device, sub_batch_size=5), device_type)
-        for precision in (torch.float32, torch.bfloat16):
-            name = "DDP" if wrap is _data_parallel else "FSDP"
-            gradients[name, precision] = gradient(model, batch, None if precision == torch.float32 else precision)
+    gradients = {
+        (name, precision): _gradient(wrap(build_model(device, sub_batch_size=5), device_type), batch, precision)
+        for name, wrap in (("DDP", _data_parallel), ("FSDP", _sharded))
+        for precision in (torch.float32, torch.bfloat16)
+    }
     if rank == 0:
         torch.save(gradients, os.path.join(folder, "gradients"))
     dist.barrier()
-    os._exit(0)  # destroying the process group while the model is alive can block for ever
+    dist.destroy_process_group()  # all models are gone: with one alive it could block for ever
+
+
+def _gradient(model: nn.Module, batch: StepBatch, precision: torch.dtype) -> Tensor:
+    return gradient(model, batch, None if precision == torch.float32 else precision)
 
 
 def _data_parallel(model: nn.Module, device_type: str) -> nn.Module:

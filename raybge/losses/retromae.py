@@ -33,7 +33,7 @@ from raybge.losses.objective import gather_counts
 from raybge.model.attention import use_fast_attention
 from raybge.model.embedding import EmbeddingModel, first_position, max_positions, plan_chunks, position_tables, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
-from raybge.model.precision import autocast_of_one_chunk
+from raybge.model.precision import autocast_without_cache
 from raybge.util.errors import UserError
 
 METHODS = ("retromae", "dupmae")
@@ -132,7 +132,7 @@ class RetroMAE(nn.Module):
 
         tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         chunks = plan_chunks([len(text.token_T) for text in texts], tokens)
-        with autocast_of_one_chunk(device):
+        with autocast_without_cache(device):
             outputs = [self._run_chunk([texts[row] for row in rows]) for rows in chunks]
         sorted_texts = [texts[row] for rows in chunks for row in rows]
         encoder_KD, decoder_KD, word_KD = (torch.cat(parts) for parts in zip(*outputs, strict=True))

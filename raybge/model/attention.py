@@ -121,7 +121,7 @@ def _packed_attention(
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     if not has_packed_kernels(query.device):
         return _attention_by_text(q_THD, k_THD, v_THD, texts, dropout, scale, causal)
-    if dtype in HALF:
+    if dtype in HALF and supports_flash_attention(query.device):
         return flash_attention(q_THD, k_THD, v_THD, texts.bound_E, texts.longest, dropout, scale, causal)[None]
     k_THD, v_THD = _repeat_heads(k_THD, q_THD), _repeat_heads(v_THD, q_THD)
     return efficient_attention(q_THD, k_THD, v_THD, texts.bound_E, texts.longest, dropout, scale, causal)[None]
@@ -130,6 +130,11 @@ def _packed_attention(
 def has_packed_kernels(device: torch.device) -> bool:
     """Return True if torch has attention for packed texts on a device. A CPU loses nothing by padded chunks."""
     return device.type == "cuda"
+
+
+def supports_flash_attention(device: torch.device) -> bool:
+    """Return True if a GPU is new enough for FlashAttention: Ampere or later."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attention_by_text(

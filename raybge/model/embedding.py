@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raybge.model.attention import PackedTexts
 from raybge.model.folder import POOLINGS
-from raybge.model.precision import autocast_of_one_chunk
+from raybge.model.precision import autocast_without_cache
 from raybge.util.errors import UserError
 
 SUB_BATCH_MULTIPLE = 16  # the length of a sub-batch is padded to a multiple of this many tokens
@@ -108,9 +108,13 @@ class EmbeddingModel(nn.Module):
             e_BD = h_TD[start_B].float()
         elif self.pooling == "mean":
             length_B = end_B - start_B
-            text_T = torch.repeat_interleave(length_B, output_size=len(h_TD))
-            sum_BD = h_TD.new_zeros(len(length_B), h_TD.shape[1], dtype=torch.float32)
-            e_BD = sum_BD.index_add(0, text_T, h_TD.float()) / length_B.unsqueeze(1)
+            # Each token has a place of its own: sums by atomic additions would differ in their last bits each time.
+            shift_B = torch.arange(len(length_B), device=h_TD.device) * texts.longest - start_B
+            first_T = torch.repeat_interleave(shift_B, length_B, output_size=len(h_TD))
+            place_T = first_T + torch.arange(len(h_TD), device=h_TD.device)
+            padded_ND = h_TD.new_zeros(len(length_B) * texts.longest, h_TD.shape[1], dtype=torch.float32)
+            padded_ND = padded_ND.index_copy(0, place_T, h_TD.float())
+            e_BD = padded_ND.unflatten(0, (-1, texts.longest)).sum(dim=1) / length_B.unsqueeze(1)
         else:
             e_BD = h_TD[end_B - 1].float()
         return nn.functional.normalize(e_BD, dim=-1) if self.normalize else e_BD
@@ -164,7 +168,7 @@ class EmbeddingModel(nn.Module):
         inputs = (
             self.pack(token_ids, rows) if packs else self.pad(token_ids, rows, pad_to_multiple_of) for rows in chunks
         )
-        with autocast_of_one_chunk(device):
+        with autocast_without_cache(device):
             e_sorted_ND = torch.cat([run(*chunk) for chunk in inputs])
         position_N = np.empty(len(token_ids), dtype=np.int64)
         position_N[[row for rows in chunks for row in rows]] = np.arange(len(token_ids))

@@ -1,4 +1,4 @@
-"""Whether a model can be trained on packed texts: a check of its vectors and gradients on a GPU.
+"""Check on a GPU that a model has the same vectors and gradients on packed texts as on padded ones.
 
 Models differ in positions, masks and buffers, and kernels in what they support: no list of names would hold.
 """
@@ -6,6 +6,7 @@ Models differ in positions, masks and buffers, and kernels in what they support:
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from raybge.model.attention import has_packed_kernels, use_fast_attention
 from raybge.model.embedding import EmbeddingModel, max_positions
+from raybge.model.precision import full_precision
 from raybge.util.errors import first_line
 
 LONGEST = 512  # tokens of the longest text of the check
@@ -21,6 +23,7 @@ LONGEST = 512  # tokens of the longest text of the check
 # rounding errors. Wrong positions or masks give differences of the order of 1.
 FP32_TOLERANCE = 5e-3, 1e-2
 HALF_TOLERANCE = 5e-2, 0.2
+COMPARED_PARAMETERS, COMPARED_NUMBERS = 24, 1 << 25  # parameters whose gradient is compared, and the size of each
 LOSS_SCALE = 1024.0  # small gradients are not representable in fp16
 
 
@@ -72,7 +75,8 @@ def packing_failure(model: EmbeddingModel, precision: torch.dtype | None, sub_ba
     sub_batch_size = None if sub_batch_size is None else min(sub_batch_size, 3)
     try:
         with _unchanged(model):
-            failure = _difference(model, None, sub_batch_size, FP32_TOLERANCE)
+            with full_precision(_device(model)):
+                failure = _difference(model, None, sub_batch_size, FP32_TOLERANCE)
             if failure is None and precision is not None:
                 failure = _difference(model, precision, sub_batch_size, HALF_TOLERANCE)
             if failure is not None:
@@ -81,9 +85,11 @@ def packing_failure(model: EmbeddingModel, precision: torch.dtype | None, sub_ba
             _, gradients = _step(model, True, precision, sub_batch_size)
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 return "the gradient of packed texts is not finite"
-    except torch.OutOfMemoryError:
-        raise  # says nothing about packing
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # says nothing about packing; after an AcceleratorError the device is of no use
     except Exception as error:  # models and kernels raise any error for what they do not support
+        if "ALLOC_FAILED" in str(error):
+            raise
         return f"{type(error).__name__}: {first_line(error)}"
     return None
 
@@ -110,13 +116,15 @@ def _difference(
     (padded_ND, padded_grads), (packed_ND, packed_grads) = (
         _step(model, packs, precision, sub_batch_size) for packs in (False, True)
     )
+    kind = str(precision or torch.float32).removeprefix("torch.")
+    if not bool(padded_ND.isfinite().all()):
+        return f"the vectors of padded texts are not finite in {kind}"
     differences = {
         "vectors": ((packed_ND - padded_ND).norm(dim=-1) / padded_ND.norm(dim=-1)).max(),
         "gradients": _norm([a - b for a, b in zip(packed_grads, padded_grads, strict=True)]) / _norm(padded_grads),
     }
     for (name, difference), limit in zip(differences.items(), tolerance, strict=True):
         if not difference <= limit:  # or not a number
-            kind = str(precision or torch.float32).removeprefix("torch.")
             return f"the {name} of packed texts differ by {float(difference):.1%} in {kind}"
     return None
 
@@ -124,7 +132,10 @@ def _difference(
 def _step(
     model: EmbeddingModel, packs: bool, precision: torch.dtype | None, sub_batch_size: int | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return e_ND of the texts of the check, and the gradient of a loss for each trained parameter."""
+    """Return e_ND of the texts of the check, and the gradient of a loss for the first trained parameters.
+
+    They are gradients through all layers, and need little memory: the check comes before weights are sharded.
+    """
     room, vocabulary = min(max_positions(model.backbone) or LONGEST, LONGEST), int(model.backbone.config.vocab_size)
     random = np.random.default_rng(0)
     texts = [random.integers(vocabulary // 2, vocabulary, n) for n in (room, max(1, room - 1), 3, room // 2 + 1, 1)]
@@ -133,7 +144,8 @@ def _step(
     with torch.autocast(device.type, precision, enabled=precision is not None):
         e_ND = model.embed(texts, sum(map(len, texts)), None, sub_batch_size)
     direction_ND = torch.from_numpy(random.standard_normal(e_ND.shape, dtype=np.float32)).to(device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    small = (p for p in model.parameters() if p.requires_grad and p.numel() <= COMPARED_NUMBERS)
+    trained = list(itertools.islice(small, COMPARED_PARAMETERS))
     loss = LOSS_SCALE * (e_ND * direction_ND).sum()
     return e_ND.detach(), [grad.float() for grad in torch.autograd.grad(loss, trained, materialize_grads=True)]
 

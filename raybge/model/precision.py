@@ -16,7 +16,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
         device: device of the tensors.
     """
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    before = [backend.fp32_precision for backend in backends]
+    # A value that was inherited must be inherited again, and not become the backend's own.
+    general = torch.backends.fp32_precision
+    before = ["none" if backend.fp32_precision == general else backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"
     try:
@@ -27,7 +29,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def autocast_of_one_chunk(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def autocast_without_cache(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return the autocast that is active, without its cache; nothing if none is active.
 
     The cache gives all chunks of a batch one half-precision copy of each weight, whose gradient is then the sum over

@@ -16,19 +16,21 @@ def out_of_memory(model: nn.Module, batch: Any, step: int, error: BaseException)
 
     Args:
         model: the trained model.
-        batch: its batch.
+        batch: its last batch, None before the first step.
         step: number of the step.
         error: torch's error.
 
     Returns:
         The error to raise.
     """
-    said = f"the GPU's memory ran out in step {step:,}"
-    if isinstance(model, ContrastiveModel):
+    if isinstance(model, ContrastiveModel) and batch is not None:
         texts, tokens = model.largest_chunk(batch)
-        said += f", whose largest chunk has {plural(texts, 'text')} of up to {plural(tokens, 'token')}"
+        where = f" in step {step:,}, whose largest chunk has {plural(texts, 'text')} of up to {plural(tokens, 'token')}"
         smaller = min(texts, model.sub_batch_size or texts) // 2
         remedy = f"--sub_batch_size {smaller} or less" if smaller else "a lower --passage_max_len"
     else:
-        remedy = "a lower --per_device_train_batch_size or --max_seq_length"
-    return UserError(f"{said}: give {remedy}, or --gradient_checkpointing True ({first_line(error)})")
+        where = f" in step {step:,}"
+        remedy = "a lower --per_device_train_batch_size"
+    return UserError(
+        f"the GPU's memory ran out{where}: give {remedy}, or --gradient_checkpointing True ({first_line(error)})"
+    )

@@ -151,8 +151,13 @@ class RayStateServer:
         self._actor = ray.remote(RunStateStore).options(num_cpus=0, scheduling_strategy=driver_node).remote()
 
     def send(self, method: str, *values: Any, **named: Any) -> None:
-        """Call a method of the state and return at once."""
-        getattr(self._actor, method).remote(*values, **named)
+        """Call a method of the state and return at once; RunStateLostError if Ray was shut down."""
+        import ray
+
+        try:
+            getattr(self._actor, method).remote(*values, **named)
+        except ray.exceptions.RayError as error:
+            raise RunStateLostError(str(error)) from error
 
     def call(self, method: str, *values: Any, **named: Any) -> Any:
         """Call a method of the state and return its result; RunStateLostError if the actor is gone."""

@@ -57,7 +57,7 @@ class Runtime(Protocol):
             function: function that the workers run.
             config: configuration of the workers.
             plan: number of workers and the resources of each.
-            process_group: arguments of Ray Train's TorchConfig.
+            process_group: `backend`, as torch names it, and `timeout_s`, its timeout in seconds.
             folder: folder for records of this run.
 
         Raises:

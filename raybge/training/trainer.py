@@ -126,6 +126,7 @@ class StreamTrainer(HookedTrainer):
         self.writer = CheckpointWriter(self.storage, self.staging, self.args.process_index, local_rank)
         self.callback_handler.callbacks.insert(0, StateLoader(self))  # others begin with the state
         self._random_state_pending = False
+        self._last_batch: Any = None
         self._saved_step: int | None = None  # update of the last checkpoint that was written
         self._reported_step: int | None = None  # update of the last one passed to `on_checkpoint`
 
@@ -139,13 +140,17 @@ class StreamTrainer(HookedTrainer):
             The Trainer's metrics. The model is the last one, or the best one with --load_best_model_at_end.
 
         Raises:
-            UserError: a file of the checkpoint is refused.
+            UserError: a file of the checkpoint is refused, or the memory of a GPU is too small.
         """
         self.resume_folder = resume_from_checkpoint
         self._random_state_pending = resume_from_checkpoint is not None
         if resume_from_checkpoint and not self.is_sharded:  # a sharded model is loaded once it is sharded
             self.encoder.load_weights(resume_from_checkpoint)
-        return super().train()
+        try:
+            return super().train()
+        except torch.OutOfMemoryError as error:
+            step = self.state.global_step + 1
+            raise out_of_memory(self.components.model, self._last_batch, step, error) from error
 
     def complete_checkpoints(self) -> None:
         """Wait for the last checkpoint; with --save_total_limit 1 keep the best one only. Collective."""
@@ -201,33 +206,17 @@ class StreamTrainer(HookedTrainer):
 
     # --- loss ---
 
-    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run forward and backward pass; the memory of a GPU that is too small is a UserError.
-
-        Args:
-            model: the model as accelerate has prepared it.
-            inputs: the batch of the step.
-            *args: other arguments of the Trainer.
-            **kwargs: other arguments of the Trainer.
-
-        Returns:
-            The loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far.
-
-        Raises:
-            UserError: the memory of a GPU is too small for the step.
-        """
-        try:
-            loss = super().training_step(model, inputs, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            step = self.state.global_step + 1
-            raise out_of_memory(self.components.model, inputs["batch"], step, error) from error
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss to log: with --logging_nan_inf_filter, a loss that is not finite becomes the mean so far."""
+        loss = super().training_step(*args, **kwargs)
         if not self.filters_losses:
             return loss
         return torch.where(loss.isfinite(), loss, self.mean_logged_loss)
 
     def compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Run the forward pass and record its measurements. Return the scalar loss of this worker's share."""
-        batch, step = inputs["batch"], self.state.global_step + 1
+        self._last_batch = batch = inputs["batch"]
+        step = self.state.global_step + 1
         if self.context.row_writer:
             self.context.row_writer.write(self.stream.epoch, batch.step, step, batch.rows)
         set_activity(f"the forward pass of step {step:,}", has_collective=True)

@@ -71,7 +71,7 @@ def break_loss(patch):
 def break_chunks(patch):
     import contextlib
 
-    patch.setattr("raybge.model.embedding.autocast_of_one_chunk", lambda device: contextlib.nullcontext())
+    patch.setattr("raybge.model.embedding.autocast_without_cache", lambda device: contextlib.nullcontext())
 
 
 def break_scores(patch):

@@ -155,12 +155,13 @@ class Waits(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        waits = name in ("item", "tolist", "nonzero", "cpu", "__bool__", "__float__", "__int__", "unique")
+        waits = name in ("item", "tolist", "nonzero", "cpu", "__bool__", "__float__", "__int__", "unique", "numpy")
+        waits |= name in ("masked_select", "argwhere") or (name == "where" and len(args) == 1)
         waits |= name in ("tensor", "as_tensor") and "device" in kwargs
         moves = any(isinstance(each, torch.device) for each in (*args, *kwargs.values())) and "dtype" not in kwargs
         waits |= name == "to" and moves and not kwargs.get("non_blocking")
         waits |= name == "repeat_interleave" and kwargs.get("output_size") is None and len(args) == 1
-        if name == "__getitem__":
+        if name in ("__getitem__", "__setitem__"):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             waits |= any(isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in index)
         self.calls[name] += waits
@@ -172,11 +173,14 @@ def sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
-def test_no_layer_waits_for_the_device(tmp_path, monkeypatch, pooling):
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("bert", "cls"), ("bert", "mean"), ("bert", "last_token"), ("qwen3", "last_token")]
+)
+def test_no_layer_waits_for_the_device(tmp_path, monkeypatch, kind, pooling):
     monkeypatch.setattr("raybge.model.embedding.send", sent)
-    model = model_of(tmp_path, "bert")
+    model = model_of(tmp_path, kind)
     model.pooling, model.packs = pooling, True
+    model.backbone.activation_checkpointing_enable()
     with Waits() as waits:
         model.embed(TEXTS, 30)
     assert len(waits.calls) > 20  # it saw the calls

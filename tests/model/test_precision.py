@@ -90,6 +90,8 @@ def test_full_precision_ends_with_the_block(tf32):
         assert not torch.is_autocast_enabled("cpu")
         raise ZeroDivisionError
     assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+    torch.backends.fp32_precision = "ieee"  # which is inherited again
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def serve(address: str, path: list[str]) -> None:
         connection, _ = listener.accept()
         try:
             arguments, environment, folder, descriptors = _receive(connection)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:  # it was killed before or while it sent its command line
             print(f"a launcher ended early: {error!r}", flush=True)
             connection.close()
             continue

@@ -54,7 +54,8 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_trains_on_packed_texts(name, survey, tmp_path):
+def test_a_command_trains_on_packed_texts(name, survey, tmp_path, monkeypatch):
+    monkeypatch.setattr("raybge.losses.contrastive_model.CPU_TOKENS_PER_CHUNK", 40)  # several chunks a step
     words = list(COMMANDS[name])
     at = words.index("--model_name_or_path") + 1
     kind = "qwen3" if "Qwen" in words[at] else "bert"
@@ -72,6 +73,9 @@ def test_a_command_trains_on_packed_texts(name, survey, tmp_path):
         before = [p.detach().clone() for p in components.model.parameters()]
         calls.clear()
         StreamTrainer(stream, components, TrainerContext(identity=identity), args=args).train()
-    changed = [not torch.equal(p, old) for p, old in zip(components.model.parameters(), before, strict=True)]
-    assert any(changed)
+    trained = [
+        not torch.equal(p, old) for p, old in zip(components.model.parameters(), before, strict=True) if p.requires_grad
+    ]
+    assert sum(trained) > 0.8 * len(trained) > 0  # new adapters' first factors have no gradient in the first step
+    assert all(p.isfinite().all() for p in components.model.parameters())
     assert {*calls} == {"flash" if args.bf16 else "efficient"}

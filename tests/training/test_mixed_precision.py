@@ -1,11 +1,17 @@
 """What runs in the precision of --bf16 beside the training step: evaluation, and the check of groups for overflows."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
+from raybge.cli.options import TrainOptions
+from raybge.cli.parser import build_options
 from raybge.model.encoder import Encoder
+from raybge.training.tasks.finetune_spec import FinetuneSpec
+from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.util.errors import UserError
 
 
@@ -43,7 +49,7 @@ def test_memory_that_runs_out_is_explained(make_trainer, monkeypatch):
     def embed(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
 
-    monkeypatch.setattr(trainer.components.model.embedding, "embed", embed)
+    monkeypatch.setattr(trainer.components.model.embedding, "embed", embed)  # like the optimizer, or an evaluation
     with pytest.raises(UserError) as raised:
         trainer.train()
     assert re.fullmatch(
@@ -51,3 +57,40 @@ def test_memory_that_runs_out_is_explained(make_trainer, monkeypatch):
         r"--sub_batch_size 9 or less, or --gradient_checkpointing True \(CUDA out of memory. Tried to allocate .*\)",
         str(raised.value),
     )
+
+
+def test_memory_that_runs_out_in_the_check_of_packed_texts_is_explained(tiny, monkeypatch):
+    def check(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr("raybge.model.packing.prepare_for_training", check)
+    options = build_options(TrainOptions, {"model_name_or_path": tiny(), "train_data": ["d"], "output_dir": "o"})
+    args = SimpleNamespace(device="cpu", torch_compile=False, activation_checkpointing=False, bf16=True, fp16=False)
+    with pytest.raises(UserError, match=r"before the first step: give --use_lora True, .* \(CUDA out of memory"):
+        FinetuneTask(FinetuneSpec.from_options(options)).build(args)
+
+
+def test_a_sharded_model_runs_under_autocast_with_a_loss_in_fp32(make_trainer):
+    """accelerate does not wrap a model that FSDP shards: the Trainer's own step does."""
+    trainer = make_trainer(bf16=True, max_steps=1)
+    trainer.is_fsdp_enabled = True
+    model, seen = trainer.components.model, []
+    layer = trainer.encoder.model.backbone.encoder.layer[0].attention.self.query
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    inputs = next(iter(trainer.stream))
+    assert trainer.compute_loss(model, inputs).dtype == torch.float32
+    assert seen and set(seen) == {torch.bfloat16}
+
+
+def test_a_sharded_model_keeps_its_weights_in_fp32(make_trainer, monkeypatch):
+    plugin = SimpleNamespace(mixed_precision_policy="accelerate's own, in bf16")
+    create = transformers.Trainer.create_accelerator_and_postprocess
+
+    def create_sharded(self) -> None:
+        create(self)
+        self.is_fsdp_enabled = True
+        monkeypatch.setitem(self.accelerator.state.__dict__, "fsdp_plugin", plugin)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create_sharded)
+    make_trainer(bf16=True)
+    assert plugin.mixed_precision_policy is None

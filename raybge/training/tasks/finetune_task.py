@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.util.errors import UserError
+from raybge.util.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from raybge.model.encoder import Encoder
     from raybge.training.tasks.finetune_spec import FinetuneSpec
     from raybge.training.tasks.task import TaskComponents
+
+MEMORY_MESSAGE = "the GPU's memory ran out before the first step: give --use_lora True, or a smaller model"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class FinetuneTask:
             The components.
 
         Raises:
-            UserError: a Matryoshka dimension above the model's width.
+            UserError: a Matryoshka dimension above the model's width, or a GPU's memory is too small for the model.
         """
         import torch
 
@@ -66,7 +68,11 @@ class FinetuneTask:
                 layers, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
                 encoder.model.backbone.activation_checkpointing_enable(options or None, layers, offload)
             precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            if failure := prepare_for_training(encoder.model, precision, spec.sub_batch_size):
+            try:
+                failure = prepare_for_training(encoder.model, precision, spec.sub_batch_size)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"{MEMORY_MESSAGE} ({first_line(error)})") from error
+            if failure:
                 messages.append(f"texts are padded, not packed: {failure}")
         dims = spec.objective.mrl_dims
         if dims and max(dims) > encoder.dim:
