@@ -84,7 +84,7 @@ def raybge_peer(folder: str, device: str, _: Any) -> Peer:
     from raybge.model.packing import prepare_for_training
 
     embedding = Encoder(folder, use_fp16=False, devices=device, normalize_embeddings=True, pooling_method="mean").model
-    prepare_for_training(embedding)
+    prepare_for_training(embedding, torch.bfloat16 if device == "cuda" else None)
     model = ContrastiveModel(embedding, Objective(TEMPERATURE), None)
 
     def prepare(batch: Batch) -> StepBatch:

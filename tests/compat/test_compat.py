@@ -169,6 +169,14 @@ def test_a_missing_attention_kernel_is_named_with_versions(attend, monkeypatch):
         attend(x_THD, x_THD, x_THD, torch.tensor([0, 3], dtype=torch.int32), 3, 0.0, None, False)
 
 
+def test_a_scheduler_without_logged_rates_is_named_with_versions():
+    scheduler = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.zeros(1)]))
+    compat_torch.set_logged_rates(scheduler, [0.5])
+    assert scheduler.get_last_lr() == [0.5]
+    with pytest.raises(UnsupportedVersionError, match=r"^torch 2.* has no .*_last_lr, .*: install torch"):
+        compat_torch.set_logged_rates(types.SimpleNamespace(), [0.5])
+
+
 def test_compiled_modules_have_the_prefix():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2))
     module[0] = torch.compile(module[0], backend="eager")
