@@ -79,7 +79,7 @@ def printing_thread(capfd: pytest.CaptureFixture) -> Iterator[None]:
     stop, count = threading.Event(), [0]
 
     def work() -> None:
-        while not stop.wait(0.1):
+        while not stop.wait(0.02):
             print(f"another thread {count[0]}")
             count[0] += 1
 
