@@ -35,7 +35,7 @@ MANY = 100  # texts of a gradient that is computed text by text
 
 
 class CheckFailedError(Exception):
-    """What a check measured is wrong."""
+    """Error of a check that measured a wrong value."""
 
 
 class NeedsGpuError(Exception):
@@ -71,10 +71,10 @@ def sums_over_sub_batches(device: torch.device) -> str:
 
     exact = computed(None, None)
     one, many = (distance(computed(torch.bfloat16, size), exact) for size in (None, 1))
-    said = f"relative error {one:.2%} in one sub-batch, {many:.2%} in {MANY}"
+    result = f"relative error {one:.2%} in one sub-batch, {many:.2%} in {MANY}"
     if many > 2 * one:
-        raise CheckFailedError(said)
-    return said
+        raise CheckFailedError(result)
+    return result
 
 
 def scores_with_tf32(device: torch.device) -> str:
@@ -92,10 +92,10 @@ def scores_with_tf32(device: torch.device) -> str:
     finally:
         torch.backends.fp32_precision = before
     error = float((loss_B.cpu() - exact_B).abs().max())
-    said = f"largest error of a loss {error:.1e}"
+    result = f"largest error of a loss {error:.1e}"
     if error > 1e-3:
-        raise CheckFailedError(said)
-    return said
+        raise CheckFailedError(result)
+    return result
 
 
 def packed_texts(device: torch.device) -> str:
@@ -109,10 +109,10 @@ def packed_texts(device: torch.device) -> str:
             reason = reason or packing_failure(build_embedding(family, device, dropout=0.1), precision, None)
         packs += [family] * (reason is None)
         failures += [f"{family}: {reason}"] * (reason is not None and family in MUST_PACK)
-    said = f"{', '.join(packs)} are packed, other families padded"
+    result = f"{', '.join(packs)} are packed, other families padded"
     if failures:
-        raise CheckFailedError(f"{said}; {'; '.join(failures)}")
-    return said
+        raise CheckFailedError(f"{result}; {'; '.join(failures)}")
+    return result
 
 
 def ways_to_save_memory(device: torch.device) -> str:
@@ -173,8 +173,8 @@ def workers(device: torch.device) -> str:
     exact = gradient(build_model(torch.device("cpu")), build_batch())
     worst: dict[torch.dtype, float] = {}
     for world in worlds:
-        for (wrapper, precision), found in gradients_of_workers(world, device.type).items():
-            error = distance(found, exact)
+        for (wrapper, precision), result in gradients_of_workers(world, device.type).items():
+            error = distance(result, exact)
             worst[precision] = max(worst.get(precision, 0.0), error)
             if not error <= LIMITS[precision]:
                 name = f"{wrapper} on {world} workers with {shares_of(world)} groups"
@@ -199,10 +199,10 @@ def search(device: torch.device) -> str:
     index.add(p_ND)
     _, found_QK = index.search(q_QD, 10)
     share = float(np.mean(found_QK == np.argsort(-(q_QD @ p_ND.T), axis=1, kind="stable")[:, :10]))
-    said = f"{share:.1%} of 500 neighbors are NumPy's, on {'a GPU' if gpus else 'the CPU'}"
+    result = f"{share:.1%} of 500 neighbors are NumPy's, on {'a GPU' if gpus else 'the CPU'}"
     if share < 0.99:
-        raise CheckFailedError(said)
-    return said
+        raise CheckFailedError(result)
+    return result
 
 
 CHECKS: tuple[Callable[[torch.device], str], ...] = (
@@ -226,10 +226,10 @@ def _gradient_in(precision: torch.dtype, device: torch.device) -> str:
 
 
 def _within(error: float, precision: torch.dtype) -> str:
-    said = f"relative error {error:.1e}"
+    result = f"relative error {error:.1e}"
     if not error <= LIMITS[precision]:  # or not a number
-        raise CheckFailedError(f"{said}, at most {LIMITS[precision]:g} is expected in {_name(precision)}")
-    return said
+        raise CheckFailedError(f"{result}, at most {LIMITS[precision]:g} is expected in {_name(precision)}")
+    return result
 
 
 def _name(precision: torch.dtype) -> str:

@@ -8,6 +8,7 @@ Letters in tensor names: B texts, E = B + 1 bounds of texts, H heads, T tokens, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class PackedTexts:
     lengths: tuple[int, ...]
     bound_E: Tensor
 
-    @property
+    @cached_property  # every layer reads it
     def longest(self) -> int:
         """Tokens of the longest text."""
         return max(self.lengths)

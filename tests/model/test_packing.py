@@ -117,8 +117,8 @@ def test_check_says_what_is_wrong(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("raybge.model.attention.flash_attention", failing)
-        said = prepare_for_training(model, torch.bfloat16)
-        assert said == "RuntimeError: FlashAttention only supports Ampere GPUs or newer." and not model.packs
+        reason = prepare_for_training(model, torch.bfloat16)
+        assert reason == "RuntimeError: FlashAttention only supports Ampere GPUs or newer." and not model.packs
         assert prepare_for_training(model) is None and model.packs  # fp32 has another kernel
 
 
