@@ -249,6 +249,33 @@ def test_publication_does_not_block(tmp_path):
     assert writer.wait() and latest_checkpoint(URI).step == 2
 
 
+@pytest.mark.parametrize(("is_store", "part"), [(False, 0), (True, 0), (True, 1)], ids=["folder", "store", "node 2"])
+def test_checkpoint_is_not_published_while_its_files_are_deleted(tmp_path, monkeypatch, is_store, part):
+    """Another attempt deletes the staging folder while a thread of this one is about to publish what is in it."""
+    use_store(tmp_path / "kept")
+    storage = URI if is_store else str(tmp_path / "kept")
+    writer = CheckpointWriter(storage, StagingFolder(storage, "a"), 0, 0)
+    stage(writer, 2, files_of(2))
+    deleting, delete = threading.Event(), shutil.rmtree
+
+    def delete_slowly(folder: Path, **flags: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for weights in Path(folder).rglob("model.safetensors"):
+                weights.unlink()
+            deleting.set()
+            with pytest.raises((UserError, OSError)):
+                writer.wait()
+        delete(folder, **flags)
+
+    monkeypatch.setattr(shutil, "rmtree", delete_slowly)
+    publish = writer._publish
+    monkeypatch.setattr(writer, "_publish", lambda request: deleting.wait() and publish(request))
+    writer.publish(PublishRequest(2, part, 1 + part, partial(commit, 2), None, None))
+    StagingFolder(storage, "b")
+    assert latest_checkpoint(storage) is None
+    assert not (tmp_path / "kept" / "checkpoint-2" / f"{MARKER}{part}").exists()
+
+
 def test_checkpoint_of_two_nodes_is_complete_when_both_have_published(tmp_path, monkeypatch):
     """Each node has its own files; worker 0 waits for the other node's upload marker, and deletes it."""
     polled = threading.Event()

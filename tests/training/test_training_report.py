@@ -74,8 +74,10 @@ def test_steps_do_not_depend_on_evaluations(make_trainer, validation):
 def test_report_of_a_resumed_run(make_trainer, validation):
     """Of metrics before the run only the means are known."""
     flags = dict(validation=validation, eval_strategy="epoch", save_strategy="steps", save_steps=6)
+    lost = make_trainer([FailAt(14)], eval_on_start=True, **flags)
     with pytest.raises(RunLost):
-        make_trainer([FailAt(14)], eval_on_start=True, **flags).train()
+        lost.train()
+    lost.writer.wait()
     validation.last_result = None
     trainer = make_trainer(**flags)
     trainer.train(resume_from_checkpoint=latest_checkpoint(Path(trainer.args.output_dir)).path)

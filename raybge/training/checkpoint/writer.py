@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +61,7 @@ class StagingFolder:
         self.folder = parent / f"{prefix}{attempt}"
         for other in parent.glob(f"{prefix}*"):
             if other != self.folder:
-                shutil.rmtree(other, ignore_errors=True)
+                _delete_whole(other)
 
     def create(self) -> None:
         """Create the folder. Only this user may read it: it may be in a folder to which all users can write."""
@@ -91,7 +92,7 @@ class StagingFolder:
 
     def delete(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _delete_whole(self.folder)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ class CheckpointWriter:
         for file in sorted(each for each in staged.rglob("*") if each.is_file() and each.name != MANIFEST):
             name = file.relative_to(staged).as_posix()
             self._with_retries(step, partial(_upload_file, file, path, name))
+        if not staged.is_dir():  # deleted by another attempt, perhaps before its files were listed
+            raise FileNotFoundError(f"the checkpoint {path} cannot be written: {staged} is gone")
         if request.part:
             self._with_retries(step, lambda: _create_marker(path, request.part))
         else:
@@ -235,6 +238,17 @@ class CheckpointWriter:
             checkpoint = latest_checkpoint(self.storage)
             return checkpoint.path if checkpoint else None
         return None
+
+
+def _delete_whole(folder: Path) -> None:
+    """Delete a staging folder in which a thread may still be publishing: all of it is gone at once.
+
+    A checkpoint that has lost some of its files only could still be marked as complete.
+    """
+    doomed = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _move(staged: Path, target: Path) -> None:
