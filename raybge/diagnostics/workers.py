@@ -73,5 +73,9 @@ def _data_parallel(model: nn.Module, device_type: str) -> nn.Module:
 def _sharded(model: nn.Module, device_type: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
-    wrapped: nn.Module = fully_shard(model, mesh=dist.init_device_mesh(device_type, (dist.get_world_size(),)))
+    mesh = dist.init_device_mesh(device_type, (dist.get_world_size(),))
+    for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+    wrapped: nn.Module = fully_shard(model, mesh=mesh)
     return wrapped

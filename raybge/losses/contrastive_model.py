@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
-from raybge.losses.objective import Objective
-from raybge.model.embedding import EmbeddingModel, eval_mode, plan_chunks, send
+from raybge.losses.objective import Objective, gather_counts
+from raybge.model.embedding import EmbeddingModel, eval_mode, gathers_by_layer, plan_chunks, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 
 GPU_TOKENS_PER_CHUNK = 32_768
@@ -79,10 +79,13 @@ class ContrastiveModel(nn.Module):
 
     def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
         """Return e_ND of the texts in their order; see `EmbeddingModel.embed`."""
-        # A worker without rows takes part in every collective, those of the gradient too: one token, whose vector is
-        # dropped, gives every parameter a gradient of zero.
-        ids = token_ids or [np.zeros(1, dtype=np.int64)]
-        return model.embed(ids, self._chunk_tokens, self.pad_to_multiple_of, sub_batch_size)[: len(token_ids)]
+        # A worker without rows takes part in every collective, those of the gradient too.
+        chunks = 1
+        if gathers_by_layer(model):
+            lengths = [len(ids) for ids in token_ids]
+            own = len(plan_chunks(lengths, self._chunk_tokens, sub_batch_size))
+            chunks = max(1, *gather_counts([own], next(model.parameters()).device)[0])
+        return model.embed(token_ids, self._chunk_tokens, self.pad_to_multiple_of, sub_batch_size, chunks)
 
     @torch.no_grad()
     def finite_groups(self, batch: StepBatch) -> list[bool]:

@@ -31,7 +31,15 @@ from raybge.losses.contrastive_model import GPU_TOKENS_PER_CHUNK
 from raybge.losses.enhanced_decoder import EnhancedDecoder, visible_context
 from raybge.losses.objective import gather_counts
 from raybge.model.attention import use_fast_attention
-from raybge.model.embedding import EmbeddingModel, first_position, max_positions, plan_chunks, position_tables, send
+from raybge.model.embedding import (
+    EmbeddingModel,
+    first_position,
+    gathers_by_layer,
+    max_positions,
+    plan_chunks,
+    position_tables,
+    send,
+)
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.precision import autocast_without_cache
 from raybge.util.errors import UserError
@@ -127,11 +135,15 @@ class RetroMAE(nn.Module):
         device = next(self.parameters()).device
         masked = [int(text.masked_T.sum()) for text in texts]
         decoded = [int(_decoded_tokens(text).sum()) for text in texts]
-        own_counts = [sum(masked), sum(decoded), sum(map(bool, decoded))]
-        share = [len(count_W) / max(1, sum(count_W)) for count_W in gather_counts(own_counts, device)]
-
         tokens = CPU_TOKENS_PER_CHUNK if device.type == "cpu" else GPU_TOKENS_PER_CHUNK
         chunks = plan_chunks([len(text.token_T) for text in texts], tokens)
+        own_counts = [sum(masked), sum(decoded), sum(map(bool, decoded)), len(chunks)]
+        *counts_W, chunks_W = gather_counts(own_counts, device)
+        share = [len(count_W) / max(1, sum(count_W)) for count_W in counts_W]
+        if gathers_by_layer(self.embedding):
+            fillers = range(len(texts), len(texts) + max(chunks_W) - len(chunks))
+            chunks += [[row] for row in fillers]
+            texts = [*texts, *(_EMPTY_TEXT for _ in fillers)]
         with autocast_without_cache(device):
             outputs = [self._run_chunk([texts[row] for row in rows]) for rows in chunks]
         sorted_texts = [texts[row] for rows in chunks for row in rows]

@@ -22,6 +22,7 @@ from raybge.model.folder import POOLINGS
 from raybge.model.precision import autocast_without_cache
 from raybge.util.errors import UserError
 
+_FILLER = np.zeros(1, dtype=np.int64)  # a text of one token, which every model has
 SUB_BATCH_MULTIPLE = 16  # the length of a sub-batch is padded to a multiple of this many tokens
 
 
@@ -133,6 +134,7 @@ class EmbeddingModel(nn.Module):
         tokens_per_chunk: int,
         pad_to_multiple_of: int | None = None,
         sub_batch_size: int | None = None,
+        min_chunks: int = 0,
     ) -> Tensor:
         """Embed tokenized texts in chunks of similar length, which need little padding.
 
@@ -148,6 +150,8 @@ class EmbeddingModel(nn.Module):
             tokens_per_chunk: maximal number of tokens in a chunk, with padding; a longer text runs alone.
             pad_to_multiple_of: round a chunk's length up to a multiple of this.
             sub_batch_size: maximal number of texts in a chunk; None: activations of all chunks are held.
+            min_chunks: chunks to run at least; those that the texts do not fill have one token, whose vector is
+                dropped and gives every weight a gradient of zero.
 
         Returns:
             e_ND in fp32, in the order of the input; (0, D) for no text.
@@ -157,8 +161,12 @@ class EmbeddingModel(nn.Module):
             pad_to_multiple_of = SUB_BATCH_MULTIPLE
         chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk, sub_batch_size)
         device = next(self.parameters()).device
+        texts = len(token_ids)
+        fillers = range(texts, texts + min_chunks - len(chunks))
+        chunks += [[row] for row in fillers]
         if not chunks:
             return torch.zeros(0, self.dim, device=device)
+        token_ids = [*token_ids, *(_FILLER for _ in fillers)]
         # A text without tokens cannot be packed.
         packs = self.packs and all(map(len, token_ids))
         run: Any = self.forward_packed if packs else self
@@ -172,7 +180,7 @@ class EmbeddingModel(nn.Module):
             e_sorted_ND = torch.cat([run(*chunk) for chunk in inputs])
         position_N = np.empty(len(token_ids), dtype=np.int64)
         position_N[[row for rows in chunks for row in rows]] = np.arange(len(token_ids))
-        return e_sorted_ND[send(position_N, device)]
+        return e_sorted_ND[send(position_N[:texts], device)]
 
     def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
         """Run a chunk of a sub-batch after the memory of the previous one was returned."""
@@ -267,6 +275,11 @@ def plan_chunks(lengths: Sequence[int], tokens_per_chunk: int, texts: int | None
         chunks.append(order[start : start + size])
         start += size
     return chunks
+
+
+def gathers_by_layer(model: nn.Module) -> bool:
+    """Return True if parts of the model gather their weights when called, so that workers must make equal calls."""
+    return any(hasattr(module, "unshard") for module in model.modules())  # as in torch's FSDPModule
 
 
 def is_causal(backbone: nn.Module) -> bool:

@@ -40,7 +40,7 @@ from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, 
 from raybge.training.memory_errors import out_of_memory
 from raybge.training.row_records import RowWriter
 from raybge.training.score_sampling import ScoreSampler
-from raybge.training.sharding import keep_weights_in_fp32, unsharded
+from raybge.training.sharding import call_sharded, prepare_sharding
 from raybge.training.step_metrics import StepRecorder
 from raybge.training.tasks.task import TaskComponents
 from raybge.util.activity import READING, STARTING, activity, collective, current_activity, set_activity
@@ -116,7 +116,8 @@ class StreamTrainer(HookedTrainer):
         # The Trainer's own filter waits for the device twice a step.
         self.filters_losses, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         if self.is_fsdp_enabled:
-            keep_weights_in_fp32(self.accelerator.state.fsdp_plugin, self.args.fsdp_config)
+            plugin = self.accelerator.state.fsdp_plugin
+            prepare_sharding(plugin, self.args.fsdp_config, components.encoder.model.backbone)
         self.step_metrics = StepRecorder()
         self.score_sampler = ScoreSampler(components.model)
         self.first_result: RetrievalResult | None = None  # of each query before the first step
@@ -250,8 +251,8 @@ class StreamTrainer(HookedTrainer):
         """Return for each group whether its embeddings are finite; None if the model is not contrastive."""
         if not isinstance(self.components.model, ContrastiveModel):
             return None
-        with unsharded(self.model), self.accelerator.autocast():  # an overflow of fp16 is one in fp16 alone
-            return self.components.model.finite_groups(batch)
+        with self.accelerator.autocast():  # an overflow of fp16 is one in fp16 alone
+            return call_sharded(self.model, lambda: self.components.model.finite_groups(batch))
 
     # --- evaluation ---
 
@@ -261,9 +262,10 @@ class StreamTrainer(HookedTrainer):
         start = time.monotonic()
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
-            with self.step_metrics.paused(), activity("an evaluation"), unsharded(self.model):
-                with self.accelerator.autocast():  # the encoder is not the module that accelerate has wrapped
-                    values = self.validation.measure(self.encoder, self.state.global_step)
+            validation, step = self.validation, self.state.global_step
+            # The encoder is not the module that accelerate has wrapped.
+            with self.step_metrics.paused(), activity("an evaluation"), self.accelerator.autocast():
+                values = call_sharded(self.model, lambda: validation.measure(self.encoder, step))
             if not self.state.global_step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}

@@ -92,7 +92,7 @@ def _in_transformers_form(flags: Mapping[str, Any]) -> dict[str, Any]:
     changed = dict(flags)
     sharded = _fsdp(flags)
     if sharded:
-        changed |= {"fsdp": True, "fsdp_config": {**(flags.get("fsdp_config") or {}), "auto_wrap_policy": "NO_WRAP"}}
+        changed |= {"fsdp": True, "fsdp_config": flags.get("fsdp_config") or {}}
     elif sharded is False:
         del changed["fsdp"]
     counted = flags.get("include_num_input_tokens_seen")
@@ -205,11 +205,10 @@ def _check_fsdp(flags: Mapping[str, Any]) -> None:
 
 def _check_fsdp_option(key: str, value: Any) -> None:
     name = key.removeprefix("fsdp_")
-    wraps = name in ("auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params")
-    if wraps and value not in ("NO_WRAP", 0, None):
+    if value == "SIZE_BASED_WRAP" or (name == "min_num_params" and value):
         raise UserError(
-            f"--fsdp_config {key} cannot be used: weights gathered layer by layer require all workers in step, and "
-            "workers run different numbers of chunks; the model is sharded as a whole"
+            f"--fsdp_config {key} {value} cannot be used: units are layers (TRANSFORMER_BASED_WRAP, the default), or "
+            "the whole model (NO_WRAP)"
         )
     if name == "version" and str(value) != "2":
         raise UserError(f"--fsdp_config {key} {value} cannot be used: transformers drops it; use 2")

@@ -82,8 +82,8 @@ def test_a_sharded_model_runs_under_autocast_with_a_loss_in_fp32(make_trainer):
     assert seen and set(seen) == {torch.bfloat16}
 
 
-def test_a_sharded_model_keeps_its_weights_in_fp32(make_trainer, monkeypatch):
-    plugin = SimpleNamespace(mixed_precision_policy="accelerate's own, in bf16")
+def test_a_sharded_model_keeps_its_weights_in_fp32_and_gathers_them_by_layer(make_trainer, monkeypatch):
+    plugin = SimpleNamespace(mixed_precision_policy="accelerate's own, in bf16", transformer_cls_names_to_wrap=None)
     create = transformers.Trainer.create_accelerator_and_postprocess
 
     def create_sharded(self) -> None:
@@ -93,4 +93,4 @@ def test_a_sharded_model_keeps_its_weights_in_fp32(make_trainer, monkeypatch):
 
     monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create_sharded)
     make_trainer(bf16=True)
-    assert plugin.mixed_precision_policy is None
+    assert plugin.mixed_precision_policy is None and plugin.transformer_cls_names_to_wrap == ["BertLayer"]

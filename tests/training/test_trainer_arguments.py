@@ -162,6 +162,7 @@ def test_a_refused_flag_at_its_default_is_no_error():
         ({"fsdp_config": '{"version": 2}'}, "--fsdp_config requires --fsdp True"),
         ({"fsdp": "True", "fsdp_config": '{"version": 1}'}, "--fsdp_config version 1 cannot be used"),
         ({"fsdp": "True", "fsdp_config": '{"fsdp_min_num_params": 100}'}, "--fsdp_config fsdp_min_num_params"),
+        ({"fsdp": "True", "fsdp_config": '{"auto_wrap_policy": "SIZE_BASED_WRAP"}'}, "units are layers"),
         ({"fsdp": "True", "fsdp_config": '{"xla": true}'}, "--fsdp_config xla"),
     ],
 )
@@ -221,7 +222,7 @@ def test_fsdp():
     flags = {"fsdp": "True", "fsdp_config": '{"cpu_offload": true}'}
     keywords = arguments(GPU, **flags)
     assert keywords["fsdp"] is True
-    assert keywords["fsdp_config"] == {"cpu_offload": True, "auto_wrap_policy": "NO_WRAP"}
+    assert keywords["fsdp_config"] == {"cpu_offload": True}
     with pytest.raises(UserError, match="--fsdp requires GPUs"):
         arguments(CPU, **flags)
     with pytest.raises(UserError, match="found 1"):
