@@ -52,6 +52,17 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def bf16_message(device: torch.device) -> str | None:
+    """Return what to use in place of bf16 on a GPU that computes it by emulation; None on others and on a CPU."""
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"--bf16 is slow on {torch.cuda.get_device_name(device)}: compute capability 8.0 or more has it in hardware, "
+        f"this GPU has {major}.{minor}; --fp16 True is faster"
+    )
+
+
 def inference_dtype(on_cpu: bool, use_fp16: bool | None, use_bf16: bool | None) -> torch.dtype:
     """Return the type of a model's weights where it is not trained: half precision on a GPU unless it is switched off.
 

@@ -18,6 +18,7 @@ import transformers
 
 from raybge.data.stream import StepStream
 from raybge.evaluation.metrics import retrieval_metrics
+from raybge.model.precision import bf16_message
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
@@ -88,7 +89,8 @@ def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
     try:
         return transformers.TrainingArguments(**training)
     except (ValueError, ImportError) as error:
-        raise UserError(f"transformers.TrainingArguments: {error}") from error
+        remedy = "; use --fp16 True, or fp32" if training.get("bf16") and "bf16" in str(error) else ""
+        raise UserError(f"transformers.TrainingArguments: {error}{remedy}") from error
 
 
 def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, context: WorkerContext) -> StreamTrainer:
@@ -104,9 +106,9 @@ def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, co
     """
     rank, world = context.rank, context.world
     components = config.task.build(args)
-    if rank == 0:
-        for line in components.messages:
-            config.run_state.add_message(line)
+    emulated = bf16_message(args.device) if args.bf16 else None
+    for line in (*components.messages, *([emulated] if emulated else [])):
+        config.run_state.add_message(line)
     validation = None
     if config.validation:
         from raybge.evaluation.in_training import RetrievalValidator

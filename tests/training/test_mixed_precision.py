@@ -10,8 +10,11 @@ import transformers
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build_options
 from raybge.model.encoder import Encoder
+from raybge.model.precision import bf16_message
+from raybge.training.health.run_state import RunStateStore
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.finetune_task import FinetuneTask
+from raybge.training.worker import build_arguments
 from raybge.util.errors import UserError
 
 
@@ -94,3 +97,27 @@ def test_a_sharded_model_keeps_its_weights_in_fp32_and_gathers_them_by_layer(mak
     monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", create_sharded)
     make_trainer(bf16=True)
     assert plugin.mixed_precision_policy is None and plugin.transformer_cls_names_to_wrap == ["BertLayer"]
+
+
+def test_a_gpu_without_bf16_is_named_with_what_to_use(tmp_path, monkeypatch):
+    config = SimpleNamespace(training={"output_dir": str(tmp_path), "bf16": True}, validation=None, resume_from=None)
+    with pytest.raises(UserError, match=r"doesn't support bf16.*; use --fp16 True, or fp32$"):
+        build_arguments(config)
+    for name, value in (("get_device_name", "Tesla T4"), ("get_device_capability", (7, 5))):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    message = bf16_message(torch.device("cuda"))
+    assert message == (
+        "--bf16 is slow on Tesla T4: compute capability 8.0 or more has it in hardware, this GPU has 7.5; "
+        "--fp16 True is faster"
+    )
+    assert bf16_message(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert bf16_message(torch.device("cuda")) is None
+
+
+def test_workers_with_the_same_message_show_one_line():
+    store = RunStateStore()
+    for line in ("texts are padded", "texts are padded", "step 3 was skipped"):
+        store.add_message(line)
+    assert store.read().messages == ["texts are padded", "step 3 was skipped"]

@@ -74,8 +74,9 @@ class RunStateStore:
         self._progress.evaluations.append((step, metrics))
 
     def add_message(self, line: str) -> None:
-        """Add a line for the console."""
-        self._progress.messages.append(line)
+        """Add a line for the console, once for all workers that report it."""
+        if line not in self._progress.messages:
+            self._progress.messages.append(line)
 
     def add_worker(self, worker: WorkerHandle) -> None:
         """Add a worker."""
