@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raybge.util.plural import plural
 
 _QUOTED = 60  # characters of a wrong value that a message quotes
+_MISSING = frozenset({"None", "nan", "NaN", "null", "NULL", "<NA>"})
+_LONGEST_LIST = 1 << 20  # characters: longer texts are not parsed
+_DOCUMENT_FIELDS = ("title", "query", "text", "contents", "content", "body")
 
 
 class RowError(ValueError):
@@ -135,6 +141,53 @@ def parse_judged(raw: dict[str, Any]) -> Group:
     field = "positive" if "pos" not in raw and "positive" in raw else "pos"
     pos = _texts(raw, field)
     return Group(query=_text(raw, "query"), pos=pos, neg=(), prompt=_prompt(raw), grades=_grades(raw, len(pos)))
+
+
+def check_texts(raw: dict[str, Any], value: object) -> None:
+    """Raise RowError if a text of a parsed row names a missing value, or is a list that was written as a string.
+
+    Other programs write these: str() of a column with missing values or lists.
+
+    Args:
+        raw: the row.
+        value: result of parsing it: a Group, a Document or another text.
+    """
+    if isinstance(value, Group):
+        fields: Iterable[tuple[str, Sequence[str]]] = (
+            ("query", (value.query,)),
+            ("pos", value.pos),
+            ("neg", value.neg),
+        )
+    elif isinstance(value, Document):
+        fields = ((name, (raw[name],)) for name in _DOCUMENT_FIELDS if _is_text(raw.get(name)))
+    elif isinstance(value, str):
+        fields = ((next((name for name, text in raw.items() if text == value), "text"), (value,)),)
+    else:
+        return
+    for field, texts in fields:
+        for text in texts:
+            if len(text) < 5 and text in _MISSING:
+                wrong = "a missing value written as text: write null, or leave it out"
+            elif text[0] in "[( \t\r\n" and _is_list(text):
+                wrong = "a list written as text: write a list of strings"
+            else:
+                continue
+            raise RowError(field, f"must be text, found {_quote(text)}, {wrong} (--accept_any_text True: it is text)")
+
+
+def _is_list(text: str) -> bool:
+    """Return True if a text is the form in JSON or Python of a list of strings."""
+    text = text.strip()
+    if text[0] not in "[(" or text[-1] not in "])" or len(text) > _LONGEST_LIST:
+        return False
+    values: object = None
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(text)
+    if values is None:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in the text
+            values = ast.literal_eval(text)
+    return isinstance(values, list | tuple) and all(isinstance(each, str) for each in values)
 
 
 def id_key(document: str) -> bytes:

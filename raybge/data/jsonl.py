@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybge.data.groups import RowError
+from raybge.data.arrow_rows import arrow_rows
+from raybge.data.groups import RowError, check_texts
 from raybge.data.parquet import parquet_rows, row_group_sizes
 from raybge.data.source_files import BUFFER, SPACE, SourceFile, damage_error, list_files, open_stream
 
@@ -74,6 +75,11 @@ class BadRow:
     field: str
     expected: str
 
+    @property
+    def subject(self) -> str:
+        """Beginning of the sentence: the field, or the row."""
+        return f'"{self.field}"' if self.field else "the row"
+
 
 # ---- cutting and reading -----------------------------------------------------------------------------------
 
@@ -121,22 +127,30 @@ def scan(file: SourceFile, block: Block, parse: Parse) -> Iterator[tuple[Row | B
     (None, "") for a blank line; the text of an invalid row is "".
     """
     for line, (offset, text) in enumerate(_elements(file, block), start=1):
-        row = None if text is None else _row(block, offset, line, text, parse)
-        yield row, text if isinstance(row, Row) and isinstance(text, str) else ""
+        row = None if text is None else _row(block, offset, line, text, parse, file.any_text)
+        if not isinstance(row, Row) or not isinstance(text, str):
+            yield row, ""
+        elif "NaN" in text or "Infinity" in text:
+            yield row, json.dumps(row.raw, ensure_ascii=False)  # other readers refuse these numbers
+        else:
+            yield row, text
 
 
-def _row(block: Block, offset: int, line: int, text: str | RowError, parse: Parse) -> Row | BadRow:
+def _row(block: Block, offset: int, line: int, text: str | RowError, parse: Parse, any_text: bool) -> Row | BadRow:
     try:
         if isinstance(text, RowError):
             raise text
         raw = _object(text)
-        return Row(block.file, offset, line, raw, parse(raw))
+        value = parse(raw)
+        if not any_text:
+            check_texts(raw, value)
+        return Row(block.file, offset, line, raw, value)
     except RowError as err:
         return BadRow(block.file, offset, line, err.field, err.expected)
 
 
 def read_rows(
-    stream: pa.NativeFile, block: Block, parse: Parse, wanted: Collection[int], all_good: bool
+    stream: pa.NativeFile, block: Block, parse: Parse, wanted: Collection[int], all_good: bool, any_text: bool = False
 ) -> dict[int, Row]:
     """Read some rows of a block by their numbers among its valid rows, counted from 0.
 
@@ -147,6 +161,7 @@ def read_rows(
         wanted: numbers of the rows.
         all_good: the survey has found that every line of the block is a valid row; then rows are located by counting
             lines, and the others are not parsed.
+        any_text: of the `SourceFile`.
 
     Returns:
         Rows by number. A number is missing if the file has changed and the block no longer has it.
@@ -161,7 +176,7 @@ def read_rows(
             number += 1
             continue
         text = _line_text(offset, data)
-        row = None if text is None else _row(block, offset, line, text, parse)
+        row = None if text is None else _row(block, offset, line, text, parse, any_text)
         if isinstance(row, Row):
             if number in wanted:
                 rows[number] = row
@@ -175,6 +190,8 @@ def _elements(file: SourceFile, block: Block) -> Iterator[Element]:
     with open_stream(file) as stream:
         if file.kind == "parquet":
             yield from parquet_rows(stream, block.start, block.stop)
+        elif file.kind == "arrow":
+            yield from arrow_rows(stream)
         elif file.kind == "array":
             for number, text in array_elements(stream):
                 yield number, _escaped_utf8(text) if isinstance(text, str) else text
@@ -239,11 +256,8 @@ def _compressed_elements(stream: pa.NativeFile, kind: str) -> Iterator[Element]:
 # ---- JSON --------------------------------------------------------------------------------------------------
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
+# NaN, Infinity and -Infinity, which JSON lacks and other programs write, are null: refused only where they are read.
+_JSON = json.JSONDecoder(parse_constant=lambda _: None)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -255,7 +269,7 @@ def _object(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as err:
         raise RowError("", f"{not_json} ({err.msg}, column {err.colno})") from err
     except (ValueError, RecursionError) as err:
-        # NaN, a number of thousands of digits, brackets nested too deep
+        # a number of thousands of digits, brackets nested too deep
         raise RowError("", f"{not_json} ({err})") from err
     if not isinstance(raw, dict):
         names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}

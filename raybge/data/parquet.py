@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raybge.data.arrow_rows import json_rows
 from raybge.data.groups import RowError
 from raybge.data.source_files import SourceFile, damage_error, open_stream
-from raybge.util.errors import UserError, first_line
+from raybge.util.errors import UserError
 
 
 def row_group_sizes(file: SourceFile) -> list[int]:
@@ -35,34 +33,8 @@ def parquet_rows(stream: pa.NativeFile, start: int, stop: int) -> Iterator[tuple
         table = pq.ParquetFile(stream)
         number = sum(table.metadata.row_group(group).num_rows for group in range(start))
         for batch in table.iter_batches(batch_size=1024, row_groups=list(range(start, stop))):
-            try:
-                rows: list[Any] = batch.to_pylist()
-            except (ValueError, OverflowError):  # one bad value would hide the other rows
-                rows = [_single_row(batch, at) for at in range(batch.num_rows)]
-            for raw in rows:
-                yield number, raw if isinstance(raw, RowError) else _json_text(raw)
+            for text in json_rows(batch):
+                yield number, text
                 number += 1
     except (OSError, pa.ArrowException) as err:
         yield number, damage_error("Parquet", err)
-
-
-def _single_row(batch: pa.RecordBatch, at: int) -> dict[str, Any] | RowError:
-    try:
-        row: dict[str, Any] = batch.slice(at, 1).to_pylist()[0]
-        return row
-    except UnicodeDecodeError as err:
-        return RowError("", f"must be UTF-8 text, found byte 0x{err.object[err.start]:02x}")
-    except (ValueError, OverflowError) as err:  # a date beyond Python's range
-        return RowError("", f"must hold only values that JSON can represent ({first_line(err)})")
-
-
-def _json_text(raw: dict[str, Any]) -> str | RowError:
-    try:
-        return json.dumps(raw, ensure_ascii=False, allow_nan=False, default=_to_json)
-    except ValueError as err:
-        return RowError("", f"must hold only values that JSON can represent ({err})")
-
-
-def _to_json(value: object) -> str:
-    """Convert Parquet types that JSON lacks: bytes to base64, dates and decimals to their text."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

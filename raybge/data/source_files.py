@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import fnmatch
+import json
 import os
+import posixpath
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +16,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybge.data.groups import RowError
+from raybge.data.saved_datasets import SPLITS, saved_files
 from raybge.util.errors import UserError, first_line
 from raybge.util.filesystem import append_to_path, filesystem
 from raybge.util.redaction import redact
 
-Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet"]
+Kind = Literal["jsonl", "gzip", "zstd", "array", "parquet", "arrow"]
 
 ENDINGS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -26,8 +29,11 @@ ENDINGS: dict[str, Kind] = {
     ".jsonl.gz": "gzip",
     ".jsonl.zst": "zstd",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 BUFFER = 4 << 20  # bytes per read
+_MAX_SUMMARY = 1 << 20  # bytes of a file of metrics
+_ROW_FIELDS = {"query", "pos", "text", "content", "contents", "body", "data"}
 SPACE = b" \t\r\n"  # JSON's own white space
 
 
@@ -42,6 +48,7 @@ class SourceFile:
         kind: format of the file.
         mtime_ns: modification time in nanoseconds, 0 if unknown.
         folder: the folder that the user named and that contains the file; "" if the file itself was named.
+        any_text: texts that look like a list or a missing value are texts (--accept_any_text).
     """
 
     name: str
@@ -50,14 +57,20 @@ class SourceFile:
     kind: Kind
     mtime_ns: int
     folder: str = ""
+    any_text: bool = False
 
 
-def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str) -> list[SourceFile]:
+def list_files(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], flag: str, any_text: bool = False
+) -> list[SourceFile]:
     """Return the data files of paths, folders (recursive, in sorted order), globs and URIs.
+
+    Of a folder, hidden files and those that raybge writes beside its results are no data.
 
     Args:
         paths: one or several of them.
         flag: flag that an error message names.
+        any_text: see `SourceFile`.
 
     Returns:
         The files in the order of `paths`.
@@ -71,7 +84,7 @@ def list_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     files = []
     for name in [os.fspath(each) for each in names]:
         try:
-            files += [_source_file(match, flag) for match in _find(name, flag)]
+            files += [_source_file(match, flag, any_text) for match in _find(name, flag)]
         except (OSError, pa.ArrowException) as err:
             raise UserError(f"{flag}: {name} cannot be opened ({err})") from err
     return files
@@ -91,7 +104,7 @@ def _find(name: str, flag: str) -> list[_Match]:
     if info.type == pafs.FileType.File:
         return [_Match(name, _absolute(name), info)]
     if info.type == pafs.FileType.Directory:
-        files = _in_folder(name)
+        files = _in_folder(name, flag)
         if not files:
             raise UserError(f"{flag}: the folder {name} holds no file that ends in one of {' '.join(ENDINGS)}")
         return files
@@ -101,9 +114,11 @@ def _find(name: str, flag: str) -> list[_Match]:
     files = []
     for path in paths:
         info = _info(path)
+        if _is_internal(info.base_name):
+            continue
         if info.type == pafs.FileType.Directory:
-            files += _in_folder(path)
-        elif _kind(info.path):
+            files += _in_folder(path, flag)
+        elif _kind(info.path) and not _is_summary(filesystem(path)[0], info):
             files.append(_Match(path, _absolute(path), info))
     if not files:
         raise UserError(f"{flag}: {name} matches no file that ends in one of {' '.join(ENDINGS)}")
@@ -119,16 +134,47 @@ def _absolute(name: str) -> str:
     return name if "://" in name else filesystem(name)[1]
 
 
-def _in_folder(name: str) -> list[_Match]:
+def _in_folder(name: str, flag: str) -> list[_Match]:
     store, root = filesystem(name)
+    infos = store.get_file_info(pafs.FileSelector(root, recursive=True))
+    paths = {info.path[len(root) :].lstrip("/"): info for info in infos if info.type == pafs.FileType.File}
+    paths = {relative: info for relative, info in paths.items() if not _is_internal(relative)}
+    saved = saved_files(store, root, [*paths], f"{flag}: {name}")
+    data_sets = {posixpath.dirname(each) for each in saved}
+
+    def is_beside(relative: str) -> bool:
+        """Return True for the other files of a data set of datasets.save_to_disk."""
+        return posixpath.dirname(relative) in data_sets or (bool(saved) and relative == SPLITS)
+
     files = []
-    for info in store.get_file_info(pafs.FileSelector(root, recursive=True)):
-        relative = info.path[len(root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in relative.split("/"))
-        if info.type == pafs.FileType.File and not hidden and _kind(relative):
-            child, path = _child(name, relative)
-            files.append(_Match(child, path, info, name))
-    return sorted(files, key=lambda each: each.name)
+    for relative, info in paths.items():
+        place = saved.get(relative)
+        if place is None and (is_beside(relative) or not _kind(relative) or _is_summary(store, info)):
+            continue
+        child, path = _child(name, relative)
+        order = (child, 0) if place is None else (posixpath.dirname(child) + "/", place)
+        files.append((order, _Match(child, path, info, name)))
+    return [match for _, match in sorted(files, key=lambda each: each[0])]
+
+
+def _is_internal(relative: str) -> bool:
+    """Return True for a hidden path, and for raybge's own files beside an output."""
+    parts = relative.split("/")
+    return any(part.startswith(".") or part.endswith((".work", ".meta.json")) for part in parts)
+
+
+def _is_summary(store: pafs.FileSystem, info: pafs.FileInfo) -> bool:
+    """Return True for one JSON object over several lines without a field of a row, such as a file of metrics."""
+    if not info.path.lower().endswith(".json") or info.size > _MAX_SUMMARY:
+        return False
+    with store.open_input_stream(info.path) as stream:
+        content = stream.read()
+    if not content.startswith(b"{\n"):
+        return False
+    try:
+        return not _ROW_FIELDS & json.loads(content).keys()
+    except ValueError:
+        return False
 
 
 def _child(folder: str, relative: str) -> tuple[str, str]:
@@ -178,13 +224,14 @@ def _kind(path: str) -> Kind | None:
     return next((ENDINGS[ending] for ending in ENDINGS if lower.endswith(ending)), None)
 
 
-def _source_file(match: _Match, flag: str) -> SourceFile:
+def _source_file(match: _Match, flag: str, any_text: bool) -> SourceFile:
     kind, info = _kind(match.info.path), match.info
     if kind is None:
         raise UserError(f"{flag}: {match.name} must end in one of {' '.join(ENDINGS)}")
     if not info.size:
         raise UserError(f"{flag}: {match.name} is an empty file")
-    file = SourceFile(redact(match.name), match.path, info.size, kind, info.mtime_ns or 0, redact(match.folder))
+    name, folder = redact(match.name), redact(match.folder)
+    file = SourceFile(name, match.path, info.size, kind, info.mtime_ns or 0, folder, any_text)
     if kind == "array" and not _is_array(file):
         file = replace(file, kind="jsonl")
     return file

@@ -207,7 +207,7 @@ class StepReader:
             with open_stream(file) as stream:
                 for block in blocks:
                     part = Block(*self.blocks_B3[block].tolist())
-                    rows = read_rows(stream, part, parse, wanted[block], bool(self.all_good_B[block]))
+                    rows = read_rows(stream, part, parse, wanted[block], bool(self.all_good_B[block]), file.any_text)
                     if len(rows) != len(wanted[block]):
                         raise UserError(f"{file.name} changed during the run")
                     # only the parsed value is needed: other fields can be large

@@ -20,7 +20,7 @@ from raybge.util.plural import plural
 IN_PROCESS_BYTES = 64 << 20  # up to this size one process is faster than Ray tasks; also the size of a task's input
 MAX_BAD = 1000  # invalid rows that are recorded; others are only counted
 LISTED_BAD = 10  # invalid rows that a message lists
-_FORMAT = 1  # of the cache file: increment when its content, or the definition of a valid row, changes
+_FORMAT = 2  # of the cache file: increment when its content, or the definition of a valid row, changes
 
 
 @dataclass
@@ -115,8 +115,7 @@ def bad_rows_message(result: Survey) -> str:
     """Return the first invalid rows, one per line, as `file:line: "field" expectation`, then the number of others."""
     lines = []
     for bad in result.bad[:LISTED_BAD]:
-        subject = f'"{bad.field}"' if bad.field else "the row"
-        lines.append(f"{result.files[bad.file].name}:{bad.line}: {subject} {bad.expected}")
+        lines.append(f"{result.files[bad.file].name}:{bad.line}: {bad.subject} {bad.expected}")
     more = result.bad_count - len(lines)
     at_least = "at least " if len(result.rows) < len(result.blocks) else ""
     return "\n".join(lines + ([f"and {at_least}{more:,} more"] if more else []))
@@ -205,7 +204,7 @@ def _cache_path(
 
 def file_fingerprint(file: SourceFile) -> str:
     """Return a digest that changes with the file's path, size and modification time."""
-    return digest(file.path, file.size, file.kind, file.mtime_ns)
+    return digest(file.path, file.size, file.kind, file.mtime_ns, file.any_text)
 
 
 def _store(path: str, result: Survey) -> None:

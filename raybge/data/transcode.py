@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raybge.cluster.remote_calls import ray_is_connected, unwrap_user_errors
 from raybge.data.groups import RowError
-from raybge.data.jsonl import BadRow, Block, array_elements, scan
+from raybge.data.jsonl import BadRow, array_elements, cut, scan
 from raybge.data.source_files import BUFFER, SourceFile, open_stream
 from raybge.data.survey import IN_PROCESS_BYTES, file_fingerprint
 from raybge.util.atomic_write import atomic_stream
@@ -21,7 +20,7 @@ from raybge.util.filesystem import append_to_path, filesystem
 
 
 def transcode(
-    files: Sequence[SourceFile], folder: str, kinds: Sequence[str] = ("gzip", "zstd", "array")
+    files: Sequence[SourceFile], folder: str, kinds: Sequence[str] = ("gzip", "zstd", "array", "arrow")
 ) -> list[SourceFile]:
     """Replace the files of some kinds by plain .jsonl files.
 
@@ -86,15 +85,18 @@ def _unpack_array(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -
         out.write(text.encode(errors="surrogateescape") + b"\n")
 
 
-def _unpack_parquet(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
-    try:
-        groups = pq.read_metadata(packed).num_row_groups
-    except (OSError, pa.ArrowException) as err:
-        raise UserError(f"{file.name} is not a whole Parquet file ({err})") from err
-    for row, text in scan(file, Block(0, 0, groups), dict):
-        if isinstance(row, BadRow):
-            raise UserError(f"{file.name}:{row.line}: the row {row.expected}")
-        out.write(text.encode() + b"\n")
+def _unpack_table(file: SourceFile, packed: pa.NativeFile, out: pa.NativeFile) -> None:
+    for block in cut([file], file.size):
+        for row, text in scan(file, block, dict):
+            if isinstance(row, BadRow):
+                raise UserError(f"{file.name}:{row.line}: {row.subject} {row.expected}")
+            out.write(text.encode() + b"\n")
 
 
-UNPACK = {"gzip": _unpack, "zstd": _unpack, "array": _unpack_array, "parquet": _unpack_parquet}
+UNPACK = {
+    "gzip": _unpack,
+    "zstd": _unpack,
+    "array": _unpack_array,
+    "parquet": _unpack_table,
+    "arrow": _unpack_table,
+}

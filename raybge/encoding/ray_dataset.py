@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
 # Flags about files, which a Dataset replaces.
-FILE_FLAGS = ("input_file", "output_file", "keep_fields", "on_bad_rows", "overwrite", "storage_path", "dry_run")
+FILE_FLAGS = (
+    "input_file",
+    "output_file",
+    "keep_fields",
+    "on_bad_rows",
+    "accept_any_text",
+    "overwrite",
+    "storage_path",
+    "dry_run",
+)
 
 
 def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:

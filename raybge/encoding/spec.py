@@ -74,7 +74,9 @@ class EncodingSpec:
         width = None if has_embedder else _checked_width(options)
         ranges_2D = _read_ranges(options.ranges, width)
         parser = _row_parser(options)
-        inputs = [InputFiles(list_files(options.input_file, "--input_file"), "--input_file", parser)]
+        inputs = [
+            InputFiles(list_files(options.input_file, "--input_file", options.accept_any_text), "--input_file", parser)
+        ]
         check_not_an_input(options.output_file, "--output_file", inputs)
         written, models = {"--output_file": options.output_file}, {"--model_name_or_path": options.model_name_or_path}
         input_spec = InputSpec(inputs, options.on_bad_rows, written, models)

@@ -60,7 +60,8 @@ def write_judged_queries(files: RetrievalFiles, queries: InputFiles, work: str, 
         if files.on_bad_rows == "stop":
             raise UserError(f"{message}; add --on_bad_rows skip to leave them out")
         console.info(f"{message}: skipped")
-    return InputFiles(list_files(path, "--query_data"), "--query_data", parse_judged)
+    # The queries have been checked, and document ids are no texts.
+    return InputFiles(list_files(path, "--query_data", any_text=True), "--query_data", parse_judged)
 
 
 # --- measure ----------------------------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ def _input_files(spec: EvaluationSpec, work: str, console: Console) -> list[Inpu
     """List the files of the corpus, and of the queries joined with their judgments."""
     files = spec.files
     parse = parse_document if files.qrels else parse_passage
-    corpus = InputFiles(list_files(files.corpus, "--corpus_data"), "--corpus_data", parse)
-    queries = InputFiles(list_files(files.queries, "--query_data"), "--query_data", parse_judged)
+    corpus = InputFiles(list_files(files.corpus, "--corpus_data", files.any_text), "--corpus_data", parse)
+    queries = InputFiles(list_files(files.queries, "--query_data", files.any_text), "--query_data", parse_judged)
     for path, flag in ((spec.metrics_file, "--metrics_file"), (spec.run_file, "--run_file")):
         if path:
             check_not_an_input(path, flag, [corpus, queries])

@@ -30,6 +30,7 @@ class ValidationSpec:
         queries: files, folders or globs of --eval_data.
         corpus: files, folders or globs of --eval_corpus; empty: every `pos` and `neg` of the queries.
         on_bad_rows: "stop" or "skip".
+        any_text: --accept_any_text, see `SourceFile`.
         query_max_len: longest query in tokens, special ones included.
         passage_max_len: longest passage in tokens, special ones included.
     """
@@ -37,6 +38,7 @@ class ValidationSpec:
     queries: tuple[str, ...]
     corpus: tuple[str, ...]
     on_bad_rows: str
+    any_text: bool
     query_max_len: int
     passage_max_len: int
 
@@ -61,6 +63,7 @@ class ValidationSpec:
             tuple(options.eval_data),
             tuple(options.eval_corpus or ()),
             options.on_bad_rows,
+            options.accept_any_text,
             options.query_max_len,
             options.passage_max_len,
         )
@@ -75,12 +78,14 @@ class RetrievalFiles:
         queries: files, folders or globs of --query_data.
         qrels: file of relevance judgments by document id; None: the queries' rows contain their relevant passages.
         on_bad_rows: "stop" or "skip".
+        any_text: --accept_any_text, see `SourceFile`.
     """
 
     corpus: tuple[str, ...] = ()
     queries: tuple[str, ...] = ()
     qrels: str | None = None
     on_bad_rows: str = "stop"
+    any_text: bool = False
 
     @classmethod
     def from_options(cls, options: EvaluateOptions) -> RetrievalFiles:
@@ -107,7 +112,7 @@ class RetrievalFiles:
             corpus = [_existing(folder, "corpus.jsonl", "corpus.jsonl.gz")]
             queries = [_existing(folder, "queries.jsonl", "queries.jsonl.gz")]
             qrels = qrels or os.path.join(folder, "qrels", "test.tsv")
-        return cls(tuple(corpus), tuple(queries), qrels, options.on_bad_rows)
+        return cls(tuple(corpus), tuple(queries), qrels, options.on_bad_rows, options.accept_any_text)
 
 
 @dataclass(frozen=True)

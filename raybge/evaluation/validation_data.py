@@ -14,7 +14,7 @@ from raybge.data.groups import Group, parse_group, parse_judged, parse_passage
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.source_files import list_files
 from raybge.data.survey import Survey, skipped_rows_message, survey
-from raybge.data.transcode import transcode
+from raybge.data.transcode import UNPACK, transcode
 from raybge.evaluation.spec import ValidationSpec
 from raybge.search.search_data import passages_of_group
 from raybge.util.errors import UserError
@@ -80,7 +80,7 @@ def prepare(spec: ValidationSpec | None, storage: Path) -> ValidationData | None
     hidden = storage / STATE_FOLDER
 
     def read(paths: Sequence[str], flag: str, parse: Parse) -> Survey:
-        files = transcode(list_files(paths, flag), str(hidden / "data"), ("gzip", "zstd", "array", "parquet"))
+        files = transcode(list_files(paths, flag, spec.any_text), str(hidden / "data"), tuple(UNPACK))
         return survey(files, BLOCK_BYTES, parse, spec.on_bad_rows, str(hidden))
 
     return ValidationData(

@@ -107,6 +107,7 @@ def _metric_on(
         cpus_per_worker=spec.scale.cpus_per_worker,
         address=spec.scale.address,
         on_bad_rows=spec.on_bad_rows,
+        accept_any_text=spec.any_text,
         cache_dir=spec.cache_dir,
         trust_remote_code=spec.trust_remote_code,
     )
@@ -134,7 +135,7 @@ def _write_own_corpus(data: EvaluationFiles, spec: MergingSpec, work: Path, cons
     from raybge.evaluation.validation_data import BLOCK_BYTES, parse_pool
     from raybge.search.search_data import passages_of_group
 
-    files = list_files(data.queries, f"--{data.flag}")
+    files = list_files(data.queries, f"--{data.flag}", spec.any_text)
     counts = survey(files, BLOCK_BYTES, parse_pool, spec.on_bad_rows)
     if counts.bad_count:
         console.info(skipped_rows_message(counts, f"--{data.flag}"))

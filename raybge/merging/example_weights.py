@@ -51,7 +51,7 @@ def read_examples(spec: MergingSpec, examples: Sequence[Any] | None, console: Co
         return _parse_examples(examples, parse)
     if spec.examples is None:
         return []
-    files = list_files(spec.examples.data, "--example_data")
+    files = list_files(spec.examples.data, "--example_data", spec.any_text)
     counts = survey(files, IN_PROCESS_BYTES, parse, spec.on_bad_rows)
     if counts.bad_count:
         console.info(skipped_rows_message(counts, "--example_data"))

@@ -26,7 +26,8 @@ _REQUIRED_FLAGS = {
     **dict.fromkeys(("search_corpus", "general", "max_evaluations", "storage_path"), ("search",)),
     **dict.fromkeys(("general_corpus", "general_floor"), ("general",)),
     **dict.fromkeys(
-        ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows"), ("example_data", "search")
+        ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "accept_any_text"),
+        ("example_data", "search"),
     ),
 }
 
@@ -100,6 +101,7 @@ class MergingSpec:
         weights: one for each source model.
         output_path: folder of the merged model; None: the weights are only printed.
         on_bad_rows: "stop" or "skip".
+        any_text: --accept_any_text, see `SourceFile`.
         flags: options that differ from their defaults, for the card and the report.
     """
 
@@ -116,6 +118,7 @@ class MergingSpec:
     search: WeightSearchSpec | None
     output_path: str | None
     on_bad_rows: str
+    any_text: bool
     scale: ScaleSpec
     dry_run: bool
     flags: Mapping[str, Any]
@@ -150,6 +153,7 @@ class MergingSpec:
             search=_search_spec(options) if options.search else None,
             output_path=options.output_path,
             on_bad_rows=options.on_bad_rows,
+            any_text=options.accept_any_text,
             scale=ScaleSpec.from_options(options),
             dry_run=options.dry_run,
             flags=changed_values(options),

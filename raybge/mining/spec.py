@@ -166,9 +166,17 @@ def _check_cross_encoder(options: MineOptions) -> None:
 
 
 def _input_spec(options: MineOptions) -> InputSpec:
-    inputs = [InputFiles(list_files(options.input_file, "--input_file"), "--input_file", parse_group)]
+    inputs = [
+        InputFiles(list_files(options.input_file, "--input_file", options.accept_any_text), "--input_file", parse_group)
+    ]
     if options.corpus_data and not options.score_only:
-        inputs.append(InputFiles(list_files(options.corpus_data, "--corpus_data"), "--corpus_data", parse_passage))
+        inputs.append(
+            InputFiles(
+                list_files(options.corpus_data, "--corpus_data", options.accept_any_text),
+                "--corpus_data",
+                parse_passage,
+            )
+        )
     check_not_an_input(options.output_file, "--output_file", inputs)
     models = {"--model_name_or_path": options.model_name_or_path, "--cross_encoder": options.cross_encoder}
     return InputSpec(inputs, options.on_bad_rows, {"--output_file": options.output_file}, models)

@@ -85,7 +85,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         return metrics
     start = resume_checkpoint(dict(spec.trainer.flags), spec.run.resume, spec.run.storage)
 
-    files = list_files(spec.data.train_data, "--train_data")
+    files = list_files(spec.data.train_data, "--train_data", spec.data.any_text)
     # Small data is read before Ray starts, so that its errors are reported at once.
     survey = _survey(spec, files) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
 
@@ -154,11 +154,11 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     """Count and check every row. Files that cannot be read from the middle are written out plain once."""
     from raybge.data.order import block_bytes
     from raybge.data.survey import survey
-    from raybge.data.transcode import transcode
+    from raybge.data.transcode import UNPACK, transcode
 
     cache = str(spec.run.work / STATE_FOLDER)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
-    files = transcode(files, f"{cache}/data", ("gzip", "zstd", "array", "parquet"))
+    files = transcode(files, f"{cache}/data", tuple(UNPACK))
     size = block_bytes(sum(file.size for file in files))
     return survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
 

@@ -59,6 +59,7 @@ class DataSpec:
     Args:
         train_data: files, folders or globs.
         on_bad_rows: "stop" or "skip".
+        any_text: --accept_any_text, see `SourceFile`.
         max_examples: rows used of each file.
         small_threshold: files of a folder with fewer rows are joined into one data set.
         drop_threshold: joined data sets with fewer rows are left out.
@@ -70,6 +71,7 @@ class DataSpec:
 
     train_data: tuple[str, ...]
     on_bad_rows: str
+    any_text: bool
     max_examples: int
     small_threshold: int
     drop_threshold: int
@@ -100,6 +102,7 @@ class DataSpec:
         return cls(
             train_data=tuple(options.train_data),
             on_bad_rows=options.on_bad_rows,
+            any_text=options.accept_any_text,
             max_examples=options.max_example_num_per_dataset,
             small_threshold=options.small_threshold,
             drop_threshold=options.drop_threshold,

@@ -83,7 +83,7 @@ def _survey(spec: TuningSpec, console: Console) -> Survey:
     from raybge.evaluation.validation_data import prepare
     from raybge.tuning.held_out_split import BLOCK_BYTES
 
-    files = list_files(spec.train_data, "--train_data")
+    files = list_files(spec.train_data, "--train_data", spec.any_text)
     parse = parse_scored_group if spec.has_scores else parse_group
     counts = survey(files, BLOCK_BYTES, parse, spec.on_bad_rows)
     if counts.bad_count:

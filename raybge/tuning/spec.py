@@ -127,6 +127,7 @@ class TuningSpec:
         train_data: files, folders or globs of the groups.
         has_scores: the groups have scores of a cross-encoder.
         on_bad_rows: "stop" or "skip".
+        any_text: --accept_any_text, see `SourceFile`.
         validation: evaluation data; None: groups are held out of `train_data`.
         held_out: share of the groups that is held out.
         inputs: paths that every worker reads.
@@ -146,6 +147,7 @@ class TuningSpec:
     train_data: tuple[str, ...]
     has_scores: bool
     on_bad_rows: str
+    any_text: bool
     validation: ValidationSpec | None
     held_out: float
     inputs: InputPaths
@@ -188,6 +190,7 @@ class TuningSpec:
             train_data=tuple(options.train_data),
             has_scores=options.knowledge_distillation,
             on_bad_rows=options.on_bad_rows,
+            any_text=options.accept_any_text,
             validation=ValidationSpec.from_options(options),
             held_out=options.held_out,
             inputs=InputPaths.from_options(options),

@@ -1,12 +1,18 @@
 """Parsing of rows: accepted forms, and messages for invalid ones."""
 
 import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from raybge.data.groups import (
     Group,
     RowError,
+    check_texts,
+    parse_document,
+    parse_field,
     parse_group,
     parse_judged,
     parse_passage,
@@ -14,6 +20,10 @@ from raybge.data.groups import (
     short_key,
     text_key,
 )
+from raybge.data.jsonl import read_block, read_rows
+from raybge.data.source_files import list_files, open_stream
+from raybge.data.survey import survey
+from raybge.util.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +40,80 @@ from raybge.data.groups import (
 )
 def test_group_forms(raw: dict, group: Group) -> None:
     assert parse_group(raw) == group
+
+
+MISSING = ["None", "nan", "NaN", "null", "NULL", "<NA>"]
+LISTS = ["['a', 'b']", '["a", "b"]', "[]", "()", "('a', 'b')", "['a' 'b']", " ['it\\'s'] ", '["a"]', "[\n 'a',\n]"]
+PLAIN = [
+    "none",
+    "Nan",
+    "NaN ",
+    "nothing",
+    "[1]",
+    "[1, 2]",
+    "[a, b]",
+    "[sic] a text",
+    "(1985)",
+    "a []",
+    "[",
+    "['a",
+    "Na",
+]
+
+
+def checked(raw: dict, parse: Callable) -> None:
+    value = parse(raw)
+    check_texts({**raw, "other": "None"}, value)
+
+
+@pytest.mark.parametrize("text", [*MISSING, *LISTS])
+def test_texts_that_other_programs_write_for_missing_values_and_lists(text: str) -> None:
+    rows = [
+        ("query", {"query": text, "pos": "p"}, parse_group),
+        ("pos", {"query": "q", "pos": text}, parse_group),
+        ("pos", {"query": "q", "pos": ["p", text]}, parse_group),
+        ("neg", {"query": "q", "pos": "p", "neg": text}, parse_group),
+        ("pos", {"query": "q", "pos": text}, parse_judged),
+        ("text", {"text": text}, parse_passage),
+        ("content", {"content": text}, parse_passage),
+        ("text", {"_id": "1", "title": "a title", "text": text}, parse_document),
+        ("title", {"_id": "1", "title": text, "text": "a text"}, parse_document),
+        ("body", {"body": text}, lambda raw: parse_field(raw, "body")),
+    ]
+    for field, raw, parse in rows:
+        with pytest.raises(RowError) as raised:
+            checked(raw, parse)
+        assert raised.value.field == field and "(--accept_any_text True: it is text)" in raised.value.expected
+        assert ("a missing value written as text" in raised.value.expected) == (text in MISSING)
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_texts_that_are_no_list_and_no_missing_value(text: str) -> None:
+    checked({"query": text, "pos": [text], "neg": [text, "n"]}, parse_group)
+    checked({"text": text}, parse_passage)
+    checked({"id": "None", "text": text, "title": None}, parse_document)
+
+
+def test_long_or_deep_brackets_are_text() -> None:
+    for text in ("[" * 100_000 + "]" * 100_000, "['" + "a" * (1 << 20) + "']", "[" + "-" * 10_000 + "1]"):
+        checked({"text": text}, parse_passage)
+
+
+def test_any_text_is_accepted_on_request(tmp_path: Path) -> None:
+    """In every way of reading: survey, blocks, single rows."""
+    raw = {"query": "None", "pos": ["[]"], "neg": ["nan"]}
+    path = tmp_path / "a.jsonl"
+    path.write_text((json.dumps(raw) + "\n") * 3)
+    with pytest.raises(UserError, match='a.jsonl:1: "query" must be text, found "None", a missing value'):
+        survey(list_files(path, "--f"), 1 << 20, parse_group)
+    files = list_files(path, "--f", any_text=True)
+    counts = survey(files, 1 << 20, parse_group)
+    assert counts.total_rows == 3
+    assert [row.raw for row in read_block(files, counts.blocks[0], parse_group)] == [raw] * 3
+    for all_good in (True, False):
+        with open_stream(files[0]) as stream:
+            rows = read_rows(stream, counts.blocks[0], parse_group, [1], all_good, any_text=True)
+        assert rows[1].raw == raw
 
 
 TEXT = "must be a non-empty string"

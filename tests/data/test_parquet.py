@@ -14,6 +14,9 @@ from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 
 
+UNREADABLE = "days=2147483647; must have magnitude <= 999999999"
+
+
 def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     expected = [{"neg": None, **row} for row in ROWS * 5]
@@ -34,19 +37,18 @@ def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
     ((first, second),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
     assert isinstance(first, Row) and first.raw == {
         "t": "a",
-        "b": "AA==",
+        "b": "\0",
         "at": "2024-02-29 12:00:00",
         "x": 1.5,
     }
-    assert isinstance(second, BadRow) and "must hold only values that JSON can represent" in second.expected
+    assert isinstance(second, Row) and (second.raw["b"], second.raw["x"]) == ({"base64": "/w=="}, None)
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     broken = pa.array([b"good", b"b\xe9d", b"fine"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
     ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
-    assert [type(row) for row in rows] == [Row, BadRow, Row]
-    assert isinstance(rows[1], BadRow) and rows[1].expected == "must be UTF-8 text, found byte 0xe9"
+    assert [row.raw["text"] for row in rows] == ["good", {"base64": "Yulk"}, "fine"]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
@@ -72,8 +74,8 @@ def test_damage_inside_a_parquet_file_is_named(tmp_path: Path) -> None:
         transcode(list_files(str(path), "--f"), str(tmp_path / "cache"), ["parquet"])
 
 
-def test_a_date_that_python_lacks_spoils_its_own_row_only(tmp_path: Path) -> None:
+def test_a_date_that_python_lacks_changes_its_own_row_only(tmp_path: Path) -> None:
     days = pa.array([0, 2**31 - 1, 1], pa.int32()).cast(pa.date32())
     pq.write_table(pa.table({"day": days}), tmp_path / "a.parquet")
     ((*rows,),) = read_all(list_files(str(tmp_path), "--f"), 1 << 20)
-    assert [type(row) for row in rows] == [Row, BadRow, Row]
+    assert [row.raw["day"] for row in rows] == ["1970-01-01", {"unreadable": UNREADABLE}, "1970-01-02"]

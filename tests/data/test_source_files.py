@@ -1,5 +1,6 @@
 """Input files of paths, folders, globs and URIs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -88,3 +89,39 @@ def test_local_uris():
     for unknown in ("nonsense://a", "fsspec+nonsense://a"):
         with pytest.raises(UserError, match=f"--f: {re.escape(unknown)} cannot be opened .*nonsense"):
             is_local(unknown, "--f")
+
+
+def test_files_that_raybge_writes_beside_its_results_are_no_data(tmp_path: Path) -> None:
+    put(tmp_path / "d" / "mined.jsonl", PLAIN)
+    metrics = json.dumps({"nDCG@10": 0.5, "queries": 3}, indent=2) + "\n"
+    for name, content in {
+        "mined.jsonl.meta.json": '{"pos": 1}',
+        "mined.jsonl.report.html": "<html>",
+        "metrics.json": metrics,
+        "metrics.json.report.html": "<html>",
+        "sub/train_results.json": metrics,
+        "mined.jsonl.work/part.jsonl": PLAIN,
+        ".raybge/data/x.jsonl": PLAIN,
+        ".mined.jsonl.part": PLAIN,
+    }.items():
+        put(tmp_path / "d" / name, content)
+    (tmp_path / "d" / "copy").mkdir()
+    for path in ("d", "d/*", "d/**/*", "d/mined*"):
+        assert [file.name for file in list_files(f"{tmp_path}/{path}", "--f")] == [f"{tmp_path}/d/mined.jsonl"]
+    # named one by one, each is what the person says it is
+    assert list_files(f"{tmp_path}/d/mined.jsonl.meta.json", "--f")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"query": "q", "pos": "p"}',  # JSON lines
+        '[\n  {"query": "q", "pos": "p"}\n]',
+        '{\n  "query": "q",\n  "pos": "p"\n}',  # one row over several lines: named as a bad row
+        '{\n  "nDCG@10": 1\n}\n{\n  "nDCG@10": 1\n}',
+        "{\n broken",
+    ],
+)
+def test_other_json_files_of_a_folder_are_data(tmp_path: Path, content: str) -> None:
+    put(tmp_path / "d" / "a.json", content)
+    assert len(list_files(str(tmp_path / "d"), "--f")) == 1

@@ -55,6 +55,9 @@ class CommonOptions:
         None, SCALE, "address of the Ray cluster; default: RAY_ADDRESS, a running `ray start`, or a local Ray"
     )
     on_bad_rows: str = flag("stop", DATA, "stop at invalid rows or skip them", choices=("stop", "skip"))
+    accept_any_text: bool = flag(
+        False, DATA, 'take "None", "nan" or "[\'a\', \'b\']" for texts: without it rows with such texts are invalid'
+    )
     config: str | None = flag(None, RUN, "YAML file of flags; flags on the command line override it")
     dry_run: bool = flag(False, RUN, "print the plan and exit")
     verbose: bool = flag(False, RUN, "show the messages of Ray and transformers")
