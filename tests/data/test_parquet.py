@@ -13,7 +13,6 @@ from raybge.data.jsonl import BadRow, Row, cut, list_files
 from raybge.data.transcode import transcode
 from raybge.util.errors import UserError
 
-
 UNREADABLE = "days=2147483647; must have magnitude <= 999999999"
 
 
