@@ -39,6 +39,7 @@ class Flag:
         metavar: placeholder of the value in the help page.
         refused: reason why setting the flag stops the command; None if it is accepted.
         transformers: the flag belongs to transformers.TrainingArguments.
+        no_effect: reason why setting the flag changes nothing, which the command prints; None if it has an effect.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Flag:
     metavar: str | None = None
     refused: str | None = None
     transformers: bool = False
+    no_effect: str | None = None
 
     @property
     def required(self) -> bool:

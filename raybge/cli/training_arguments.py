@@ -29,7 +29,7 @@ def training_argument_flags() -> dict[str, Flag]:
     Raises:
         UserError: transformers is not installed.
     """
-    from raybge.cli.options.training import REFUSED
+    from raybge.cli.options.training import NO_EFFECT, REFUSED
 
     return {
         name: Flag(
@@ -42,6 +42,7 @@ def training_argument_flags() -> dict[str, Flag]:
             help=text.replace("%%", "%"),
             refused=REFUSED.get(name),
             transformers=True,
+            no_effect=NO_EFFECT.get(name),
         )
         for name, annotation, default, text in _fields()
     }

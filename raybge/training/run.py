@@ -95,6 +95,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
     with runtime.connect(scale, console) as cluster:
         cluster = wait_for_capacity(cluster, *wanted, console.info, elastic=True)
         written = {"--output_dir": str(spec.run.output), "--storage_path": spec.run.storage}
+        written["--cache_path"] = str(spec.run.cache)
         check_shared(cluster, written, spec.inputs.by_flag(files))
         plan = scale.plan(cluster, elastic=True)
         global_batch = spec.batch.global_batch(plan.workers, start)
@@ -156,7 +157,7 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     from raybge.data.survey import survey
     from raybge.data.transcode import transcode
 
-    cache = str(spec.run.work / STATE_FOLDER)
+    cache = str(spec.run.cache)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, f"{cache}/data", ("gzip", "zstd", "array", "parquet"))
     size = block_bytes(sum(file.size for file in files))
