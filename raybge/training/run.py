@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from raybge.cli.console import Console
 from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
 from raybge.cluster.autoscaling import wait_for_capacity
+from raybge.cluster.connection import joins_cluster
 from raybge.cluster.resources import reading_cpus
 from raybge.cluster.shared_paths import check_shared
 from raybge.report.page import REPORT
@@ -33,6 +34,7 @@ from raybge.training.spec import RunSpec, TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
 from raybge.training.trainer_arguments import process_group
+from raybge.training.trainer_check import check_trainer
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
@@ -90,6 +92,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
     survey = _survey(spec, files) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
 
     scale = spec.scale
+    check_trainer(spec.trainer, joins_cluster=joins_cluster(scale.address))
     wanted = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
     runtime = RUNTIME()
     with runtime.connect(scale, console) as cluster:
