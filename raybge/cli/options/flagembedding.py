@@ -113,6 +113,7 @@ EVALUATION = (
     _refused("domains", None, _BENCHMARK),
     _refused("model_cache_dir", None, "use --cache_dir"),
     _refused("examples_path", None, _IN_CONTEXT),
+    _refused("use_special_examples", False, _IN_CONTEXT),
     _refused("domain_for_pseudo_moe", None, "models with one set of weights per domain are not supported"),
     _refused("truncate_dim", None, "raybge.encode has --truncate_dim; here vectors have their full width"),
     _refused("rerank_top_k", None, f"{_NO_RERANKING}: nothing is reranked"),
