@@ -1,7 +1,7 @@
 """Check the Trainer's flags before workers start: build what each worker will build, on the CPU and without a model.
 
 `check_trainer` makes the TrainingArguments, optimizer, learning-rate schedule, loggers, activation checkpointing and
-compiler settings with one parameter that has no memory, and runs some steps of the schedule. The driver need not be like
+compiler settings with one parameter that has no memory, and runs some steps of the schedule. The driver may differ from
 the workers, so two things are left to them:
 
 - Precision, FSDP and DeepSpeed depend on GPUs, which the driver may lack: their values are checked here (for FSDP by
@@ -18,7 +18,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ _FSDP_OPTIONS = {
     *("mixed_precision_policy", "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"),
 }
 _TAKES_MODULES = re.compile(r"galore|apollo")
-_NEED_MODEL = re.compile(r"galore|apollo|lomo|adalomo")  # only their package is checked
+_NEED_MODEL = re.compile(r"galore|apollo|(ada)?lomo")  # only their package is checked
 
 
 class _MissingPackageError(Exception):
@@ -153,16 +153,18 @@ def _build_optimizer(args: transformers.TrainingArguments, model: nn.Module) -> 
     for name, _, value in (each.partition("=") for each in (args.optim_args or "").split(",") if each.strip()):
         probe = copy.copy(args)
         probe.optim_args = f"{name}=-{value}7"  # another value, or none that can be read
-        if _result(lambda probe=probe: get(probe, model)) == repr((kind, keywords)):
+        if _optimizer_of(probe, model) == repr((kind, keywords)):
             raise ValueError(f"{args.optim.value} has no argument «{name.strip()}»")
     if _NEED_MODEL.match(args.optim):
         return torch.optim.SGD(groups, args.learning_rate)
     return kind(groups, **keywords)
 
 
-def _result(function: Callable[[], Any]) -> str:
+def _optimizer_of(args: transformers.TrainingArguments, model: nn.Module) -> str:
+    import transformers
+
     try:
-        return repr(function())
+        return repr(transformers.Trainer.get_optimizer_cls_and_kwargs(args, model))
     except ValueError as error:
         return str(error)
 
@@ -235,7 +237,12 @@ def _compile(args: transformers.TrainingArguments) -> None:
 
     backend, mode = args.torch_compile_backend, args.torch_compile_mode
     TorchDynamoPlugin(backend=backend, mode=mode)  # names that accelerate knows
-    torch.compile(torch.nn.Identity(), backend=backend, mode=mode)
+    try:
+        torch.compile(torch.nn.Identity(), backend=backend, mode=mode)
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, ImportError) or str(error).startswith("Invalid backend"):
+            raise _MissingPackageError(error) from error
+        raise
 
 
 def _build_fsdp(args: transformers.TrainingArguments) -> None:

@@ -119,8 +119,8 @@ def test_no_reason_is_empty_and_no_name_is_declared_twice(options_class):
 
 # --- commands of the documents ----------------------------------------------------------------------------------------
 
-STANDARD = """--model_name_or_path MODEL --cache_dir ./cache/model --train_data GROUPS GROUPS_2 --cache_path ./cache/data
-    --train_group_size 8 --query_max_len 512 --passage_max_len 512 --pad_to_multiple_of 8
+STANDARD = """--model_name_or_path MODEL --cache_dir ./cache/model --train_data GROUPS GROUPS_2
+    --cache_path ./cache/data --train_group_size 8 --query_max_len 512 --passage_max_len 512 --pad_to_multiple_of 8
     --query_instruction_for_retrieval 'Represent this sentence for searching relevant passages: '
     --query_instruction_format '{}{}' --knowledge_distillation False --output_dir ./out --overwrite_output_dir
     --learning_rate 1e-5 --fp16 --num_train_epochs 2 --per_device_train_batch_size 2 --dataloader_drop_last True

@@ -69,8 +69,12 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "seed": ([-1], {}),
     "data_seed": ([-1], {}),
     "accelerator_config": (
-        [{"split_batches": True}, {"gradient_accumulation_kwargs": {"sync_each_batch": 1}}, {"x": {}}]
-        + [{"gradient_accumulation_kwargs": True}],
+        [
+            {"split_batches": True},
+            {"gradient_accumulation_kwargs": {"sync_each_batch": 1}},
+            {"x": {}},
+            {"gradient_accumulation_kwargs": True},
+        ],
         {},
     ),
     "ddp_bucket_cap_mb": ([0], {}),
@@ -78,8 +82,14 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "ddp_timeout": ([0], {}),
     "fsdp": (["full_shard auto_wrap"], {}),
     "fsdp_config": (
-        [{"state_dict": "FULL"}, {"state_dict_type": "WHOLE"}, {"cpu_offload": "maybe"}, {"auto_wrap_policy": "ALL"}]
-        + [{"reshard_after_forward": "maybe"}, {"version": 1}],
+        [
+            {"state_dict": "FULL"},
+            {"state_dict_type": "WHOLE"},
+            {"cpu_offload": "maybe"},
+            {"auto_wrap_policy": "ALL"},
+            {"reshard_after_forward": "maybe"},
+            {"version": 1},
+        ],
         {"fsdp": True},
     ),
     "deepspeed": ([{"zero_optimization": 2}, {"zero_optimization": {"stage": "two"}}, {"optimizer": "adam"}], {}),
@@ -188,7 +198,7 @@ def test_the_cause_is_named_among_other_flags():
     kwargs = {"lr_scheduler_kwargs": {"num_decay_steps": 5}, "learning_rate": 1e-4, "optim": "sgd"}
     with pytest.raises(UserError, match="^--lr_scheduler_type wsd: wsd is not a valid SchedulerType"):
         check(lr_scheduler_type="wsd", **kwargs)
-    with pytest.raises(UserError, match="^--lr_scheduler_kwargs {\"num_decay_steps\": 5}: the schedule linear has no"):
+    with pytest.raises(UserError, match='^--lr_scheduler_kwargs {"num_decay_steps": 5}: the schedule linear has no'):
         check(lr_scheduler_type="linear", **kwargs)
     with pytest.raises(UserError, match="^--lr_scheduler_type polynomial|^--learning_rate 1e-08: lr_end"):
         check(lr_scheduler_type="polynomial", learning_rate=1e-8)
@@ -202,8 +212,11 @@ def test_the_cause_is_named_among_other_flags():
 
 @pytest.mark.parametrize(
     ("flags", "package"),
-    [({"optim": "adamw_bnb_8bit"}, "bitsandbytes"), ({"report_to": ["wandb"]}, "wandb")]
-    + [({"deepspeed": {"zero_optimization": {"stage": 2}}}, "pip install deepspeed")],
+    [
+        ({"optim": "adamw_bnb_8bit"}, "bitsandbytes"),
+        ({"report_to": ["wandb"]}, "wandb"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "pip install deepspeed"),
+    ],
 )
 def test_a_package_may_be_missing_where_the_workers_are_elsewhere(flags, package, monkeypatch):
     monkeypatch.setattr(trainer_check.importlib.util, "find_spec", lambda _: None)

@@ -95,7 +95,9 @@ EVALUATION = (
     _unused("eval_name", None, "--metrics_file and --run_file name the results"),
     _unused("overwrite", False, "metrics are always computed anew, and replace those of the same file"),
     _unused("cache_path", None, "rows are read where they are; the datasets of MTEB tasks are stored under HF_HOME"),
-    _refused("dataset_dir", None, "use --corpus_data, --query_data and --qrels; a BEIR folder is given as the first two"),
+    _refused(
+        "dataset_dir", None, "use --corpus_data, --query_data and --qrels; a BEIR folder is given as the first two"
+    ),
     _refused("dataset_names", None, f"{_OWN_DATA}: name one folder of data as --corpus_data and --query_data"),
     _refused("splits", ["test"], "name the file of the split's judgments as --qrels"),
     _refused("force_redownload", False, _OWN_DATA),
