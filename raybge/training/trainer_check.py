@@ -78,6 +78,25 @@ def check_trainer(trainer: TrainerSpec, joins_cluster: bool) -> None:
             flags = _without(flags, name, *_DEPENDENT.get(name, ()))
 
 
+def check_packages(args: transformers.TrainingArguments) -> None:
+    """Check on a worker that the packages of its optimizer and its loggers are installed.
+
+    Args:
+        args: the worker's arguments.
+
+    Raises:
+        UserError: one is missing; the message states the flag.
+    """
+    import torch
+
+    model = torch.nn.Linear(1, 1, device="meta")
+    for flag, check in (("report_to", _check_loggers), ("optim", lambda args: _build_optimizer(args, model))):
+        try:
+            check(args)
+        except _MissingPackageError as error:
+            raise UserError(f"--{flag}: {first_line(error)}") from error
+
+
 def _cause(flags: Mapping[str, Any], error: Exception) -> str | None:
     """Return the flag without which the build succeeds or, if there are several errors, that causes this one alone."""
     names = sorted(flags, key=lambda name: name in _DEPENDENT)  # details first
@@ -122,7 +141,9 @@ def _build(flags: Mapping[str, Any]) -> None:
     args = transformers.TrainingArguments(**{**flags, "output_dir": ".", "use_cpu": True})
     model = torch.nn.Linear(1, 1, device="meta")
     _check_names(args)
-    _check_packages(args, bool(deepspeed))
+    _check_loggers(args)
+    if deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise _MissingPackageError("DeepSpeed is not installed; `pip install deepspeed` where the workers run")
     optimizer = _build_optimizer(args, model)
     _build_schedule(args, optimizer)
     _checkpoint_activations(args.activation_checkpointing_kwargs or {})
@@ -209,13 +230,11 @@ def _check_names(args: transformers.TrainingArguments) -> None:
                 raise ValueError(f"it must be one of {', '.join(sorted(names))}")
 
 
-def _check_packages(args: transformers.TrainingArguments, deepspeed: bool) -> None:
-    if deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise _MissingPackageError("DeepSpeed is not installed; `pip install deepspeed` where the workers run")
+def _check_loggers(args: transformers.TrainingArguments) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     for name in {*args.report_to} - {*get_available_reporting_integrations()}:
-        raise _MissingPackageError(f"it is not installed; `pip install {name.replace('_', '-')}`")
+        raise _MissingPackageError(f"{name} is not installed; `pip install {name.replace('_', '-')}`")
 
 
 def _checkpoint_activations(options: Mapping[str, Any]) -> None:

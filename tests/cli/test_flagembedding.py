@@ -211,6 +211,16 @@ def test_a_documented_command_is_refused_in_one_line(options_class, command, rea
     assert "\n" not in str(error.value)
 
 
+def test_scoring_with_a_cross_encoder_requires_its_own_flag(places, tmp_path, monkeypatch):
+    """The command of add_reranker_score.py; raybge.mine with a cross-encoder alone could mean either."""
+    monkeypatch.chdir(tmp_path)
+    command = """--input_file GROUPS --output_file scored.jsonl --reranker_name_or_path BAAI/bge-reranker-v2-m3
+        --cache_dir ./cache/model --reranker_query_max_length 512 --reranker_max_length 1024"""
+    with pytest.raises(UserError, match="--score_only, which only scores the rows"):
+        MiningSpec.from_options(parse_options(MineOptions, words(command, places), ""))
+    assert MiningSpec.from_options(parse_options(MineOptions, words(f"{command} --score_only", places), "")).score_only
+
+
 def test_the_instruction_of_queries_reaches_the_evaluated_model(places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = "--encoder MODEL --corpus_data CORPUS --query_data QUERIES"

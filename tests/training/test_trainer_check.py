@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from raybge.cluster import connection
 from raybge.training import run, trainer_check
 from raybge.training.spec import TrainerSpec
 from raybge.training.trainer_check import check_trainer
+from raybge.training.worker import build_arguments
 from raybge.tuning.spec import TuningSpec
 from raybge.util.errors import UserError
 
@@ -226,6 +228,21 @@ def test_a_package_may_be_missing_where_the_workers_are_elsewhere(flags, package
         check_trainer(spec, joins_cluster=False)
     with pytest.raises(UserError, match="^--lr_scheduler_type cosin"):  # what else is wrong is found
         check_trainer(TrainerSpec({**flags, "lr_scheduler_type": "cosin"}, 0.0), joins_cluster=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"optim": "adamw_bnb_8bit"}, "^--optim: You need to install `bitsandbytes`"),
+        ({"report_to": ["neptune"]}, "^--report_to: neptune is not installed; `pip install neptune`"),
+    ],
+)
+def test_a_worker_names_the_missing_package(flags, message, tmp_path):
+    config = SimpleNamespace(training={"output_dir": str(tmp_path), "use_cpu": True, **flags}, validation=None)
+    with pytest.raises(UserError, match=message):
+        build_arguments(config)
+    config.training = {"output_dir": str(tmp_path), "use_cpu": True, "optim": "sgd"}
+    assert build_arguments(config).optim == "sgd"
 
 
 def test_a_run_joins_a_cluster_by_address_or_connection(monkeypatch, tmp_path):
