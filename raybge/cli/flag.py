@@ -39,6 +39,8 @@ class Flag:
         metavar: placeholder of the value in the help page.
         refused: reason why setting the flag stops the command; None if it is accepted.
         transformers: the flag belongs to transformers.TrainingArguments.
+        no_effect: reason why setting the flag changes nothing, which the command prints; None if it has an effect.
+        or_bool: Python and YAML may give True or False in place of a text.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Flag:
     metavar: str | None = None
     refused: str | None = None
     transformers: bool = False
+    no_effect: str | None = None
+    or_bool: bool = False
 
     @property
     def required(self) -> bool:
@@ -95,9 +99,8 @@ class Flag:
         """
         if isinstance(value, Path):
             value = str(value)
-        own_check = not isinstance(value, str) and (self.many or self.kind in ("str", "json"))
-        if value is None or (self.transformers and own_check):
-            return value  # TrainingArguments checks its own objects
+        if value is None or (self.or_bool and isinstance(value, bool)):
+            return value
         if self.many:
             values = list(value) if isinstance(value, list | tuple) else [value]
             return [dataclasses.replace(self, many=False).convert(each) for each in values]

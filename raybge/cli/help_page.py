@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from raybge.cli.flag import Flag
-from raybge.cli.options.common import GROUPS
+from raybge.cli.options.common import FLAGEMBEDDING, GROUPS
 from raybge.util.errors import UserError
 
 WIDTH, NAME_COLUMN = 110, 40
@@ -31,7 +31,7 @@ def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, s
         description: first line of the help page.
         flags: flags of the command.
         prog: program name in the help page.
-        show_all: list the TrainingArguments as well.
+        show_all: list the TrainingArguments and the other flags of FlagEmbedding as well.
 
     Returns:
         The parser, with one argument per flag and one per alias.
@@ -51,15 +51,15 @@ def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, s
     groups = {name: parser.add_argument_group(name) for name in names}
     for f in flags:
         group = "required" if f.required else f.group
-        hidden = f.transformers and not show_all and not f.required
+        hidden = _is_hidden(f) and not show_all
         settings = _settings(f)
         groups[group].add_argument(f"--{f.name}", help=argparse.SUPPRESS if hidden else _help(f), **settings)
         if f.aliases:  # the description lists them
             parser.add_argument(*(f"--{alias}" for alias in f.aliases), help=argparse.SUPPRESS, **settings)
     help_group = parser.add_argument_group("help")
     help_group.add_argument("--help", "-h", action="store_true", help="this page")
-    if any(f.transformers for f in flags):
-        help_group.add_argument("--help-all", action="store_true", help="this page and every TrainingArguments flag")
+    if any(map(_is_hidden, flags)):
+        help_group.add_argument("--help-all", action="store_true", help="this page and the flags that it leaves out")
     return parser
 
 
@@ -70,6 +70,10 @@ def print_and_exit(text: str) -> NoReturn:
     except BrokenPipeError:  # Python would report it again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
+
+
+def _is_hidden(f: Flag) -> bool:
+    return (f.transformers or f.group == FLAGEMBEDDING) and not f.required
 
 
 def _settings(f: Flag) -> dict[str, Any]:
@@ -92,6 +96,6 @@ def _reader(f: Flag) -> Callable[[str], Any]:
 
 def _help(f: Flag) -> str:
     default = "" if f.required or f.default is None else f" (default: {f.default})"
-    state = f" [refused: {f.refused}]" if f.refused else ""
+    state = f" [refused: {f.refused}]" if f.refused else f" [no effect: {f.no_effect}]" if f.no_effect else ""
     aliases = f" [alias: {' '.join(f'--{alias}' for alias in f.aliases)}]" if f.aliases else ""
     return (f.help + default + state + aliases).replace("%", "%%")

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from raybge.cli.flag import Flag
 from raybge.cli.help_page import argument_parser, print_and_exit
+from raybge.cli.options.common import FLAGEMBEDDING
+from raybge.cli.suggestions import suggest_flag
 from raybge.cli.training_arguments import training_argument_flags
 from raybge.util.errors import UserError
 
 T = TypeVar("T")
 
 
-def parse_options(options_class: type[T], argv: Sequence[str], prog: str) -> T:
+def parse_options(
+    options_class: type[T], argv: Sequence[str], prog: str, report: Callable[[str], None] = lambda _: None
+) -> T:
     """Parse a command line into an object of `options_class`.
 
     Args:
         options_class: dataclass whose fields are declared with `flag`.
         argv: words of the command line after the program's name.
         prog: program name in the help page.
+        report: called with a line on each flag that is set and has no effect.
 
     Returns:
         The checked options; flags on the command line override those of --config.
@@ -39,15 +43,18 @@ def parse_options(options_class: type[T], argv: Sequence[str], prog: str) -> T:
     for word in unknown:
         raise UserError(_unknown(word, flags) if word.startswith("--") else f"«{word}» belongs to no flag")
     values = vars(namespace)
-    return build_options(options_class, {**read_config(values.get("config"), flags), **values})
+    return build_options(options_class, {**read_config(values.get("config"), flags), **values}, report)
 
 
-def build_options(options_class: type[T], values: Mapping[str, Any]) -> T:
+def build_options(
+    options_class: type[T], values: Mapping[str, Any], report: Callable[[str], None] = lambda _: None
+) -> T:
     """Build an object of `options_class` from values by name.
 
     Args:
         options_class: dataclass whose fields are declared with `flag`.
         values: values by flag name or alias; None stands for an unset flag.
+        report: called with a line on each flag that is set and has no effect.
 
     Returns:
         The checked options.
@@ -65,9 +72,12 @@ def build_options(options_class: type[T], values: Mapping[str, Any]) -> T:
         value = f.convert(value)
         if value is None:
             continue
-        converted[f.name] = value
         if f.refused and value != f.default:
             raise UserError(f"--{f.name} cannot be used: {f.refused}")
+        if f.no_effect and value != f.default:
+            report(f"--{f.name} has no effect: {f.no_effect}")
+        elif f.group != FLAGEMBEDDING:
+            converted[f.name] = value
     missing = [f"--{f.name}" for f in flags.values() if f.required and f.name not in converted]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}")
@@ -76,7 +86,10 @@ def build_options(options_class: type[T], values: Mapping[str, Any]) -> T:
 
 
 def declared_flags(options_class: type) -> dict[str, Flag]:
-    """Return the flags of `options_class` by name, including TrainingArguments if the class takes them."""
+    """Return the flags of `options_class` by name, including TrainingArguments if the class takes them.
+
+    The class's `other_flags`, if any, are those of FlagEmbedding that are refused or have no effect.
+    """
     hints = get_type_hints(options_class)
     flags: dict[str, Flag] = {}
     for f in dataclasses.fields(options_class):
@@ -85,7 +98,7 @@ def declared_flags(options_class: type) -> dict[str, Flag]:
             flags[f.name] = Flag(name=f.name, kind=kind, many=many, default=f.default, **f.metadata)
     if _takes_training(options_class):
         flags.update({name: f for name, f in training_argument_flags().items() if name not in flags})
-    return flags
+    return flags | {f.name: f for f in getattr(options_class, "other_flags", ())}
 
 
 def changed_values(options: Any) -> dict[str, Any]:
@@ -132,6 +145,11 @@ def read_config(path: str | None, flags: Mapping[str, Flag], option: str = "--co
     return {names[name]: value for name, value in content.items()}
 
 
+def closest_flag(name: str, flags: Mapping[str, Flag]) -> str | None:
+    """Return the spelling of the flag that a person meant by an unknown one; None if that is not clear."""
+    return suggest_flag(name, flags, _words_of_all_flags())
+
+
 def _takes_training(options_class: type) -> bool:
     return any(f.metadata.get("training_arguments") for f in dataclasses.fields(options_class))
 
@@ -146,5 +164,14 @@ def _kind(hint: Any) -> tuple[str, bool]:
 
 def _unknown(word: str, flags: Mapping[str, Flag]) -> str:
     name = word[2:].split("=")[0]
-    similar = difflib.get_close_matches(name, [s for f in flags.values() for s in f.spellings], n=1)
-    return f"there is no flag --{name}" + (f"; did you mean --{similar[0]}?" if similar else "; --help lists them")
+    similar = closest_flag(name, flags)
+    return f"there is no flag --{name}" + (f"; did you mean --{similar}?" if similar else "; --help lists them")
+
+
+def _words_of_all_flags() -> set[str]:
+    """Return the words that the flags of all commands are made of, such as "gpu" and "path"."""
+    from raybge.cli import options
+
+    classes = [each for each in vars(options).values() if isinstance(each, type)]
+    spellings = [spelling for each in classes for f in declared_flags(each).values() for spelling in f.spellings]
+    return {word for spelling in spellings for word in spelling.split("_")}

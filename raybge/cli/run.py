@@ -49,7 +49,7 @@ def run_command(
     argv, prog = command_line() if argv is None else argv, prog or f"python -m raybge.{name}"
     console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
-        options: Any = parse_options(options_class, argv, prog)
+        options: Any = parse_options(options_class, argv, prog, console.info)
         _report_untested_versions(console)
         with console.capture(name, enabled=not options.verbose):
             try:
@@ -86,8 +86,11 @@ def call_command(options_class: type, function: Callable[[Any, Console], Result]
     Returns:
         The result of `function`.
     """
-    options: Any = build_options(options_class, values)
+    lines: list[str] = []
+    options: Any = build_options(options_class, values, lines.append)
     console = Console(shows_messages=options.verbose)
+    for line in lines:
+        console.info(line)
     _report_untested_versions(console)
     with preserve_process_state():
         return function(options, console)

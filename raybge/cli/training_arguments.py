@@ -17,6 +17,8 @@ from raybge.cli.flag import Flag
 from raybge.util.errors import UserError
 
 GROUP = "transformers.TrainingArguments"
+# Texts on the command line that have been, or also are, True or False.
+OR_BOOL = ("fsdp", "include_num_input_tokens_seen", "resume_from_checkpoint", "trackio_static_space_id")
 
 
 @cache
@@ -29,7 +31,7 @@ def training_argument_flags() -> dict[str, Flag]:
     Raises:
         UserError: transformers is not installed.
     """
-    from raybge.cli.options.training import REFUSED
+    from raybge.cli.options.training import NO_EFFECT, REFUSED
 
     return {
         name: Flag(
@@ -42,6 +44,8 @@ def training_argument_flags() -> dict[str, Flag]:
             help=text.replace("%%", "%"),
             refused=REFUSED.get(name),
             transformers=True,
+            no_effect=NO_EFFECT.get(name),
+            or_bool=name in OR_BOOL,
         )
         for name, annotation, default, text in _fields()
     }

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -61,6 +62,20 @@ def connect(address: str | None = None, verbose: bool = False, messages: bool = 
         finally:
             ray.shutdown()
             _own = False
+
+
+def joins_cluster(address: str | None = None) -> bool:
+    """Return True if `connect` joins a cluster, which may have other machines; False if it starts Ray here.
+
+    Args:
+        address: as for `connect`.
+
+    Returns:
+        True for an existing connection of this process too, unless `connect` has started that Ray.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return not _own
+    return (address or os.environ.get("RAY_ADDRESS") or _live_head()) not in (None, "local")
 
 
 def current_cluster() -> Cluster:

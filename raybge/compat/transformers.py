@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,3 +24,23 @@ def learning_rate(trainer: Any) -> float:
     """
     method = getattr(trainer, "_get_learning_rate", None)
     return float(method() if method else trainer.lr_scheduler.get_last_lr()[0])
+
+
+@contextmanager
+def preserve_accelerate_state() -> Iterator[None]:
+    """Restore accelerate's state of the process at the end of the block.
+
+    TrainingArguments reset it, as is right in a worker. In another process it may belong to the program that calls
+    raybge. It is a dictionary per class, which has no public name.
+    """
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState, GradientState
+
+    shared = [getattr(kind, "_shared_state", {}) for kind in (PartialState, AcceleratorState, GradientState)]
+    before = [dict(each) for each in shared]
+    try:
+        yield
+    finally:
+        for each, values in zip(shared, before, strict=True):
+            each.clear()
+            each.update(values)

@@ -30,6 +30,8 @@ Element = tuple[int, str | RowError | None]
 TAIL = 64 << 10  # bytes per read past a block's end, to finish its last line
 # characters of an array element above which it is considered broken: bounds the memory
 LONGEST_ELEMENT = 256 << 20
+# beginning of a line of JSON in UTF-16 or UTF-32, with or without a byte order mark
+_WIDE = re.compile(rb"\0{0,2}(\xff\xfe|\xfe\xff)\0*|\0*[\[{]\0{1,3}|\0+[\[{]")
 _END = 1 << 62  # "to the end of the stream"
 
 
@@ -238,6 +240,9 @@ def _line_text(offset: int, data: bytes) -> str | RowError | None:
     data = data.strip(SPACE)
     if not data:
         return None
+    if match := _WIDE.match(data):
+        encoding = "UTF-32" if b"\0\0" in match[0] else "UTF-16"
+        return RowError("", f"must be UTF-8 text, found {encoding}; convert the file: iconv -f {encoding} -t UTF-8")
     try:
         return data.decode()
     except UnicodeDecodeError as err:

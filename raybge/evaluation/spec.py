@@ -11,6 +11,7 @@ from raybge.cli.checks import check_at_least
 from raybge.cli.options import EvaluateOptions, TrainOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
+from raybge.data.prompts import Instructions
 from raybge.model.folder import check_model_folder, read_settings, vector_width
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors
@@ -223,7 +224,9 @@ def evaluation_encoder(options: EvaluateOptions, model: str) -> EncoderSpec:
     return EncoderSpec.from_options(
         options,
         model_name_or_path=model,
-        query_instruction_for_retrieval=INSTRUCTION if options.add_instruction else None,
+        query_instruction_for_retrieval=INSTRUCTION
+        if options.add_instruction
+        else options.query_instruction_for_retrieval,
         query_max_length=options.query_max_len or folder_length or QUERY_LENGTH,
         passage_max_length=options.passage_max_len or folder_length or PASSAGE_LENGTH,
     )
@@ -233,6 +236,9 @@ def _check_combinations(options: EvaluateOptions) -> None:
     for name in ("save_embedding", "load_embedding", "run_file"):
         if getattr(options, name) and options.compare:
             raise UserError(f"--{name} applies to a single model; omit --compare")
+    Instructions(query_format=options.query_instruction_format, passage_format=options.passage_instruction_format)
+    if options.add_instruction and options.query_instruction_for_retrieval is not None:
+        raise UserError("--add_instruction and --query_instruction_for_retrieval both set the instruction: give one")
     if options.save_embedding and options.load_embedding:
         raise UserError("--save_embedding and --load_embedding exclude each other; omit one of them")
 

@@ -116,7 +116,8 @@ def check_options(options: MineOptions, has_embedder: bool = False) -> None:
     parse_rank_range(options.range_for_sampling)
     if not options.score_only and not has_embedder:
         if not options.model_name_or_path:
-            raise UserError("missing: --model_name_or_path")
+            score = " (or --score_only, which only scores the rows)" if options.cross_encoder else ""
+            raise UserError(f"missing: --model_name_or_path{score}")
         check_model_folder(options.model_name_or_path, "--model_name_or_path")
         check_factory(options.index_factory, vector_width(options.model_name_or_path, options.cache_dir))
     _check_scores(options)

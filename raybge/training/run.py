@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from raybge.cli.console import Console
 from raybge.cli.options import LoopOptions, PretrainOptions, TrainOptions
 from raybge.cluster.autoscaling import wait_for_capacity
+from raybge.cluster.connection import joins_cluster
 from raybge.cluster.resources import reading_cpus
 from raybge.cluster.shared_paths import check_shared
 from raybge.report.page import REPORT
@@ -33,6 +34,7 @@ from raybge.training.spec import RunSpec, TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
 from raybge.training.trainer_arguments import process_group
+from raybge.training.trainer_check import check_trainer
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
@@ -90,11 +92,13 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
     survey = _survey(spec, files) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
 
     scale = spec.scale
+    check_trainer(spec.trainer, joins_cluster=joins_cluster(scale.address))
     wanted = scale.num_workers, scale.use_gpu, scale.cpus_per_worker
     runtime = RUNTIME()
     with runtime.connect(scale, console) as cluster:
         cluster = wait_for_capacity(cluster, *wanted, console.info, elastic=True)
         written = {"--output_dir": str(spec.run.output), "--storage_path": spec.run.storage}
+        written["--cache_path"] = str(spec.run.cache)
         check_shared(cluster, written, spec.inputs.by_flag(files))
         plan = scale.plan(cluster, elastic=True)
         global_batch = spec.batch.global_batch(plan.workers, start)
@@ -156,7 +160,7 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     from raybge.data.survey import survey
     from raybge.data.transcode import UNPACK, transcode
 
-    cache = str(spec.run.work / STATE_FOLDER)
+    cache = str(spec.run.cache)
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, f"{cache}/data", tuple(UNPACK))
     size = block_bytes(sum(file.size for file in files))

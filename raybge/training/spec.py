@@ -21,7 +21,8 @@ from raybge.cluster.spec import ScaleSpec
 from raybge.training.checkpoint.manifest import resume_requested
 from raybge.training.trainer_arguments import check_trainer_flags
 from raybge.util.errors import UserError
-from raybge.util.filesystem import filesystem, is_local
+from raybge.util.filesystem import STATE_FOLDER, filesystem, is_local
+from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
     from raybge.data.datasets import DataSets
@@ -229,6 +230,7 @@ class RunSpec:
         output: its absolute path.
         storage: folder or URI of the checkpoints.
         work: folder on the nodes' shared file system for the run's own files.
+        cache: folder there for the survey of the rows and for decompressed files.
         resume: continue the run of this output folder.
         overwrite: train into an output folder that is not empty.
         dry_run: print the plan and stop.
@@ -244,6 +246,7 @@ class RunSpec:
     output: Path
     storage: str
     work: Path
+    cache: Path
     resume: bool
     overwrite: bool
     dry_run: bool
@@ -285,11 +288,16 @@ class RunSpec:
         is_folder = is_local(storage, "--storage_path")
         if is_folder:
             storage = os.path.abspath(filesystem(storage)[1])
+        work = Path(storage) if is_folder else output
+        cache = options.cache_path or str(work / STATE_FOLDER)
+        if not is_local(cache, "--cache_path"):
+            raise UserError(f"--cache_path {redact(cache)}: give a folder that all nodes share, not a URI")
         return cls(
             output_dir=output_dir,
             output=output,
             storage=storage,
-            work=Path(storage) if is_folder else output,
+            work=work,
+            cache=Path(os.path.abspath(filesystem(cache)[1])),
             resume=resume_requested(options.training, options.resume),
             overwrite=options.overwrite_output_dir,
             dry_run=options.dry_run,

@@ -6,7 +6,7 @@ other flags or on the plan.
 
 from __future__ import annotations
 
-import importlib.util
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 # TrainingArguments that the driver acts on itself; the process group is started by Ray.
 _NOT_FOR_WORKERS = ("resume_from_checkpoint", "do_train", "do_eval", "ddp_backend")
+_ABOVE_0 = {
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "logging_steps", "save_steps", "eval_steps"),
+    *("save_total_limit", "torch_empty_cache_steps", "ddp_bucket_cap_mb", "ddp_timeout"),
+}
+_AT_LEAST_0 = {
+    *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("neftune_noise_alpha", "warmup_steps", "eval_delay"),
+}
+_DEEPSPEED_SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler", "activation_checkpointing")
+_BACKENDS = ("gloo", "nccl", "mpi", "ucc", "xccl")
 
 
 def check_trainer_flags(flags: Mapping[str, Any], warmup_ratio: float, has_eval_data: bool) -> None:
@@ -35,9 +45,17 @@ def check_trainer_flags(flags: Mapping[str, Any], warmup_ratio: float, has_eval_
     Raises:
         UserError: a flag out of range, without effect here, or that does not go together with another one.
     """
-    for name in ("gradient_accumulation_steps", "per_device_eval_batch_size", "logging_steps", "save_steps"):
-        if flags.get(name) is not None and flags[name] <= 0:
-            raise UserError(f"--{name} must be above 0, found {flags[name]}")
+    for name, value in flags.items():
+        if name in _ABOVE_0 and value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, found {value}")
+        if name in _AT_LEAST_0 and value is not None and value < 0:
+            raise UserError(f"--{name} must be at least 0, found {value}")
+        if isinstance(value, float) and math.isinf(value):
+            raise UserError(f"--{name} must be finite, found {value}")
+    if (steps := flags.get("max_steps", -1)) < 1 and steps != -1:
+        raise UserError(f"--max_steps must be at least 1, or -1 for --num_train_epochs; found {steps}")
+    if not 0 <= warmup_ratio < 1:
+        raise UserError(f"--warmup_ratio must be at least 0 and below 1, found {warmup_ratio:g}")
     if flags.get("num_train_epochs", 1) <= 0 and flags.get("max_steps", -1) <= 0:
         raise UserError(f"--num_train_epochs must be above 0, found {flags['num_train_epochs']}")
     if warmup_ratio and flags.get("warmup_steps"):
@@ -46,9 +64,9 @@ def check_trainer_flags(flags: Mapping[str, Any], warmup_ratio: float, has_eval_
         raise UserError("--bf16 and --fp16 exclude each other: give one")
     _check_evaluation(flags, has_eval_data)
     _check_accelerator(flags.get("accelerator_config") or {})
-    _check_deepspeed(flags.get("deepspeed"))
+    _check_deepspeed(flags.get("deepspeed") or {})
     _check_fsdp(flags)
-    _check_reporting(flags.get("report_to"))
+    _check_backend(flags.get("ddp_backend"))
 
 
 def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_dir: Path) -> dict[str, Any]:
@@ -66,18 +84,12 @@ def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_di
     Raises:
         UserError: a flag that this plan cannot follow.
     """
-    flags = {name: value for name, value in trainer.flags.items() if name not in _NOT_FOR_WORKERS}
-    _check_plan(flags, plan)
-    if not plan.gpus:
-        flags |= {"use_cpu": True, "fp16": False, "bf16": False}
-    if trainer.warmup_ratio:
-        flags["warmup_steps"] = trainer.warmup_ratio
-    if _selects_best(flags):
-        flags.setdefault("metric_for_best_model", METRICS[0])
+    _check_plan(trainer.flags, plan)
     return {
         # Every parameter has a gradient in every step, except the frozen pooler.
         "ddp_find_unused_parameters": False,
-        **_in_transformers_form(flags),
+        **worker_flags(trainer),
+        **({} if plan.gpus else {"use_cpu": True, "fp16": False, "bf16": False}),
         "output_dir": str(output_dir),
         "per_device_train_batch_size": -(-order.global_batch // plan.workers),
         "ignore_data_skip": True,  # the stream starts at its position
@@ -85,6 +97,23 @@ def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_di
         "dataloader_pin_memory": False,  # a batch is ragged token ids, not tensors
         "disable_tqdm": True,
     }
+
+
+def worker_flags(trainer: TrainerSpec) -> dict[str, Any]:
+    """Return the keyword arguments of TrainingArguments that the flags set, whatever the plan.
+
+    Args:
+        trainer: the flags, checked.
+
+    Returns:
+        The arguments by name, in the form that transformers accepts.
+    """
+    flags = {name: value for name, value in trainer.flags.items() if name not in _NOT_FOR_WORKERS}
+    if trainer.warmup_ratio:
+        flags["warmup_steps"] = trainer.warmup_ratio
+    if _selects_best(flags):
+        flags.setdefault("metric_for_best_model", METRICS[0])
+    return _in_transformers_form(flags)
 
 
 def _in_transformers_form(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,20 +192,25 @@ def _check_accelerator(config: Mapping[str, Any]) -> None:
                 f"--accelerator_config {name} cannot be used: it configures accelerate's data loaders, and Ray Data "
                 "reads here; only gradient_accumulation_kwargs has an effect"
             )
-        for key in value if isinstance(value, dict) else {}:
+        if not isinstance(value, dict):
+            raise UserError(f"--accelerator_config {name} must be a JSON object, found {value!r}")
+        for key, setting in value.items():
             if key not in supported[name]:
                 raise UserError(
                     f"--accelerator_config {name}.{key} cannot be used: only sync_each_batch has an effect here"
                 )
+            if not isinstance(setting, bool):
+                raise UserError(f"--accelerator_config {name}.{key} must be true or false, found {setting!r}")
 
 
-def _check_deepspeed(config: Any) -> None:
-    if not config:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("--deepspeed: DeepSpeed is not installed; `pip install deepspeed` where the workers run")
-    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
-    if zero.get("stage") == 3:
+def _check_deepspeed(config: Mapping[str, Any]) -> None:
+    for name in _DEEPSPEED_SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise UserError(f"--deepspeed: {name} must be a JSON object, found {config[name]!r}")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise UserError(f"--deepspeed: zero_optimization.stage must be 0, 1 or 2, found {stage!r}")
+    if stage == 3:
         raise UserError(
             "--deepspeed: ZeRO stage 3 gathers weights layer by layer, in step with all workers, and workers run "
             "different numbers of chunks; --fsdp True shards weights too, stages 0 to 2 shard the rest"
@@ -216,20 +250,12 @@ def _check_fsdp_option(key: str, value: Any) -> None:
         raise UserError(f"--fsdp_config {key} cannot be used: Ray Train runs PyTorch's own process group, not XLA")
 
 
-def _check_reporting(report_to: list[str] | str | None) -> None:
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    names = [name for name in names if name not in ("none", "all")]
-    if not names:
-        return
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
+def _check_backend(backend: str | None) -> None:
+    """Check --ddp_backend: a name such as gloo, or one for each device such as cpu:gloo,cuda:nccl."""
+    names = [each.rpartition(":")[2] for each in (backend or "").split(",") if each]
     for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            accepted = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise UserError(f"--report_to must be none, all, or some of {accepted}; found «{name}»")
-        if name not in get_available_reporting_integrations():
-            raise UserError(f"--report_to {name}: it is not installed; `pip install {name.replace('_', '-')}`")
+        if name not in _BACKENDS:
+            raise UserError(f"--ddp_backend must be one of {', '.join(_BACKENDS)}, found «{backend}»")
 
 
 def _check_plan(flags: Mapping[str, Any], plan: Plan) -> None:

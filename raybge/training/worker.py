@@ -26,6 +26,7 @@ from raybge.training.checkpoint.final_model import RESULTS, publish_model
 from raybge.training.health.heartbeat import Heartbeat
 from raybge.training.page import write_report
 from raybge.training.trainer import StreamTrainer, TrainerContext
+from raybge.training.trainer_check import check_packages
 from raybge.training.worker_config import WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
@@ -82,15 +83,17 @@ def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -
 
 
 def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
-    """Return the worker's TrainingArguments. Raises a UserError for flags that transformers refuses."""
+    """Return the worker's TrainingArguments. Raises a UserError for flags that it refuses, or a missing package."""
     training = dict(config.training)
     if config.validation and not config.resume_from:
         training["eval_on_start"] = True  # the model card compares the metrics before and after training
     try:
-        return transformers.TrainingArguments(**training)
+        args = transformers.TrainingArguments(**training)
     except (ValueError, ImportError) as error:
         remedy = "; use --fp16 True, or fp32" if training.get("bf16") and "bf16" in str(error) else ""
         raise UserError(f"transformers.TrainingArguments: {error}{remedy}") from error
+    check_packages(args)  # the driver may run on another machine
+    return args
 
 
 def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, context: WorkerContext) -> StreamTrainer:

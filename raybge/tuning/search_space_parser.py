@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from raybge.cli.flag import READERS, Flag
+from raybge.cli.parser import closest_flag
 from raybge.tuning.search_space import FUNCTIONS, LOG, MINING_PREFIX, UNQUOTED, WHOLE, Domain
 from raybge.util.errors import UserError
 
@@ -142,7 +143,7 @@ def _read_flag(reader: _Reader, flags: Mapping[str, Flag]) -> Flag:
         reader.fail(name.start, "expected a flag name: write NAME=DOMAIN, such as temperature=uniform(0.01,0.1)")
     names = {spelling: f for f in flags.values() for spelling in f.spellings}
     if name.text not in names:
-        reader.fail(name.start, f"there is no flag {name.text}{_suggestion(name.text, names)}")
+        reader.fail(name.start, f"there is no flag {name.text}{_did_you_mean(closest_flag(name.text, flags))}")
     f = names[name.text]
     if reason := _reason_not_searched(f):
         reader.fail(name.start, f"{f.name} cannot be searched: {reason}")
@@ -153,8 +154,8 @@ def _read_flag(reader: _Reader, flags: Mapping[str, Flag]) -> Flag:
 
 def _reason_not_searched(f: Flag) -> str | None:
     """Return the reason why a flag cannot be searched; None if it can."""
-    if f.refused:
-        return f.refused
+    if reason := f.refused or f.no_effect:
+        return reason
     for pattern, reason in NOT_SEARCHED.items():
         if re.fullmatch(pattern, f.name.removeprefix(MINING_PREFIX)):
             return reason
@@ -272,8 +273,11 @@ def _number(reader: _Reader, token: _Token, whole: bool) -> float:
 
 
 def _suggestion(text: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(text, list(known), n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return _did_you_mean(next(iter(difflib.get_close_matches(text, list(known), n=1)), None))
+
+
+def _did_you_mean(name: str | None) -> str:
+    return f"; did you mean {name}?" if name else ""
 
 
 def _kind(f: Flag) -> str:

@@ -13,6 +13,7 @@ from raybge.cli.checks import check_at_least
 from raybge.cli.flag import Flag
 from raybge.cli.options import MineOptions, TrainOptions, TuneOptions
 from raybge.cli.parser import build_options, changed_values, declared_flags, read_config
+from raybge.cluster.connection import joins_cluster
 from raybge.cluster.spec import ScaleSpec
 from raybge.evaluation.spec import ValidationSpec
 from raybge.training.spec import InputPaths
@@ -320,21 +321,23 @@ def _check_domains(
     for name, domain in space.items():
         for value in domain.arguments if domain.categorical else domain.arguments[:2]:
             try:
-                _check_trial(trial_spec, {name: value})
+                _check_trial(trial_spec, {name: value}, joins_cluster(options.address))
             except UserError as error:
                 raise UserError(f"--search {name}={domain}: {error}") from error
 
 
-def _check_trial(trial_spec: TrialSpec, hyperparameters: Mapping[str, Any]) -> None:
+def _check_trial(trial_spec: TrialSpec, hyperparameters: Mapping[str, Any], in_cluster: bool) -> None:
     """Raise UserError if a trial with these hyperparameters would have invalid flags."""
     from raybge.mining.spec import check_options as check_mining
     from raybge.training.spec import TrainingSpec
     from raybge.training.tasks.finetune_spec import FinetuneSpec
+    from raybge.training.trainer_check import check_trainer
 
     mining, training = trial_spec.stage_flags(hyperparameters, "mined.jsonl", "trial")
     if mining:
         check_mining(build_options(MineOptions, mining))
-    TrainingSpec.from_options(build_options(TrainOptions, training), FinetuneSpec)
+    spec = TrainingSpec.from_options(build_options(TrainOptions, training), FinetuneSpec)
+    check_trainer(spec.trainer, in_cluster)
 
 
 def _check_output(options: TuneOptions, output: Path) -> None:

@@ -29,8 +29,9 @@ OPTIMIZER_FLAGS = {
 }
 _TRAINING_PATHS = (
     *("model_name_or_path", "config_name", "tokenizer_name", "cache_dir"),
-    *("guide_model", "logging_dir", "deepspeed"),
+    *("guide_model", "deepspeed"),
 )
+_WRITTEN_PATHS = ("logging_dir", "cache_path")
 _MINING_PATHS = ("model_name_or_path", "cross_encoder", "cache_dir")
 
 
@@ -118,6 +119,7 @@ def trial_flags(spec: TuningSpec, plan: Plan, split: HeldOutSplit | None) -> dic
         flags["train_data"] = [*map(absolute_path, spec.train_data)]
     else:
         flags |= {"train_data": [split.train], "eval_data": [split.dev], "eval_corpus": [split.corpus]}
+    flags |= {name: os.path.abspath(flags[name]) for name in _WRITTEN_PATHS if name in flags}
     return flags | _absolute(flags, _TRAINING_PATHS)
 
 

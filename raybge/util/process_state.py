@@ -41,6 +41,16 @@ def preserve_process_state() -> Iterator[None]:
                 _restores.close()
 
 
+@contextmanager
+def preserve_environment() -> Iterator[None]:
+    """Restore the environment variables at the end of the block, within a larger block as well."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        _restore_environment(before)
+
+
 def _record(stack: ExitStack) -> None:
     stack.enter_context(warnings.catch_warnings())
     stack.callback(_restore_environment, dict(os.environ))

@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -231,6 +232,15 @@ def test_the_attention_of_a_model_is_known(name):
     model = transformers.BertModel(config)
     model.set_attn_implementation(name)
     assert compat_transformers.attention_implementation(model) == name
+
+
+def test_the_state_of_accelerate_survives_training_arguments(tmp_path):
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    with compat_transformers.preserve_accelerate_state():
+        transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+        with pytest.raises(AttributeError, match="mixed_precision|AcceleratorState"):
+            print(accelerator.mixed_precision)  # which is why it is preserved
+    assert accelerator.mixed_precision == "bf16"
 
 
 def test_the_learning_rate_of_the_next_step_is_known(tmp_path):

@@ -23,6 +23,7 @@ NOT_JSON = "the row must be a JSON object, found text that is not JSON"
 TEXTS = "must be a non-empty string or a list of them"
 
 
+WAY_OUT = "correct these rows, or leave them out with --on_bad_rows skip"
 BAD: list[tuple[bytes, str]] = [
     (b"{'query': 1}", f"{NOT_JSON} (Expecting property name enclosed in double quotes, column 2)"),
     (b'{"query": "q", "pos": "p"', f"{NOT_JSON} (Expecting ',' delimiter, column 26)"),
@@ -65,12 +66,34 @@ def test_a_bad_row_is_named(bad: tuple[bytes, str], block_bytes: int, tmp_path: 
     with pytest.raises(UserError) as caught:
         survey(files, block_bytes, parse_group)
     assert str(caught.value).startswith(f"{tmp_path}/b.jsonl:4: {bad[1]}")
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).split("\n")[1:] == [WAY_OUT]
 
     skipped = survey(files, block_bytes, parse_group, on_bad_rows="skip")
     assert (skipped.total_rows, skipped.bad_count) == (6, 1)
     (row,) = skipped.bad
     assert (row.file, row.line, row.offset) == (1, 4, 2 * len(GOOD) + 1)
+
+
+@pytest.mark.parametrize("mark", ["with a mark", "without"])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_file_in_utf_16_is_called_so(encoding: str, kind: str, mark: str, tmp_path: Path) -> None:
+    """PowerShell's `>` and Notepad write UTF-16."""
+    text = ("\ufeff" if mark == "with a mark" else "") + '{"query": "为什么", "pos": "p"}\r\n' * 3
+    data = text.encode(encoding)
+    path = put(tmp_path / f"a.{kind}", gzip.compress(data) if kind.endswith("gz") else data)
+    name = encoding[:6].upper()
+    advice = f"must be UTF-8 text, found {name}; convert the file: iconv -f {name} -t UTF-8"
+    with pytest.raises(UserError) as caught:
+        survey(list_files(str(path), "--f"), 1 << 20, parse_group)
+    assert str(caught.value).split("\n")[:3] == [f"{path}:{line}: the row {advice}" for line in (1, 2, 3)]
+
+
+def test_characters_that_utf_8_lacks_are_not_called_utf_16(tmp_path: Path) -> None:
+    rows = [b'{"query": "a\xff\xfe", "pos": "p"}', b'{"query": "\0", "pos": "p"}', b"\0\0\0\0"]
+    with pytest.raises(UserError) as caught:
+        survey(list_files(str(put(tmp_path / "a.jsonl", b"\n".join(rows))), "--f"), 1 << 20, parse_group)
+    assert "UTF-16" not in str(caught.value) and "UTF-32" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "not gzip"])
@@ -113,8 +136,8 @@ def test_many_bad_rows(tmp_path: Path) -> None:
         survey(files, 1 << 20, parse_group)
     lines = str(caught.value).split("\n")
     assert [line.split(": ")[0] for line in lines[:10]] == [f"{tmp_path}/a.jsonl:{line}" for line in range(2, 12)]
-    assert lines[10:] == ["and 2,490 more"]
-    with pytest.raises(UserError, match="\nand at least 1,0.. more$"):  # large data is not read to its end
+    assert lines[10:] == ["and 2,490 more", WAY_OUT]
+    with pytest.raises(UserError, match="\nand at least 1,0.. more\n"):  # large data is not read to its end
         survey(files, 1000, parse_group)
     result = survey(files, 1000, parse_group, on_bad_rows="skip")
     assert (result.total_rows, result.bad_count) == (1, 2500)

@@ -1,5 +1,6 @@
 """Checks and plan of a training run before its workers start, and the checks of a worker before it trains."""
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.training.checkpoint.final_model import RESULTS
 from raybge.training.checkpoint.manifest import Checkpoint
-from raybge.training.run import _check_output, _description, _markers
+from raybge.training.run import _check_output, _description, _markers, _survey
 from raybge.training.spec import TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.worker import _check_shared_folders
@@ -93,6 +94,19 @@ def test_checkpoints_of_another_run_in_the_storage_are_refused(tiny, tmp_path):
         _check_output(spec_of(tiny, tmp_path / "out", **flags))
     for more in ({"resume": True}, {"overwrite_output_dir": True}):
         _check_output(spec_of(tiny, tmp_path / "out", **flags, **more))
+
+
+def test_rows_are_counted_and_decompressed_in_the_cache_path(tiny, tmp_path):
+    data = tmp_path / "data.jsonl.gz"
+    data.write_bytes(gzip.compress(b'{"query": "q", "pos": ["p"], "neg": ["n"]}\n' * 8))
+    cache = tmp_path / "cache"
+    spec = spec_of(tiny, tmp_path / "out", train_data=[str(data)], train_group_size=2, cache_path=str(cache))
+    counts = _survey(spec, list_files(spec.data.train_data, "--train_data"))
+    assert counts.total_rows == 8 and Path(counts.files[0].path).parent == cache / "data"
+    assert [path.name[:7] for path in cache.glob("survey-*.json")] == ["survey-"]
+    assert spec_of(tiny, tmp_path / "out").run.cache == tmp_path / "out" / STATE_FOLDER
+    with pytest.raises(UserError, match="--cache_path memory://c: give a folder that all nodes share, not a URI"):
+        spec_of(tiny, tmp_path / "out", cache_path="memory://c")
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------

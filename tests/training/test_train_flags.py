@@ -32,6 +32,7 @@ VALUES = {
     "same_dataset_within_batch": None,
     "dataset_weights": None,
     "resume": None,  # test_restarts.py
+    "cache_path": None,  # test_run_checks.py
     "max_failures": None,
     "eval_data": None,  # evaluation/test_in_training.py
     "eval_corpus": None,
@@ -74,7 +75,8 @@ def contents(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in declared_flags(TrainOptions).values() if not f.refused and not f.transformers]
+    "name",
+    [f.name for f in declared_flags(TrainOptions).values() if not (f.refused or f.no_effect or f.transformers)],
 )
 def test_every_flag_changes_the_worker_config(name, tmp_path):
     f = declared_flags(TrainOptions)[name]

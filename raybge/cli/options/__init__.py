@@ -18,9 +18,10 @@ from raybge.cli.options.searching import (
     MineOptions,
     RecipeOptions,
 )
-from raybge.cli.options.training import REFUSED, LoopOptions, PretrainOptions, TrainOptions, TuneOptions
+from raybge.cli.options.training import NO_EFFECT, REFUSED, LoopOptions, PretrainOptions, TrainOptions, TuneOptions
 
 __all__ = [
+    "NO_EFFECT",
     "REFUSED",
     "CommonOptions",
     "DemoOptions",

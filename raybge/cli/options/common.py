@@ -23,16 +23,21 @@ EXAMPLES = "weights from examples"
 WEIGHT_SEARCH = "weights from a search"
 RUN = "run"
 SCALE = "workers and cluster"
+FLAGEMBEDDING = "other flags of FlagEmbedding"
 GROUPS = (
     *(MODEL, LORA, DATA, OBJECTIVE, TRIALS, VALIDATION, MINING, CROSS_ENCODER, METRICS, INDEX, VECTORS),
-    *(MERGE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE),
+    *(MERGE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE, FLAGEMBEDDING),
 )
 POOLING = ("cls", "mean", "last_token")
 
 # FlagEmbedding names the same length differently in each of its scripts.
-QUERY_LENGTHS = ("embedder_query_max_length", "query_max_length", "max_query_length")
-PASSAGE_LENGTHS = ("embedder_passage_max_length", "passage_max_length", "max_passage_length")
+QUERY_LENGTHS = ("embedder_query_max_length", "query_max_length", "max_query_length", "retriever_query_max_length")
+PASSAGE_LENGTHS = (
+    *("embedder_passage_max_length", "passage_max_length", "max_passage_length"),
+    "retriever_passage_max_length",
+)
 MODEL_NAMES = ("embedder_name_or_path", "encoder")
+BATCH_SIZES = ("embedder_batch_size", "encode_batch_size", "retriever_batch_size")
 
 
 @dataclass(kw_only=True)

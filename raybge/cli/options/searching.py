@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from raybge.cli.flag import flag
+from raybge.cli.flag import Flag, flag
+from raybge.cli.options import flagembedding
 from raybge.cli.options.common import (
+    BATCH_SIZES,
     CROSS_ENCODER,
     DATA,
     METRICS,
@@ -29,6 +32,8 @@ from raybge.cli.options.common import (
 class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
     """Mine hard negatives: passages that the model ranks high for a query although they do not answer it."""
 
+    other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.MINING
+
     model_name_or_path: str | None = flag(None, MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     input_file: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
     output_file: str = flag(..., DATA, "output file for the groups with mined `neg` (.jsonl, .jsonl.gz, .jsonl.zst)")
@@ -38,7 +43,7 @@ class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions
         "passages {text} to mine from; default: every `pos` and `neg` of input_file",
         aliases=("candidate_pool",),
     )
-    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
+    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
     use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
     use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
     query_max_len: int | None = flag(
@@ -98,15 +103,19 @@ class RecipeOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions):
+class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
     """Evaluate retrieval: exact search in a corpus, then MRR, nDCG, Recall and MAP."""
+
+    other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EVALUATION
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     corpus_data: list[str] | None = flag(
         None, DATA, "passages {text} or {content}: files, folders or globs", aliases=("candidate_pool",)
     )
     query_data: list[str] | None = flag(None, DATA, "queries with their answers: {query, pos} or {query, positive}")
-    mteb_tasks: list[str] | None = flag(None, DATA, "names of MTEB tasks, in place of corpus_data and query_data")
+    mteb_tasks: list[str] | None = flag(
+        None, DATA, "names of MTEB tasks, in place of corpus_data and query_data", aliases=("tasks",)
+    )
     qrels: str | None = flag(
         None,
         DATA,
@@ -124,14 +133,14 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
     passage_max_len: int | None = flag(
         None, MODEL, "maximum passage length in tokens; default: the model's own, else 128", aliases=PASSAGE_LENGTHS
     )
-    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
-    k: int = flag(100, METRICS, "passages retrieved per query")
+    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
+    k: int = flag(100, METRICS, "passages retrieved per query", aliases=("search_top_k",))
     save_embedding: bool = flag(False, METRICS, "save the corpus embeddings to save_path")
     load_embedding: bool = flag(False, METRICS, "load the corpus embeddings from save_path")
     save_path: str = flag(
         "embeddings.memmap", METRICS, "file of the corpus embeddings: float32 after a header of 4,096 bytes"
     )
-    metrics_file: str | None = flag(None, METRICS, "JSON file for the metrics")
+    metrics_file: str | None = flag(None, METRICS, "JSON file for the metrics", aliases=("eval_output_path",))
     run_file: str | None = flag(None, METRICS, "TREC run file for the retrieved passages")
     compare: list[str] | None = flag(
         None, METRICS, "further models to evaluate: differences with confidence intervals, wins and losses per query"
@@ -141,6 +150,8 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
 @dataclass(kw_only=True)
 class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
     """Encode rows of text into vectors, in the order of the input."""
+
+    other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EMBEDDER
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     input_file: list[str] = flag(..., DATA, "rows of text: files, folders or globs")
@@ -152,7 +163,7 @@ class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOpti
         None, DATA, "fields written next to the vectors; default: the text, and `id` or `_id` if present"
     )
     kind: str = flag("passage", MODEL, "instruction to use: the query's or the passage's", choices=("query", "passage"))
-    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
+    batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
     max_length: int | None = flag(None, MODEL, "maximum text length in tokens; default: the model's own")
     use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
     use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))

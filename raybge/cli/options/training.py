@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from raybge.cli.flag import flag
+from raybge.cli.flag import Flag, flag
+from raybge.cli.options import flagembedding
 from raybge.cli.options.common import (
     DATA,
     LORA,
@@ -35,6 +36,9 @@ class LoopOptions(ModelOptions, CommonOptions):
         False, RUN, "allow an output_dir that is not empty: delete its checkpoints and replace its results"
     )
     storage_path: str | None = flag(None, SCALE, "shared folder or URI for checkpoints; default: output_dir")
+    cache_path: str | None = flag(
+        None, SCALE, "shared folder for the counts of rows and for decompressed files; default: in storage_path"
+    )
     resume: bool = flag(False, RUN, "continue the run in output_dir")
     num_workers: str | None = flag(
         None,
@@ -59,7 +63,9 @@ class LoopOptions(ModelOptions, CommonOptions):
     use_fast_tokenizer: bool = flag(True, MODEL, "use the tokenizer implemented in Rust")
 
     max_example_num_per_dataset: int = flag(100_000_000, DATA, "maximum rows per data set")
-    same_dataset_within_batch: bool = flag(False, DATA, "take all rows of a step from one data set")
+    same_dataset_within_batch: bool = flag(
+        False, DATA, "take all rows of a step from one data set", aliases=("same_task_within_batch",)
+    )
     small_threshold: int = flag(0, DATA, "join data sets of a folder with fewer rows than this")
     drop_threshold: int = flag(0, DATA, "drop joined data sets with fewer rows than this")
     dataset_weights: list[str] | None = flag(
@@ -95,6 +101,7 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
 
     model_name_or_path: str = flag(..., MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
+    other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.TRAINING
 
     fix_position_embedding: bool = flag(False, MODEL, "freeze the position embeddings")
 
@@ -117,7 +124,10 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         None, VALIDATION, "queries with their answers {query, pos}: files, folders or globs"
     )
     eval_corpus: list[str] | None = flag(
-        None, VALIDATION, "passages {text} to search in; default: every `pos` and `neg` of eval_data"
+        None,
+        VALIDATION,
+        "passages {text} to search in; default: every `pos` and `neg` of eval_data",
+        aliases=("corpus_path",),
     )
 
     temperature: float = flag(0.02, OBJECTIVE, "divisor of the scores")
@@ -187,7 +197,7 @@ _OWN_READING = "Ray Data reads and tokenizes, in the same order for any number o
 _RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 on --eval_data): there are no predictions to gather"
 _HUB = "workers have no hub login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
 
-# TrainingArguments without effect here, each with the reason: setting one stops the command, none is ignored silently.
+# TrainingArguments that cannot be used here, each with the reason: setting one stops the command.
 # All others reach the Trainer through training/trainer_arguments.py.
 REFUSED: dict[str, str] = {
     "average_tokens_across_devices": "the loss is a mean over groups, not over tokens",
@@ -218,14 +228,19 @@ REFUSED: dict[str, str] = {
     "ignore_data_skip": "a resumed run starts reading at its position, without reading earlier rows",
     "restore_callback_states_from_checkpoint": "no callback of a run has state",
     "parallelism_config": "training is data-parallel; large models are sharded with --fsdp or --deepspeed",
-    "dataloader_num_workers": _OWN_READING,
-    "dataloader_pin_memory": _OWN_READING,
-    "dataloader_persistent_workers": _OWN_READING,
-    "dataloader_prefetch_factor": _OWN_READING,
     "dataloader_multiprocessing_context": _OWN_READING,
     "dataloader_in_order": _OWN_READING,
-    "remove_unused_columns": _OWN_READING,
     "train_sampling_strategy": _OWN_READING,
     "length_column_name": "each step is sorted by length in any case",
     "local_rank": "Ray Train sets the rank of each worker",
 }
+
+# TrainingArguments that change the speed of the Trainer's own reading and nothing else, so that commands with them run
+# here too: each prints a line.
+NO_EFFECT: dict[str, str] = dict.fromkeys(
+    (
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "remove_unused_columns"),
+    ),
+    _OWN_READING,
+)
