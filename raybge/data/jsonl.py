@@ -243,7 +243,28 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+class _AmbiguousObject(dict[str, Any]):
+    """Object in which `key` has two different values."""
+
+    key: str
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; an ambiguous one is an error only as a row, not inside an unread field."""
+    raw = dict(pairs)
+    if len(raw) == len(pairs):
+        return raw
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if first.setdefault(key, value) != value:
+            raw = _AmbiguousObject(raw)
+            raw.key = key
+            break
+    return raw
+
+
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
+_CHECKED_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_check_keys)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -251,7 +272,9 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 def _object(text: str) -> dict[str, Any]:
     not_json = "must be a JSON object, found text that is not JSON"
     try:
-        raw = _JSON.decode(text)
+        raw, end = _CHECKED_JSON.raw_decode(text)
+        if end != len(text):
+            _JSON.decode(text)  # raises the error with its place, unless white space follows
     except json.JSONDecodeError as err:
         raise RowError("", f"{not_json} ({err.msg}, column {err.colno})") from err
     except (ValueError, RecursionError) as err:
@@ -260,6 +283,8 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
         raise RowError("", f"must be a JSON object, found {names.get(type(raw), 'a number')}")
+    if isinstance(raw, _AmbiguousObject):
+        raise RowError(_printable(raw.key), "must occur once in a row, found it twice with different values")
     # Half of a surrogate pair, escaped, is valid JSON but no text that can be written. Most rows have no backslash, and
     # the search for one character is much faster than for a pattern.
     if "\\" in text and _SURROGATE.search(text):
