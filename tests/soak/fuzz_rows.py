@@ -35,7 +35,7 @@ anything = st.recursive(
     max_leaves=5,
 )
 lists = st.one_of(st.lists(texts, max_size=4), st.lists(numbers, max_size=4), st.lists(anything, max_size=3))
-FIELDS = "query pos neg prompt pos_scores neg_scores text content title _id id grades positive input output x".split()
+FIELDS = "query pos neg prompt pos_scores neg_scores text contents content body title _id id grades positive input output x".split()
 rows = st.dictionaries(st.sampled_from(FIELDS), st.one_of(texts, lists, anything), max_size=8)
 
 
@@ -112,14 +112,30 @@ def identity(row: dict) -> str:
     return str(row[field])
 
 
+def body(row: dict) -> str:
+    """Return the row's text, "" if it is empty."""
+    names = [name for name in ("text", "contents", "content", "body") if name in row]
+    texts = {row[name]: name for name in names if row[name] is not None and text_or_blank(row, name)}
+    need(len(names) > 0 and len(texts) < 2, "text" if not names else names[0])
+    return next(iter(texts), "")
+
+
+def text_or_blank(row: dict, name: str) -> bool:
+    need(type(row[name]) is str, name)
+    return row[name].strip() != ""
+
+
 def passage(row: dict) -> str:
-    return text(row, "content" if "content" in row and "text" not in row else "text")
+    result = body(row)
+    need(result != "", next(name for name in ("text", "contents", "content", "body") if name in row))
+    return result
 
 
 def document(row: dict) -> tuple:
+    result = body(row)
+    need(row.get("title") is None or type(row["title"]) is str, "title")
     if is_text(row.get("title")):
-        body = row["title"] + " " + row["text"] if type(row.get("text")) is str else row["title"]
-        return (body.strip() if type(row.get("text")) is str else body), identity(row)
+        return (row["title"] + " " + result).strip() if result else row["title"], identity(row)
     return passage(row), identity(row)
 
 
