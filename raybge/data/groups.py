@@ -13,7 +13,12 @@ from typing import Any
 from raybge.util.plural import plural
 
 _QUOTED = 60  # characters of a wrong value that a message quotes
-BODY_FIELDS = ("text", "contents", "content", "body")  # of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO
+BODY_FIELDS = (
+    "text",
+    "contents",
+    "content",
+    "body",
+)  # of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO
 _OTHER_BODY_FIELDS = frozenset(BODY_FIELDS[1:])
 _LISTED = 20  # fields of a row that a message lists
 

@@ -13,7 +13,9 @@ from raybge.util.errors import UserError
 from raybge.util.plural import plural
 
 
-def check_id_conflicts(passages: Passages, unique: UniquePassages, flag: str, on_bad_rows: str, console: Console) -> None:
+def check_id_conflicts(
+    passages: Passages, unique: UniquePassages, flag: str, on_bad_rows: str, console: Console
+) -> None:
     """Report each document whose id an earlier one has with another text. Such a document is left out of `unique`.
 
     Args:
@@ -31,7 +33,9 @@ def check_id_conflicts(passages: Passages, unique: UniquePassages, flag: str, on
     lines = []
     for group, number, *earlier in unique.conflicts[:MAX_CONFLICTS]:
         place, document = _find(passages, *unique.locate(group, number))
-        lines.append(f"{place}: document {document.id} has another text in {_find(passages, *unique.locate(*earlier))[0]}")
+        lines.append(
+            f"{place}: document {document.id} has another text in {_find(passages, *unique.locate(*earlier))[0]}"
+        )
     if more := unique.conflict_count - len(lines):
         lines.append(f"and {more:,} more")
     if on_bad_rows == "stop":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_shuffle import use_local_shuffle
 
 from raybge.cli.console import Console
 from raybge.cluster.shuffle import GROUPS, in_groups
@@ -25,16 +26,7 @@ from raybge.util.plural import plural
 
 @pytest.fixture
 def local_exchange(monkeypatch):
-    """Run the shuffle without Ray, in three partitions, with blocks in groups of two."""
-
-    def exchange(groups, parts, split, meet, join):
-        splits = [split(group, 3) for group in groups]
-        results = [meet([values[part] for _, values in splits]) for part in range(3)]
-        pairs = zip(groups, splits, strict=True)
-        return [join(group, own, [part[n] for part in results]) for n, (group, (own, _)) in enumerate(pairs)]
-
-    monkeypatch.setattr(deduplication, "exchange", exchange)
-    monkeypatch.setattr(deduplication, "MIN_BLOCKS", 2)
+    use_local_shuffle(monkeypatch)
 
 
 def survey_of(folder, rows, parse, block_bytes=150):
@@ -74,7 +66,10 @@ DOCUMENTS = [{"_id": f"d{i % 11}", "text": f"text {i % 11}" if i % 5 else "text"
         ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "x"}, {"id": "a", "contents": "x"}], []),
         ([{"_id": "a", "title": "x", "text": "y"}, {"_id": "a", "title": "", "text": "y"}], [(1, 0)]),
         ([{"_id": 1, "text": "x"}, {"_id": "1", "text": "y"}, {"_id": 1, "text": "x"}], [(1, 0)]),
-        ([{"_id": i, "text": "x"} for i in range(30)] + [{"_id": 3, "text": "y"}] * 20, [(30 + i, 3) for i in range(20)]),
+        (
+            [{"_id": i, "text": "x"} for i in range(30)] + [{"_id": 3, "text": "y"}] * 20,
+            [(30 + i, 3) for i in range(20)],
+        ),
         ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "y"}, {"_id": "a", "text": "z"}], [(1, 0), (2, 0)]),
     ],
 )

@@ -103,7 +103,10 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     corpus_data: list[str] | None = flag(
-        None, DATA, "passages {text} or {content}: files, folders or globs", aliases=("candidate_pool",)
+        None,
+        DATA,
+        "passages {text}, {contents}, {content} or {body}: files, folders or globs",
+        aliases=("candidate_pool",),
     )
     query_data: list[str] | None = flag(None, DATA, "queries with their answers: {query, pos} or {query, positive}")
     mteb_tasks: list[str] | None = flag(None, DATA, "names of MTEB tasks, in place of corpus_data and query_data")
@@ -126,6 +129,12 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
     k: int = flag(100, METRICS, "passages retrieved per query")
+    drop_self_hits: bool | None = flag(
+        None,
+        METRICS,
+        "leave out the passage with the query's id, or with its text, before the first k are taken; default: as in BEIR, "
+        "if relevance is judged by document id (qrels, BEIR folders)",
+    )
     save_embedding: bool = flag(False, METRICS, "save the corpus embeddings to save_path")
     load_embedding: bool = flag(False, METRICS, "load the corpus embeddings from save_path")
     save_path: str = flag(

@@ -1,0 +1,174 @@
+"""Measuring without Ray: random BEIR folders against pytrec_eval on the run file that is written."""
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import pytrec_eval
+from local_shuffle import use_local_shuffle
+
+from raybge.cli.console import Console
+from raybge.data.groups import id_key, parse_document, parse_judged
+from raybge.data.source_files import list_files
+from raybge.data.survey import survey
+from raybge.evaluation.judgments import known_texts, measure_block, write_judged_queries
+from raybge.evaluation.spec import Ranking, RetrievalFiles
+from raybge.search import topk
+from raybge.search.block_reader import PassageReader, QueryReader
+from raybge.search.columns import keys_of
+from raybge.search.deduplication import deduplicate
+from raybge.search.index import SearchHits
+from raybge.search.inputs import InputFiles
+from raybge.search.key_table import KeyTable
+from raybge.search.search_data import single_passage
+from raybge.search.shards import KnownPassages
+from raybge.search.store import Store
+from raybge.util.errors import UserError
+
+METRICS = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "Precision": "P", "HitRate": "success"}
+CUTOFFS = (1, 10, 100)
+HALF = np.float32(0.5)
+# Many ties, neighbors that differ in the last bit, both zeros, and the smallest number.
+SCORES = np.array([0.5, np.nextafter(HALF, HALF + 1), np.nextafter(HALF, 0), 0, -0.0, 1e-45, -0.25, 7], np.float32)
+FORMATS = [  # header, line
+    ("query-id\tcorpus-id\tscore", "{query}\t{document}\t{grade}"),
+    ("qid docno label", "{query} {document} {grade}"),
+    ("corpus_id,score,query_id", "{document},{grade}.0,{query}"),
+    ("", "{query} 0 {document} {grade}"),
+]
+
+
+@dataclass
+class BeirFolder:
+    """Documents and queries, texts by id, and judgments: grades by query and document."""
+
+    documents: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    form: tuple[str, str] = FORMATS[0]
+    repeated: float = 0.0  # share of rows that are written twice
+    later: list[dict] = field(default_factory=list)  # further rows of the corpus
+
+    def write(self, path, random):
+        path.mkdir(parents=True)
+        for name, texts in (("corpus", self.documents), ("queries", self.queries)):
+            rows = [{"_id": name, "text": text} for name, text in texts.items()]
+            rows += [row for row in rows if random.random() < self.repeated] + (self.later if name == "corpus" else [])
+            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        header, line = self.form
+        lines = [
+            line.format(query=query, document=document, grade=grade)
+            for query, own in self.qrels.items()
+            for document, grade in own.items()
+        ]
+        (path / "qrels.txt").write_text("\n".join([header, *lines]))
+        names = ("corpus.jsonl", "queries.jsonl", "qrels.txt")
+        corpus, queries, qrels = (str(path / name) for name in names)
+        return RetrievalFiles((corpus,), (queries,), qrels)
+
+
+def random_folder(random):
+    """Ids in common to documents and queries, equal rows, grades below 1, judgments of absent documents."""
+    names = [f"{letter}{number}" for number in range(7) for letter in "dq"]
+    present = random.permutation(names)[: random.integers(1, 15)]
+    documents = {str(name): f"text {random.integers(4)}" for name in present}
+    queries = {
+        f"q{i}": documents.get(f"q{i}", "x") if random.random() < 0.7 else "y" for i in range(random.integers(1, 6))
+    }
+    qrels = {query: {d: int(random.integers(-2, 4)) for d in names if random.random() < 0.4} for query in queries}
+    qrels["q0"]["d0"] = 1
+    return BeirFolder(documents, queries, qrels, FORMATS[random.integers(len(FORMATS))], repeated=0.2)
+
+
+@dataclass
+class Measurement:
+    """Result of `measure`, and what it was computed from."""
+
+    metrics: object
+    queries: list[str]
+    documents: list[str]
+    scores_QP: np.ndarray
+
+
+def measure(folder, path, ranking, random):
+    """Take all steps from the files to the metrics, with random scores in place of the model's."""
+    files = folder.write(path / "beir", random)
+    rows = InputFiles(list_files(files.queries, "--query_data"), "--query_data", parse_judged)
+    judged = write_judged_queries(files, rows, str(path / "work"), Console())
+    corpus, queries = (
+        survey(list_files(files.corpus, "--corpus_data"), 400, parse_document),
+        survey(judged.files, 1 << 20, judged.parse),
+    )
+    arguments = (parse_document, single_passage)
+    unique = deduplicate(corpus, *arguments, Store(str(path / "store")), id_key, compare_texts=True)
+    readers = [
+        PassageReader(number, corpus.files[0], block, *arguments, id_key, unique.reader(number))
+        for number, block in enumerate(corpus.blocks)
+    ]
+    passages = pa.concat_tables([table for reader in readers for table in reader()])
+    reader = QueryReader(0, queries.files[0], queries.blocks[0], queries.total_rows, judged.parse, known_texts, id_key)
+    [table] = reader()
+    scores_QP = random.choice(SCORES, (len(table), len(passages)))
+    ids_QP = np.broadcast_to(np.arange(len(passages)), scores_QP.shape)
+    scores_QK, ids_QK = topk.top(scores_QP, ids_QP, min(ranking.depth, len(passages)))
+    key_M, id_M = KeyTable(keys_of(passages)[0]).find(keys_of(table)[0])
+    columns = {name: passages[name].to_pylist() for name in ("id", "text")}
+    lookup = SimpleNamespace(
+        names=lambda ids: {i: columns["id"][i] for i in ids.tolist()},
+        texts=lambda ids: {i: columns["text"][i] for i in ids.tolist()},
+    )
+    known = KnownPassages(key_M, id_M, np.zeros(len(id_M), np.float32))
+    metrics = measure_block(SearchHits(table, scores_QK, ids_QK, known), ranking, True, lookup)
+    return Measurement(metrics, [json.loads(row)["id"] for row in table["text"].to_pylist()], columns["id"], scores_QP)
+
+
+def trec_metrics(qrels, run, k):
+    """Return the metrics of trec_eval, by the names of raybge, of each query of a run."""
+    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= k]
+    at = ",".join(map(str, cutoffs))
+    values = pytrec_eval.RelevanceEvaluator(qrels, {f"{name}.{at}" for name in METRICS.values()}).evaluate(run)
+    reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"})
+    best = {c: {q: dict(sorted(own.items(), key=lambda x: -x[1])[:c]) for q, own in run.items()} for c in cutoffs}
+    ranks = {cutoff: reciprocal.evaluate(best[cutoff]) for cutoff in cutoffs}
+    return {
+        query: {f"{ours}@{c}": own[f"{trec}_{c}"] for ours, trec in METRICS.items() for c in cutoffs}
+        | {f"MRR@{c}": ranks[c][query]["recip_rank"] for c in cutoffs}
+        for query, own in values.items()
+    }
+
+
+def as_beir(result, query, k, drop):
+    """Return a query's best documents as BEIR ranks them, without the query itself before the cut; ties by position."""
+    scores = zip(result.documents, result.scores_QP[result.queries.index(query)].tolist(), strict=True)
+    ranked = sorted(scores, key=lambda each: -each[1])
+    return [document for document, _ in ranked if not drop or document != query][:k]
+
+
+def test_random_beir_folders_equal_trec_eval_on_the_run_file(tmp_path, monkeypatch):
+    use_local_shuffle(monkeypatch)
+    random = np.random.default_rng(0)
+    dropped = 0
+    for number in range(1000):
+        folder = random_folder(random)
+        ranking = Ranking(int(random.choice([1, 3, 10, 12, 100])), bool(random.random() < 0.8))
+        result = measure(folder, tmp_path / str(number), ranking, random)
+        run = pytrec_eval.parse_run(result.metrics.run_lines.decode().splitlines())
+        answered = {query: own for query, own in folder.qrels.items() if max(own.values(), default=0) > 0}
+        assert sorted(result.queries) == sorted(answered)
+        of_run = trec_metrics(answered, run, ranking.k)
+        best = {query: as_beir(result, query, ranking.k, ranking.drop_self_hits) for query in result.queries}
+        of_beir = trec_metrics(
+            answered, {q: {d: -float(r) for r, d in enumerate(own)} for q, own in best.items()}, ranking.k
+        )
+        for row, query in enumerate(result.queries):
+            ours = {name: values[row] for name, values in result.metrics.values.items() if "RecallCap" not in name}
+            zero = dict.fromkeys(ours, 0.0)  # trec_eval leaves out a query without a hit
+            for theirs in (of_run.get(query, zero), of_beir.get(query, zero)):
+                assert ours.keys() == theirs.keys()
+                assert max(abs(value - theirs[name]) for name, value in ours.items()) < 1e-9
+            assert sorted(run.get(query, {}), key=lambda d: -run[query][d]) == best[query]
+        dropped += result.metrics.self_hits[0]
+    assert dropped > 300
