@@ -13,12 +13,8 @@ from typing import Any
 from raybge.util.plural import plural
 
 _QUOTED = 60  # characters of a wrong value that a message quotes
-BODY_FIELDS = (
-    "text",
-    "contents",
-    "content",
-    "body",
-)  # of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO
+# Of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO.
+BODY_FIELDS = ("text", "contents", "content", "body")
 _OTHER_BODY_FIELDS = frozenset(BODY_FIELDS[1:])
 _LISTED = 20  # fields of a row that a message lists
 
@@ -110,9 +106,9 @@ def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> st
 
 
 def parse_document(raw: dict[str, Any]) -> Document:
-    """Parse a passage {"_id" or "id", "text", "title"?} in BEIR's format; the title precedes the text, which may be empty.
+    """Parse a passage {"_id" or "id", "text", "title"?} in BEIR's format; the title precedes the text.
 
-    The text is in one of BODY_FIELDS. Raises RowError if the id or the text is missing.
+    The text is in one of BODY_FIELDS; after a title it may be empty. Raises RowError if the id or the text is missing.
     """
     title, field = raw.get("title"), _body_field(raw)
     if not (title is None or isinstance(title, str)):

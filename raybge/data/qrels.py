@@ -2,7 +2,8 @@
 
 TREC: lines of `query 0 document grade`, separated by white space. BEIR: a header, then query, document and grade,
 separated by tabs; its folders have `corpus.jsonl` and `queries.jsonl` with `_id` and `text`, and the judgments in
-`qrels/test.tsv`. Both may be separated by tabs, white space or commas (CSV); a header may name the columns in any order.
+`qrels/test.tsv`. Tabs, white space or commas (CSV) may separate the fields of both, and a header may name them in any
+order.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def read_qrels(path: str, flag: str) -> Grades:
         judgment = _judgment(line, header)
         if judgment is None:
             raise UserError(
-                f"{flag}: {path}:{number}: expected «query 0 document grade» (TREC) or «query, document, grade» (BEIR), "
+                f"{flag}: {path}:{number}: expected «query 0 document grade» (TREC) or «query document grade» (BEIR), "
                 "separated by tabs, white space or commas, with a whole number as grade; a first line may name the "
                 f"columns (query-id, corpus-id, score); found {line.strip()[:80]!r}"
             )
@@ -108,9 +109,10 @@ def _header(line: str) -> _Columns | None:
     """Return the columns that a header names; None if the line is not a header."""
     for fields in _splits(line):
         words = [re.sub(r"[\W_]", "", field).lower() for field in fields]
-        columns = [[i for i, word in enumerate(words) if word in names] for names in _NAMES]
-        if all(len(each) == 1 for each in columns):
-            return _Columns(*(each[0] for each in columns), len(fields))
+        matches = [[i for i, word in enumerate(words) if word in names] for names in _NAMES]
+        if all(len(each) == 1 for each in matches):
+            [query], [document], [grade] = matches
+            return _Columns(query, document, grade, len(fields))
     return None
 
 
@@ -173,7 +175,7 @@ def join(queries: Survey, grades: Grades, path: str) -> JoinedQrels:
                 if earlier := first.get(query.id):
                     if earlier[0] != digest:
                         places = queries.place(number, row.line), queries.place(*earlier[1:])
-                        repeated.append("{}: query {} has another text in {}".format(places[0], query.id, places[1]))
+                        repeated.append(f"{places[0]}: query {query.id} has another text in {places[1]}")
                     continue
                 first[query.id] = digest, number, row.line
                 fields = {"id": query.id, "query": query, "pos": [*judged], "grades": [*judged.values()]}
@@ -189,7 +191,7 @@ def _is_answered(judged: Mapping[str, int]) -> bool:
 
 
 def parse_answered(raw: dict[str, Any]) -> Group:
-    """Parse a row of `join`: its query is a Document, so that it is identified by the query's id, as its answers are."""
+    """Parse a row of `join`; the query is a Document, since its answers are identified by ids too."""
     query = Document(raw["query"])
     query.id = raw["id"]
     return replace(parse_judged(raw), query=query)

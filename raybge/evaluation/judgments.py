@@ -21,6 +21,7 @@ from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
 from raybge.evaluation.spec import Ranking, RetrievalFiles
 from raybge.evaluation.trec_run import FIELDS, run_lines
 from raybge.search import topk
+from raybge.search.id_conflicts import report_id_conflicts
 from raybge.search.index import PassageLookup, SearchHits, ShardedIndex, search
 from raybge.search.inputs import InputFiles, survey_input
 from raybge.search.store import EncodedBlock
@@ -28,9 +29,6 @@ from raybge.util.atomic_write import open_atomic
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path
 from raybge.util.plural import plural
-
-
-LISTED = 10  # rows that a message lists
 
 
 def known_texts(group: Group) -> Sequence[str]:
@@ -61,15 +59,7 @@ def write_judged_queries(files: RetrievalFiles, queries: InputFiles, work: str, 
     joined = join(survey, grades, path)
     if joined.unjudged:
         console.info(f"--query_data: {joined.unjudged:,} queries without a relevant document are skipped")
-    if joined.repeated:
-        lines = [
-            *joined.repeated[:LISTED],
-            *([f"and {more:,} more"] if (more := len(joined.repeated) - LISTED) > 0 else []),
-        ]
-        if files.on_bad_rows == "stop":
-            raise UserError("\n".join([*lines, "add --on_bad_rows skip to use the first query of each id"]))
-        title = f"--query_data: {plural(len(joined.repeated), 'query')} skipped"
-        console.info("\n".join([title, *lines]))
+    report_id_conflicts(joined.repeated, len(joined.repeated), "--query_data", files.on_bad_rows, console)
     if joined.unknown:
         examples = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
         message = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({examples})"
@@ -139,13 +129,12 @@ def _report_hits(results: Sequence[BlockMetrics], ranking: Ranking, console: Con
     if not ranking.drop_self_hits:
         return {}
     dropped, relevant, differing = np.sum([result.self_hits for result in results], axis=0).tolist()
-    console.info(
-        f"--drop_self_hits: {dropped:,} hits were the query itself and are dropped, {relevant:,} of them judged relevant"
-    )
+    title = f"--drop_self_hits: {dropped:,} hits that are the query itself are dropped"
+    console.info(f"{title}, {relevant:,} of them judged relevant")
     if differing:
         console.info(
-            f"--drop_self_hits: {differing:,} of them have the id of the query, but another text: if documents and queries "
-            "have equal ids by chance, add --drop_self_hits False"
+            f"--drop_self_hits: {differing:,} of them have another text than the query: if documents and queries have "
+            "equal ids by chance, add --drop_self_hits False"
         )
     return {
         "dropped_self_hits": dropped,

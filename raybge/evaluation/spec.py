@@ -262,7 +262,7 @@ def _check_data(options: EvaluateOptions) -> None:
     retrieval_only = (*data_flags, "qrels", "compare", "run_file", "save_embedding", "load_embedding")
     if options.drop_self_hits is not None:
         raise UserError(
-            "--drop_self_hits: each of the --mteb_tasks states whether such hits are dropped (ignore_identical_ids); omit it"
+            "--drop_self_hits: each of the --mteb_tasks has a setting of its own (ignore_identical_ids); omit the flag"
         )
     if conflicts := [f"--{name}" for name in retrieval_only if getattr(options, name)]:
         raise UserError(f"--mteb_tasks: the tasks have data of their own; omit {', '.join(conflicts)}")

@@ -150,7 +150,7 @@ def _split_keys(
 ) -> tuple[Any, list[np.ndarray]]:
     """Return (passages of each block, partition of each passage), and the keys of each partition.
 
-    To compare texts, a key is followed by the first 8 bytes of the text's hash and by the passage's number in the group.
+    To compare texts, a key is followed by 8 bytes of the text's hash and by the passage's number in the group.
     """
     totals: list[int] = []
     keys: list[bytes] = []
@@ -171,7 +171,7 @@ def _split_keys(
 
 
 def _first_in_partition(keys: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (first_P, conflict_C3) of each group; a conflict is (number, number of the earlier group, number there)."""
+    """Return (first_P, conflict_C3) of each group; a conflict is (number, the earlier passage's group and number)."""
     keys_PW = np.concatenate(keys)
     ends = np.cumsum([len(each) for each in keys])
     earlier_P = first_rows(keys_PW[:, :2])

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
-import pytest
 import pytrec_eval
 from local_shuffle import use_local_shuffle
 
@@ -26,7 +25,6 @@ from raybge.search.key_table import KeyTable
 from raybge.search.search_data import single_passage
 from raybge.search.shards import KnownPassages
 from raybge.search.store import Store
-from raybge.util.errors import UserError
 
 METRICS = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "Precision": "P", "HitRate": "success"}
 CUTOFFS = (1, 10, 100)

@@ -98,7 +98,7 @@ def test_documents_of_one_id_with_different_texts(tmp_path, local_exchange, rows
     ]
     lines[10:] = [f"and {len(slow) - 10:,} more"] if len(slow) > 10 else []
     check_id_conflicts(passages, unique, "--corpus_data", "skip", Console())
-    title = f"--corpus_data: {plural(len(slow), 'document')} skipped, whose id an earlier one has"
+    title = f"--corpus_data: {plural(len(slow), 'row')} skipped, whose id an earlier row has"
     assert capsys.readouterr().out.splitlines() == ([title, *lines] if slow else [])
     if slow:
         with pytest.raises(UserError) as error:

@@ -35,7 +35,8 @@ anything = st.recursive(
     max_leaves=5,
 )
 lists = st.one_of(st.lists(texts, max_size=4), st.lists(numbers, max_size=4), st.lists(anything, max_size=3))
-FIELDS = "query pos neg prompt pos_scores neg_scores text contents content body title _id id grades positive input output x".split()
+FIELDS = "query pos neg prompt pos_scores neg_scores text contents content body title _id id grades".split()
+FIELDS += "positive input output x".split()
 rows = st.dictionaries(st.sampled_from(FIELDS), st.one_of(texts, lists, anything), max_size=8)
 
 

@@ -132,8 +132,8 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
     drop_self_hits: bool | None = flag(
         None,
         METRICS,
-        "leave out the passage with the query's id, or with its text, before the first k are taken; default: as in BEIR, "
-        "if relevance is judged by document id (qrels, BEIR folders)",
+        "leave out the passage with the query's id (without qrels: with its text), before the first k are taken; "
+        "default: True with qrels and for BEIR folders, as BEIR does",
     )
     save_embedding: bool = flag(False, METRICS, "save the corpus embeddings to save_path")
     load_embedding: bool = flag(False, METRICS, "load the corpus embeddings from save_path")
