@@ -131,14 +131,16 @@ def _splits(line: str) -> Iterator[list[str]]:
     """Yield the fields of a line for each separator that it may have, tabs first."""
     if "\t" in line:
         yield _fields(line, "\t")
-    yield line.split()
+    words = line.split()
+    if not any(word.endswith(",") for word in words):
+        yield words
     if "," in line:
         yield _fields(line, ",")
 
 
 def _fields(line: str, separator: str) -> list[str]:
     try:
-        return [field.strip() for field in next(csv.reader([line], delimiter=separator))]
+        return [field.strip() for field in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
     except csv.Error:  # a field of more than 128 KiB
         return []
 

@@ -1,5 +1,6 @@
 """Rows and judgments: accepted as by an independent reference, or refused with the field's name."""
 
+import csv
 import json
 import math
 import os
@@ -169,7 +170,7 @@ def test_rows(row, parse):
             result = parse(row)
         except RowError as error:
             assert isinstance(expected, Refused), error
-            assert error.field in {"query", "pos", "prompt", str(expected)}
+            assert error.field in {"query", "pos", "prompt", "title", str(expected)}
             # if several fields are invalid, any of them may be named; a row with only this error has to be refused too
             assert error.expected.startswith("must be")
         else:
@@ -179,28 +180,41 @@ def test_rows(row, parse):
 
 # --- judgments -------------------------------------------------------------------------------------------------------
 
-words = st.one_of(st.sampled_from(["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", ""]), texts)
-spaces = st.sampled_from([" ", "\t", "  "])
+words = st.one_of(
+    st.sampled_from(
+        ["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", "", "1.0", "1.", "0.5", ".0", "a b"]
+    ),
+    texts,
+)
+spaces = st.sampled_from([" ", "\t", "  ", ",", ", "])
 judgments = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st.lists(words, max_size=5)), max_size=5)
 
 
 def reference_qrels(data: str) -> dict | None:
     """Return None if a line is invalid, two lines contradict each other, or nothing is relevant."""
     result: dict = {}
-    for number, line in enumerate(data.splitlines()):
-        parts = line.split("\t") if line.count("\t") == 2 else line.split()
-        if not line.strip() or (number == 0 and parts[-1:] == ["score"]):
-            continue
-        if len(parts) not in (3, 4):
+    for line in filter(str.strip, data.splitlines()):
+        words = [] if any(word.endswith(",") for word in line.split()) else line.split()
+        by_tab, by_comma = (
+            [word.strip() for word in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
+            if mark in line
+            else []
+            for mark in "\t,"
+        )
+        parts = next((parts for parts in (by_tab, words, by_comma) if is_judgment(parts)), None)
+        if parts is None:
             return None
-        digits = parts[-1].strip().removeprefix("-")
-        if not 0 < len(digits) < 10 or not set(digits) <= set("0123456789"):
-            return None
-        grade = int(parts[-1])
-        key = parts[0].strip(), parts[-2].strip()
-        if result.setdefault(key, grade) != grade:
+        grade = int(parts[-1].partition(".")[0])
+        if result.setdefault((parts[0], parts[-2]), grade) != grade:
             return None
     return result if any(grade > 0 for grade in result.values()) else None
+
+
+def is_judgment(parts: list[str]) -> bool:
+    if len(parts) not in (3, 4) or not parts[0] or not parts[-2]:
+        return False
+    digits, _, zeros = parts[-1].removeprefix("-").partition(".")
+    return 0 < len(digits) < 10 and set(digits) <= set("0123456789") and set(zeros) <= {"0"}
 
 
 @share(5)
