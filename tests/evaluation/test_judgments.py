@@ -1,16 +1,17 @@
 """Measuring without Ray: random BEIR folders against pytrec_eval on the run file that is written."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import pytrec_eval
 from local_shuffle import use_local_shuffle
 
 from raybge.cli.console import Console
-from raybge.data.groups import id_key, parse_document, parse_judged
+from raybge.data.groups import id_key, parse_document, parse_judged, text_key
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.evaluation.judgments import known_texts, measure_block, write_judged_queries
@@ -21,10 +22,11 @@ from raybge.search.columns import keys_of
 from raybge.search.deduplication import deduplicate
 from raybge.search.index import SearchHits
 from raybge.search.inputs import InputFiles
-from raybge.search.key_table import KeyTable
+from raybge.search.key_table import KeyTable, key_words
 from raybge.search.search_data import single_passage
 from raybge.search.shards import KnownPassages
 from raybge.search.store import Store
+from raybge.util.errors import UserError
 
 METRICS = {"nDCG": "ndcg_cut", "Recall": "recall", "MAP": "map_cut", "Precision": "P", "HitRate": "success"}
 CUTOFFS = (1, 10, 100)
@@ -170,3 +172,74 @@ def test_random_beir_folders_equal_trec_eval_on_the_run_file(tmp_path, monkeypat
             assert sorted(run.get(query, {}), key=lambda d: -run[query][d]) == best[query]
         dropped += result.metrics.self_hits[0]
     assert dropped > 300
+
+
+# --- hits that are the query itself -----------------------------------------------------------------------------------
+
+
+def texts_by_id(names):
+    return {name: f"text of {name}" for name in names.split()}
+
+
+@pytest.mark.parametrize(
+    ("documents", "query", "judged", "hits", "counts"),
+    [
+        (texts_by_id("q1 a b c"), "text of q1", {"a": 1}, "a b c", (1, 0, 0)),
+        (texts_by_id("a b q1 c"), "Text  of q1", {"a": 1, "q1": 1}, "a b c", (1, 1, 0)),
+        (texts_by_id("a b q1 c"), "text of q1", {"a": 1, "q1": 0}, "a b c", (1, 0, 0)),
+        (texts_by_id("a b c q1 d"), "text of q1", {"a": 1, "q1": 1}, "a b c", (0, 0, 0)),  # below the cut
+        (texts_by_id("q1 a b c"), "which text?", {"a": 1}, "a b c", (1, 0, 1)),  # equal ids by chance
+        (texts_by_id("q1 a b c"), "of", {"a": 1}, "a b c", (1, 0, 1)),
+        ({**texts_by_id("a b"), "q1": "Title the text"}, "the text", {"a": 1}, "a b", (1, 0, 0)),
+        ({**texts_by_id("a b"), "q1": "Title the text"}, "title", {"a": 1}, "a b", (1, 0, 0)),
+        (texts_by_id("q1"), "text of q1", {"a": 1}, "", (1, 0, 0)),  # nothing else
+        (texts_by_id("a q b"), "text of q", {"a": 1}, "a q b", (0, 0, 0)),  # the text, but not the id
+    ],
+)
+def test_hits_with_the_id_of_the_query_are_dropped_before_the_cut(
+    documents, query, judged, hits, counts, tmp_path, monkeypatch
+):
+    use_local_shuffle(monkeypatch)
+    folder = BeirFolder(documents, {"q1": query}, {"q1": judged})
+    in_order = SimpleNamespace(
+        choice=lambda _, shape: np.broadcast_to(-np.arange(shape[1], dtype=np.float32), shape), random=lambda: 1.0
+    )
+    metrics = measure(folder, tmp_path / "drop", Ranking(3, True), in_order).metrics
+    assert [line.split()[2] for line in metrics.run_lines.decode().splitlines()] == hits.split()
+    assert metrics.self_hits == counts
+    metrics = measure(folder, tmp_path / "keep", Ranking(3, False), in_order).metrics
+    assert [line.split()[2] for line in metrics.run_lines.decode().splitlines()] == [*documents][:3]
+    assert metrics.self_hits == (0, 0, 0)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_without_ids_the_text_of_the_query_is_dropped(drop):
+    row, passages = {"query": "b", "pos": ["a", "b"]}, ["c", "b", "a"]
+    keys = KeyTable(key_words([text_key(text) for text in passages]))
+    key_M, id_M = keys.find(key_words([text_key(text) for text in known_texts(parse_judged(row))]))
+    table = pa.table({"text": [json.dumps(row)], "file": [0], "offset": [0]})
+    known = KnownPassages(key_M, id_M, np.zeros(len(id_M), np.float32))
+    hits = SearchHits(table, np.array([[3, 2, 1]], np.float32), np.arange(3)[None], known)
+    lookup = SimpleNamespace(texts=lambda ids: {i: passages[i] for i in ids.tolist()})
+    metrics = measure_block(hits, Ranking(2 + (not drop), drop), False, lookup)
+    assert metrics.values["Recall@1"].tolist() == [0]
+    assert metrics.relevant_scores.tolist() == ([1] if drop else [2, 1]) and metrics.other_scores.tolist() == [3]
+    assert metrics.self_hits == ((1, 1, 0) if drop else (0, 0, 0))
+
+
+@pytest.mark.parametrize("on_bad_rows", ["stop", "skip"])
+def test_a_query_id_with_two_texts_is_reported(tmp_path, on_bad_rows, capsys):
+    folder = BeirFolder(texts_by_id("a"), {"q1": "text"}, {"q1": {"a": 1}})
+    files = replace(folder.write(tmp_path / "beir", np.random.default_rng(0)), on_bad_rows=on_bad_rows)
+    with open(files.queries[0], "a") as out:
+        out.write('{"_id": "q1", "text": "other"}\n')
+    rows = InputFiles(list_files(files.queries, "--query_data"), "--query_data", parse_judged)
+    message = f"{files.queries[0]}:2: query q1 has another text in {files.queries[0]}:1\n"
+    if on_bad_rows == "stop":
+        with pytest.raises(UserError) as error:
+            write_judged_queries(files, rows, str(tmp_path / "work"), Console())
+        assert message in str(error.value) and "--on_bad_rows skip" in str(error.value)
+    else:
+        judged = write_judged_queries(files, rows, str(tmp_path / "work"), Console())
+        assert f"--query_data: 1 row skipped, whose id an earlier row has\n{message}" in capsys.readouterr().out
+        assert survey(judged.files, 100, judged.parse).total_rows == 1
