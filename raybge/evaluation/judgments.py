@@ -6,6 +6,7 @@ Letters in array names: Q queries, K ranks.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -122,10 +123,13 @@ def _report_hits(results: Sequence[BlockMetrics], ranking: Ranking, console: Con
     """Print the numbers of absent passages and of dropped hits, and return those that belong to the metrics."""
     if absent := sum(int(result.absent_Q.sum()) for result in results):
         console.info(f"{absent:,} relevant passages are not in the corpus: they count as relevant and not retrieved")
-    if unreadable := sum(result.unreadable_lines for result in results):
+    queries = Counter(str(name) for result in results for name in result.run_queries)
+    if repeated := sum(count > 1 for count in queries.values()):
         console.info(
-            f"--run_file: {plural(unreadable, 'line')} have an id with white space: trec_eval cannot read them"
+            f"--run_file: {plural(repeated, 'id')} of several queries each, which trec_eval takes for one query"
         )
+    if unreadable := sum(result.unreadable_lines for result in results):
+        console.info(f"--run_file: {plural(unreadable, 'line')} with white space in an id, which trec_eval cannot read")
     if not ranking.drop_self_hits:
         return {}
     dropped, relevant, differing = np.sum([result.self_hits for result in results], axis=0).tolist()
@@ -154,7 +158,8 @@ class BlockMetrics:
         other_scores: scores of the other retrieved passages.
         self_hits: number of dropped hits, of those judged relevant, and of those with another text than the query.
         run_lines: lines of a TREC run.
-        unreadable_lines: number of lines of which trec_eval cannot read the fields.
+        run_queries: names of the queries in these lines.
+        unreadable_lines: number of these lines whose fields trec_eval cannot read.
     """
 
     values: dict[str, np.ndarray]
@@ -163,6 +168,7 @@ class BlockMetrics:
     other_scores: np.ndarray
     self_hits: tuple[int, int, int] = (0, 0, 0)
     run_lines: bytes = b""
+    run_queries: Sequence[object] = ()
     unreadable_lines: int = 0
 
 
@@ -199,7 +205,11 @@ def measure_block(hits: SearchHits, ranking: Ranking, writes_run: bool, lookup: 
         [[each.get(i, 0) > 0 for i in row] for each, row in zip(relevant, hits.ids_QK.tolist(), strict=True)], bool
     )
     retrieved_QK = hits.ids_QK >= 0
-    lines = _run_lines(hits, raws, lookup) if writes_run else b""
+    queries = _query_names(hits, raws) if writes_run else []
+    lines = b""
+    if writes_run:
+        names = lookup.names(hits.ids_QK[hits.ids_QK >= 0])
+        lines = run_lines(queries, hits.ids_QK, hits.scores_QK, names)
     return BlockMetrics(
         values=measure(hits.ids_QK, relevant, absent, cutoffs),
         absent_Q=np.array([sum(grade > 0 for grade in each) for each in absent]),
@@ -207,6 +217,7 @@ def measure_block(hits: SearchHits, ranking: Ranking, writes_run: bool, lookup: 
         other_scores=hits.scores_QK[retrieved_QK & ~relevant_QK],
         self_hits=self_hits,
         run_lines=lines,
+        run_queries=queries,
         unreadable_lines=sum(len(line.split()) != FIELDS for line in lines.splitlines()),
     )
 
@@ -219,14 +230,11 @@ def answer_grades(group: Group) -> dict[str, int]:
     return grades
 
 
-def _run_lines(hits: SearchHits, raws: Sequence[dict[str, Any]], lookup: PassageLookup) -> bytes:
-    """Return the lines of a TREC run; a query without an id is named by its position."""
-    names = lookup.names(hits.ids_QK[hits.ids_QK >= 0])
+def _query_names(hits: SearchHits, raws: Sequence[dict[str, Any]]) -> list[object]:
+    """Return the names of the queries in a TREC run: their ids, or the positions of those without one."""
     positions = zip(hits.table["file"].to_pylist(), hits.table["offset"].to_pylist(), strict=True)
-    queries = [
-        raw.get("_id", raw.get("id", f"{file}:{offset}")) for raw, (file, offset) in zip(raws, positions, strict=True)
-    ]
-    return run_lines(queries, hits.ids_QK, hits.scores_QK, names)
+    ids = (raw.get("_id", raw.get("id")) for raw in raws)
+    return [f"{file}:{offset}" if i is None else i for i, (file, offset) in zip(ids, positions, strict=True)]
 
 
 # --- hits that are the query itself -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from raybge.cli.console import Console
 from raybge.data.groups import id_key, parse_document, parse_judged, text_key
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
+from raybge.evaluation import judgments
 from raybge.evaluation.judgments import known_texts, measure_block, write_judged_queries
 from raybge.evaluation.spec import Ranking, RetrievalFiles
 from raybge.search import topk
@@ -225,6 +226,31 @@ def test_without_ids_the_text_of_the_query_is_dropped(drop):
     assert metrics.values["Recall@1"].tolist() == [0]
     assert metrics.relevant_scores.tolist() == ([1] if drop else [2, 1]) and metrics.other_scores.tolist() == [3]
     assert metrics.self_hits == ((1, 1, 0) if drop else (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"_id": "a"}, {"_id": "b"}], ""),
+        (
+            [{"_id": "a"}, {"id": "a"}, {"_id": "b"}],
+            "1 id of several queries each, which trec_eval takes for one query",
+        ),
+        ([{"_id": 1}, {"_id": "1"}, {"id": "c"}, {"id": "c"}], "2 ids of several queries each"),
+        ([{"_id": None}, {"id": None}, {}], ""),  # named by their positions
+        ([{"_id": "a b"}, {"_id": "c"}], "1 line with white space in an id, which trec_eval cannot read"),
+    ],
+)
+def test_names_that_trec_eval_would_misread_are_counted(rows, message, capsys):
+    raws = [json.dumps({"query": f"{number}", "pos": ["a"], **row}) for number, row in enumerate(rows)]
+    table = pa.table({"text": raws, "file": [0] * len(rows), "offset": [*range(len(rows))]})
+    known = KnownPassages(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    hits = SearchHits(table, np.ones((len(rows), 1), np.float32), np.zeros((len(rows), 1), np.int64), known)
+    metrics = measure_block(hits, Ranking(1), True, SimpleNamespace(names=lambda ids: {0: "d"}))
+    judgments._report_hits([metrics], Ranking(1), Console())
+    assert message in capsys.readouterr().out and (
+        message or len(pytrec_eval.parse_run(metrics.run_lines.decode().splitlines())) == len(rows)
+    )
 
 
 @pytest.mark.parametrize("on_bad_rows", ["stop", "skip"])
