@@ -18,7 +18,11 @@ from raybge.util.plural import plural
 _QUOTED = 60  # characters of a wrong value that a message quotes
 _MISSING = frozenset({"None", "nan", "NaN", "null", "NULL", "<NA>"})
 _LONGEST_LIST = 1 << 20  # characters: longer texts are not parsed
-_DOCUMENT_FIELDS = ("title", "query", "text", "contents", "content", "body")
+# Of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO.
+BODY_FIELDS = ("text", "contents", "content", "body")
+_OTHER_BODY_FIELDS = frozenset(BODY_FIELDS[1:])
+_LISTED = 20  # fields of a row that a message lists
+_DOCUMENT_FIELDS = ("title", "query", *BODY_FIELDS)
 
 
 class RowError(ValueError):
@@ -95,8 +99,8 @@ def parse_example(raw: dict[str, Any]) -> tuple[str, str]:
 
 
 def parse_passage(raw: dict[str, Any]) -> str:
-    """Parse a passage {"text"} or, as in FlagEmbedding, {"content"}; RowError if it is not a non-empty string."""
-    return _text(raw, "content" if "text" not in raw and "content" in raw else "text")
+    """Parse a passage, whose text is in one of BODY_FIELDS; RowError if it is not a non-empty string."""
+    return _text(raw, _body_field(raw))
 
 
 def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> str:
@@ -110,14 +114,15 @@ def parse_field(raw: dict[str, Any], field: str, also: Sequence[str] = ()) -> st
 def parse_document(raw: dict[str, Any]) -> Document:
     """Parse a passage {"_id" or "id", "text", "title"?} in BEIR's format; the title precedes the text.
 
-    Raises RowError if the id or the text is missing.
+    The text is in one of BODY_FIELDS; after a title it may be empty. Raises RowError if the id or the text is missing.
     """
-    title = raw.get("title")
+    title, field = raw.get("title"), _body_field(raw)
+    if not (title is None or isinstance(title, str)):
+        raise RowError("title", f"must be a string or null, {_actual(raw, 'title')}")
     if _is_text(title):
-        body = raw.get("text")
-        document = Document(f"{title} {body}".strip() if isinstance(body, str) else title)
+        document = Document(title if _is_blank(raw[field]) else f"{title} {_text(raw, field)}".strip())
     else:
-        document = Document(parse_passage(raw))
+        document = Document(_text(raw, field))
     document.id = row_id(raw)
     return document
 
@@ -208,6 +213,26 @@ def near_key(text: str) -> bytes:
 def short_key(text: str) -> int:
     """Return the first 8 bytes of `text_key` as a signed number."""
     return int.from_bytes(text_key(text)[:8], "little", signed=True)
+
+
+def _body_field(raw: dict[str, Any]) -> str:
+    """Return the one of BODY_FIELDS that holds the row's text; RowError if there is none, or if two texts differ."""
+    if "text" in raw and _OTHER_BODY_FIELDS.isdisjoint(raw):
+        return "text"
+    fields = [field for field in BODY_FIELDS if field in raw]
+    if not fields:
+        names = ", ".join(map(_quote, [*raw][:_LISTED])) + (", ..." if len(raw) > _LISTED else "")
+        others = ", ".join(map(_quote, BODY_FIELDS[1:]))
+        raise RowError("text", f"must be a non-empty string (or {others}), but the row has {names or 'no field'}")
+    texts = {field: _text(raw, field) for field in fields if not _is_blank(raw[field])}
+    if len({*texts.values()}) > 1:
+        names = " and ".join(map(_quote, texts))
+        raise RowError(fields[0], f"must be the only text of the row, but {names} differ: remove all but one")
+    return next(iter(texts or fields))
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, str) and value.isspace())
 
 
 def _text(raw: dict[str, Any], field: str) -> str:

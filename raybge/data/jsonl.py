@@ -261,8 +261,29 @@ def _compressed_elements(stream: pa.NativeFile, kind: str) -> Iterator[Element]:
 # ---- JSON --------------------------------------------------------------------------------------------------
 
 
+class _AmbiguousObject(dict[str, Any]):
+    """Object in which `key` has two different values."""
+
+    key: str
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; an ambiguous one is an error only as a row, not inside an unread field."""
+    raw = dict(pairs)
+    if len(raw) == len(pairs):
+        return raw
+    first: dict[str, Any] = {}
+    for key, value in pairs:
+        if first.setdefault(key, value) != value:
+            raw = _AmbiguousObject(raw)
+            raw.key = key
+            break
+    return raw
+
+
 # NaN, Infinity and -Infinity, which JSON lacks and other programs write, are null: refused only where they are read.
 _JSON = json.JSONDecoder(parse_constant=lambda _: None)
+_CHECKED_JSON = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_check_keys)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -270,7 +291,9 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 def _object(text: str) -> dict[str, Any]:
     not_json = "must be a JSON object, found text that is not JSON"
     try:
-        raw = _JSON.decode(text)
+        raw, end = _CHECKED_JSON.raw_decode(text)
+        if end != len(text):
+            _JSON.decode(text)  # raises the error with its place, unless white space follows
     except json.JSONDecodeError as err:
         raise RowError("", f"{not_json} ({err.msg}, column {err.colno})") from err
     except (ValueError, RecursionError) as err:
@@ -279,6 +302,8 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         names = {list: "a list", str: "a string", type(None): "null", bool: "true or false"}
         raise RowError("", f"must be a JSON object, found {names.get(type(raw), 'a number')}")
+    if isinstance(raw, _AmbiguousObject):
+        raise RowError(_printable(raw.key), "must occur once in a row, found it twice with different values")
     # Half of a surrogate pair, escaped, is valid JSON but no text that can be written. Most rows have no backslash, and
     # the search for one character is much faster than for a pattern.
     if "\\" in text and _SURROGATE.search(text):

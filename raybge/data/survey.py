@@ -48,6 +48,12 @@ class Survey:
         """Valid rows in all files."""
         return int(self.rows.sum())
 
+    def place(self, block: int, line: int) -> str:
+        """Return `file:line` of a line of a block, which is counted from 1 within the block."""
+        file = self.blocks[block].file
+        first = next(number for number, each in enumerate(self.blocks) if each.file == file)
+        return f"{self.files[file].name}:{int(self.lines[first:block].sum()) + line}"
+
     def rows_by_file(self) -> dict[str, int]:
         """Return the number of valid rows of each file, by its name."""
         counts = dict.fromkeys((file.name for file in self.files), 0)

@@ -61,6 +61,8 @@ def evaluate_tasks(spec: EvaluationSpec, console: Console) -> dict[str, float]:
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         console.info(describe_model(spec.model.encoder))
         console.info(f"tasks: {', '.join(task.metadata.name for task in tasks)}")
+        if dropping := [name for name, drops in _drop_settings(tasks).items() if drops]:
+            console.info(f"hits that are the query itself are dropped (ignore_identical_ids): {', '.join(dropping)}")
         if spec.dry_run:
             return {}
         model = _model_on_actors(spec, plan)
@@ -104,6 +106,11 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
     return tasks
 
 
+def _drop_settings(tasks: Sequence[Any]) -> dict[str, bool]:
+    """Return, for each retrieval task, its setting to drop the hit that has the query's id; mteb itself applies it."""
+    return {task.metadata.name: task.ignore_identical_ids for task in tasks if hasattr(task, "ignore_identical_ids")}
+
+
 def _model_on_actors(spec: EvaluationSpec, plan: Plan) -> MtebEncoder:
     embedder = make_embedder(spec.model.encoder, plan)
     name = f"raybge/{os.path.basename(spec.model.encoder.model_name_or_path.rstrip('/'))}"
@@ -127,7 +134,11 @@ def _write_results(
     spec: EvaluationSpec, path: str, metrics: Mapping[str, float], tasks: Sequence[Any], results: Sequence[Any]
 ) -> None:
     """Write the main scores with mteb's complete results and, next to them, the report page."""
-    values = {**metrics, "tasks": [result.model_dump(mode="json") for result in results]}
+    values = {
+        **metrics,
+        "ignore_identical_ids": _drop_settings(tasks),
+        "tasks": [result.model_dump(mode="json") for result in results],
+    }
     with open_atomic(path, "--metrics_file") as out:
         out.write((json.dumps(values, indent=2) + "\n").encode())
     report_path = append_to_path(path, f".{REPORT}")

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from raybge.cli.console import Console
 from raybge.cluster.resources import Cluster
 from raybge.data.groups import id_key, parse_document, parse_judged, parse_passage, text_key
+from raybge.data.qrels import parse_answered
 from raybge.data.source_files import list_files
 from raybge.data.survey import Survey
 from raybge.evaluation.estimate import estimate
-from raybge.evaluation.judgments import ModelMetrics, relevant_texts, search_and_measure, write_judged_queries
+from raybge.evaluation.judgments import ModelMetrics, known_texts, search_and_measure, write_judged_queries
 from raybge.evaluation.spec import EvaluationSpec
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors
 from raybge.search.deduplication import deduplicate
 from raybge.search.embedder import make_embedder
+from raybge.search.id_conflicts import check_id_conflicts
 from raybge.search.index import build_index, report_recall
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input, open_inputs
 from raybge.search.memory import SearchMemory
@@ -81,7 +83,7 @@ def open_data(spec: EvaluationSpec, console: Console) -> Iterator[RetrievalData]
         with open_inputs(inputs, spec.scale, work, console) as (cluster, surveys):
             clock, store = StageClock(), Store(work)
             with clock("deduplicate"):
-                search = _search_data(spec, surveys, store)
+                search = _search_data(spec, surveys, store, console)
             clock.count("deduplicate", int(search.unique.total_B.sum()), "passages")
             yield RetrievalData(search, cluster, store, clock)
 
@@ -98,12 +100,16 @@ def _input_files(spec: EvaluationSpec, work: str, console: Console) -> list[Inpu
     return [corpus, write_judged_queries(files, queries, work, console) if files.qrels else queries]
 
 
-def _search_data(spec: EvaluationSpec, surveys: Sequence[Survey], store: Store) -> SearchData:
+def _search_data(spec: EvaluationSpec, surveys: Sequence[Survey], store: Store, console: Console) -> SearchData:
     """Deduplicate the corpus: by document ids if there are judgments of these, else by texts."""
-    parse, key = (parse_document, id_key) if spec.files.qrels else (parse_passage, text_key)
-    corpus = Passages(surveys[0], parse, single_passage, key)
-    unique = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, key)
-    return SearchData(corpus, unique, Queries(surveys[1], parse_judged, relevant_texts, key))
+    if not spec.files.qrels:
+        corpus = Passages(surveys[0], parse_passage, single_passage, text_key)
+        unique = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, corpus.key)
+        return SearchData(corpus, unique, Queries(surveys[1], parse_judged, known_texts, text_key))
+    corpus = Passages(surveys[0], parse_document, single_passage, id_key)
+    unique = deduplicate(corpus.survey, corpus.parse, corpus.texts, store, corpus.key, compare_texts=True)
+    check_id_conflicts(corpus, unique, "--corpus_data", spec.files.on_bad_rows, console)
+    return SearchData(corpus, unique, Queries(surveys[1], parse_answered, known_texts, id_key))
 
 
 def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalData, console: Console) -> ModelMetrics:
@@ -122,13 +128,14 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
         UserError: a cluster that is too small, or a file of embeddings that does not fit.
     """
     search, clock, store = data.search, data.clock, data.store
-    spec.index.check_candidates(data.cluster, spec.k, "k")
+    ranking = spec.ranking
+    spec.index.check_candidates(data.cluster, ranking.depth, "k")
     plan = spec.scale.plan(data.cluster, cores_a_worker=1)
     embedder = make_embedder(encoder, plan)
     memory = SearchMemory.plan(spec.index, data.cluster, plan, search.unique.passages, embedder.dim)
     console.info(f"cluster: {data.cluster.describe()}; {plan.describe('actor')}")
     _print_plan(spec, encoder, search, memory, console)
-    if cost := estimate(search, embedder, plan, spec.index.kind, spec.k, passages_saved=spec.embeddings.load):
+    if cost := estimate(search, embedder, plan, spec.index.kind, ranking.k, passages_saved=spec.embeddings.load):
         console.info(cost)
     if spec.dry_run:
         return ModelMetrics({})
@@ -142,8 +149,8 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
     with clock("index"):
         index = build_index(passages, store, spec.index, plan, memory.resident_shards)
     with index, clock("search"):
-        metrics = search_and_measure(index, queries, spec.k, spec.run_file, console)
-        report_recall(index, queries, spec.k, console)
+        metrics = search_and_measure(index, queries, ranking, spec.run_file, console)
+        report_recall(index, queries, ranking.depth, console)
     clock.count("search", data.counts["queries"], "queries")
     clock.report(console)
     return replace(metrics, summary={**metrics.summary, **data.counts})
@@ -154,9 +161,11 @@ def _print_plan(
 ) -> None:
     console.info(describe_model(encoder))
     console.info(describe_data(search, spec.index.shard_size))
-    console.info(memory.describe(search, spec.k))
-    if spec.k > search.unique.passages:
-        console.info(f"--k {spec.k:,}: the corpus has only {search.unique.passages:,} passages; all of them are ranked")
+    console.info(memory.describe(search, spec.ranking.depth))
+    if spec.ranking.k > search.unique.passages:
+        console.info(
+            f"--k {spec.ranking.k:,}: the corpus has only {search.unique.passages:,} passages; all of them are ranked"
+        )
 
 
 # --- embeddings of the corpus in a file -------------------------------------------------------------------------------

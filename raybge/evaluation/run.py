@@ -59,7 +59,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
 
 def _print_metrics(spec: EvaluationSpec, metrics: ModelMetrics, console: Console) -> None:
     kinds = list(dict.fromkeys(name.split("@")[0] for name in metrics.values))
-    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= spec.k]
+    cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= spec.ranking.k]
     rows = [(kind, *(f"{metrics.summary[f'{kind}@{cutoff}']:.4f}" for cutoff in cutoffs)) for kind in kinds]
     console.table(("", *(f"@{cutoff}" for cutoff in cutoffs)), rows)
 

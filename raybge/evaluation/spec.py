@@ -117,6 +117,24 @@ class RetrievalFiles:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Passages that are measured for each query.
+
+    Args:
+        k: number of passages.
+        drop_self_hits: leave out the passage that is the query itself, before the first k are taken.
+    """
+
+    k: int
+    drop_self_hits: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Number of passages to retrieve."""
+        return self.k + self.drop_self_hits
+
+
+@dataclass(frozen=True)
 class EmbeddingFile:
     """File of the corpus's embeddings (`--save_path`), and whether this run writes or reads it."""
 
@@ -141,7 +159,7 @@ class EvaluationSpec:
         models: the model and those of --compare.
         files: corpus and queries.
         mteb_tasks: names of MTEB tasks; if there are any, `files` are empty.
-        k: number of passages retrieved per query.
+        ranking: passages that are retrieved and measured.
         index: index of the corpus.
         embeddings: file of the corpus's embeddings.
         metrics_file: JSON file to write; None for none.
@@ -154,7 +172,7 @@ class EvaluationSpec:
     models: tuple[EvaluatedModel, ...]
     files: RetrievalFiles
     mteb_tasks: tuple[str, ...]
-    k: int
+    ranking: Ranking
     index: IndexSpec
     embeddings: EmbeddingFile
     metrics_file: str | None
@@ -195,11 +213,13 @@ class EvaluationSpec:
             if path := getattr(options, name):
                 exists(path, f"--{name}")  # raises for a folder
         names = [options.model_name_or_path, *(options.compare or [])]
+        files = RetrievalFiles() if options.mteb_tasks else RetrievalFiles.from_options(options)
+        drop = options.drop_self_hits if options.drop_self_hits is not None else files.qrels is not None
         return cls(
             models=tuple(EvaluatedModel(name, evaluation_encoder(options, name)) for name in names),
-            files=RetrievalFiles() if options.mteb_tasks else RetrievalFiles.from_options(options),
+            files=files,
             mteb_tasks=tuple(options.mteb_tasks or ()),
-            k=options.k,
+            ranking=Ranking(options.k, drop),
             index=index,
             embeddings=EmbeddingFile(options.save_path, options.save_embedding, options.load_embedding),
             metrics_file=options.metrics_file,
@@ -251,6 +271,10 @@ def _check_data(options: EvaluateOptions) -> None:
             raise UserError(f"missing: {', '.join(missing)} (or --mteb_tasks)")
         return
     retrieval_only = (*data_flags, "qrels", "compare", "run_file", "save_embedding", "load_embedding")
+    if options.drop_self_hits is not None:
+        raise UserError(
+            "--drop_self_hits: each of the --mteb_tasks has a setting of its own (ignore_identical_ids); omit the flag"
+        )
     if conflicts := [f"--{name}" for name in retrieval_only if getattr(options, name)]:
         raise UserError(f"--mteb_tasks: the tasks have data of their own; omit {', '.join(conflicts)}")
 

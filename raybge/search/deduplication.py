@@ -1,9 +1,9 @@
 """Deduplication of the pool, and positives that several rows of one query share: by hashes, shuffled on Ray.
 
 Results are kept in the store, so that a second start reads them. A process holds 16 bytes per passage of its partition
-of the hashes, and as many again to sort them; the driver holds a few numbers per block.
+of the hashes (32 if passages have ids), and as many again to sort them; the driver holds a few numbers per block.
 
-Letters in array names: P passages, B blocks, Q queries, K keys.
+Letters in array names: P passages, B blocks, Q queries, K keys, C conflicts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from raybge.util.versions import RAYBGE
 
 MIN_BLOCKS = 32  # blocks that one task hashes
 PARTITION_BYTES = 1 << 30  # input bytes per partition of the hashes
+MAX_CONFLICTS = 10  # conflicts of a group of blocks that are located; others are only counted
 MAX_SHARED_POSITIVES = 1000  # positives of one query in the whole file: bounds the memory for a query of endless rows
 
 Key = Callable[[str], bytes]
@@ -68,12 +69,17 @@ class UniquePassages:
         groups: the blocks.
         total_B: passages of each block.
         unique_B: first occurrences in each block.
+        conflicts: the first passages whose key an earlier passage has with another text, each as (group, number of the
+            passage in the group, the earlier passage's group and number).
+        conflict_count: number of all such passages.
     """
 
     store: Store
     groups: list[BlockGroup]
     total_B: np.ndarray
     unique_B: np.ndarray
+    conflicts: Sequence[tuple[int, int, int, int]] = ()
+    conflict_count: int = 0
 
     @property
     def passages(self) -> int:
@@ -84,6 +90,13 @@ class UniquePassages:
     def duplicates(self) -> int:
         """Number of dropped passages."""
         return int(self.total_B.sum()) - self.passages
+
+    def locate(self, group: int, number: int) -> tuple[int, int]:
+        """Return the block of a group's passage, and the passage's number in it."""
+        first = group * len(self.groups[0].blocks)
+        end_B = np.cumsum(self.total_B[first : first + len(self.groups[group].blocks)])
+        block = int(np.searchsorted(end_B, number, side="right"))
+        return first + block, number - int(end_B[block] - self.total_B[first + block])
 
     def reader(self, block: int) -> Callable[[], np.ndarray]:
         """Return a function that reads first_P of one block: true for the first passage of its text."""
@@ -98,7 +111,14 @@ def _read_first(store: Store, name: str, start: int, stop: int) -> np.ndarray:
     return store.arrays(name)["first_P"][start:stop]
 
 
-def deduplicate(survey: Survey, parse: Parse, texts: TextsOfRow, store: Store, key: Key = text_key) -> UniquePassages:
+def deduplicate(
+    survey: Survey,
+    parse: Parse,
+    texts: TextsOfRow,
+    store: Store,
+    key: Key = text_key,
+    compare_texts: bool = False,
+) -> UniquePassages:
     """Find the first passage of each key. Ray must be connected.
 
     Args:
@@ -107,62 +127,96 @@ def deduplicate(survey: Survey, parse: Parse, texts: TextsOfRow, store: Store, k
         texts: returns the passages of a parsed row.
         store: keeps the result.
         key: hash of a passage, 16 bytes; the default is that of its text.
+        compare_texts: also find the passages that have the key of an earlier one, but another text.
 
     Returns:
         The first passages.
     """
-    groups, parts = _groups(survey, "unique", _qualified_name(parse), _qualified_name(texts), _qualified_name(key))
+    names = map(_qualified_name, (parse, texts, key))
+    groups, parts = _groups(survey, "unique", *names, compare_texts)
     if all(store.has(group.name) for group in groups):
-        arrays = [store.arrays(group.name, "total_B", "unique_B") for group in groups]
-        counts = [(each["total_B"], each["unique_B"]) for each in arrays]
+        arrays = [store.arrays(group.name, "total_B", "unique_B", "conflict_C3", "conflicts") for group in groups]
+        results = [tuple(each.values()) for each in arrays]
     else:
-        split = partial(_split_keys, parse, texts, key)
-        counts = exchange(groups, parts, split, _first_in_partition, partial(_write_first, store))
-    return UniquePassages(store, groups, *(np.concatenate(each) for each in zip(*counts, strict=True)))
+        split = partial(_split_keys, parse, texts, key, compare_texts)
+        results = exchange(groups, parts, split, _first_in_partition, partial(_write_first, store))
+    total, unique, conflict_C3, counts = zip(*results, strict=True)
+    conflicts = [(group, *conflict) for group, each in enumerate(conflict_C3) for conflict in each.tolist()]
+    return UniquePassages(store, groups, np.concatenate(total), np.concatenate(unique), conflicts, int(sum(counts)))
 
 
 def _split_keys(
-    parse: Parse, texts: TextsOfRow, key: Key, group: BlockGroup, parts: int
+    parse: Parse, texts: TextsOfRow, key: Key, compare_texts: bool, group: BlockGroup, parts: int
 ) -> tuple[Any, list[np.ndarray]]:
-    """Return (passages of each block, partition of each passage), and the keys of each partition."""
+    """Return (passages of each block, partition of each passage), and the keys of each partition.
+
+    To compare texts, a key is followed by 8 bytes of the text's hash and by the passage's number in the group.
+    """
     totals: list[int] = []
     keys: list[bytes] = []
+    hashes: list[bytes] = []
     for file, block in group.blocks:
         before = len(keys)
         for row, _ in scan(file, block, parse):
             if isinstance(row, Row):
-                keys += [key(text) for text in texts(row.value)]
+                passages = texts(row.value)
+                keys += [key(text) for text in passages]
+                hashes += [text_key(text) for text in passages] if compare_texts else []
         totals.append(len(keys) - before)
-    keys_P2 = key_words(keys)
-    part_P = keys_P2[:, 0] % parts
-    return (np.array(totals, np.int64), part_P), [keys_P2[part_P == part] for part in range(parts)]
+    keys_PW = key_words(keys)
+    part_P = keys_PW[:, 0] % parts
+    if compare_texts:
+        keys_PW = np.column_stack([keys_PW, key_words(hashes)[:, 0], np.arange(len(keys), dtype=np.uint64)])
+    return (np.array(totals, np.int64), part_P), [keys_PW[part_P == part] for part in range(parts)]
 
 
-def _first_in_partition(keys: list[np.ndarray]) -> list[np.ndarray]:
-    return np.split(first_of_each(np.concatenate(keys)), np.cumsum([len(each) for each in keys])[:-1])
+def _first_in_partition(keys: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (first_P, conflict_C3) of each group; a conflict is (number, the earlier passage's group and number)."""
+    keys_PW = np.concatenate(keys)
+    ends = np.cumsum([len(each) for each in keys])
+    earlier_P = first_rows(keys_PW[:, :2])
+    first_P = earlier_P == np.arange(len(keys_PW))
+    conflict_C = np.zeros(0, np.int64)
+    if keys_PW.shape[1] > 2:
+        conflict_C = np.flatnonzero(keys_PW[:, 2] != keys_PW[earlier_P, 2])
+    earlier_C = earlier_P[conflict_C]
+    numbers = [keys_PW[conflict_C, -1], np.searchsorted(ends, earlier_C, side="right"), keys_PW[earlier_C, -1]]
+    conflict_C3 = np.column_stack(numbers).astype(np.int64)
+    conflicts = np.split(conflict_C3, np.searchsorted(conflict_C, ends[:-1]))
+    return list(zip(np.split(first_P, ends[:-1]), conflicts, strict=True))
+
+
+def first_rows(keys_P2: np.ndarray) -> np.ndarray:
+    """Return the first row with the key of each row, (P,) int64."""
+    order_P = np.lexsort((keys_P2[:, 1], keys_P2[:, 0]))  # stable: the first of equal keys stays first
+    differs_P = np.ones(len(keys_P2), bool)
+    differs_P[1:] = (keys_P2[order_P[1:]] != keys_P2[order_P[:-1]]).any(axis=1)
+    rows_P = np.empty(len(keys_P2), np.int64)
+    rows_P[order_P] = order_P[differs_P][np.cumsum(differs_P) - 1]
+    return rows_P
 
 
 def first_of_each(keys_P2: np.ndarray) -> np.ndarray:
     """Return first_P: true for the first row of each distinct key."""
-    order_P = np.lexsort((keys_P2[:, 1], keys_P2[:, 0]))  # stable: the first of equal keys stays first
-    differs_P = np.ones(len(keys_P2), bool)
-    differs_P[1:] = (keys_P2[order_P[1:]] != keys_P2[order_P[:-1]]).any(axis=1)
-    first_P = np.zeros(len(keys_P2), bool)
-    first_P[order_P[differs_P]] = True
+    first_P: np.ndarray = first_rows(keys_P2) == np.arange(len(keys_P2))
     return first_P
 
 
 def _write_first(
-    store: Store, group: BlockGroup, counts: Any, parts: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+    store: Store, group: BlockGroup, counts: Any, parts: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     total_B, part_P = counts
     first_P = np.zeros(len(part_P), bool)
-    for part, first in enumerate(parts):
+    for part, (first, _) in enumerate(parts):
         first_P[part_P == part] = first
     ends_B = np.cumsum(total_B)
     unique_B = np.diff(np.concatenate([[0], np.cumsum(first_P)])[np.concatenate([[0], ends_B])])
-    store.write_arrays(group.name, first_P=first_P, total_B=total_B, unique_B=unique_B)
-    return total_B, unique_B
+    conflict_C3 = np.concatenate([conflicts for _, conflicts in parts])
+    count = np.array(len(conflict_C3))
+    conflict_C3 = conflict_C3[np.argsort(conflict_C3[:, 0])][:MAX_CONFLICTS]
+    arrays = {"total_B": total_B, "unique_B": unique_B, "conflict_C3": conflict_C3, "conflicts": count}
+    store.write_arrays(group.name, first_P=first_P, **arrays)
+    return total_B, unique_B, conflict_C3, count
 
 
 # --- queries ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raybge.data.groups import (
+    BODY_FIELDS,
     Group,
     RowError,
     check_texts,
@@ -205,21 +206,64 @@ def test_scored_group_errors(raw: dict, field: str, expected: str) -> None:
     assert (caught.value.field, caught.value.expected) == (field, expected)
 
 
-def test_passages() -> None:
-    assert parse_passage({"text": "t"}) == "t"
-    assert parse_passage({"content": "c", "id": 1}) == "c"
-    assert parse_passage({"text": "t", "content": "c"}) == "t"
-    wrong: list[tuple[dict, str]] = [
-        ({}, "text"),
-        ({"text": ""}, "text"),
-        ({"text": 1, "content": "c"}, "text"),
-    ]
-    for raw, field in wrong:
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"text": "t"},
+        {"contents": "t", "id": 1},  # pyserini
+        {"content": "t", "id": 1},  # FlagEmbedding
+        {"docid": "1", "body": "t"},  # MS MARCO
+        {"text": "t", "contents": "t"},
+        {"text": "", "contents": None, "body": "t"},  # columns of a table with rows of several sources
+        {"content": "t", "text": " "},
+        {"text": "t", "content": None, "more": ["x"]},
+    ],
+)
+def test_passages(raw: dict) -> None:
+    assert parse_passage(raw) == "t"
+    document = parse_document({"_id": "d", **raw, "title": ""})
+    assert document == "t" and document.id == "d"
+    assert parse_document({"_id": "d", **raw, "title": "T"}) == "T t"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "expected"),
+    [
+        ({}, "text", 'must be a non-empty string (or "contents", "content", "body"), but the row has '),
+        ({"passage": "t", "Text": "t"}, "text", 'but the row has "passage", "Text"'),
+        ({"text": 1, "content": "c"}, "text", "must be a non-empty string, found 1"),
+        ({"text": "t", "body": ["c", "d"]}, "body", 'must be a non-empty string, found ["c", "d"]'),
+        ({"text": ["t"]}, "text", 'must be a non-empty string, found ["t"]'),
+        ({"contents": {"t": 1}}, "contents", 'must be a non-empty string, found {"t": 1}'),
+        ({"text": "t", "content": "c"}, "text", 'the only text of the row, but "text" and "content" differ'),
+        ({"contents": "t", "text": None, "body": "t "}, "text", 'but "contents" and "body" differ'),
+    ],
+)
+def test_a_body_under_no_name_or_under_two(raw: dict, field: str, expected: str) -> None:
+    """A title does not make it a document."""
+    rows = [(parse_passage, raw)]
+    rows += [(parse_document, {**raw, "_id": "d", **title}) for title in ({}, {"title": "T"}, {"title": None})]
+    for parse, row in rows:
         with pytest.raises(RowError) as caught:
-            parse_passage(raw)
+            parse(row)
+        assert caught.value.field == field and expected in caught.value.expected
+
+
+@pytest.mark.parametrize("field", BODY_FIELDS)
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_an_empty_body(field: str, empty: str | None) -> None:
+    assert parse_document({"_id": "d", "title": "T", field: empty}) == "T"
+    for parse in (parse_passage, parse_document):
+        with pytest.raises(RowError, match="must be a non-empty string, found") as caught:
+            parse({"_id": "d", field: empty})
         assert caught.value.field == field
-    with pytest.raises(RowError, match="content"):
-        parse_passage({"content": " "})
+
+
+@pytest.mark.parametrize("title", [["T"], 1984, {"de": "T"}, False])
+def test_a_title_is_a_string(title: object) -> None:
+    with pytest.raises(RowError, match="must be a string or null, found") as caught:
+        parse_document({"_id": "d", "title": title, "text": "t"})
+    assert caught.value.field == "title"
 
 
 def test_judged_queries() -> None:

@@ -116,8 +116,39 @@ def test_text_that_resembles_half_a_surrogate_pair(tmp_path: Path) -> None:
 
 
 def test_json_is_decoded_as_by_the_standard_library(tmp_path: Path) -> None:
-    data = b'{"a": 1.0, "b": 1e3, "c": 123456789012345678901234567890, "d": "\\u00e9\\/", "a": 2}'
+    data = b'{"a": 1.0, "b": 1e3, "c": 123456789012345678901234567890, "d": "\\u00e9\\/"}'
     assert whole(put(tmp_path / "a.jsonl", data)) == [json.loads(data)]
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ('{"text": "a", "text": "b"}', "text"),
+        ('{"text": "a", "_id": 1, "text": ["a"]}', "text"),
+        ('{"text": "a", "te\\u0078t": "b"}', "text"),  # an escaped x
+        ('{"text": "a", "text": null}', "text"),
+        ('{"": 1, "": 2, "text": "a"}', ""),
+        ('{"text": "a", "pos": [], "text": "a", "pos": ["b"]}', "pos"),
+        ('{"text": "a", "text": "a"}', None),  # nothing is lost
+        ('{"text": "a", "more": {"text": "b", "b": 1, "b": 2}, "Text": "c"}', None),  # no row has such a field twice
+    ],
+)
+def test_a_key_with_two_values(row: str, key: str | None, tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", f'{{"t": 1}}\n{row}\n'), ("a.json", f'[{{"t": 1}}, {row}]')):
+        ((_, second),) = read_all(list_files(str(put(tmp_path / name, content)), "--f"), 1 << 20)
+        if key is None:
+            assert isinstance(second, Row) and second.raw == json.loads(row)
+        else:
+            assert isinstance(second, BadRow) and (second.field, second.line) == (key, 2)
+            assert second.expected.startswith("must occur once in a row")
+
+
+@pytest.mark.parametrize("end", [" ", "\t", "\r"])
+def test_white_space_around_a_row_is_no_part_of_it(end: str, tmp_path: Path) -> None:
+    assert whole(put(tmp_path / "a.json", f'[{end}{{"t": {end}1}}{end},{end}{{"t": 2}}{end}]')) == [{"t": 1}, {"t": 2}]
+    assert whole(put(tmp_path / "a.jsonl", f'{end}{{"t": 1}}{end}\n{{"t": 2}}{end}')) == [{"t": 1}, {"t": 2}]
+    ((row,),) = read_all(list_files(str(put(tmp_path / "b.jsonl", f'{{"t": 1}}{end}}}')), "--f"), 1 << 20)
+    assert isinstance(row, BadRow) and "Extra data, column 10" in row.expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from samples import CONTENTS, GOOD, anything, plain_loop, put
 from raybge.data import jsonl
 from raybge.data import survey as survey_module
 from raybge.data.groups import parse_group
-from raybge.data.jsonl import list_files
+from raybge.data.jsonl import list_files, read_block
 from raybge.data.survey import Survey, survey
 from raybge.util.errors import UserError
 
@@ -128,6 +128,20 @@ def test_counts_equal_those_of_a_plain_loop(block_bytes: int, tmp_path: Path) ->
         assert result.rows[mine].sum() == len(plain_loop(data)) == 4
         assert result.lines[mine].sum() == len(data.splitlines())
     assert (result.total_rows, result.bad, result.bad_count) == (12, [], 0)
+
+
+def test_the_place_of_a_line(tmp_path: Path) -> None:
+    """Blank lines count, and each file has its own numbers."""
+    for name in "ab":
+        put(tmp_path / f"{name}.jsonl", f'\n{{"t": "{name}"}}\n\n' * 20)
+    result = survey(list_files(str(tmp_path), "--f"), 25, anything)
+    places = [
+        result.place(block, row.line)
+        for block in range(len(result.blocks))
+        for row in read_block(result.files, result.blocks[block], anything)
+    ]
+    assert len(result.blocks) > 10
+    assert places == [f"{tmp_path}/{name}.jsonl:{3 * number + 2}" for name in "ab" for number in range(20)]
 
 
 def test_many_bad_rows(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from raybge.cli.options import EvaluateOptions
 from raybge.cli.parser import build_options
 from raybge.evaluate import main
 from raybge.evaluation import estimate
-from raybge.evaluation.spec import INSTRUCTION, evaluation_encoder
+from raybge.evaluation.spec import INSTRUCTION, EvaluationSpec, Ranking, evaluation_encoder
 from raybge.search import inputs
 
 
@@ -96,62 +96,77 @@ def test_metrics_equal_a_numpy_search(ray_cluster, data, tiny_model, tmp_path, m
 
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory, data, words):
-    """A BEIR folder: documents with titles, two with equal texts; graded judgments, some of unknown ids."""
+    """A BEIR folder: documents with titles, some with equal texts, four that are queries; grades from -1 to 2.
+
+    Some judged ids are unknown. A document is there twice, and one id has two texts.
+    """
     _, _, texts, _ = data
     random = np.random.default_rng(4)
     folder = tmp_path_factory.mktemp("beir")
     (folder / "qrels").mkdir()
-    documents = [{"_id": f"d{i}", "title": words[i], "text": texts[i // 2]} for i in range(90)]
-    documents[10]["title"] = documents[11]["title"] = ""  # two with equal texts
     queries = [{"_id": f"q{i}", "text": " ".join(texts[i].split()[:4])} for i in range(40)]
-    lines = ["query-id\tcorpus-id\tscore"]
+    documents = [{"_id": f"d{i}", "title": words[i], "contents": texts[i // 2]} for i in range(90)]
+    documents[10]["title"] = documents[11]["title"] = documents[12]["contents"] = ""
+    documents += [{"_id": query["_id"], "title": "", "text": query["text"]} for query in queries[:4]]
+    documents[-1]["text"] = f"{words[0]} {documents[-1]['text']} {words[1]}"
+    lines = ["qid\tdocid\trel"]
     for i in range(30):
-        grades = {2 * i: 2, 2 * i + 1: int(random.integers(0, 3)), int(random.integers(60, 90)): 0}
-        lines += [f"q{i}\td{d}\t{grade}" for d, grade in grades.items()]
-    lines += ["q3\tgone\t1", "q31\td1\t0"]
-    write(folder / "corpus.jsonl", documents), write(folder / "queries.jsonl", queries)
+        grades = {2 * i: 2, 2 * i + 1: int(random.integers(-1, 3)), int(random.integers(60, 90)): 0}
+        lines += [f"q{i}\td{d}\t{grade}.0" for d, grade in grades.items()]
+    lines += ["q2\tq2\t1", "q3\tgone\t1", "q31\td1\t0"]
+    repeated = [documents[5], {**documents[6], "contents": "another text"}]
+    write(folder / "corpus.jsonl", documents + repeated), write(folder / "queries.jsonl", queries)
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
     return folder, documents, queries, [line.split("\t") for line in lines[1:]]
 
 
-def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_cluster, beir, tiny_model, tmp_path, capfd):
+def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_cluster, beir, tiny_model, tmp_path, monkeypatch, capfd):
     """Documents with equal texts are two documents. trec_eval gives the same metrics for the run file."""
     from raybge.model.encoder import Encoder
 
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     folder, documents, queries, lines = beir
-    run_file = tmp_path / "run.txt"
-    summary = evaluate_retrieval(
-        encoder=tiny_model, corpus_data=str(folder), query_data=str(folder), k=10, num_workers=1, run_file=str(run_file)
-    )
+    run_file, metrics_file = tmp_path / "run.txt", tmp_path / "metrics.json"
+    flags = dict(encoder=tiny_model, corpus_data=str(folder), query_data=str(folder), k=10, num_workers=1)
+    assert main(argv(flags)) == 2
+    path = folder / "corpus.jsonl"
+    assert f"{path}:96: document d6 has another text in {path}:7\n" in capfd.readouterr().err
+    flags |= dict(run_file=str(run_file), metrics_file=str(metrics_file), on_bad_rows="skip")
+    summary = evaluate_retrieval(**flags)
     output = capfd.readouterr().out
-    assert summary["queries"] == 30 and summary["corpus"] == 90
-    assert (
-        "10 queries without a relevant document are skipped" in output
-        and "1 relevant passages are not in the corpus" in output
-    )
+    assert summary["queries"] == 30 and summary["corpus"] == 94
+    for message in (
+        f"--corpus_data: 1 row skipped, whose id an earlier row has\n{path}:96: document d6 has another text",
+        "10 queries without a relevant document are skipped",
+        "1 relevant passages are not in the corpus",
+        "--drop_self_hits: 4 hits that are the query itself are dropped, 1 of them judged relevant",
+        "--drop_self_hits: 1 of them have another text than the query",
+    ):
+        assert message in output
 
     qrels: dict[str, dict[str, int]] = {}
     for query, document, grade in lines[:-1]:
-        qrels.setdefault(query, {})[document] = int(grade)
+        qrels.setdefault(query, {})[document] = int(float(grade))
     encoder = Encoder(tiny_model, devices="cpu")
-    texts = [f"{each['title']} {each['text']}".strip() for each in documents]
-    query_texts = [each["text"] for each in queries[:30]]
-    ranked = np.argsort(-(encoder.encode_queries(query_texts) @ encoder.encode_corpus(texts).T), axis=1, kind="stable")[
-        :, :10
-    ]
-    numpy_run = {f"q{i}": {f"d{d}": 1 - r / 100 for r, d in enumerate(row.tolist())} for i, row in enumerate(ranked)}
-    run: dict[str, dict[str, float]] = {}
-    for line in run_file.read_text().splitlines():
-        query, _, document, rank, _, _ = line.split()
-        run.setdefault(query, {})[document] = 1 - int(rank) / 100
-    names = {"ndcg_cut_10": "nDCG@10", "recall_10": "Recall@10", "map_cut_10": "MAP@10", "recip_rank": "MRR@10"}
+    names = [each["_id"] for each in documents]
+    texts = [f"{each['title']} {each.get('contents', each.get('text'))}".strip() for each in documents]
+    scores = encoder.encode_queries([each["text"] for each in queries[:30]]) @ encoder.encode_corpus(texts).T
+    ranked = np.argsort(-scores.round(5), axis=1, kind="stable")  # the last bits of a score depend on the batch
+    numpy_run = {}
+    for query, row in enumerate(ranked):
+        best = [names[d] for d in row if names[d] != f"q{query}"][:10]
+        numpy_run[f"q{query}"] = {name: -float(rank) for rank, name in enumerate(best)}
+    run = pytrec_eval.parse_run(run_file.read_text().splitlines())
+    trec_names = {"ndcg_cut_10": "nDCG@10", "recall_10": "Recall@10", "map_cut_10": "MAP@10", "recip_rank": "MRR@10"}
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10", "map_cut.10", "recip_rank"})
-    for each in (numpy_run, run):
+    for each, tolerance in ((numpy_run, 1e-6), (run, 1e-9)):
         values = evaluator.evaluate(each)
-        for theirs, ours in names.items():
+        for theirs, ours in trec_names.items():
             mean = np.mean([values[f"q{i}"][theirs] for i in range(30)])
-            assert summary[ours] == pytest.approx(mean, abs=1e-6)
+            assert summary[ours] == pytest.approx(mean, abs=tolerance)
     assert 0.03 < summary["nDCG@10"] < 0.95
+    counts = {"dropped_self_hits": 4, "dropped_relevant_self_hits": 1, "dropped_self_hits_with_other_text": 1}
+    assert counts.items() <= json.loads(metrics_file.read_text()).items()
 
 
 def test_models_are_compared_query_by_query(ray_cluster, data, tiny_model, other_model, tmp_path, capfd):
@@ -283,6 +298,25 @@ def test_lengths_come_from_flags_then_folder_then_defaults(tiny_model, tmp_path)
     assert encoder(tiny_model, add_instruction=True).query_instruction_for_retrieval == INSTRUCTION
 
 
+@pytest.mark.parametrize(
+    ("changed", "drops"),
+    [
+        ({}, False),
+        ({"drop_self_hits": True}, True),
+        ({"qrels": "a.tsv"}, True),
+        ({"qrels": "a.tsv", "drop_self_hits": False}, False),
+        ({"corpus_data": "beir", "query_data": "beir"}, True),
+        ({"corpus_data": "beir", "query_data": "beir", "drop_self_hits": "False"}, False),
+    ],
+)
+def test_self_hits_are_dropped_by_default_if_documents_have_ids(tiny_model, tmp_path, monkeypatch, changed, drops):
+    monkeypatch.chdir(tmp_path)
+    Path("beir", "qrels").mkdir(parents=True)
+    values = {"encoder": tiny_model, "corpus_data": "c.jsonl", "query_data": "q.jsonl", "k": 7, **changed}
+    ranking = EvaluationSpec.from_options(build_options(EvaluateOptions, values)).ranking
+    assert ranking == Ranking(7, drops) and ranking.depth == 7 + drops
+
+
 def flags(model, data, **changed):
     return argv({"encoder": model, "corpus_data": data[0], "query_data": data[1], "num_workers": 1, **changed})
 
@@ -305,6 +339,7 @@ def argv(flags):
         ({"save_embedding": True, "load_embedding": True}, "exclude each other"),
         ({"compare": "./nowhere"}, "--compare ./nowhere: no such folder"),
         ({"metrics_file": "."}, "--metrics_file: . is a folder"),
+        ({"drop_self_hits": "maybe"}, "--drop_self_hits"),
     ],
 )
 def test_invalid_flags_are_reported(data, tiny_model, capfd, monkeypatch, changed, message):

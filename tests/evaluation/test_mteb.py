@@ -99,6 +99,7 @@ def test_mteb_evaluates_the_encoder(model, tasks, expected):
 
 def test_command_evaluates_tasks_by_name(ray_cluster, model, tasks, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mteb, "get_task", tasks.__getitem__)
+    monkeypatch.setattr(tasks["TinyRetrieval"], "ignore_identical_ids", True)
     flags = {"encoder": model, "mteb_tasks": [*TASKS], "storage_path": tmp_path, "num_workers": "2"}
     metrics = evaluate_retrieval(metrics_file=tmp_path / "metrics.json", **flags)
     scores = {"TinyRetrieval/ndcg_at_10": expected["TinyRetrieval"], "TinySTS/cosine_spearman": expected["TinySTS"]}
@@ -106,7 +107,10 @@ def test_command_evaluates_tasks_by_name(ray_cluster, model, tasks, expected, tm
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert {name: written[name] for name in scores} == metrics
     assert [task["task_name"] for task in written["tasks"]] == [*TASKS]
-    assert "ndcg_at_10" in capsys.readouterr().out
+    assert written["ignore_identical_ids"] == {"TinyRetrieval": True}
+    output = capsys.readouterr().out
+    assert "ndcg_at_10" in output
+    assert "hits that are the query itself are dropped (ignore_identical_ids): TinyRetrieval\n" in output
     page = (tmp_path / "metrics.json.report.html").read_text()
     assert f"{expected['TinyRetrieval']:.4f}" in page and "TinySTS, test" in page
     # results of the same model are read from the cache
@@ -121,6 +125,8 @@ def test_invalid_tasks_are_reported(ray_cluster, model, tasks, monkeypatch, caps
     assert "'NFCorpos' not found. Did you mean: 'NFCorpus'?" in capsys.readouterr().err
     assert main(["--encoder", model, "--mteb_tasks", "NFCorpus", "--compare", model, "--k", "5"]) == 2
     assert "omit --compare" in capsys.readouterr().err
+    assert main(["--encoder", model, "--mteb_tasks", "NFCorpus", "--drop_self_hits", "False"]) == 2
+    assert "--drop_self_hits: each of the --mteb_tasks has a setting of its own" in capsys.readouterr().err
     assert main(["--encoder", model, "--corpus_data", "corpus.jsonl"]) == 2
     assert "missing: --query_data (or --mteb_tasks)" in capsys.readouterr().err
     monkeypatch.setattr(mteb, "get_task", tasks.__getitem__)

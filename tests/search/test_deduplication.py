@@ -7,29 +7,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_shuffle import use_local_shuffle
 
+from raybge.cli.console import Console
 from raybge.cluster.shuffle import GROUPS, in_groups
-from raybge.data.groups import near_key, parse_group, parse_passage, text_key
+from raybge.data.groups import id_key, near_key, parse_document, parse_group, parse_passage, text_key
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
 from raybge.search import deduplication
+from raybge.search.deduplication import deduplicate
+from raybge.search.id_conflicts import check_id_conflicts
 from raybge.search.key_table import key_words
-from raybge.search.search_data import single_passage
+from raybge.search.search_data import Passages, single_passage
 from raybge.search.store import Store
+from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 
 @pytest.fixture
 def local_exchange(monkeypatch):
-    """Run the shuffle without Ray, in three partitions, with blocks in groups of two."""
-
-    def exchange(groups, parts, split, meet, join):
-        splits = [split(group, 3) for group in groups]
-        results = [meet([values[part] for _, values in splits]) for part in range(3)]
-        pairs = zip(groups, splits, strict=True)
-        return [join(group, own, [part[n] for part in results]) for n, (group, (own, _)) in enumerate(pairs)]
-
-    monkeypatch.setattr(deduplication, "exchange", exchange)
-    monkeypatch.setattr(deduplication, "MIN_BLOCKS", 2)
+    use_local_shuffle(monkeypatch)
 
 
 def survey_of(folder, rows, parse, block_bytes=150):
@@ -55,6 +52,58 @@ def test_first_occurrence_is_kept_for_any_partition(tmp_path, local_exchange):
     flags = [flag for block in range(len(pool_survey.blocks)) for flag in unique.reader(block)().tolist()]
     assert flags == [text not in texts[:i] for i, text in enumerate(texts)]
     assert (unique.passages, unique.duplicates) == (len(set(texts)), 60 - len(set(texts)))
+
+
+DOCUMENTS = [{"_id": f"d{i % 11}", "text": f"text {i % 11}" if i % 5 else "text"} for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "conflicts"),
+    [
+        # row, earlier row: of the first rows of "d0" to "d10", those of "d0", "d5" and "d10" have the text "text"
+        (DOCUMENTS, None),
+        ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "y"}], [(1, 0)]),
+        ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "x"}, {"id": "a", "contents": "x"}], []),
+        ([{"_id": "a", "title": "x", "text": "y"}, {"_id": "a", "title": "", "text": "y"}], [(1, 0)]),
+        ([{"_id": 1, "text": "x"}, {"_id": "1", "text": "y"}, {"_id": 1, "text": "x"}], [(1, 0)]),
+        (
+            [{"_id": i, "text": "x"} for i in range(30)] + [{"_id": 3, "text": "y"}] * 20,
+            [(30 + i, 3) for i in range(20)],
+        ),
+        ([{"_id": "a", "text": "x"}, {"_id": "a", "text": "y"}, {"_id": "a", "text": "z"}], [(1, 0), (2, 0)]),
+    ],
+)
+def test_documents_of_one_id_with_different_texts(tmp_path, local_exchange, rows, conflicts, capsys):
+    """They are located, for any partition, and the first one stays."""
+    first: dict[str, tuple[int, str]] = {}
+    slow = []
+    for number, row in enumerate(rows):
+        document = parse_document(row)
+        earlier, text = first.setdefault(document.id, (number, document))
+        if text != document:
+            slow.append((number, earlier))
+    assert conflicts in (slow, None) and (conflicts is not None or len(slow) > 10)
+    documents = survey_of(tmp_path, rows, parse_document, 80)
+    store = Store(str(tmp_path / "work"))
+    for _ in range(2):  # the second time from the store
+        unique = deduplicate(documents, parse_document, single_passage, store, id_key, compare_texts=True)
+        flags = [flag for block in range(len(documents.blocks)) for flag in unique.reader(block)().tolist()]
+        assert np.flatnonzero(flags).tolist() == [number for number, _ in first.values()]
+        assert unique.conflict_count == len(slow)
+    passages = Passages(documents, parse_document, single_passage, id_key)
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        f"{path}:{number + 1}: document {parse_document(rows[number]).id} has another text in {path}:{earlier + 1}"
+        for number, earlier in slow
+    ]
+    lines[10:] = [f"and {len(slow) - 10:,} more"] if len(slow) > 10 else []
+    check_id_conflicts(passages, unique, "--corpus_data", "skip", Console())
+    title = f"--corpus_data: {plural(len(slow), 'row')} skipped, whose id an earlier row has"
+    assert capsys.readouterr().out.splitlines() == ([title, *lines] if slow else [])
+    if slow:
+        with pytest.raises(UserError) as error:
+            check_id_conflicts(passages, unique, "--corpus_data", "stop", Console())
+        assert str(error.value).splitlines()[:-1] == lines and "--on_bad_rows skip" in str(error.value)
 
 
 def test_second_start_reads_stored_result(tmp_path, local_exchange, monkeypatch):

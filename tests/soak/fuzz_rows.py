@@ -1,5 +1,6 @@
 """Rows and judgments: accepted as by an independent reference, or refused with the field's name."""
 
+import csv
 import json
 import math
 import os
@@ -35,7 +36,8 @@ anything = st.recursive(
     max_leaves=5,
 )
 lists = st.one_of(st.lists(texts, max_size=4), st.lists(numbers, max_size=4), st.lists(anything, max_size=3))
-FIELDS = "query pos neg prompt pos_scores neg_scores text content title _id id grades positive input output x".split()
+FIELDS = "query pos neg prompt pos_scores neg_scores text contents content body title _id id grades".split()
+FIELDS += "positive input output x".split()
 rows = st.dictionaries(st.sampled_from(FIELDS), st.one_of(texts, lists, anything), max_size=8)
 
 
@@ -112,14 +114,30 @@ def identity(row: dict) -> str:
     return str(row[field])
 
 
+def body(row: dict) -> str:
+    """Return the row's text, "" if it is empty."""
+    names = [name for name in ("text", "contents", "content", "body") if name in row]
+    texts = {row[name]: name for name in names if row[name] is not None and text_or_blank(row, name)}
+    need(len(names) > 0 and len(texts) < 2, "text" if not names else names[0])
+    return next(iter(texts), "")
+
+
+def text_or_blank(row: dict, name: str) -> bool:
+    need(type(row[name]) is str, name)
+    return row[name].strip() != ""
+
+
 def passage(row: dict) -> str:
-    return text(row, "content" if "content" in row and "text" not in row else "text")
+    result = body(row)
+    need(result != "", next(name for name in ("text", "contents", "content", "body") if name in row))
+    return result
 
 
 def document(row: dict) -> tuple:
+    result = body(row)
+    need(row.get("title") is None or type(row["title"]) is str, "title")
     if is_text(row.get("title")):
-        body = row["title"] + " " + row["text"] if type(row.get("text")) is str else row["title"]
-        return (body.strip() if type(row.get("text")) is str else body), identity(row)
+        return (row["title"] + " " + result).strip() if result else row["title"], identity(row)
     return passage(row), identity(row)
 
 
@@ -152,7 +170,7 @@ def test_rows(row, parse):
             result = parse(row)
         except RowError as error:
             assert isinstance(expected, Refused), error
-            assert error.field in {"query", "pos", "prompt", str(expected)}
+            assert error.field in {"query", "pos", "prompt", "title", str(expected)}
             # if several fields are invalid, any of them may be named; a row with only this error has to be refused too
             assert error.expected.startswith("must be")
         else:
@@ -162,28 +180,41 @@ def test_rows(row, parse):
 
 # --- judgments -------------------------------------------------------------------------------------------------------
 
-words = st.one_of(st.sampled_from(["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", ""]), texts)
-spaces = st.sampled_from([" ", "\t", "  "])
+words = st.one_of(
+    st.sampled_from(
+        ["q1", "q2", "d1", "0", "1", "2", "-1", "score", "١", "²", "1_0", "+1", "", "1.0", "1.", "0.5", ".0", "a b"]
+    ),
+    texts,
+)
+spaces = st.sampled_from([" ", "\t", "  ", ",", ", "])
 judgments = st.lists(st.builds(lambda mark, parts: mark.join(parts), spaces, st.lists(words, max_size=5)), max_size=5)
 
 
 def reference_qrels(data: str) -> dict | None:
     """Return None if a line is invalid, two lines contradict each other, or nothing is relevant."""
     result: dict = {}
-    for number, line in enumerate(data.splitlines()):
-        parts = line.split("\t") if line.count("\t") == 2 else line.split()
-        if not line.strip() or (number == 0 and parts[-1:] == ["score"]):
-            continue
-        if len(parts) not in (3, 4):
+    for line in filter(str.strip, data.splitlines()):
+        words = [] if any(word.endswith(",") for word in line.split()) else line.split()
+        by_tab, by_comma = (
+            [word.strip() for word in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
+            if mark in line
+            else []
+            for mark in "\t,"
+        )
+        parts = next((parts for parts in (by_tab, words, by_comma) if is_judgment(parts)), None)
+        if parts is None:
             return None
-        digits = parts[-1].strip().removeprefix("-")
-        if not 0 < len(digits) < 10 or not set(digits) <= set("0123456789"):
-            return None
-        grade = int(parts[-1])
-        key = parts[0].strip(), parts[-2].strip()
-        if result.setdefault(key, grade) != grade:
+        grade = int(parts[-1].partition(".")[0])
+        if result.setdefault((parts[0], parts[-2]), grade) != grade:
             return None
     return result if any(grade > 0 for grade in result.values()) else None
+
+
+def is_judgment(parts: list[str]) -> bool:
+    if len(parts) not in (3, 4) or not parts[0] or not parts[-2]:
+        return False
+    digits, _, zeros = parts[-1].removeprefix("-").partition(".")
+    return 0 < len(digits) < 10 and set(digits) <= set("0123456789") and set(zeros) <= {"0"}
 
 
 @share(5)

@@ -110,7 +110,10 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOpt
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     corpus_data: list[str] | None = flag(
-        None, DATA, "passages {text} or {content}: files, folders or globs", aliases=("candidate_pool",)
+        None,
+        DATA,
+        "passages {text}, {contents}, {content} or {body}: files, folders or globs",
+        aliases=("candidate_pool",),
     )
     query_data: list[str] | None = flag(None, DATA, "queries with their answers: {query, pos} or {query, positive}")
     mteb_tasks: list[str] | None = flag(
@@ -135,6 +138,12 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOpt
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
     k: int = flag(100, METRICS, "passages retrieved per query", aliases=("search_top_k",))
+    drop_self_hits: bool | None = flag(
+        None,
+        METRICS,
+        "leave out the passage with the query's id (without qrels: with its text), before the first k are taken; "
+        "default: True with qrels and for BEIR folders, as BEIR does",
+    )
     save_embedding: bool = flag(False, METRICS, "save the corpus embeddings to save_path")
     load_embedding: bool = flag(False, METRICS, "load the corpus embeddings from save_path")
     save_path: str = flag(
