@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from raybge.data.groups import Group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.mixture import generator
 from raybge.data.survey import Survey
@@ -16,7 +17,7 @@ def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = C
 
     Args:
         survey: the surveyed data.
-        parse: makes a text of a row.
+        parse: makes a text or a group of a row; of a group, the query and a positive are taken.
         longest: characters at which a text is cut.
         characters: total length, if the data has as much; exceeded by one text at most.
 
@@ -31,8 +32,12 @@ def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = C
             if room <= least:
                 break
             if isinstance(row, Row):
-                texts.append(row.value[:longest])
+                texts.append(_text(row.value)[:longest])
                 room -= len(texts[-1])
         if room <= 0:
             break
     return texts
+
+
+def _text(value: str | Group) -> str:
+    return " ".join((value.query, *value.pos[:1])) if isinstance(value, Group) else value

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from raybge.data.prompts import Instructions
-from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights, write_settings
+from raybge.model.folder import FolderSettings, read_settings, remove_weights, write_settings
+from raybge.model.folder_checks import check_model_folder
 from raybge.util.errors import UserError
 
 OLD = "sentence_transformers.models."

@@ -341,7 +341,7 @@ def test_check_imports_no_torch_and_reranker_no_ray(tmp_path):
     folder = write_folder(tmp_path / "model", architectures=BERT, num_labels=1)
     code = f"""
 import sys
-from raybge.model.folder import check_reranker
+from raybge.model.folder_checks import check_reranker
 check_reranker({folder!r}, "--reranker")
 assert "torch" not in sys.modules
 import raybge.model.reranker

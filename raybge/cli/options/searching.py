@@ -22,11 +22,12 @@ from raybge.cli.options.common import (
     InstructionOptions,
     ModelOptions,
     PoolingOptions,
+    TokenizerOptions,
 )
 
 
 @dataclass(kw_only=True)
-class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
+class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Mine hard negatives: passages that the model ranks high for a query although they do not answer it."""
 
     model_name_or_path: str | None = flag(None, MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
@@ -98,7 +99,7 @@ class RecipeOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions):
+class EvaluateOptions(IndexOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Evaluate retrieval: exact search in a corpus, then MRR, nDCG, Recall and MAP."""
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
@@ -139,7 +140,7 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
 
 
 @dataclass(kw_only=True)
-class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
+class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Encode rows of text into vectors, in the order of the input."""
 
     model_name_or_path: str = flag(..., MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
