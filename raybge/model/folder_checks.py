@@ -91,11 +91,11 @@ def check_reranker(name: str, flag: str, cache_dir: str | None = None, trust_rem
         cache_dir: folder for models from the hub.
         trust_remote_code: code in the model's folder may run.
     """
-    check_model_files(name, flag)
     expected = "expected a cross-encoder: a sequence classifier with one output, such as BAAI/bge-reranker-v2-m3"
-    config = read_json(name, CONFIG, cache_dir)
     if os.path.isfile(os.path.join(name, ADAPTER)):
         raise UserError(f"{flag} {name}: adapters alone are not supported, merge them into their base; {expected}")
+    check_model_files(name, flag)
+    config = read_json(name, CONFIG, cache_dir)
     if config is None and not os.path.isdir(name):
         return
     config = config or {}

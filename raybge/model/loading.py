@@ -176,7 +176,7 @@ def _open(
 def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
     """Read the configuration; UserError for none, and for an encoder-decoder model."""
     place = source.config_name or name
-    with readable(f"config.json of {place}"):
+    with readable(f"the model {place} does not load: config.json"):
         config = transformers.AutoConfig.from_pretrained(
             place, subfolder="" if source.config_name else subfolder, **source.hub
         )
