@@ -101,6 +101,8 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     modules = read(MODULES)
     if modules is not None:
         _read_modules(path, modules, read, settings)
+    elif pooling := next(Path(path).glob(f"*_Pooling/{CONFIG}"), None):
+        raise UserError(f"{path}: {MODULES} is missing, which {pooling.parent.name}/{CONFIG} belongs to: copy it again")
     settings.adapter = read(_inside(settings.subfolder, ADAPTER)) or {}
     if settings.adapter:
         settings.base = base_of(f"{path}/{_inside(settings.subfolder, ADAPTER)}", settings.adapter)
@@ -117,7 +119,7 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     tokenizer = read(_inside(settings.subfolder, TOKENIZER)) or {}
     # older folders have the length in the first file, those of sentence-transformers 6 in the second
     for length in (bert.get("max_seq_length"), tokenizer.get("model_max_length")):
-        if length is not None and 0 < length < _NO_LIMIT:
+        if length is not None and length < _NO_LIMIT:
             settings.max_length = int(length)
             break
     own = read(SENTENCE_TRANSFORMERS) or {}
@@ -174,8 +176,9 @@ def _pooling_of(file: str, config: Mapping[str, Any]) -> str:
     """Return the pooling from the content of the pooling module's config.json."""
     modes = config.get("pooling_mode")
     if modes is None:
-        # in sentence-transformers, no switch means mean pooling
-        modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)] or ["mean"]
+        modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)]
+        # in sentence-transformers, no switch for it means mean pooling
+        modes += ["mean"] * (not modes and "pooling_mode_mean_tokens" not in config)
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in _POOLING_OF_MODE:
         raise UserError(f"{file}: pooling: expected one of cls, mean and lasttoken, found {modes}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raybge.model.folder import read_json
+from raybge.model.setting_types import TOKENIZER
 from raybge.util.errors import UserError, first_line
 
 _LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a weight's name
@@ -28,7 +31,9 @@ def readable(subject: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
         kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
         raise UserError(f"{subject}: {kind}{' '.join(first_lines(error))}") from error
 
@@ -122,6 +127,33 @@ def check_vocabulary(tokenizer: Any, name: str) -> None:
         raise UserError(
             f"the tokenizer of {name} has no words: expected the files of its kind, such as tokenizer.json; copy them "
             "from the model that this one was trained from"
+        )
+
+
+def check_same_tokens(tokenizer: Any, folder: Path) -> None:
+    """Raise UserError if a tokenizer differs from its tokenizer.json, where transformers guesses the class.
+
+    Without `tokenizer_class` in tokenizer_config.json the class follows from the model's type, and some classes replace
+    the parts that split a text and put special tokens around it.
+
+    Args:
+        tokenizer: the tokenizer as transformers loads it.
+        folder: its folder.
+    """
+    import tokenizers
+
+    file, config = folder / "tokenizer.json", read_json(str(folder), TOKENIZER) or {}
+    if config.get("tokenizer_class") or not file.is_file() or not tokenizer.is_fast:
+        return
+    own = tokenizers.Tokenizer.from_file(str(file))
+    own.no_truncation()
+    own.no_padding()
+    words = sorted(own.get_vocab().items(), key=lambda item: item[1])[:500]
+    text = " ".join([*(word for word, _ in words), "The first of 12,000 Straßen - naïve, isn't it? 你好"])
+    if own.encode(text).ids != tokenizer(text)["input_ids"]:
+        raise UserError(
+            f"{folder / TOKENIZER}: tokenizer_class is missing, without which transformers splits texts otherwise than "
+            "tokenizer.json: copy the file from the model that this one was trained from"
         )
 
 

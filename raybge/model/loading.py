@@ -17,9 +17,10 @@ import transformers
 from torch import Tensor
 
 from raybge.compat.torch import COMPILED_PREFIX
-from raybge.model.folder import FolderSettings, write_settings
-from raybge.model.loaded_checks import check_vocabulary, check_weights, readable
+from raybge.model.folder import FolderSettings, read_json, write_settings
+from raybge.model.loaded_checks import check_same_tokens, check_vocabulary, check_weights, readable
 from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters, merged_weights
+from raybge.model.setting_types import CONFIG
 from raybge.util.errors import UserError
 
 # `model_type` of models that number the positions of a text from the padding id + 1 on.
@@ -185,7 +186,17 @@ def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
     if hasattr(config, "use_cache"):
         config.use_cache = False  # needed for generating text only
     _check_padding(place, config.get_text_config())
+    if os.path.isdir(place):
+        _check_heads(place, "" if source.config_name else subfolder, config)
     return config
+
+
+def _check_heads(folder: str, subfolder: str, config: Any) -> None:
+    """Raise UserError if config.json omits the number of attention heads: no shape of a weight depends on it."""
+    name = config.attribute_map.get("num_attention_heads", "num_attention_heads")
+    content = read_json(os.path.join(folder, subfolder), CONFIG) or {}
+    if hasattr(config, name) and content.keys().isdisjoint((name, "num_attention_heads")):
+        raise UserError(f"config.json of {folder}: {name} is missing: expected the number of attention heads")
 
 
 def _check_padding(name: str, config: Any) -> None:
@@ -221,6 +232,9 @@ def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: 
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, subfolder=subfolder, use_fast=use_fast, **source.hub
         )
+        tokenizer("text")  # damaged templates of special tokens fail here
+        if os.path.isdir(name):
+            check_same_tokens(tokenizer, Path(name, subfolder))
     check_vocabulary(tokenizer, name)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

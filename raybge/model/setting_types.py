@@ -14,6 +14,10 @@ from raybge.util.errors import UserError
 _Check = Callable[[Any], bool]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str | None)
 
@@ -22,7 +26,8 @@ def _is_text(value: Any) -> bool:
 _CHECKS: dict[str, _Check] = {
     "a string": lambda value: isinstance(value, str),
     "an integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "a whole number above 0": lambda value: _is_number(value) and value > 0 and value == value // 1,
+    "a number": _is_number,
     "true or false": lambda value: isinstance(value, bool),
     "an object": lambda value: isinstance(value, dict),
     "an object of strings": lambda value: isinstance(value, dict) and all(_is_text(each) for each in value.values()),
@@ -49,13 +54,13 @@ _FIELDS: dict[str, dict[str, str]] = {
         "a string or a list of strings": "pooling_mode",
     },
     SENTENCE_BERT: {
-        "an integer": "max_seq_length",
+        "a whole number above 0": "max_seq_length",
         "true or false": "do_lower_case",
         "a string": "transformer_task",
     },
     SENTENCE_TRANSFORMERS: {"an object of strings": "prompts", "a string": "default_prompt_name similarity_fn_name"},
     TOKENIZER: {
-        "a number": "model_max_length",
+        "a whole number above 0": "model_max_length",
         "true or false": "do_lower_case do_basic_tokenize strip_accents tokenize_chinese_chars add_prefix_space "
         "split_special_tokens add_bos_token add_eos_token",
         "left or right": "padding_side truncation_side",

@@ -49,7 +49,7 @@ def check_tokenizer_files(folder: str | Path, ids: int | None = None) -> None:
     elif not single and not _has_own_code(folder):
         missing = [path.name for path in pairs if not path.is_file()]
         half = f", {missing[0]} is missing" if len(missing) == 1 else ""
-        raise UserError(f"{folder}: no tokenizer here{half}: {_EXPECTED}")
+        raise UserError(f"no tokenizer here{half}: {_EXPECTED}")
 
 
 def _has_own_code(folder: Path) -> bool:
