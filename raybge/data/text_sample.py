@@ -12,7 +12,9 @@ PARTS = 64  # blocks that share the sample evenly
 MOST = 256  # most blocks that are opened if those have fewer characters
 
 
-def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS) -> list[str]:
+def sample_texts(
+    survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS, parts: int = PARTS
+) -> list[str]:
     """Return the first texts of random blocks, the same for the same data; weights of data sets are ignored.
 
     Args:
@@ -20,12 +22,13 @@ def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = C
         parse: makes a text or a group of a row; of a group, the query and a positive are taken.
         longest: characters at which a text is cut.
         characters: total length, if the data has as much; exceeded by one text at most.
+        parts: blocks that share the sample evenly, each of which is read.
 
     Returns:
         The texts.
     """
     texts: list[str] = []
-    share, room = characters / PARTS, characters
+    share, room = characters / parts, characters
     for block in generator("sample", len(survey.blocks)).permutation(np.flatnonzero(survey.rows))[:MOST]:
         least = max(0, room - share)
         for row in read_block(survey.files, survey.blocks[block], parse):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raybge.data.survey import Survey
 
 SAMPLE_CHARACTERS = 1 << 17  # of the data, tokenized for the share of unknown words: about 20,000 words
+SAMPLE_BLOCKS = 8  # that the sample is read from: it has to be quick for data in an object store too
 LONGEST_TEXT = 4096  # characters of a text of the sample
 MOST_UNKNOWN = 0.5  # share of unknown words above which the tokenizer is taken for one of another language or model
 
@@ -32,7 +33,7 @@ def word_sample(survey: Survey, parse: Parse, inputs: int = 1) -> list[str]:
     Returns:
         The texts.
     """
-    return sample_texts(survey, parse, LONGEST_TEXT, SAMPLE_CHARACTERS // inputs)
+    return sample_texts(survey, parse, LONGEST_TEXT, SAMPLE_CHARACTERS // inputs, SAMPLE_BLOCKS)
 
 
 def check_model(
@@ -67,8 +68,9 @@ def check_model(
 
     settings = settings or read_settings(name, cache_dir, token)
     source = ModelLocation(name, settings, config_name, cache_dir, token, trust_remote_code)
+    network = make_empty(source)  # before the tokenizer, whose class depends on the same file
     tokenizer = load_tokenizer(source, tokenizer_name, use_fast_tokenizer)
-    check_token_ids(tokenizer, tokenizer_name or name, make_empty(source), name)
+    check_token_ids(tokenizer, tokenizer_name or name, network, name)
     if texts is None:
         return
     share = unknown_share(tokenizer, texts())

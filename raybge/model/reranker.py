@@ -74,8 +74,8 @@ class Reranker:
         source = ModelLocation(
             model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code
         )
-        self.tokenizer = load_tokenizer(source, None, True)
         model = load_classifier(source, dtype)
+        self.tokenizer = load_tokenizer(source, None, True)
         check_token_ids(self.tokenizer, model_name_or_path, model, model_name_or_path)
         self.model = model.to(self.device).eval()
         self.batch_size = batch_size

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from damages import is_other_model, make_folders, outcome, vectors
 from hypothesis import given
-from inputs import TRIED, share, tried
+from inputs import share, tried
 
 
 @pytest.fixture(scope="module")
@@ -23,5 +23,3 @@ def test_damaged_folders(whole, tmp_path_factory, seed):
     with tried("damaged model folders"):
         done, result = outcome(folder, tmp_path_factory.getbasetemp() / "damaged", expected, seed)
         assert result != "different" or (done and is_other_model(done)), (folder.name, seed, done)
-    if result == "different" and done:
-        TRIED[f"  of them another model: {Path(done.file).name} {done.part.split('.')[0]}".rstrip()] += 1
