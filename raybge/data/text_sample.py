@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from raybge.data.groups import Group
 from raybge.data.jsonl import Parse, Row, read_block
 from raybge.data.mixture import generator
 from raybge.data.survey import Survey
@@ -11,28 +12,35 @@ PARTS = 64  # blocks that share the sample evenly
 MOST = 256  # most blocks that are opened if those have fewer characters
 
 
-def sample_texts(survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS) -> list[str]:
+def sample_texts(
+    survey: Survey, parse: Parse, longest: int, characters: int = CHARACTERS, parts: int = PARTS
+) -> list[str]:
     """Return the first texts of random blocks, the same for the same data; weights of data sets are ignored.
 
     Args:
         survey: the surveyed data.
-        parse: makes a text of a row.
+        parse: makes a text or a group of a row; of a group, the query and a positive are taken.
         longest: characters at which a text is cut.
         characters: total length, if the data has as much; exceeded by one text at most.
+        parts: blocks that share the sample evenly, each of which is read.
 
     Returns:
         The texts.
     """
     texts: list[str] = []
-    share, room = characters / PARTS, characters
+    share, room = characters / parts, characters
     for block in generator("sample", len(survey.blocks)).permutation(np.flatnonzero(survey.rows))[:MOST]:
         least = max(0, room - share)
         for row in read_block(survey.files, survey.blocks[block], parse):
             if room <= least:
                 break
             if isinstance(row, Row):
-                texts.append(row.value[:longest])
+                texts.append(_text(row.value)[:longest])
                 room -= len(texts[-1])
         if room <= 0:
             break
     return texts
+
+
+def _text(value: str | Group) -> str:
+    return " ".join((value.query, *value.pos[:1])) if isinstance(value, Group) else value

@@ -15,7 +15,8 @@ from raybge.cluster.spec import ScaleSpec
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
 from raybge.encoding.fields import RowParser
-from raybge.model.folder import check_model_folder, vector_width
+from raybge.model.folder import vector_width
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.quantization import Precision
 from raybge.model.spec import EncoderSpec
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
@@ -79,8 +80,11 @@ class EncodingSpec:
         ]
         check_not_an_input(options.output_file, "--output_file", inputs)
         written, models = {"--output_file": options.output_file}, {"--model_name_or_path": options.model_name_or_path}
-        input_spec = InputSpec(inputs, options.on_bad_rows, written, models)
-        return cls._build(options, parser, input_spec, ranges_2D, has_embedder)
+        model = None if has_embedder else EncoderSpec.from_options(options)
+        input_spec = InputSpec(
+            inputs, options.on_bad_rows, written, models, [model] if model else [], options.allow_unknown_tokens
+        )
+        return cls._build(options, parser, input_spec, ranges_2D, model)
 
     @classmethod
     def for_dataset(cls, options: EncodeOptions) -> EncodingSpec:
@@ -102,7 +106,7 @@ class EncodingSpec:
                 f"precision {options.precision}: a Dataset is encoded while it is read, before its ranges are known; "
                 "set `ranges`"
             )
-        return cls._build(options, _row_parser(options), InputSpec([]), ranges_2D, has_embedder=False)
+        return cls._build(options, _row_parser(options), InputSpec([]), ranges_2D, EncoderSpec.from_options(options))
 
     @classmethod
     def _build(
@@ -111,10 +115,10 @@ class EncodingSpec:
         parser: RowParser,
         inputs: InputSpec,
         ranges_2D: np.ndarray | None,
-        has_embedder: bool,
+        model: EncoderSpec | None,
     ) -> EncodingSpec:
         return cls(
-            model=None if has_embedder else EncoderSpec.from_options(options),
+            model=model,
             kind=options.kind,
             parser=parser,
             inputs=inputs,

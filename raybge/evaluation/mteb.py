@@ -53,7 +53,10 @@ def evaluate_tasks(spec: EvaluationSpec, console: Console) -> dict[str, float]:
     """
     tasks = find_tasks(spec.mteb_tasks)
     inputs = InputSpec(
-        [], written={"--metrics_file": spec.metrics_file}, models={"--model_name_or_path": spec.model.name}
+        [],
+        written={"--metrics_file": spec.metrics_file},
+        models={"--model_name_or_path": spec.model.name},
+        encoders=[spec.model.encoder],
     )
     storage = spec.scale.storage_path
     with work_folder(storage, "mteb") as work, open_inputs(inputs, spec.scale, work, console) as (cluster, _):

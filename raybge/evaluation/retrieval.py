@@ -79,6 +79,8 @@ def open_data(spec: EvaluationSpec, console: Console) -> Iterator[RetrievalData]
             spec.files.on_bad_rows,
             written={"--metrics_file": spec.metrics_file, "--run_file": spec.run_file},
             models={"--model_name_or_path": spec.model.name},
+            encoders=[model.encoder for model in spec.models],
+            allow_unknown_tokens=spec.allow_unknown_tokens,
         )
         with open_inputs(inputs, spec.scale, work, console) as (cluster, surveys):
             clock, store = StageClock(), Store(work)

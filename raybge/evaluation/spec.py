@@ -12,7 +12,8 @@ from raybge.cli.options import EvaluateOptions, TrainOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.prompts import Instructions
-from raybge.model.folder import check_model_folder, read_settings, vector_width
+from raybge.model.folder import read_settings, vector_width
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors
 from raybge.search.spec import IndexSpec
@@ -164,6 +165,7 @@ class EvaluationSpec:
         embeddings: file of the corpus's embeddings.
         metrics_file: JSON file to write; None for none.
         run_file: TREC run file to write; None for none.
+        allow_unknown_tokens: words of the data may be unknown to the models' tokenizers.
         dry_run: print the plan and exit.
         scale: workers and cluster.
         flags: options that differ from their defaults, for the report.
@@ -177,6 +179,7 @@ class EvaluationSpec:
     embeddings: EmbeddingFile
     metrics_file: str | None
     run_file: str | None
+    allow_unknown_tokens: bool
     dry_run: bool
     scale: ScaleSpec
     flags: Mapping[str, Any]
@@ -224,6 +227,7 @@ class EvaluationSpec:
             embeddings=EmbeddingFile(options.save_path, options.save_embedding, options.load_embedding),
             metrics_file=options.metrics_file,
             run_file=options.run_file,
+            allow_unknown_tokens=options.allow_unknown_tokens,
             dry_run=options.dry_run,
             scale=ScaleSpec.from_options(options),
             flags=changed_values(options),

@@ -19,7 +19,9 @@ from torch import Tensor
 from raybge.compat.torch import COMPILED_PREFIX
 from raybge.data.masking import check_mask_token
 from raybge.losses.retromae import RetroMAE
-from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
+from raybge.model.folder import FolderSettings, read_settings, remove_weights
+from raybge.model.folder_checks import check_model_folder
+from raybge.model.loaded_checks import check_token_ids
 from raybge.model.loading import (
     ModelLocation,
     backbone_weights,
@@ -83,19 +85,14 @@ def load_pretraining_model(
     if model_name_or_path is None:
         source = ModelLocation(name, FolderSettings(), None, *hub)
     else:
-        check_model_folder(name, "--model_name_or_path")
+        check_model_folder(name, "--model_name_or_path", tokenizer_name)
         source = ModelLocation(name, read_settings(name, cache_dir, token), config_name, *hub)
         if source.settings.base is not None:
             raise UserError(f"--model_name_or_path {name}: adapters cannot be pre-trained; expected a full model")
     tokenizer = load_tokenizer(source, tokenizer_name, use_fast_tokenizer)
     check_mask_token(tokenizer, tokenizer_name or name)
     masked_lm, fresh = (make_masked_lm(source), True) if model_name_or_path is None else load_masked_lm(source)
-    largest_id, embeddings = max(tokenizer.get_vocab().values()), masked_lm.get_input_embeddings().num_embeddings
-    if largest_id >= embeddings:
-        raise UserError(
-            f"the tokenizer of {tokenizer_name or name} has token ids up to {largest_id}, the model {name} has "
-            f"embeddings for ids below {embeddings}: expected a tokenizer of this model"
-        )
+    check_token_ids(tokenizer, tokenizer_name or name, masked_lm, name)
     return PretrainingModel(RetroMAE(masked_lm, method, bow_loss_weight, pad_to_multiple_of), tokenizer, fresh)
 
 

@@ -23,8 +23,9 @@ from raybge.merging.sources import (
     load_common_tokenizer,
     write_model_files,
 )
+from raybge.model.loaded_checks import check_finite, readable
 from raybge.model.tensor_files import TensorSpec, mapped_tensors, write_tensors
-from raybge.util.errors import UserError, first_line
+from raybge.util.errors import UserError
 
 _BUFFER = re.compile(r"\.(inv_freq|masked_bias)$")  # floating-point constants that old checkpoints contain
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -185,18 +186,16 @@ class AlignedModels:
         is_encoder = model_type == "encoder"
         self.settings = combine_settings(self.models) if is_encoder else None
         first = self.models[0]
-        try:
+        with readable(f"transformers cannot load {first.name} as --model_type {model_type}"):
             config = transformers.AutoConfig.from_pretrained(first.folder, trust_remote_code=trust_remote_code)
             auto = first.auto_class(model_type)
             architecture = Architecture.from_config(auto, config, is_encoder, trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"transformers cannot load {first.name} as --model_type {model_type}: {first_line(error)}"
-            ) from error
         self._architecture = architecture.name
         self._width = config.get_text_config().hidden_size if is_encoder else 0
         self._tokenizer = load_common_tokenizer(self.models, trust_remote_code)
         files = [mapped_tensors(model.folder) for model in self.models]
+        for model, tensors in zip(self.models, files, strict=True):
+            check_finite(model.name, tensors)
         self.tensors = align_tensors([model.name for model in self.models], files, architecture)
 
     @property

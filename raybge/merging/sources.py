@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raybge.model.folder import FolderSettings, check_model_folder, read_settings, write_settings
+from raybge.model.folder import FolderSettings, read_json, read_settings, write_settings
+from raybge.model.folder_checks import check_model_files
+from raybge.model.setting_types import CONFIG
 from raybge.util.errors import UserError, first_line
 
 # transformers' auto class for each model type.
@@ -61,17 +63,19 @@ class SourceModel:
             UserError: there is no such model, it has another type, it is quantized, or it consists of adapters.
         """
         if not os.path.isdir(name):
-            check_model_folder(name, flag)
+            check_model_files(name, flag)
         top = Path(name) if os.path.isdir(name) else _download(name, flag, cache_dir)
         if (top / "adapter_config.json").is_file():
             raise UserError(
                 f"{flag} {name} contains adapters, which cannot be merged: write a full model first, with "
                 f'raybge.Encoder("{name}").save(FOLDER), or train with --save_merged_lora_model'
             )
-        check_model_folder(str(top), flag)
+        check_model_files(str(top), flag)
         settings = read_settings(str(top)) if model_type == "encoder" else FolderSettings()
         folder = top / settings.subfolder
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(str(folder), CONFIG)
+        if config is None:
+            raise UserError(f"{flag} {name}: no model here, {folder / CONFIG} is missing")
         model = cls(name, folder, config, settings)
         model.check_type(model_type, flag)
         return model
@@ -109,14 +113,12 @@ class SourceModel:
 
         Raises UserError if the folder lacks weights, which transformers would initialize at random.
         """
-        from raybge.model.loading import UNLOADABLE, check_weights
+        from raybge.model.loaded_checks import check_weights, readable
 
         auto = self.auto_class(model_type)
         options |= {"trust_remote_code": trust_remote_code, "output_loading_info": True}
-        try:
+        with readable(f"the model {self.name} cannot be loaded"):
             model, loading = auto.from_pretrained(self.folder, **options)
-        except UNLOADABLE as error:
-            raise UserError(f"the model {self.name} cannot be loaded: {first_line(error)}") from error
         check_weights(self.name, model, loading)
         return model
 

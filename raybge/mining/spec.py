@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
 from raybge.mining.sampling import SamplingSpec
-from raybge.model.folder import check_model_folder, check_reranker, vector_width
+from raybge.model.folder import vector_width
+from raybge.model.folder_checks import check_model_folder, check_reranker
 from raybge.model.spec import EncoderSpec, RerankerSpec
 from raybge.search.faiss_index import check_factory
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input
@@ -70,12 +71,14 @@ class MiningSpec:
             UserError: an invalid flag, or a missing file.
         """
         check_options(options, has_embedder)
+        model = None if has_embedder or options.score_only else EncoderSpec.from_options(options)
+        cross_encoder = RerankerSpec.from_options(options) if options.cross_encoder else None
         return cls(
-            model=None if has_embedder or options.score_only else EncoderSpec.from_options(options),
-            cross_encoder=RerankerSpec.from_options(options) if options.cross_encoder else None,
+            model=model,
+            cross_encoder=cross_encoder,
             normalize_scores=options.normalize_scores,
             score_only=options.score_only,
-            inputs=_input_spec(options),
+            inputs=_input_spec(options, [each for each in (model, cross_encoder) if each]),
             index=IndexSpec.from_options(options),
             sampling=_sampling_spec(options),
             keep_scores=options.keep_scores,
@@ -166,7 +169,7 @@ def _check_cross_encoder(options: MineOptions) -> None:
             raise UserError(f"--{name} requires --cross_encoder")
 
 
-def _input_spec(options: MineOptions) -> InputSpec:
+def _input_spec(options: MineOptions, encoders: Sequence[EncoderSpec | RerankerSpec]) -> InputSpec:
     inputs = [
         InputFiles(list_files(options.input_file, "--input_file", options.accept_any_text), "--input_file", parse_group)
     ]
@@ -180,7 +183,8 @@ def _input_spec(options: MineOptions) -> InputSpec:
         )
     check_not_an_input(options.output_file, "--output_file", inputs)
     models = {"--model_name_or_path": options.model_name_or_path, "--cross_encoder": options.cross_encoder}
-    return InputSpec(inputs, options.on_bad_rows, {"--output_file": options.output_file}, models)
+    written = {"--output_file": options.output_file}
+    return InputSpec(inputs, options.on_bad_rows, written, models, encoders, options.allow_unknown_tokens)
 
 
 def _sampling_spec(options: MineOptions) -> SamplingSpec:

@@ -22,8 +22,10 @@ from torch import Tensor
 from raybge.data.prompts import Instructions
 from raybge.data.tokenize import token_ids
 from raybge.model.embedding import EmbeddingModel, max_positions
-from raybge.model.folder import FolderSettings, check_model_folder, read_settings, remove_weights
+from raybge.model.folder import FolderSettings, read_settings, remove_weights
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.inference import Devices, embed_texts, pick_devices
+from raybge.model.loaded_checks import check_token_ids
 from raybge.model.loading import (
     ModelLocation,
     backbone_weights,
@@ -128,7 +130,7 @@ class Encoder:
         lora: Lora | None = None,
         use_bf16: bool | None = None,
     ) -> None:
-        check_model_folder(model_name_or_path, "--model_name_or_path")
+        check_model_folder(model_name_or_path, "--model_name_or_path", tokenizer_name)
         self.settings = read_settings(model_name_or_path, cache_dir, token)
         self.instructions = Instructions(
             query_instruction_for_retrieval,
@@ -149,6 +151,7 @@ class Encoder:
         backbone = load_backbone(self._source, self.dtype, lora)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
+        check_token_ids(self.tokenizer, tokenizer_name or model_name_or_path, backbone, model_name_or_path)
         self.model = EmbeddingModel(
             backbone,
             pooling_method or self.settings.pooling,

@@ -15,19 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raybge.model.lora import require_peft
+from raybge.model.setting_types import (
+    ADAPTER,
+    CONFIG,
+    MODULES,
+    POOLING,
+    SENTENCE_BERT,
+    SENTENCE_TRANSFORMERS,
+    TOKENIZER,
+    check_types,
+)
+from raybge.model.weight_files import ADAPTER_WEIGHTS, WEIGHTS, check_not_pointer
 from raybge.util.errors import UserError
 
 POOLINGS = ("cls", "mean", "last_token")
 
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_ADAPTER = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # `model_type` of decoders, for configurations whose `architectures` name the bare model
 _DECODERS = frozenset(
     """bloom cohere falcon gemma gemma2 gemma3_text gpt2 gpt_neo gpt_neox gptj granite llama ministral mistral mixtral
@@ -92,42 +94,35 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
             another pooling, a prompt excluded from the pooling, a file that is not JSON.
     """
 
-    def read(name: str) -> Any:
-        return _read_json(path, name, cache_dir, token)
-
-    def read_object(name: str) -> dict[str, Any]:
-        value = read(name)
-        if not isinstance(value, dict | None):
-            raise UserError(f"{path}/{name}: expected a JSON object, found {type(value).__name__}")
-        return value or {}
+    def read(name: str, kind: str | None = None) -> Any:
+        return read_json(path, name, cache_dir, token, kind)
 
     settings = FolderSettings()
-    modules = read("modules.json")
+    modules = read(MODULES)
     if modules is not None:
         _read_modules(path, modules, read, settings)
-    settings.adapter = read_object(_inside(settings.subfolder, _ADAPTER))
+    elif pooling := next(Path(path).glob(f"*_Pooling/{CONFIG}"), None):
+        raise UserError(f"{path}: {MODULES} is missing, which {pooling.parent.name}/{CONFIG} belongs to: copy it again")
+    settings.adapter = read(_inside(settings.subfolder, ADAPTER)) or {}
     if settings.adapter:
-        settings.base = _base_of(f"{path}/{_inside(settings.subfolder, _ADAPTER)}", settings.adapter)
+        settings.base = base_of(f"{path}/{_inside(settings.subfolder, ADAPTER)}", settings.adapter)
     if settings.source == "default":
-        if settings.base is None:
-            config = read_object("config.json")
-        else:
-            config = _read_json(settings.base, "config.json", cache_dir, token) or {}
+        config = read_json(settings.base or path, CONFIG, cache_dir, token) or {}
         settings.pooling = "last_token" if _is_decoder(config) else "cls"
-    bert = read_object(_inside(settings.subfolder, "sentence_bert_config.json"))
+    bert = read(_inside(settings.subfolder, SENTENCE_BERT)) or {}
     if bert.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise UserError(
             f"{path}/sentence_bert_config.json: transformer_task is {bert['transformer_task']!r}: expected "
             "feature-extraction, the task of embedding models"
         )
     settings.lower_case = bool(bert.get("do_lower_case"))
-    tokenizer = read_object(_inside(settings.subfolder, "tokenizer_config.json"))
+    tokenizer = read(_inside(settings.subfolder, TOKENIZER)) or {}
     # older folders have the length in the first file, those of sentence-transformers 6 in the second
     for length in (bert.get("max_seq_length"), tokenizer.get("model_max_length")):
-        if length is not None and 0 < length < _NO_LIMIT:
+        if length is not None and length < _NO_LIMIT:
             settings.max_length = int(length)
             break
-    own = read_object("config_sentence_transformers.json")
+    own = read(SENTENCE_TRANSFORMERS) or {}
     settings.prompts = {name: text for name, text in (own.get("prompts") or {}).items() if text is not None}
     settings.default_prompt_name = own.get("default_prompt_name")
     if settings.default_prompt_name is not None and settings.default_prompt_name not in settings.prompts:
@@ -138,7 +133,7 @@ def read_settings(path: str, cache_dir: str | None = None, token: str | bool | N
     return settings
 
 
-def _base_of(file: str, adapter: Mapping[str, Any]) -> str:
+def base_of(file: str, adapter: Mapping[str, Any]) -> str:
     """Return the base model's name from the content of an adapter_config.json."""
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -158,11 +153,11 @@ def _read_modules(path: str, modules: Any, read: Any, settings: FolderSettings) 
     """Read pooling, normalization and subfolder from the content of modules.json into `settings`."""
     try:
         kinds = [_kind(module["type"]) for module in modules]
-        folders = [str(module["path"]) for module in modules]
-    except (TypeError, KeyError) as error:
+        folders = [module["path"] or "" for module in modules]
+    except (AttributeError, KeyError) as error:
         raise UserError(f"{path}/modules.json: expected a list of modules with a type and a path") from error
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        names = ", ".join(str(module["type"]) for module in modules)
+        names = ", ".join(module["type"] for module in modules)
         raise UserError(
             f"{path}/modules.json: expected Transformer, Pooling and optionally Normalize of sentence-transformers, in "
             f"this order; found {names}"
@@ -171,7 +166,7 @@ def _read_modules(path: str, modules: Any, read: Any, settings: FolderSettings) 
     settings.normalize = "Normalize" in kinds
     settings.subfolder = folders[0]
     file = _inside(folders[1], "config.json")
-    pooling = read(file)
+    pooling = read(file, POOLING)
     if pooling is None:
         raise UserError(f"{path}/{file} is missing, which modules.json refers to")
     settings.pooling = _pooling_of(f"{path}/{file}", pooling)
@@ -181,8 +176,9 @@ def _pooling_of(file: str, config: Mapping[str, Any]) -> str:
     """Return the pooling from the content of the pooling module's config.json."""
     modes = config.get("pooling_mode")
     if modes is None:
-        # in sentence-transformers, no switch means mean pooling
-        modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)] or ["mean"]
+        modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)]
+        # in sentence-transformers, no switch for it means mean pooling
+        modes += ["mean"] * (not modes and "pooling_mode_mean_tokens" not in config)
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in _POOLING_OF_MODE:
         raise UserError(f"{file}: pooling: expected one of cls, mean and lasttoken, found {modes}")
@@ -204,17 +200,36 @@ def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _read_json(path: str, name: str, cache_dir: str | None, token: str | bool | None) -> Any:
-    """Return the content of a JSON file of the model, None if the model has no such file."""
+def read_json(
+    path: str, name: str, cache_dir: str | None = None, token: str | bool | None = None, kind: str | None = None
+) -> Any:
+    """Read a settings file of a model.
+
+    Args:
+        path: a folder, or a name on the hub.
+        name: the file inside of it.
+        cache_dir: folder for models from the hub.
+        token: access token for the hub.
+        kind: kind of file by which the types of its fields are checked; None: its own name.
+
+    Returns:
+        The parsed JSON; None if the model has no such file.
+
+    Raises:
+        UserError: the file is not JSON, or a setting has another type.
+    """
     file: str | None = os.path.join(path, name)
     if not os.path.isdir(path):
         file = _from_hub(path, name, cache_dir, token)
     if file is None or not os.path.isfile(file):
         return None
+    check_not_pointer(file)
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
+    check_types(file, kind or os.path.basename(name), content)
+    return content
 
 
 def _from_hub(repo: str, name: str, cache_dir: str | None, token: str | bool | None) -> str | None:
@@ -229,102 +244,31 @@ def _from_hub(repo: str, name: str, cache_dir: str | None, token: str | bool | N
         return None
 
 
+def weights_subfolder(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> str:
+    """Return the folder of the weights inside of a model's folder, according to its modules.json; "" for the top."""
+    modules = read_json(path, MODULES, cache_dir, token)
+    return (modules[0].get("path") or "") if modules else ""
+
+
 def vector_width(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> int | None:
     """Return the width of a model's vectors from its config.json, None if it is not stated."""
-    folder = path if os.path.isfile(os.path.join(path, "config.json")) else ""
-    modules = None if folder else _read_json(path, "modules.json", cache_dir, token)
-    subfolder = str(modules[0].get("path") or "") if isinstance(modules, list) and modules else ""
-    config = _read_json(path, _inside(subfolder, "config.json"), cache_dir, token)
+    top = os.path.isfile(os.path.join(path, CONFIG))
+    subfolder = "" if top else weights_subfolder(path, cache_dir, token)
+    config = read_json(path, _inside(subfolder, CONFIG), cache_dir, token)
     widths = [config.get(name) for name in ("hidden_size", "dim", "d_model", "n_embd")] if config else []
     return next((width for width in widths if isinstance(width, int)), None)
 
 
 def has_language_head(path: str, cache_dir: str | None = None, token: str | bool | None = None) -> bool:
     """Return True if a model was saved as a masked language model, according to its config.json."""
-    config = _read_json(path, "config.json", cache_dir, token) or {}
+    config = read_json(path, CONFIG, cache_dir, token) or {}
     return any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.get("architectures") or [])
-
-
-def check_model_folder(path: str, flag: str) -> None:
-    """Raise UserError if `path` is a folder without a model, or no folder.
-
-    A hub name (`name` or `owner/name`) that is no local path passes; the hub is not asked.
-
-    Args:
-        path: a folder, or a name on the hub.
-        flag: flag for the message, such as "--model_name_or_path".
-    """
-    if not os.path.isdir(path):
-        if os.path.exists(path):
-            raise UserError(f"{flag} {path}: expected a model's folder, found a file")
-        if path.startswith((".", "~", "/", os.sep)) or path.count("/") > 1 or not path.strip():
-            raise UserError(f"{flag} {path}: no such folder")
-        return
-    modules = _read_json(path, "modules.json", None, None)
-    subfolder = ""
-    if isinstance(modules, list) and modules and isinstance(modules[0], dict):
-        subfolder = str(modules[0].get("path") or "")
-    weights_folder = os.path.join(path, subfolder)
-
-    def has(*names: str) -> bool:
-        return any(os.path.isfile(os.path.join(weights_folder, name)) for name in names)
-
-    if has(_ADAPTER):
-        if has(*_WEIGHTS):
-            raise UserError(
-                f"{flag} {path}: both a model's weights and adapters ({_ADAPTER}) are here: remove one of them"
-            )
-        if not has(*_ADAPTER_WEIGHTS):
-            raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_ADAPTER_WEIGHTS)}")
-        require_peft(f"{flag} {path}, which holds adapters,")
-        return
-    if not has("config.json"):
-        raise UserError(f"{flag} {path}: no model here, config.json is missing")
-    if not has(*_WEIGHTS):
-        raise UserError(f"{flag} {path}: no weights here, expected one of {', '.join(_WEIGHTS)}")
-
-
-def check_reranker(name: str, flag: str, cache_dir: str | None = None, trust_remote_code: bool = False) -> None:
-    """Raise UserError if `name` is no cross-encoder, that is, a sequence classifier with one output.
-
-    Only its config.json is read. A hub name passes if the hub is unreachable; loading then fails.
-
-    Args:
-        name: a folder, or a name on the hub.
-        flag: flag for the message, such as "--cross_encoder".
-        cache_dir: folder for models from the hub.
-        trust_remote_code: code in the model's folder may run.
-    """
-    check_model_folder(name, flag)
-    expected = "expected a cross-encoder: a sequence classifier with one output, such as BAAI/bge-reranker-v2-m3"
-    config = _read_json(name, "config.json", cache_dir, None)
-    if os.path.isfile(os.path.join(name, _ADAPTER)):
-        raise UserError(f"{flag} {name}: adapters alone are not supported, merge them into their base; {expected}")
-    if config is None and not os.path.isdir(name):
-        return
-    config = config if isinstance(config, dict) else {}
-    kinds = [str(kind) for kind in config.get("architectures") or []]
-    if any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
-        raise UserError(f"{flag} {name}: language models as rerankers ({kinds[0]}) are not supported; {expected}")
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        architecture = ", ".join(kinds) or "a model without a head"
-        raise UserError(f"{flag} {name}: {architecture} does not score pairs; {expected}")
-    # transformers omits the labels if there are two
-    outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if outputs != 1:
-        raise UserError(f"{flag} {name}: this classifier has {outputs} outputs; {expected}")
-    code = (config.get("auto_map") or {}).get("AutoModelForSequenceClassification")
-    if code and not trust_remote_code:
-        from transformers import CONFIG_MAPPING  # imports torch
-
-        if config.get("model_type") not in CONFIG_MAPPING:
-            raise UserError(f"{flag} {name}: this model runs its own code ({code}); allow it by --trust_remote_code")
 
 
 def remove_weights(path: str | Path) -> None:
     """Remove weights and adapters of an earlier model from a folder that another model is written into."""
     shards = ("model-?????-of-?????.safetensors", "pytorch_model-?????-of-?????.bin")
-    for pattern in ("config.json", *_WEIGHTS, *shards, _ADAPTER, *_ADAPTER_WEIGHTS):
+    for pattern in (CONFIG, *WEIGHTS, *shards, ADAPTER, *ADAPTER_WEIGHTS):
         for old in Path(path).glob(pattern):
             old.unlink()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,20 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from raybge.compat.torch import COMPILED_PREFIX
-from raybge.model.folder import FolderSettings, write_settings
+from raybge.model.folder import FolderSettings, read_json, write_settings
+from raybge.model.loaded_checks import check_same_tokens, check_vocabulary, check_weights, readable
 from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters, merged_weights
-from raybge.util.errors import UserError, first_line
+from raybge.model.setting_types import CONFIG
+from raybge.util.errors import UserError
 
-# Errors of transformers and peft for missing or damaged weights, and for a pickle that holds more than weights.
-UNLOADABLE = (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+# `model_type` of models that number the positions of a text from the padding id + 1 on.
+_POSITIONS_FROM_PADDING = frozenset(
+    """camembert data2vec-text esm ibert lilt longformer luke markuplm roberta roberta-prelayernorm xlm-roberta
+    xlm-roberta-xl xmod""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
     inside = f"{model.base_model_prefix}."
     missing = set(loading["missing_keys"])
     head = {key for key in missing if not key.startswith(inside)}
-    check_weights(source.name, model, {**loading, "missing_keys": missing - head})
+    check_weights(source.name, model, {**loading, "missing_keys": missing - head}, source.config_name is None)
     if head:
         model.config.tie_word_embeddings = True
         model.tie_weights()
@@ -129,12 +132,17 @@ def load_masked_lm(source: ModelLocation) -> tuple[Any, bool]:
 def make_masked_lm(source: ModelLocation) -> Any:
     """Make a masked language model with random weights from the configuration of `source`."""
     config = _read_config(source, source.name, source.settings.subfolder)
-    try:
+    with readable(f"the configuration {source.name} is not one of a masked language model"):
         return transformers.AutoModelForMaskedLM.from_config(config, trust_remote_code=source.trust_remote_code)
-    except ValueError as error:
-        raise UserError(
-            f"the configuration {source.name} is not one of a masked language model: {first_line(error)}"
-        ) from error
+
+
+def make_empty(source: ModelLocation) -> Any:
+    """Make the transformers model of `source` without weights, on the meta device."""
+    settings = source.settings
+    place = (source.name, settings.subfolder) if settings.base is None else (settings.base, "")
+    config = _read_config(source, *place)
+    with readable(f"the model {source.name} cannot be built from its config.json"), torch.device("meta"):
+        return transformers.AutoModel.from_config(config, trust_remote_code=source.trust_remote_code)
 
 
 def _load(
@@ -142,7 +150,7 @@ def _load(
 ) -> Any:
     """Load a model with every weight from the file."""
     backbone, loading = _open(source, name, subfolder, dtype, auto)
-    check_weights(name, backbone, loading)
+    check_weights(name, backbone, loading, source.config_name is None)
     if os.path.isdir(name):
         # adapters store it as the name of their base, which has to be valid in any current folder
         backbone.name_or_path = os.path.abspath(os.path.join(name, subfolder))
@@ -154,7 +162,7 @@ def _open(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model, and the names of weights that its file lacks or has in another shape."""
     config = _read_config(source, name, subfolder)
-    try:
+    with readable(f"the model {name} does not load"):
         return auto.from_pretrained(
             name,
             config=config,
@@ -164,40 +172,43 @@ def _open(
             ignore_mismatched_sizes=True,  # `check_weights` names them
             **source.hub,
         )
-    except UNLOADABLE as error:
-        raise UserError(f"the model {name} does not load: {first_line(error)}") from error
 
 
 def _read_config(source: ModelLocation, name: str, subfolder: str) -> Any:
     """Read the configuration; UserError for none, and for an encoder-decoder model."""
-    try:
+    place = source.config_name or name
+    with readable(f"the model {place} does not load: config.json"):
         config = transformers.AutoConfig.from_pretrained(
-            source.config_name or name, subfolder="" if source.config_name else subfolder, **source.hub
+            place, subfolder="" if source.config_name else subfolder, **source.hub
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"the model {name} does not load: {first_line(error)}") from error
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"the model {name} is an encoder-decoder model: expected an encoder or a decoder")
     if hasattr(config, "use_cache"):
         config.use_cache = False  # needed for generating text only
+    _check_padding(place, config.get_text_config())
+    if os.path.isdir(place):
+        _check_heads(place, "" if source.config_name else subfolder, config)
     return config
 
 
-def check_weights(name: str, backbone: Any, loading: dict[str, Any]) -> None:
-    """Raise UserError if a model's file lacks weights or has other shapes; a pooler without weights is removed."""
-    sizes = [
-        f"{key} is {tuple(in_file)} in the file and {tuple(in_model)} in the model"
-        for key, in_file, in_model in sorted(loading["mismatched_keys"])
-    ]
-    if sizes:
-        raise UserError(f"the model {name}: weights do not have the shapes of its config.json: {'; '.join(sizes[:2])}")
-    # a model with a head needs its pooler
-    optional = "pooler." if backbone.base_model is backbone else ()
-    missing = {key for key in loading["missing_keys"] if not key.startswith(optional)}
-    if missing:
-        raise UserError(f"the model {name} lacks weights: {', '.join(sorted(missing)[:5])} ({len(missing)} in total)")
-    if loading["missing_keys"]:
-        backbone.pooler = None  # not in the file and unused here: it must not be saved with random weights
+def _check_heads(folder: str, subfolder: str, config: Any) -> None:
+    """Raise UserError if config.json omits the number of attention heads: no shape of a weight depends on it."""
+    name = config.attribute_map.get("num_attention_heads", "num_attention_heads")
+    content = read_json(os.path.join(folder, subfolder), CONFIG) or {}
+    if hasattr(config, name) and content.keys().isdisjoint((name, "num_attention_heads")):
+        raise UserError(f"config.json of {folder}: {name} is missing: expected the number of attention heads")
+
+
+def _check_padding(name: str, config: Any) -> None:
+    """Set a negative padding id, which stands for none, to None; UserError for an id that the model has no row for."""
+    pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if pad is None or rows is None or 0 <= pad < rows:
+        return
+    if pad >= rows or config.model_type in _POSITIONS_FROM_PADDING:
+        raise UserError(
+            f"config.json of {name}: pad_token_id is {pad}: expected the id of the padding token, from 0 to {rows - 1}"
+        )
+    config.pad_token_id = None
 
 
 def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: bool) -> Any:
@@ -217,12 +228,14 @@ def load_tokenizer(source: ModelLocation, tokenizer_name: str | None, use_fast: 
     settings = source.settings
     name = tokenizer_name or source.name
     subfolder = "" if tokenizer_name else settings.subfolder
-    try:
+    with readable(f"the tokenizer of {name} does not load"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name, subfolder=subfolder, use_fast=use_fast, **source.hub
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {name} does not load: {first_line(error)}") from error
+        tokenizer("text")  # damaged templates of special tokens fail here
+        if os.path.isdir(name):
+            check_same_tokens(tokenizer, Path(name, subfolder))
+    check_vocabulary(tokenizer, name)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(

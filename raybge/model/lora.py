@@ -7,12 +7,11 @@ the same with and without them. torch and peft are imported on use only: command
 from __future__ import annotations
 
 import importlib.util
-import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raybge.util.errors import UserError, first_line
+from raybge.util.errors import UserError
 
 _NAME = "default"  # peft's name of a single adapter
 
@@ -119,16 +118,30 @@ def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> An
     """
     require_peft(f"the model {folder}, which holds adapters,")
     from peft import PeftModel
+    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
+
+    from raybge.model.loaded_checks import check_finite, readable
 
     wants_gradient = {name: p.requires_grad for name, p in backbone.named_parameters()}
-    try:
-        whole = PeftModel.from_pretrained(backbone, folder, **options).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        # AttributeError: adapters of a kind that cannot be merged; UnpicklingError: a .bin with more than weights
-        raise UserError(f"the adapters of {folder} do not fit its base model: {first_line(error)}") from error
+    with readable(f"the adapters of {folder} do not fit its base model"):
+        model = PeftModel.from_pretrained(backbone, folder, **options)
+        expected = get_peft_model_state_dict(model).keys()
+        _check_adapter_names(folder, expected, load_peft_weights(folder, device="cpu", **options).keys())
+        whole = model.merge_and_unload()
+    check_finite(folder, whole.state_dict())
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(wants_gradient[name])  # peft has frozen all of them
     return whole
+
+
+def _check_adapter_names(folder: str, expected: Collection[str], names: Collection[str]) -> None:
+    """Raise UserError if a file of adapters lacks some of its configuration's, or has others: peft only warns."""
+    if set(expected) != set(names):
+        differ = sorted(set(expected) ^ set(names))
+        raise UserError(
+            f"the adapters of {folder} do not fit its base model and adapter_config.json: they differ in "
+            f"{', '.join(differ[:3])} ({len(differ)} in total)"
+        )
 
 
 def merged_weights(backbone: Any, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,10 +170,11 @@ def load_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> Non
     """Copy a folder's adapters into those that `Lora.apply` inserted, in place; names and shapes have to be equal."""
     from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    try:
+    from raybge.model.loaded_checks import check_finite, readable
+
+    with readable(f"the adapters of {folder} do not load"):
         weights = load_peft_weights(folder, device="cpu", **options)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"the adapters of {folder} do not load: {first_line(error)}") from error
+    check_finite(folder, weights)
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
     own = get_peft_model_state_dict(backbone, adapter_name=_NAME)
     expected, shapes = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (own, weights))

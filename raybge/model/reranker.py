@@ -20,8 +20,10 @@ from torch import Tensor
 
 from raybge.model.embedding import max_positions, plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
-from raybge.model.folder import FolderSettings, check_reranker
+from raybge.model.folder import FolderSettings
+from raybge.model.folder_checks import check_reranker
 from raybge.model.inference import pick_device
+from raybge.model.loaded_checks import check_token_ids
 from raybge.model.loading import ModelLocation, load_classifier, load_tokenizer
 from raybge.model.precision import inference_dtype
 from raybge.util.errors import UserError
@@ -72,8 +74,9 @@ class Reranker:
         source = ModelLocation(
             model_name_or_path, FolderSettings(), cache_dir=cache_dir, trust_remote_code=trust_remote_code
         )
-        self.tokenizer = load_tokenizer(source, None, True)
         model = load_classifier(source, dtype)
+        self.tokenizer = load_tokenizer(source, None, True)
+        check_token_ids(self.tokenizer, model_name_or_path, model, model_name_or_path)
         self.model = model.to(self.device).eval()
         self.batch_size = batch_size
         self._config: Any = model.config.get_text_config()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -97,6 +98,21 @@ class EncoderSpec(_ModelSpec):
             names = dict.fromkeys(_ENCODER_FIELDS, "max_length")
         return cls(**_values(cls, options, names, overrides))
 
+    def check(self, texts: Callable[[], Sequence[str]] | None = None) -> None:
+        """Check configuration and tokenizer, and that most words of a sample are known; see `check_model`."""
+        from raybge.model.preflight import check_model
+
+        check_model(
+            self.model_name_or_path,
+            texts,
+            self.tokenizer_name,
+            self.config_name,
+            self.use_fast_tokenizer,
+            cache_dir=self.cache_dir,
+            token=self.token,
+            trust_remote_code=self.trust_remote_code,
+        )
+
     def load(self, **more: Any) -> Encoder:
         """Load the model; `more` are keyword arguments that replace the spec's, such as `devices`."""
         from raybge.model.encoder import Encoder
@@ -133,6 +149,19 @@ class RerankerSpec(_ModelSpec):
             The spec.
         """
         return cls(**_values(cls, options, _RERANKER_FIELDS, overrides))
+
+    def check(self, texts: Callable[[], Sequence[str]] | None = None) -> None:
+        """Check configuration and tokenizer, and that most words of a sample are known; see `check_model`."""
+        from raybge.model.folder import FolderSettings
+        from raybge.model.preflight import check_model
+
+        check_model(
+            self.model_name_or_path,
+            texts,
+            settings=FolderSettings(),
+            cache_dir=self.cache_dir,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def load(self, **more: Any) -> Reranker:
         """Load the model; `more` are keyword arguments that replace the spec's, such as `devices`."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from raybge.model.weight_files import read_index
 from raybge.util.errors import UserError, first_line
 
 SHARD_BYTES = 5 * 10**9  # maximal size of a file with several tensors
@@ -55,24 +56,16 @@ def mapped_tensors(folder: Path) -> dict[str, Tensor]:
         UserError: no weights, or a file is missing or damaged.
     """
     for name, read in ((_SAFETENSORS, _read_safetensors), (_PICKLE, _read_pickle)):
-        files = [folder / name] if (folder / name).is_file() else _listed(folder / f"{name}.index.json")
+        index = folder / f"{name}.index.json"
+        files = [folder / name] if (folder / name).is_file() else []
+        if not files and index.is_file():
+            files = [folder / shard for shard in sorted(set(read_index(index).values()))]
         if files:
             tensors: dict[str, Tensor] = {}
             for file in files:
                 tensors |= read(file)
             return tensors
     raise UserError(f"{folder}: no weights here, expected {_SAFETENSORS} or {_PICKLE}, in one file or in shards")
-
-
-def _listed(index: Path) -> list[Path]:
-    """Return the files listed in an index; none without an index."""
-    if not index.is_file():
-        return []
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index}: expected a JSON object with a weight_map from tensor names to file names") from error
-    return [index.parent / name for name in names]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

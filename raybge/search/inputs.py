@@ -16,6 +16,8 @@ from raybge.data.jsonl import Parse
 from raybge.data.source_files import SourceFile
 from raybge.data.survey import IN_PROCESS_BYTES, Survey, skipped_rows_message, survey
 from raybge.data.transcode import transcode
+from raybge.model.preflight import word_sample
+from raybge.model.spec import EncoderSpec, RerankerSpec
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path, filesystem
 from raybge.util.redaction import redact
@@ -42,12 +44,16 @@ class InputSpec:
         on_bad_rows: "stop" or "skip".
         written: output files by flag; None is not written.
         models: model folders or hub names by flag; None is not read.
+        encoders: models whose tokenizers must know most words of the inputs.
+        allow_unknown_tokens: do not check the words.
     """
 
     inputs: Sequence[InputFiles]
     on_bad_rows: str = "stop"
     written: Mapping[str, str | None] = field(default_factory=dict)
     models: Mapping[str, str | None] = field(default_factory=dict)
+    encoders: Sequence[EncoderSpec | RerankerSpec] = ()
+    allow_unknown_tokens: bool = False
 
 
 def check_not_an_input(path: str, flag: str, inputs: Sequence[InputFiles]) -> None:
@@ -91,7 +97,9 @@ def open_inputs(
     """
 
     def survey_all() -> list[Survey]:
-        return [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
+        surveys = [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
+        _check_models(spec, surveys)
+        return surveys
 
     small = sum(file.size for source in spec.inputs for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:
@@ -101,7 +109,18 @@ def open_inputs(
         read = {source.flag: [file.path for file in source.files] for source in spec.inputs}
         models = {flag: [name] for flag, name in spec.models.items()}
         check_shared(cluster, {**spec.written, "--storage_path": work}, {**read, **models})
-        yield cluster, surveys or survey_all()
+        yield cluster, surveys if small else survey_all()
+
+
+def _check_models(spec: InputSpec, surveys: Sequence[Survey]) -> None:
+    """Check that each model fits its tokenizer, and that this knows most words of a sample of the inputs."""
+
+    def texts() -> list[str]:
+        parts = zip(spec.inputs, surveys, strict=True)
+        return [text for source, each in parts for text in word_sample(each, source.parse, len(surveys))]
+
+    for encoder in spec.encoders:
+        encoder.check(None if spec.allow_unknown_tokens or not surveys else texts)
 
 
 def survey_input(source: InputFiles, work: str, on_bad_rows: str, console: Console) -> Survey:

@@ -155,7 +155,10 @@ def _checkpoints(run: RunSpec) -> list[str]:
 
 
 def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
-    """Count and check every row. Files that cannot be read from the middle are written out plain once."""
+    """Count and check every row, and check the model on a sample of them.
+
+    Files that cannot be read from the middle are written out plain once.
+    """
     from raybge.data.order import block_bytes
     from raybge.data.survey import survey
     from raybge.data.transcode import UNPACK, transcode
@@ -164,7 +167,9 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
     files = transcode(files, f"{cache}/data", tuple(UNPACK))
     size = block_bytes(sum(file.size for file in files))
-    return survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
+    rows = survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
+    spec.task.check_model(rows)
+    return rows
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_unsupported_models_are_errors(tmp_path):
     with pytest.raises(UserError, match="missing: --model_name_or_path, or --config_name and --tokenizer_name"):
         load_pretraining_model(config_name=plain)
     large = make_tiny(tmp_path / "large", mask=True, words=[*WORDS, *map(str, range(60))])
-    with pytest.raises(UserError, match=rf"the tokenizer of {large} has token ids up to \d+.* below 64"):
+    with pytest.raises(UserError, match=rf"the tokenizer of {large} has the token .* with the id 64, .* below 64"):
         load_pretraining_model(plain, tokenizer_name=large)
     decoder = make_tiny(tmp_path / "decoder", "llama", mask=True)
     with pytest.raises(UserError, match="decoder does not load"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import DECODERS, ENCODERS, KINDS
+from tiny import DECODERS, ENCODERS, KINDS, tokenizer
 
 from raybge.model.embedding import EmbeddingModel, is_causal, max_positions
 from raybge.model.encoder import Encoder
@@ -260,5 +260,6 @@ def test_other_kinds_of_models_are_errors(tmp_path, tiny):
         Encoder(folder, devices="cpu")
     both = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     transformers.T5Model(both).save_pretrained(tmp_path / "t5")
+    tokenizer("bert").save_pretrained(tmp_path / "t5")
     with pytest.raises(UserError, match="is an encoder-decoder model"):
         Encoder(str(tmp_path / "t5"), devices="cpu")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
-from raybge.model.folder import check_model_folder, read_settings
+from raybge.model.folder import read_settings
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.lora import Lora
 from raybge.util.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tiny import SENTENCE, configure_tokenizer, make_classifier, tokenizer
+from tiny import SENTENCE, configure_tokenizer, make_classifier, tokenizer, write_placeholders
 
 from raybge.model import reranker as module
 from raybge.model.reranker import Reranker, check_reranker
@@ -223,7 +223,7 @@ def test_half_precision_on_a_gpu(classifier):
 
 
 def test_slow_tokenizer(classifier, tmp_path):
-    folder = classifier()
+    folder = classifier(vocab_size=26)
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys([*SENTENCE.split(), "[MASK]"])]
     (tmp_path / "vocab.txt").write_text("\n".join(names))
     slow = transformers.BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), word_tokenizer_type="basic")
@@ -271,7 +271,7 @@ def test_pooler_without_weights_is_an_error(tmp_path):
 def write_folder(folder: Path, **config) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").touch()
+    write_placeholders(folder)
     return str(folder)
 
 
@@ -341,7 +341,7 @@ def test_check_imports_no_torch_and_reranker_no_ray(tmp_path):
     folder = write_folder(tmp_path / "model", architectures=BERT, num_labels=1)
     code = f"""
 import sys
-from raybge.model.folder import check_reranker
+from raybge.model.folder_checks import check_reranker
 check_reranker({folder!r}, "--reranker")
 assert "torch" not in sys.modules
 import raybge.model.reranker

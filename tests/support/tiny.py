@@ -170,6 +170,15 @@ def make_t5(folder: Path) -> str:
     return str(folder)
 
 
+def write_placeholders(folder: Path) -> None:
+    """Write the smallest weights and tokenizer that a folder's check accepts; no model can be loaded from them."""
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    parts = dict.fromkeys(["added_tokens", "normalizer", "pre_tokenizer", "post_processor"])
+    (folder / "tokenizer.json").write_text(json.dumps({**parts, "model": {"vocab": {"a": 0}}}))
+
+
 def perturb_weights(folder: str | Path, seed: int, dtype: Any = None) -> str:
     """Add noise to the weights of a model, in place, and convert them to `dtype` if it is set; return its folder."""
     import torch

@@ -77,6 +77,15 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
+class TokenizerOptions:
+    """Options for the tokenizer of a model that reads texts."""
+
+    allow_unknown_tokens: bool = flag(
+        False, MODEL, "go on if the tokenizer does not know more than half of the words of a sample of the data"
+    )
+
+
+@dataclass(kw_only=True)
 class PoolingOptions:
     """Options that turn token vectors into one embedding."""
 

@@ -25,11 +25,12 @@ from raybge.cli.options.common import (
     InstructionOptions,
     ModelOptions,
     PoolingOptions,
+    TokenizerOptions,
 )
 
 
 @dataclass(kw_only=True)
-class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
+class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Mine hard negatives: passages that the model ranks high for a query although they do not answer it."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.MINING
@@ -103,7 +104,7 @@ class RecipeOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
+class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Evaluate retrieval: exact search in a corpus, then MRR, nDCG, Recall and MAP."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EVALUATION
@@ -157,7 +158,7 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOpt
 
 
 @dataclass(kw_only=True)
-class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOptions):
+class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
     """Encode rows of text into vectors, in the order of the input."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EMBEDDER

@@ -23,11 +23,12 @@ from raybge.cli.options.common import (
     InstructionOptions,
     ModelOptions,
     PoolingOptions,
+    TokenizerOptions,
 )
 
 
 @dataclass(kw_only=True)
-class LoopOptions(ModelOptions, CommonOptions):
+class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
     """Options of every command that trains."""
 
     model_name_or_path: str | None = flag(None, MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)

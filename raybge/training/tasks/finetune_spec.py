@@ -6,12 +6,14 @@ Importing this module imports no torch: the driver makes a spec, the workers bui
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from raybge.cli.checks import check_at_least
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import declared_flags
-from raybge.model.folder import check_model_folder, read_settings, vector_width
+from raybge.model.folder import read_settings, vector_width
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import EncoderSpec, absolute_model_path
 from raybge.training.spec import data_seed_of, device_batch_of
 from raybge.util.errors import UserError
@@ -102,6 +104,7 @@ class FinetuneSpec:
         merge_adapters: save the whole model with its adapters added, not the adapters.
         guide: model whose cosines decide which negatives are false; None: the one in training.
         validation: queries and corpus of the evaluation while training.
+        allow_unknown_tokens: words of the data may be unknown to the tokenizer.
     """
 
     base_model: str
@@ -119,6 +122,7 @@ class FinetuneSpec:
     merge_adapters: bool = False
     guide: EncoderSpec | None = None
     validation: ValidationSpec | None = None
+    allow_unknown_tokens: bool = False
 
     command: ClassVar[str] = "train"
     row_noun: ClassVar[str] = "groups"
@@ -148,7 +152,7 @@ class FinetuneSpec:
             options.passage_instruction_for_retrieval,
             options.passage_instruction_format,
         ).prefixes()
-        check_model_folder(options.model_name_or_path, "--model_name_or_path")
+        check_model_folder(options.model_name_or_path, "--model_name_or_path", options.tokenizer_name)
         guide, lora = _guide(options), _lora(options)
         sub_batch_size = options.sub_batch_size
         return cls(
@@ -169,6 +173,7 @@ class FinetuneSpec:
             merge_adapters=options.save_merged_lora_model,
             guide=guide,
             validation=ValidationSpec.from_options(options),
+            allow_unknown_tokens=options.allow_unknown_tokens,
         )
 
     @property
@@ -195,6 +200,14 @@ class FinetuneSpec:
             f"({source}), query {self.query_max_len} / passage {self.passage_max_len} tokens",
             f" of {self.group_size}; negatives from {negatives}",
         )
+
+    def check_model(self, survey: Survey) -> None:
+        """Check model and tokenizer on a sample of the rows, and the guide's."""
+        from raybge.model.preflight import word_sample
+
+        self.encoder.check(None if self.allow_unknown_tokens else partial(word_sample, survey, self.row_parser))
+        if self.guide:
+            self.guide.check()
 
     def task(self, survey: Survey, data_sets: DataSets) -> FinetuneTask:
         """Return the task on these data sets."""

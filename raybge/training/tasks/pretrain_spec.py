@@ -6,10 +6,12 @@ Importing this module imports no torch: the driver makes a spec, the workers bui
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raybge.cli.options import PretrainOptions
-from raybge.model.folder import check_model_folder, has_language_head
+from raybge.model.folder import has_language_head
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import absolute_model_path
 from raybge.training.spec import data_seed_of
 from raybge.util.errors import UserError
@@ -35,6 +37,7 @@ class PretrainSpec:
         seed: seed of the masks.
         encoder_mlm_probability: share of the words that are masked for the encoder.
         decoder_mlm_probability: share of the words that a position of the decoder does not see.
+        allow_unknown_tokens: words of the data may be unknown to the tokenizer.
     """
 
     base_model: str | None
@@ -43,6 +46,7 @@ class PretrainSpec:
     seed: int
     encoder_mlm_probability: float
     decoder_mlm_probability: float
+    allow_unknown_tokens: bool = False
 
     command: ClassVar[str] = "pretrain"
     row_noun: ClassVar[str] = "texts"
@@ -65,7 +69,7 @@ class PretrainSpec:
         _check_pretrain_options(options)
         name = options.model_name_or_path
         if name is not None:
-            check_model_folder(name, "--model_name_or_path")
+            check_model_folder(name, "--model_name_or_path", options.tokenizer_name)
 
         def absolute(path: str | None) -> str | None:
             return None if path is None else absolute_model_path(path)
@@ -87,6 +91,7 @@ class PretrainSpec:
             seed=data_seed_of(options),
             encoder_mlm_probability=options.encoder_mlm_probability,
             decoder_mlm_probability=options.decoder_mlm_probability,
+            allow_unknown_tokens=options.allow_unknown_tokens,
         )
 
     @property
@@ -114,6 +119,19 @@ class PretrainSpec:
             f"model: {model}; texts up to {self.max_seq_length} tokens",
             f"; {method}, {self.encoder_mlm_probability:.0%} of the words masked for the encoder, "
             f"{self.decoder_mlm_probability:.0%} for each position of the decoder",
+        )
+
+    def check_model(self, survey: Survey) -> None:
+        """Check model and tokenizer on a sample of the rows."""
+        from raybge.model.folder import FolderSettings
+        from raybge.model.preflight import check_model, word_sample
+
+        names = ("config_name", "tokenizer_name", "cache_dir", "token", "trust_remote_code", "use_fast_tokenizer")
+        check_model(
+            self.model["model_name_or_path"] or self.model["config_name"],
+            None if self.allow_unknown_tokens else partial(word_sample, survey, self.row_parser),
+            settings=FolderSettings() if self.base_model is None else None,
+            **{name: self.model[name] for name in names},
         )
 
     def task(self, survey: Survey, data_sets: DataSets) -> PretrainTask:

@@ -43,6 +43,9 @@ class TaskSpec(Protocol):
     def describe(self) -> tuple[str, str]:
         """Return the plan's line on the model, and the text that follows the size of a step."""
 
+    def check_model(self, survey: Survey) -> None:
+        """Check that the model fits its tokenizer, and that this knows most words of a sample of the rows."""
+
     def task(self, survey: Survey, data_sets: DataSets) -> TrainingTask:
         """Return the task that workers run on these rows."""
 
