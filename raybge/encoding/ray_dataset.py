@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybge.cli.console import Console
-from raybge.cli.options import EncodeOptions
+from raybge.cli.options import FILE_FLAGS, EncodeOptions
 from raybge.cli.parser import build_options
 from raybge.data.groups import RowError, parse_field
 from raybge.encoding.spec import EncodingSpec
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
-# Flags about files, which a Dataset replaces.
-FILE_FLAGS = (
-    "input_file",
-    "output_file",
-    "keep_fields",
-    "on_bad_rows",
-    "accept_any_text",
-    "overwrite",
-    "storage_path",
-    "dry_run",
-)
 
 
 def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
