@@ -12,6 +12,7 @@ import pyarrow as pa
 from raybge.cli.console import Console
 from raybge.cli.options import FILE_FLAGS, EncodeOptions
 from raybge.cli.parser import build_options
+from raybge.cli.run import errors_name_arguments
 from raybge.cluster.connection import current_cluster
 from raybge.data.groups import RowError, parse_field
 from raybge.encoding.spec import EncodingSpec
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
 
 
+@errors_name_arguments(EncodeOptions)
 def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
     """Add a column `embedding` to a Dataset.
 

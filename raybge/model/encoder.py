@@ -162,6 +162,13 @@ class Encoder:
         self.truncate_dim = self._width(truncate_dim) if truncate_dim is not None else None
         self._copy_to_devices()
 
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self._source.name!r}, pooling={self.model.pooling!r}, normalize={self.model.normalize}, "
+            f"dim={self._width(self.truncate_dim)}, query_max_length={self.query_max_length}, "
+            f"passage_max_length={self.passage_max_length}, dtype={self.dtype}, devices={[*map(str, self._devices)]})"
+        )
+
     def _copy_to_devices(self) -> None:
         """Copy the current model to all devices except the first."""
         self._copies = [copy.deepcopy(self.model).to(device) for device in self._devices[1:]]
