@@ -128,7 +128,7 @@ class Encoder:
         lora: Lora | None = None,
         use_bf16: bool | None = None,
     ) -> None:
-        check_model_folder(model_name_or_path, "--model_name_or_path")
+        check_model_folder(model_name_or_path, "model_name_or_path")
         self.settings = read_settings(model_name_or_path, cache_dir, token)
         self.instructions = Instructions(
             query_instruction_for_retrieval,

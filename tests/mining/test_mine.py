@@ -123,7 +123,7 @@ def test_candidates_equal_one_exact_search(mined, data, tiny_model):
         cut += len(wanted) < NUMBER
         assert set(wanted) <= set(out["neg"]) and len(set(out["neg"])) == NUMBER
         assert not known & set(out["neg"]) and set(out["neg"]) <= set(pool)
-    assert 0 < cut == mined[1, 64][1]["rows_filled"] < len(rows)  # some rows had a positive in the range
+    assert 0 < cut == mined[1, 64][1].counts["rows_filled"] < len(rows)  # some rows had a positive in the range
 
 
 def read_lines(mined):
