@@ -170,7 +170,7 @@ def test_failed_run_continues_and_finished_run_is_skipped(small_blocks, data, tm
 def test_skipped_rows_leave_no_gap(small_blocks, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
-    assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
+    assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip").counts["bad_rows"] == 1
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
 
 
