@@ -2,6 +2,7 @@
 # make demo    mines, fine-tunes and evaluates on real text; ends with a before/after table
 # make test    runs the tests, in two processes; some minutes
 # make test-all  adds clusters, lost machines and signals
+# make signatures  writes the types of the Python functions' arguments, after a change of a flag
 # make lint    ruff, mypy, pydoclint, import-linter
 # make coverage  the fast tests with the share of lines and branches that they run
 # make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
@@ -15,7 +16,7 @@ LOCKED := .venv/.locked-$(HARDWARE)
 INSTALLED := .venv/.installed
 BIN := .venv/bin
 
-.PHONY: venv demo test test-all coverage lint soak axe bench clean FORCE
+.PHONY: venv demo test test-all coverage signatures lint soak axe bench clean FORCE
 
 venv: $(INSTALLED)
 
@@ -42,6 +43,10 @@ test-all: test
 	@for file in $$(grep -rl --include='test_*.py' 'mark\.alone' tests | sort); do \
 		echo "$$file"; $(BIN)/python -m pytest -m alone "$$file" || exit 1; \
 	done
+
+# the keyword arguments of the Python functions, for type checkers and editors: after a change of a flag
+signatures: venv
+	$(BIN)/python -m raybge.cli.keyword_source
 
 lint: venv
 	$(BIN)/ruff check .

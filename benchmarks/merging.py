@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
     common.write_judged(work, args.queries, args.corpus)
     general = args.general or docstrings(work)
     models = [args.tuned, args.base]
-    summary = mix_models(
+    result = mix_models(
         [limit_length(model, work / str(i), args.length) for i, model in enumerate(models)] if args.length else models,
         "encoder",
         None,
@@ -145,14 +146,14 @@ def curve(args: argparse.Namespace) -> dict[str, Any]:
         overwrite=True,
         return_model=False,
     )
-    candidates = sorted(summary["mixtures"], key=lambda each: each["weights"])
+    candidates = sorted(map(asdict, result.candidates), key=lambda each: each["weights"])
     base, half, tuned = (next(each for each in candidates if each["weights"][0] == w) for w in (0.0, 0.5, 1.0))
     gain = tuned["target"] - base["target"]
     kept_share = (half["target"] - base["target"]) / gain if gain else float("nan")
     for each in candidates:
         print(f"{each['weights'][0]:.3f} tuned: target {each['target']:.4f}, general {each['general']:.4f}")
     print(f"a half of each keeps {kept_share:.1%} of a gain of {gain:+.4f}; the claim is {KEPT_SHARE:.0%}")
-    return {"summary": summary, "gain": gain, "kept_by_half": kept_share}
+    return {"summary": asdict(result), "gain": gain, "kept_by_half": kept_share}
 
 
 def limit_length(model: str, folder: Path, length: int) -> str:

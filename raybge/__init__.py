@@ -12,14 +12,21 @@ from raybge.util.versions import RAYBGE as __version__  # noqa: F401
 
 if TYPE_CHECKING:
     from raybge.encode import encode_dataset
+    from raybge.encoding.run import EncodingResult
     from raybge.evaluate import evaluate_retrieval
+    from raybge.evaluation.run import EvaluationResult
     from raybge.merge import mix_models, mix_models_by_layers, mix_models_with_data
+    from raybge.merging.run import MergeResult
     from raybge.mine import mine_hard_negatives
+    from raybge.mining.results import MiningResult
     from raybge.model.encoder import Encoder
     from raybge.model.quantization import quantize_embeddings
     from raybge.pretrain import pretrain_retromae
     from raybge.train import finetune
+    from raybge.training.training_result import TrainingResult
     from raybge.tune import tune_finetune
+    from raybge.tuning.tuning_results import TuningResult
+    from raybge.util.errors import UserError
 
 _HOMES = {
     "Encoder": "raybge.model.encoder",
@@ -33,9 +40,23 @@ _HOMES = {
     "evaluate_retrieval": "raybge.evaluate",
     "encode_dataset": "raybge.encode",
     "quantize_embeddings": "raybge.model.quantization",
+    "EncodingResult": "raybge.encoding.run",
+    "EvaluationResult": "raybge.evaluation.run",
+    "MergeResult": "raybge.merging.run",
+    "MiningResult": "raybge.mining.results",
+    "TrainingResult": "raybge.training.training_result",
+    "TuningResult": "raybge.tuning.tuning_results",
+    "UserError": "raybge.util.errors",
 }
 __all__ = [
     "Encoder",
+    "EncodingResult",
+    "EvaluationResult",
+    "MergeResult",
+    "MiningResult",
+    "TrainingResult",
+    "TuningResult",
+    "UserError",
     "encode_dataset",
     "evaluate_retrieval",
     "finetune",
@@ -53,3 +74,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'raybge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -11,21 +11,27 @@ From Python: `raybge.evaluate_retrieval(model_name_or_path=..., corpus_data=...,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
 from raybge.cli.run import call_command, run_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.searching_keywords import EvaluateKeywords
+    from raybge.evaluation.run import EvaluationResult
 
 
-def evaluate_retrieval(**flags: Any) -> dict[str, float]:
+@with_keywords(EvaluateOptions)
+def evaluate_retrieval(**flags: Unpack[EvaluateKeywords]) -> EvaluationResult:
     """Evaluate retrieval.
 
     Args:
-        **flags: the command's flags, by name.
+        **flags: the command's flags, listed below.
 
     Returns:
-        The metrics by name, such as "nDCG@10", and the numbers of queries and passages.
+        The metrics by name, such as "nDCG@10", counts, and differences to the other models of `compare`.
 
     Raises:
         UserError: flags, files or rows that cannot be used; before any model is loaded.
@@ -33,7 +39,7 @@ def evaluate_retrieval(**flags: Any) -> dict[str, float]:
     return call_command(EvaluateOptions, _evaluate, flags)
 
 
-def _evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
+def _evaluate(options: EvaluateOptions, console: Console) -> EvaluationResult:
     from raybge.evaluation.run import evaluate  # imported here, so that --help is fast
 
     return evaluate(options, console)

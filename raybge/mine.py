@@ -14,21 +14,27 @@ Finished work is kept next to the output, or under `--storage_path`: an interrup
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from raybge.cli.console import Console
 from raybge.cli.options import MineOptions
 from raybge.cli.run import call_command, run_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.searching_keywords import MineKeywords
+    from raybge.mining.results import MiningResult
 
 
-def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
+@with_keywords(MineOptions)
+def mine_hard_negatives(**flags: Unpack[MineKeywords]) -> MiningResult:
     """Mine hard negatives.
 
     Args:
-        **flags: the command's flags, by name.
+        **flags: the command's flags, listed below.
 
     Returns:
-        The summary: counts, seconds of each stage, output file.
+        The output file and its report, counts, and seconds of each stage.
 
     Raises:
         UserError: flags, files or rows that cannot be used; before any model is loaded.
@@ -36,7 +42,7 @@ def mine_hard_negatives(**flags: Any) -> dict[str, Any]:
     return call_command(MineOptions, _mine, flags)
 
 
-def _mine(options: MineOptions, console: Console) -> dict[str, Any]:
+def _mine(options: MineOptions, console: Console) -> MiningResult:
     from raybge.mining.run import mine  # imported here, so that --help is fast
 
     return mine(options, console)

@@ -9,21 +9,27 @@ From Python: `raybge.pretrain_retromae(model_name_or_path=..., train_data=..., o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from raybge.cli.console import Console
 from raybge.cli.options import PretrainOptions
 from raybge.cli.run import call_command, run_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.training_keywords import PretrainKeywords
+    from raybge.training.training_result import TrainingResult
 
 
-def pretrain_retromae(**flags: Any) -> dict[str, float]:
+@with_keywords(PretrainOptions)
+def pretrain_retromae(**flags: Unpack[PretrainKeywords]) -> TrainingResult:
     """Pre-train an encoder with RetroMAE (https://arxiv.org/abs/2205.12035) or DupMAE (https://arxiv.org/abs/2211.08769).
 
     Args:
-        **flags: the command's flags by name; see `python -m raybge.pretrain --help`.
+        **flags: the command's flags, listed below.
 
     Returns:
-        The Trainer's metrics; none with `dry_run`.
+        The model's folder, the metrics and the report.
 
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
@@ -31,7 +37,7 @@ def pretrain_retromae(**flags: Any) -> dict[str, float]:
     return call_command(PretrainOptions, _pretrain, flags)
 
 
-def _pretrain(options: PretrainOptions, console: Console) -> dict[str, float]:
+def _pretrain(options: PretrainOptions, console: Console) -> TrainingResult:
     from raybge.training.run import pretrain  # imported here, so that --help is fast
 
     return pretrain(options, console)

@@ -9,21 +9,27 @@ From Python: `raybge.finetune(model_name_or_path=..., train_data=..., output_dir
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from raybge.cli.console import Console
 from raybge.cli.options import TrainOptions
 from raybge.cli.run import call_command, run_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.training_keywords import TrainKeywords
+    from raybge.training.training_result import TrainingResult
 
 
-def finetune(**flags: Any) -> dict[str, float]:
+@with_keywords(TrainOptions)
+def finetune(**flags: Unpack[TrainKeywords]) -> TrainingResult:
     """Fine-tune an embedding model with a contrastive objective.
 
     Args:
-        **flags: the command's flags by name; see `python -m raybge.train --help`.
+        **flags: the command's flags, listed below.
 
     Returns:
-        The Trainer's metrics; none with `dry_run`.
+        The model's folder, the metrics and the report.
 
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
@@ -31,7 +37,7 @@ def finetune(**flags: Any) -> dict[str, float]:
     return call_command(TrainOptions, _train, flags)
 
 
-def _train(options: TrainOptions, console: Console) -> dict[str, float]:
+def _train(options: TrainOptions, console: Console) -> TrainingResult:
     from raybge.training.run import train  # imported here, so that --help is fast
 
     return train(options, console)

@@ -13,21 +13,27 @@ continues a search that was killed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 from raybge.cli.console import Console
 from raybge.cli.options import TuneOptions
 from raybge.cli.run import call_command, run_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.training_keywords import TuneKeywords
+    from raybge.tuning.tuning_results import TuningResult
 
 
-def tune_finetune(**flags: Any) -> dict[str, Any]:
+@with_keywords(TuneOptions)
+def tune_finetune(**flags: Unpack[TuneKeywords]) -> TuningResult:
     """Search training flags.
 
     Args:
-        **flags: flags of the command by name.
+        **flags: the command's flags, listed below.
 
     Returns:
-        The best trial's `flags`, `metrics` and the `command` that trains it again.
+        The best trial's model, flags and metrics, and the command that trains it again.
 
     Raises:
         UserError: a flag, a file or a row is invalid; raised before any model loads.
@@ -35,7 +41,7 @@ def tune_finetune(**flags: Any) -> dict[str, Any]:
     return call_command(TuneOptions, _tune, flags)
 
 
-def _tune(options: TuneOptions, console: Console) -> dict[str, Any]:
+def _tune(options: TuneOptions, console: Console) -> TuningResult:
     from raybge.tuning.run import tune  # imported here, so that --help is fast
 
     return tune(options, console)

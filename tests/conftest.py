@@ -96,6 +96,8 @@ def ray_cluster() -> Any:
     """
     import ray
 
+    if ray.is_initialized() and ray.cluster_resources().get("CPU") != RAY_CPUS:
+        ray.shutdown()  # a function of raybge started it and left it for the next call
     if not ray.is_initialized():
         folders = [str(path.parent) for path in TESTS.rglob("*.py")]
         with pytest.MonkeyPatch.context() as patch:

@@ -28,11 +28,13 @@ class Console:
     Args:
         shows_messages: messages of Ray and tracebacks of restarts are written to sys.stderr. `capture` sets it: they go
             to its log file.
+        keeps_ray: a Ray that is started for this call stays for the next one; for the Python functions.
     """
 
-    def __init__(self, shows_messages: bool = False) -> None:
+    def __init__(self, shows_messages: bool = False, keeps_ray: bool = False) -> None:
         self.log_path: str | None = None
         self.shows_messages = shows_messages
+        self.keeps_ray = keeps_ray
         self.resume_command = "resume=True"  # shown when a run stops early; commands set their command line
         self._out: Any = sys.stdout
         self._err: Any = sys.stderr

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,13 @@ class Flag:
         if value is None or (self.or_bool and isinstance(value, bool)):
             return value
         if self.many:
-            values = list(value) if isinstance(value, list | tuple) else [value]
+            values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
             return [dataclasses.replace(self, many=False).convert(each) for each in values]
         try:
             if isinstance(value, str) and self.kind != "str":
                 value = self.read(value)
+        except UserError:
+            raise
         except (ValueError, argparse.ArgumentTypeError):
             raise UserError(f"--{self.name} takes {KIND_NAMES[self.kind]}, found «{value}»") from None
         if self.kind == "str" and isinstance(value, int | float) and not isinstance(value, bool):

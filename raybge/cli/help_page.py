@@ -88,7 +88,10 @@ def _settings(f: Flag) -> dict[str, Any]:
 
 def _reader(f: Flag) -> Callable[[str], Any]:
     def read(text: str) -> Any:
-        return f.read(text)
+        try:
+            return f.read(text)
+        except UserError as error:  # argparse would replace the message of a ValueError by its own
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"--{f.name}: ")) from error
 
     read.__name__ = f.kind  # argparse names the kind in its message
     return read

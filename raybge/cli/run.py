@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from raybge.cli.console import Console
 from raybge.cli.help_page import print_and_exit
-from raybge.cli.parser import build_options, parse_options
+from raybge.cli.parser import build_options, declared_flags, parse_options, read_config
+from raybge.cli.signatures import in_terms_of_arguments
 from raybge.compat.library_versions import untested_versions
 from raybge.util.errors import CORRECTABLE, failure_message
 from raybge.util.process_state import preserve_process_state
@@ -86,14 +88,30 @@ def call_command(options_class: type, function: Callable[[Any, Console], Result]
     Returns:
         The result of `function`.
     """
-    lines: list[str] = []
-    options: Any = build_options(options_class, values, lines.append)
-    console = Console(shows_messages=options.verbose)
-    for line in lines:
-        console.info(line)
-    _report_untested_versions(console)
-    with preserve_process_state():
-        return function(options, console)
+    with errors_name_arguments(options_class):
+        config = read_config(values.get("config"), declared_flags(options_class))
+        lines: list[str] = []
+        options: Any = build_options(options_class, {**config, **values}, lines.append)
+        console = Console(shows_messages=options.verbose, keeps_ray=True)
+        for line in lines:
+            console.info(line)
+        _report_untested_versions(console)
+        with preserve_process_state():
+            return function(options, console)
+
+
+@contextmanager
+def errors_name_arguments(options_class: type) -> Iterator[None]:
+    """Name the arguments of a Python function, not flags, in the message of a UserError that leaves the block.
+
+    Args:
+        options_class: dataclass of the command's flags.
+    """
+    try:
+        yield
+    except CORRECTABLE as error:
+        error.args = (in_terms_of_arguments(str(error), declared_flags(options_class).values()),)
+        raise
 
 
 def _report_untested_versions(console: Console) -> None:

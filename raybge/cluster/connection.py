@@ -7,8 +7,10 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,29 @@ from raybge.util.errors import UserError
 # Lets Ray listen to other machines; its name mentions Windows and macOS, but it works on Linux as well.
 LISTEN_TO_OTHERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
-# True if the Ray that this process is connected to was started here.
-_own = False
+
+@dataclass
+class _OwnRay:
+    """Ray that this process started.
+
+    Args:
+        address: distinguishes it from a Ray that the program starts after it has stopped this one.
+        settings: environment variables, working directory and output that its processes inherited.
+        is_idle: no block uses it; it was kept for the next one.
+    """
+
+    address: str
+    settings: dict[str, str] = field(repr=False)
+    is_idle: bool = False
+
+
+_own: _OwnRay | None = None
 
 
 @contextmanager
-def connect(address: str | None = None, verbose: bool = False, messages: bool = True) -> Iterator[Cluster]:
+def connect(
+    address: str | None = None, verbose: bool = False, messages: bool = True, keep: bool = False
+) -> Iterator[Cluster]:
     """Join a Ray cluster, or start Ray here and stop it at the end of the `with` block.
 
     An existing connection of this process is used and left as it is.
@@ -33,6 +52,9 @@ def connect(address: str | None = None, verbose: bool = False, messages: bool = 
         address: cluster to join; default: RAY_ADDRESS, else a live `ray start` of this machine, else Ray is started.
         verbose: keep the progress bars of Ray Data.
         messages: write Ray's messages, and what its processes write, to this process's output.
+        keep: leave a Ray that was started here to the next block with the same settings; Ray itself stops it when the
+            process exits. After an error it is stopped at once, with all that still runs in it. Outside of the main
+            thread nothing is kept: Ray's processes end with the thread that started them.
 
     Yields:
         The cluster's resources.
@@ -40,28 +62,31 @@ def connect(address: str | None = None, verbose: bool = False, messages: bool = 
     Raises:
         UserError: the cluster cannot be joined.
     """
-    global _own
     target = address or os.environ.get("RAY_ADDRESS") or _live_head()
-    if target in (None, "local"):
+    is_local = target in (None, "local")
+    if is_local:
         # Ray reads this when it is imported: its ports stay on the loopback interface of a single machine.
         os.environ.setdefault(LISTEN_TO_OTHERS, "0")
     import ray
 
     _set_environment(verbose)
+    settings = {**os.environ, "working directory": os.getcwd(), "messages": str(messages)}
     with ExitStack() as stack:
         stack.enter_context(_data_context(verbose))
-        if ray.is_initialized():
-            yield read_cluster(_own)
+        reused = _idle_ray(settings if is_local else None)
+        if ray.is_initialized() and not reused:
+            yield current_cluster()
             return
-        _own = target in (None, "local")
-        if _own and os.environ.get(LISTEN_TO_OTHERS) == "0":
-            stack.enter_context(ports_on_loopback())
-        _start(messages) if _own else _join(str(target), messages)
-        try:
-            yield read_cluster(_own)
-        finally:
-            ray.shutdown()
-            _own = False
+        if not reused and is_local:
+            if os.environ.get(LISTEN_TO_OTHERS) == "0":
+                stack.enter_context(ports_on_loopback())
+            _start(messages, settings)
+        elif not reused:
+            _join(str(target), messages)
+        stack.callback(_stop_unless_idle)
+        yield current_cluster()
+        if keep and _own and threading.current_thread() is threading.main_thread():
+            _own.is_idle = True
 
 
 def joins_cluster(address: str | None = None) -> bool:
@@ -80,7 +105,37 @@ def joins_cluster(address: str | None = None) -> bool:
 
 def current_cluster() -> Cluster:
     """Return the present resources of the cluster that this process is connected to."""
-    return read_cluster(_own)
+    return read_cluster(_is_own())
+
+
+def _is_own() -> bool:
+    """Return True if this process started the Ray that it is connected to."""
+    import ray
+
+    return _own is not None and ray.is_initialized() and ray.get_runtime_context().gcs_address == _own.address
+
+
+def _idle_ray(settings: Mapping[str, str] | None) -> bool:
+    """Take the Ray that an earlier block left, if it was started with the same settings; otherwise stop it.
+
+    Settings that only its start had are those of libraries that were imported then.
+    """
+    if not (_own and _own.is_idle and _is_own()):
+        return False
+    _own.is_idle = False
+    if settings and settings.items() <= _own.settings.items():
+        return True
+    _stop_unless_idle()
+    return False
+
+
+def _stop_unless_idle() -> None:
+    global _own
+    import ray
+
+    if not (_own and _own.is_idle):
+        ray.shutdown()
+        _own = None
 
 
 def address_file() -> Path:
@@ -92,11 +147,13 @@ def address_file() -> Path:
     return Path(folder) / "ray" / "ray_current_cluster"
 
 
-def _start(messages: bool) -> None:
+def _start(messages: bool, settings: dict[str, str]) -> None:
+    global _own
     import ray
 
     options: dict[str, Any] = {"num_cpus": available_cores() + reading_slots(), "include_dashboard": False}
     ray.init(address="local", **options, **_output_options(messages))
+    _own = _OwnRay(ray.get_runtime_context().gcs_address, settings)
 
 
 def _join(address: str, messages: bool) -> None:

@@ -50,9 +50,10 @@ class ScaleSpec:
         """Join or start the Ray cluster; it is left again at the end of the `with` block.
 
         Ray's messages and those of its processes go to the console's log file. In a program that uses raybge as a
-        library, which has none, they are only shown with --verbose.
+        library, which has none, they are only shown with --verbose; there a Ray that was started stays for the next
+        call.
         """
-        return connect(self.address, self.verbose, messages=console.shows_messages)
+        return connect(self.address, self.verbose, messages=console.shows_messages, keep=console.keeps_ray)
 
     def plan(self, cluster: Cluster, *, cores_a_worker: int = CORES_A_WORKER, elastic: bool = False) -> Plan:
         """Plan workers or actors on a cluster.

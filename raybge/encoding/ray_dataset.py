@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from raybge.cli.console import Console
-from raybge.cli.options import EncodeOptions
+from raybge.cli.options import FILE_FLAGS, EncodeOptions
 from raybge.cli.parser import build_options
+from raybge.cli.run import errors_name_arguments
+from raybge.cluster.connection import current_cluster
 from raybge.data.groups import RowError, parse_field
 from raybge.encoding.spec import EncodingSpec
 from raybge.model.quantization import quantize_embeddings
@@ -23,19 +26,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
-# Flags about files, which a Dataset replaces.
-FILE_FLAGS = (
-    "input_file",
-    "output_file",
-    "keep_fields",
-    "on_bad_rows",
-    "accept_any_text",
-    "overwrite",
-    "storage_path",
-    "dry_run",
-)
 
 
+@errors_name_arguments(EncodeOptions)
 def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
     """Add a column `embedding` to a Dataset.
 
@@ -57,8 +50,12 @@ def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
 
     import ray
 
-    with preserve_process_state(), spec.scale.connect(Console()) as cluster:  # the cluster of the Dataset
-        plan = spec.scale.plan(cluster, cores_a_worker=1)
+    # A Ray that this process is connected to is the Dataset's.
+    connection: AbstractContextManager[Any] = (
+        nullcontext() if ray.is_initialized() else spec.scale.connect(Console(keeps_ray=True))
+    )
+    with preserve_process_state(), connection:
+        plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     assert spec.model is not None
     return dataset.map_batches(
         ColumnEncoder,

@@ -7,7 +7,7 @@ continues.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -28,7 +28,24 @@ from raybge.util.errors import UserError
 from raybge.util.versions import RAYBGE
 
 
-def encode(options: EncodeOptions, console: Console, embedder: Embedder | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EncodingResult:
+    """Result of `raybge.encode_dataset` for files.
+
+    Args:
+        output_file: the vectors; a dry run does not write them.
+        dim: numbers, or bytes, of each vector; None if this call wrote none.
+        counts: numbers of "rows" and of "bad_rows"; empty if the output file existed already.
+        seconds: duration of each stage.
+    """
+
+    output_file: str
+    dim: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def encode(options: EncodeOptions, console: Console, embedder: Embedder | None = None) -> EncodingResult:
     """Run the command.
 
     Args:
@@ -37,7 +54,7 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         embedder: makes the vectors instead of the model.
 
     Returns:
-        The summary: rows, width of the vectors, seconds of each stage, output file.
+        The output file, width of the vectors, counts, and seconds of each stage.
 
     Raises:
         UserError: invalid flags, files or rows.
@@ -47,7 +64,7 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
     finished = vector_writer.is_finished(path)
     if finished and not spec.output.overwrite:
         console.info(f"{path} exists already: nothing to do (--overwrite encodes again)")
-        return {"output_file": path, "already_there": True}
+        return EncodingResult(path)
     with (
         run_store(spec.output, "encode", finished) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, (survey,)),
@@ -57,9 +74,9 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         if spec.model:
             console.info(describe_model(spec.model))
         console.info(f"data: {survey.total_rows:,} rows; an actor holds at most {int(survey.rows.max()):,} at a time")
-        summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
+        counts = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if spec.output.dry_run:
-            return {**summary, "dry_run": True}
+            return EncodingResult(path, counts=counts)
         if spec.compute_ranges and survey.total_rows < 2:
             raise UserError(f"--precision {spec.precision}: one vector has no ranges of its own; set --ranges")
         store.keep_on_failure = True
@@ -74,11 +91,11 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         with clock("write"), console.bar("write", survey.total_rows, "rows") as bar:
             vector_writer.write(path, rows.blocks, layout, store, bar)
         clock.count("write", survey.total_rows, "rows")
-        _write_metadata(spec, embedder.identity, layout, summary)
+        _write_metadata(spec, embedder.identity, layout, counts)
     clock.report(console)
     console.info(f"{survey.total_rows:,} vectors of {layout.packed_width} numbers, {layout.dtype}")
     console.info(f"written: {path}")
-    return {**summary, "dim": layout.packed_width, "seconds": clock.seconds, "output_file": path}
+    return EncodingResult(path, layout.packed_width, counts, clock.seconds)
 
 
 def _layout(spec: EncodingSpec, rows: EncodedRows, store: Store) -> Layout:
@@ -93,14 +110,14 @@ def _layout(spec: EncodingSpec, rows: EncodedRows, store: Store) -> Layout:
     return Layout(pa.schema(fields), width, spec.precision, ranges_2D)
 
 
-def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, summary: Mapping[str, Any]) -> None:
+def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, counts: Mapping[str, int]) -> None:
     """Write OUTPUT.meta.json, with the ranges by which other vectors must be quantized."""
     write_metadata(
         spec.output.path,
         spec.options,
         {
             "embedder": embedder,
-            "counts": summary,
+            "counts": counts,
             "dim": layout.width,
             "ranges": None if layout.ranges_2D is None else layout.ranges_2D.tolist(),
             "version": RAYBGE,

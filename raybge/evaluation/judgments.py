@@ -86,6 +86,11 @@ class ModelMetrics:
     summary: dict[str, Any]
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def means(self) -> dict[str, float]:
+        """The summary without its counts."""
+        return {name: value for name, value in self.summary.items() if "@" in name}
+
 
 def search_and_measure(
     index: ShardedIndex, blocks: Sequence[EncodedBlock], ranking: Ranking, run_file: str | None, console: Console

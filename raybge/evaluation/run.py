@@ -6,8 +6,8 @@ The steps of `evaluate` follow from top to bottom; `retrieval` measures one mode
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raybge.cli.console import Console
@@ -17,7 +17,7 @@ from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.metrics import CUTOFFS, METRICS
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
-from raybge.evaluation.significance import LEVEL, compare
+from raybge.evaluation.significance import LEVEL, Difference, compare
 from raybge.evaluation.spec import EvaluationSpec
 from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
@@ -27,7 +27,37 @@ from raybge.util.filesystem import append_to_path
 COMPARED = (*METRICS, "Recall@100")  # metrics of a comparison, on the console
 
 
-def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ModelComparison:
+    """A further model of an evaluation, compared with the first one.
+
+    Args:
+        metrics: the further model's metrics by name.
+        difference: each metric's difference from the first model with its 95% interval, wins and losses.
+    """
+
+    metrics: Mapping[str, float]
+    difference: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Result of `raybge.evaluate_retrieval`.
+
+    Args:
+        metrics: the model's metrics by name, such as "nDCG@10", or each MTEB task's main score; empty on a dry run.
+        counts: numbers of "queries" and of distinct passages in the "corpus"; empty for MTEB tasks.
+        comparison: the models of `compare`, by name.
+        report: the page next to `metrics_file`; None without one.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    comparison: Mapping[str, ModelComparison] = field(default_factory=dict)
+    report: str | None = None
+
+
+def evaluate(options: EvaluateOptions, console: Console) -> EvaluationResult:
     """Run the command.
 
     Args:
@@ -35,7 +65,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         console: the console.
 
     Returns:
-        The metrics by name, and the numbers of queries and passages; with --compare also the comparison.
+        Metrics, counts and the comparison.
 
     Raises:
         UserError: invalid flags, files or rows.
@@ -44,17 +74,16 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
     if spec.mteb_tasks:
         from raybge.evaluation.mteb import evaluate_tasks
 
-        return evaluate_tasks(spec, console)
+        scores = evaluate_tasks(spec, console)
+        return EvaluationResult(scores, report=_report_path(spec) if scores else None)
     with open_data(spec, console) as data:
         results = [evaluate_model(spec, model.encoder, data, console) for model in spec.models]
     if spec.dry_run:
-        return dict(data.counts)
-    summary = results[0].summary
+        return EvaluationResult(counts=data.counts)
     _print_metrics(spec, results[0], console)
-    if len(results) > 1:
-        summary["compare"] = _compare_models(spec, results, console)
-    _write_results(spec, data, results, console)
-    return summary
+    comparison = _compare_models(spec, results, console) if len(results) > 1 else {}
+    _write_results(spec, data, results, comparison, console)
+    return EvaluationResult(results[0].means, data.counts, comparison, _report_path(spec))
 
 
 def _print_metrics(spec: EvaluationSpec, metrics: ModelMetrics, console: Console) -> None:
@@ -64,17 +93,16 @@ def _print_metrics(spec: EvaluationSpec, metrics: ModelMetrics, console: Console
     console.table(("", *(f"@{cutoff}" for cutoff in cutoffs)), rows)
 
 
-def _compare_models(spec: EvaluationSpec, results: Sequence[ModelMetrics], console: Console) -> dict[str, Any]:
+def _compare_models(
+    spec: EvaluationSpec, results: Sequence[ModelMetrics], console: Console
+) -> dict[str, ModelComparison]:
     """Compare each further model with the first, by metric; print the main metrics."""
     first, *others = results
-    comparison: dict[str, Any] = {}
+    comparison: dict[str, ModelComparison] = {}
     rows = []
     for model, other in zip(spec.models[1:], others, strict=True):
         differences = {name: compare(first.values[name], other.values[name]) for name in other.values}
-        comparison[model.name] = {
-            "metrics": {name: value for name, value in other.summary.items() if "@" in name},
-            "difference": {name: asdict(each) for name, each in differences.items()},
-        }
+        comparison[model.name] = ModelComparison(other.means, differences)
         for name in COMPARED:
             if name in first.values:
                 d = differences[name]
@@ -85,15 +113,25 @@ def _compare_models(spec: EvaluationSpec, results: Sequence[ModelMetrics], conso
     return comparison
 
 
+def _report_path(spec: EvaluationSpec) -> str | None:
+    return append_to_path(spec.metrics_file, f".{REPORT}") if spec.metrics_file else None
+
+
 def _write_results(
-    spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics], console: Console
+    spec: EvaluationSpec,
+    data: RetrievalData,
+    results: Sequence[ModelMetrics],
+    comparison: Mapping[str, ModelComparison],
+    console: Console,
 ) -> None:
     """Write the metrics and, next to them, the report page."""
-    if spec.metrics_file:
+    summary: dict[str, Any] = dict(results[0].summary)
+    if comparison:
+        summary["compare"] = {name: asdict(each) for name, each in comparison.items()}
+    if spec.metrics_file and (report := _report_path(spec)):
         with open_atomic(spec.metrics_file, "--metrics_file") as out:
-            out.write((json.dumps(results[0].summary, indent=2) + "\n").encode())
-        path = append_to_path(spec.metrics_file, f".{REPORT}")
-        write_or_log(page.write, path, lambda: _report(spec, data, results))
+            out.write((json.dumps(summary, indent=2) + "\n").encode())
+        write_or_log(page.write, report, lambda: _report(spec, data, results))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")
 
@@ -106,7 +144,7 @@ def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMe
     files = [item for survey in surveys for item in survey.rows_by_file().items()]
     return page.EvaluationReport(
         run=RunDetails("evaluate", spec.flags, spec.model.name, files, versions=library_versions()),
-        metrics={name: value for name, value in first.summary.items() if name != "compare"},
+        metrics=first.summary,
         per_query=first.values,
         comparison=[
             MetricChange.from_queries(name, other[name], first.values[name]) for name in COMPARED if name in other

@@ -186,9 +186,9 @@ class AlignedModels:
         is_encoder = model_type == "encoder"
         self.settings = combine_settings(self.models) if is_encoder else None
         first = self.models[0]
+        auto = first.auto_class(model_type)
         with readable(f"transformers cannot load {first.name} as --model_type {model_type}"):
             config = transformers.AutoConfig.from_pretrained(first.folder, trust_remote_code=trust_remote_code)
-            auto = first.auto_class(model_type)
             architecture = Architecture.from_config(auto, config, is_encoder, trust_remote_code)
         self._architecture = architecture.name
         self._width = config.get_text_config().hidden_size if is_encoder else 0

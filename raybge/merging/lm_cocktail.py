@@ -7,17 +7,47 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from raybge.cli.options import MergeOptions
 from raybge.cli.run import call_command
+from raybge.cli.signatures import with_keywords
+
+if TYPE_CHECKING:
+    from raybge.cli.options.merging_keywords import MixKeywords, MixWithDataKeywords
+    from raybge.merging.run import MergeResult
+
+ModelType = Literal["encoder", "decoder", "reranker", "encoder-decoder"]
+Name = str | Path
 
 
+@overload
 def mix_models(
-    model_names_or_paths: Sequence[str],
-    model_type: str,
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
     weights: Sequence[float] | None,
-    output_path: str | None = None,
+    output_path: Name | None = None,
+    *,
+    return_model: Literal[False],
+    **flags: Unpack[MixKeywords],
+) -> MergeResult: ...
+@overload
+def mix_models(
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
+    weights: Sequence[float] | None,
+    output_path: Name | None = None,
+    *,
+    return_model: bool = True,
+    **flags: Unpack[MixKeywords],
+) -> Any: ...
+@with_keywords(MergeOptions)
+def mix_models(
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
+    weights: Sequence[float] | None,
+    output_path: Name | None = None,
     *,
     return_model: bool = True,
     **flags: Any,
@@ -30,11 +60,10 @@ def mix_models(
         weights: one for each model, with the sum 1; None if `flags` determine them.
         output_path: folder of the merged model; None: it is not kept.
         return_model: load the merged model.
-        **flags: further flags of `raybge.merge`, such as `merge_method="slerp"` or `search="dev.jsonl"`.
+        **flags: further flags of `raybge.merge`, such as `merge_method="slerp"` or `search="dev.jsonl"`; listed below.
 
     Returns:
-        The transformers model as loaded from its folder, or without `return_model` the command's summary (see
-        `raybge.merging.run.merge`).
+        The transformers model as loaded from its folder, or without `return_model` a `MergeResult`.
 
     Raises:
         UserError: a flag, a file or a model is invalid; raised before any weights are read.
@@ -48,15 +77,44 @@ def mix_models(
 mix_models_by_layers = mix_models  # LM-Cocktail's variant with less memory, which every merge here is
 
 
+@overload
 def mix_models_with_data(
-    model_names_or_paths: Sequence[str],
-    model_type: str,
-    example_data: Sequence[Mapping[str, Any]] | str,
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
+    example_data: Sequence[Mapping[str, Any]] | Name,
     temperature: float = 5.0,
     batch_size: int = 2,
     max_input_length: int = 2048,
     neg_number: int = 7,
-    output_path: str | None = None,
+    output_path: Name | None = None,
+    *,
+    return_model: Literal[False],
+    **flags: Unpack[MixWithDataKeywords],
+) -> MergeResult: ...
+@overload
+def mix_models_with_data(
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
+    example_data: Sequence[Mapping[str, Any]] | Name,
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    output_path: Name | None = None,
+    *,
+    return_model: bool = True,
+    **flags: Unpack[MixWithDataKeywords],
+) -> Any: ...
+@with_keywords(MergeOptions)
+def mix_models_with_data(
+    model_names_or_paths: Sequence[Name],
+    model_type: ModelType,
+    example_data: Sequence[Mapping[str, Any]] | Name,
+    temperature: float = 5.0,
+    batch_size: int = 2,
+    max_input_length: int = 2048,
+    neg_number: int = 7,
+    output_path: Name | None = None,
     *,
     return_model: bool = True,
     **flags: Any,
@@ -73,7 +131,7 @@ def mix_models_with_data(
         neg_number: most negatives of an example.
         output_path: folder of the merged model; None: it is not kept.
         return_model: load the merged model.
-        **flags: further flags of `raybge.merge`.
+        **flags: further flags of `raybge.merge`, listed below.
 
     Returns:
         As `mix_models`.

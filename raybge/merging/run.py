@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raybge.cli.console import Console
@@ -13,9 +15,33 @@ from raybge.merging.spec import METRIC, MergingSpec
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
     from raybge.merging.example_weights import MergeWeights
+    from raybge.merging.weight_search import MergeCandidate
 
 
-def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MergeResult:
+    """Result of `raybge.mix_models(..., return_model=False)` and its variants; all fields are empty on a dry run.
+
+    Args:
+        weights: weight of each model.
+        losses: loss of each model on the examples.
+        target: nDCG@10 of the best candidate of a search; None without a search.
+        general: nDCG@10 on the second set of queries; None without one.
+        candidates: all weights that a search evaluated, with their metrics.
+        model: folder of the merged model; None if none was written.
+        report: page of the merge, in that folder.
+    """
+
+    weights: Sequence[float] = ()
+    losses: Sequence[float] = ()
+    target: float | None = None
+    general: float | None = None
+    candidates: Sequence[MergeCandidate] = ()
+    model: str | None = None
+    report: str | None = None
+
+
+def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | None = None) -> MergeResult:
     """Run the command `raybge.merge`.
 
     Args:
@@ -24,9 +50,7 @@ def merge(options: MergeOptions, console: Console, examples: Sequence[Any] | Non
         examples: rows as Python objects, in place of `example_data`.
 
     Returns:
-        The `weights`; with examples the `losses`; after a search the best candidate's `target` and `general` metric,
-        the number of `evaluations` and all candidates as `mixtures`; the `output_path` if a model was written. Empty on
-        a dry run.
+        Weights and what they follow from, and the merged model's folder; empty on a dry run.
 
     Raises:
         UserError: an option, a file, a row or a model is invalid.
@@ -43,19 +67,19 @@ def merge_and_load(options: MergeOptions, console: Console, examples: Sequence[A
         examples: see `merge`.
 
     Returns:
-        The transformers model; an empty summary on a dry run.
+        The transformers model; on a dry run an empty `MergeResult`.
     """
     from raybge.merging.sources import SourceModel
 
     spec = MergingSpec.from_options(options, examples is not None)
-    summary = _run(spec, console, examples)
+    result = _run(spec, console, examples)
     if spec.dry_run:
-        return summary
+        return result
     model = SourceModel.open(str(spec.output_path), spec.model_type, "--output_path")
     return model.load(spec.model_type, spec.trust_remote_code)
 
 
-def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) -> dict[str, Any]:
+def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) -> MergeResult:
     from raybge.merging.alignment import AlignedModels
     from raybge.merging.example_weights import read_examples
     from raybge.merging.writing import search_results, write_output
@@ -67,20 +91,20 @@ def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) ->
     _print_plan(spec, aligned, console)
     merge_weights = _merge_weights(spec, aligned, rows, console)
     if spec.dry_run:
-        return {}
+        return MergeResult()
     _print_weights(spec, merge_weights, console)
-    summary: dict[str, Any] = {"weights": merge_weights.weights}
-    if merge_weights.losses:
-        summary["losses"] = list(merge_weights.losses)
-    if results := search_results(spec, merge_weights):
-        summary |= results
-        metrics = [f"{name} {summary[name]:.4f}" for name in ("target", "general") if name in summary]
-        console.info(f"{METRIC}: {', '.join(metrics)}; {summary['evaluations']} candidates evaluated")
+    results = search_results(spec, merge_weights)
+    target, general = results.get("target"), results.get("general")
+    if results:
+        metrics = [f"{name} {results[name]:.4f}" for name in ("target", "general") if name in results]
+        console.info(f"{METRIC}: {', '.join(metrics)}; {results['evaluations']} candidates evaluated")
+    report = None
     if spec.output_path is not None:
         write_output(spec, aligned, merge_weights, lambda: time.monotonic() - start, console)
         console.info(f"written: {spec.output_path}, with its {REPORT}")
-        summary["output_path"] = spec.output_path
-    return summary
+        report = os.path.join(spec.output_path, REPORT)
+    weights, losses, candidates = merge_weights.weights, merge_weights.losses, merge_weights.candidates
+    return MergeResult(weights, losses, target, general, candidates, spec.output_path, report)
 
 
 def _merge_weights(spec: MergingSpec, aligned: AlignedModels, rows: list[Any], console: Console) -> MergeWeights:

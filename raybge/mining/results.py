@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from raybge.cli.console import Console
 from raybge.data.survey import Survey
@@ -18,6 +19,38 @@ from raybge.search.metadata import metadata_path, write_metadata
 from raybge.util.filesystem import append_to_path
 
 MAX_EXAMPLE = 90  # characters of an example's text on the console
+
+
+@dataclass(frozen=True)
+class MiningResult:
+    """Result of `raybge.mine_hard_negatives`.
+
+    Args:
+        output_file: the groups with mined negatives; a dry run does not write it.
+        report: the page next to it; None if this call wrote neither.
+        counts: numbers of rows and passages: "rows", "bad_rows" and, unless `score_only`, "passages", "duplicates",
+            "rows_filled" (with random passages) and "rows_with_fewer" (negatives than requested). Empty if the output
+            file existed already.
+        recall: share of the nearest passages that an approximate index finds; None for an exact search.
+        seconds: duration of each stage.
+    """
+
+    output_file: str
+    report: str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    recall: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, output_file: str, summary: Mapping[str, Any]) -> Self:
+        """Return the result of a run that wrote its output, or, without "seconds" in the summary, of a dry run."""
+        return cls(
+            output_file,
+            report_path(output_file) if "seconds" in summary else None,
+            {name: value for name, value in summary.items() if isinstance(value, int)},
+            summary.get("recall"),
+            summary.get("seconds", {}),
+        )
 
 
 def write_mining_metadata(

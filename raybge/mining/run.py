@@ -18,7 +18,7 @@ from raybge.data.groups import near_key, parse_group, parse_passage
 from raybge.data.survey import Survey
 from raybge.mining.cross_encoder import CrossEncoderScorer, make_scorer, score_groups
 from raybge.mining.hard_negatives import excluded_texts, mine_block
-from raybge.mining.results import print_summary, report_path, write_mining_metadata, write_report
+from raybge.mining.results import MiningResult, print_summary, report_path, write_mining_metadata, write_report
 from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
@@ -48,7 +48,7 @@ class MiningRun:
     console: Console
 
 
-def mine(options: MineOptions, console: Console, embedder: Embedder | None = None) -> dict[str, Any]:
+def mine(options: MineOptions, console: Console, embedder: Embedder | None = None) -> MiningResult:
     """Run the command.
 
     Args:
@@ -57,7 +57,7 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
         embedder: makes the vectors instead of the model.
 
     Returns:
-        The summary: counts, seconds of each stage, output file.
+        The output file, its report, counts, and seconds of each stage.
 
     Raises:
         UserError: invalid flags, files or rows.
@@ -66,7 +66,7 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
     finished = exists(spec.output.path, "--output_file")
     if finished and not spec.output.overwrite:
         console.info(f"{spec.output.path} exists already: nothing to do (--overwrite mines again)")
-        return {"output_file": spec.output.path, "already_there": True}
+        return MiningResult(spec.output.path)
     with (
         run_store(spec.output, "mine", finished) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, surveys),
@@ -85,8 +85,8 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
         return _mine_negatives(run, embedder, scorer)
 
 
-def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScorer | None) -> dict[str, Any]:
-    """Deduplicate, plan, encode, search and write; return the summary."""
+def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScorer | None) -> MiningResult:
+    """Deduplicate, plan, encode, search and write."""
     spec, clock, console = run.spec, run.clock, run.console
     with clock("deduplicate"):
         data = _search_data(run, scorer is not None)
@@ -101,7 +101,7 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
         "bad_rows": sum(survey.bad_count for survey in run.surveys),
     }
     if spec.output.dry_run:
-        return {**summary, "dry_run": True}
+        return MiningResult.of(spec.output.path, summary)
     run.store.keep_on_failure = True
     with open_atomic(spec.output.path, "--output_file") as out:
         with clock("encode"):
@@ -121,7 +121,7 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
     clock.report(console)
     write_report(spec, run.surveys, summary, statistics, sampling)
     print_summary(summary, sampling, statistics, console)
-    return summary
+    return MiningResult.of(spec.output.path, summary)
 
 
 def _search_data(run: MiningRun, has_scorer: bool) -> SearchData:
@@ -177,13 +177,14 @@ def _search_and_write(
     return statistics
 
 
-def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> dict[str, Any]:
-    """Write each row with its cross-encoder scores and everything else unchanged; return the summary."""
+def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> MiningResult:
+    """Write each row with its cross-encoder scores and everything else unchanged."""
     spec, console, survey = run.spec, run.console, run.surveys[0]
     console.info(f"data: {survey.total_rows:,} rows; cross-encoder: {spec.options['cross_encoder']}")
-    summary = {"rows": survey.total_rows, "bad_rows": survey.bad_count, "output_file": spec.output.path}
+    summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
+    summary["output_file"] = spec.output.path
     if spec.output.dry_run:
-        return {**summary, "dry_run": True}
+        return MiningResult.of(spec.output.path, summary)
     run.store.keep_on_failure = True
     with (
         open_atomic(spec.output.path, "--output_file") as out,
@@ -200,4 +201,4 @@ def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> dict[str, Any]:
     summary |= {"seconds": run.clock.seconds}
     write_report(spec, [survey], summary)
     console.info(f"written: {spec.output.path}, {report_path(spec.output.path)}")
-    return summary
+    return MiningResult.of(spec.output.path, summary)

@@ -130,7 +130,7 @@ class Encoder:
         lora: Lora | None = None,
         use_bf16: bool | None = None,
     ) -> None:
-        check_model_folder(model_name_or_path, "--model_name_or_path", tokenizer_name)
+        check_model_folder(model_name_or_path, "model_name_or_path", tokenizer_name)
         self.settings = read_settings(model_name_or_path, cache_dir, token)
         self.instructions = Instructions(
             query_instruction_for_retrieval,
@@ -164,6 +164,13 @@ class Encoder:
         self.convert_to_numpy = convert_to_numpy
         self.truncate_dim = self._width(truncate_dim) if truncate_dim is not None else None
         self._copy_to_devices()
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self._source.name!r}, pooling={self.model.pooling!r}, normalize={self.model.normalize}, "
+            f"dim={self._width(self.truncate_dim)}, query_max_length={self.query_max_length}, "
+            f"passage_max_length={self.passage_max_length}, dtype={self.dtype}, devices={[*map(str, self._devices)]})"
+        )
 
     def _copy_to_devices(self) -> None:
         """Copy the current model to all devices except the first."""

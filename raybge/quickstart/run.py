@@ -57,8 +57,8 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         timed("train", train, spec.train, console)
         after = timed("evaluate after", evaluate, spec.after, console)
     summary = {
-        "before": {name: before[name] for name in SHOWN_METRICS},
-        "after": {name: after[name] for name in SHOWN_METRICS},
+        "before": {name: before.metrics[name] for name in SHOWN_METRICS},
+        "after": {name: after.metrics[name] for name in SHOWN_METRICS},
         "seconds": seconds,
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

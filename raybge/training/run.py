@@ -35,6 +35,7 @@ from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
 from raybge.training.trainer_arguments import process_group
 from raybge.training.trainer_check import check_trainer
+from raybge.training.training_result import TrainingResult
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 RUNTIME: Callable[[], Runtime] = RayRuntime
 
 
-def train(options: TrainOptions, console: Console, context: TrialContext | None = None) -> dict[str, float]:
+def train(options: TrainOptions, console: Console, context: TrialContext | None = None) -> TrainingResult:
     """Fine-tune a model.
 
     Args:
@@ -61,7 +62,7 @@ def train(options: TrainOptions, console: Console, context: TrialContext | None 
         context: passed by a search to the runs of its trials.
 
     Returns:
-        The Trainer's metrics; none with --dry_run.
+        The model's folder, the metrics and the report; empty with --dry_run.
 
     Raises:
         UserError: before any model loads, flags, files or rows that cannot be used.
@@ -69,12 +70,12 @@ def train(options: TrainOptions, console: Console, context: TrialContext | None 
     return run(options, FinetuneSpec, console, context or TrialContext())
 
 
-def pretrain(options: PretrainOptions, console: Console) -> dict[str, float]:
+def pretrain(options: PretrainOptions, console: Console) -> TrainingResult:
     """Pre-train an encoder; see `train`."""
     return run(options, PretrainSpec, console, TrialContext())
 
 
-def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: TrialContext) -> dict[str, float]:
+def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: TrialContext) -> TrainingResult:
     """Train what `task` reads from the options; see `train`."""
     from raybge.data.order import lane_count
     from raybge.data.source_files import list_files
@@ -84,7 +85,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
     _check_output(spec)
     if spec.run.resume and (metrics := finished_metrics(spec.run.output)):
         console.info(f"nothing to continue: the run of {spec.run.output} is finished")
-        return metrics
+        return TrainingResult.of(spec, metrics)
     start = resume_checkpoint(dict(spec.trainer.flags), spec.run.resume, spec.run.storage)
 
     files = list_files(spec.data.train_data, "--train_data", spec.data.any_text)
@@ -114,7 +115,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         metrics = _launch(planned, runtime, console)
     if metrics:
         _summarize(spec, metrics, console)
-    return metrics
+    return TrainingResult.of(spec, metrics)
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from raybge.cluster.resources import Cluster, Plan
     from raybge.data.survey import Survey
     from raybge.tuning.search_space import Domain
+    from raybge.tuning.tuning_results import TuningResult
 
 SHARED = "shared"  # folder of data that trials share while the search runs
 _EARLY_STOPPING = {"none": "no early stopping", "pbt": "the worst replaced by the best after each quarter (pbt)"}
 
 
-def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
+def tune(options: TuneOptions, console: Console) -> TuningResult:
     """Run the command `raybge.tune`.
 
     Args:
@@ -35,20 +36,20 @@ def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
         console: receives the plan, the progress and the result.
 
     Returns:
-        The best trial's `flags`, `metrics` and the `command` that trains it again; empty on a dry run.
+        The best trial; empty on a dry run.
 
     Raises:
         UserError: a flag, a file or a row is invalid, or no trial finished.
     """
     from raybge.tuning.ray_tune import RayTuneSearch
     from raybge.tuning.trial_spec import TrialSpec, mining_flags
-    from raybge.tuning.tuning_results import BEST_FILE, TRIALS, finish_search, report_progress
+    from raybge.tuning.tuning_results import BEST_FILE, TRIALS, TuningResult, finish_search, report_progress
 
     spec = TuningSpec.from_options(options)
     output, state = spec.output, spec.output / STATE_FOLDER
     if spec.resume and (output / BEST_FILE).is_file():
         console.info(f"nothing to continue: the search of {output} is finished")
-        return dict(json.loads((output / BEST_FILE).read_text()))
+        return TuningResult.read(output)
     survey = _survey(spec, console)
     scale, max_concurrent = spec.scale, spec.search.max_concurrent
     with scale.connect(console) as cluster:
@@ -60,7 +61,7 @@ def tune(options: TuneOptions, console: Console) -> dict[str, Any]:
         _print_plan(spec, cluster, plan, runs, console)
         flags = _trial_flags(spec, survey, plan, console)
         if spec.dry_run:
-            return {}
+            return TuningResult()
         prepare_output(output, spec.resume, search_identity(spec.search.space, spec.settings, flags))
         trial_spec = TrialSpec(
             flags,

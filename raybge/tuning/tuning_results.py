@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from raybge.cli.console import Console
 from raybge.report.page import REPORT
@@ -22,6 +23,33 @@ from raybge.util.errors import UserError
 
 BEST, TRIALS, BEST_FILE = "best", "trials", "best.json"
 RESULT_FILES = (BEST_FILE, "trials.csv", "trials.json", REPORT)
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Result of `raybge.tune_finetune`: the best trial; all fields are empty on a dry run.
+
+    Args:
+        model: folder of its model.
+        flags: values of the searched flags.
+        metrics: its metrics by name, such as "nDCG@10".
+        command: command line that trains it again.
+        trials: table of all trials, a .csv file.
+        report: page of the search.
+    """
+
+    model: str | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    command: str = ""
+    trials: str | None = None
+    report: str | None = None
+
+    @classmethod
+    def read(cls, output: Path) -> Self:
+        """Read the result of a finished search from its output folder."""
+        best = json.loads((output / BEST_FILE).read_text())
+        return cls(str(output / BEST), **best, trials=str(output / "trials.csv"), report=str(output / REPORT))
 
 
 @contextmanager
@@ -79,7 +107,7 @@ def write_results(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
     write(str(spec.output / REPORT), report)
 
 
-def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Trial], console: Console) -> dict[str, Any]:
+def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Trial], console: Console) -> TuningResult:
     """Move the best model into the output folder, remove temporary files and print the result.
 
     Args:
@@ -89,7 +117,7 @@ def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
         console: receives the result.
 
     Returns:
-        The best trial's `flags`, `metrics` and the `command` that trains it again.
+        The best trial.
 
     Raises:
         UserError: no trial finished.
@@ -103,14 +131,14 @@ def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
         shutil.rmtree(output / BEST, ignore_errors=True)
         model.rename(output / BEST)
     command = " && ".join(map(shlex.join, reproduction_commands(trial_spec, best.history)))
-    result = {"flags": best.flags, "metrics": best.metrics, "command": command}
-    (output / BEST_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    record = {"flags": best.flags, "metrics": best.metrics, "command": command}
+    (output / BEST_FILE).write_text(json.dumps(record, indent=1) + "\n")
     for folder in (Path(trial_spec.shared), *(output / TRIALS).glob(f"*/{ATTEMPTS}")):
         shutil.rmtree(folder, ignore_errors=True)
     console.info(_trial_line(best, spec.search.metric))
     console.info(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / REPORT}")
     console.info(f"command that trains the best model again: {command}")
-    return result
+    return TuningResult.read(output)
 
 
 def _trial_line(trial: Trial, metric: str) -> str:

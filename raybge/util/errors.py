@@ -9,7 +9,7 @@ from raybge.util.redaction import redact
 _ORIGIN = re.compile(r"^([\w.]+: .+)\n+The above exception was the direct cause", re.MULTILINE)
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Error that the person can correct: a flag, a file, a row. Commands print its message alone and exit with 2.
 
     Credentials in URIs are removed from the message.

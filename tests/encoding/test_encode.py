@@ -48,7 +48,7 @@ def data(tmp_path_factory, words):
 
 @pytest.fixture(scope="module")
 def encoded(small_blocks, data, tiny_model, tmp_path_factory):
-    """Write outputs; return their folder and the summary of each."""
+    """Write outputs; return their folder and the result of each."""
     folder = tmp_path_factory.mktemp("out")
     shared = {"model_name_or_path": tiny_model, "input_file": str(data[0]), "passage_instruction_for_retrieval": "al "}
     outputs = {
@@ -56,13 +56,11 @@ def encoded(small_blocks, data, tiny_model, tmp_path_factory):
         "three.parquet": {"num_workers": 3},
         "query.npy": {"query_instruction_for_retrieval": "bk ", "kind": "query", "max_length": 8, "truncate_dim": 20},
     }
-    summaries = {
-        name: encode_dataset(**shared, **more, output_file=str(folder / name)) for name, more in outputs.items()
-    }
+    results = {name: encode_dataset(**shared, **more, output_file=str(folder / name)) for name, more in outputs.items()}
     assert {path.name for path in folder.iterdir()} == {
         f"{name}{end}" for name in outputs for end in ("", ".meta.json")
     }
-    return folder, summaries
+    return folder, results
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +78,9 @@ def assert_close(vectors, expected):
 
 
 def test_bytes_do_not_depend_on_actors(encoded):
-    folder, summaries = encoded
+    folder, results = encoded
     assert (folder / "one.parquet").read_bytes() == (folder / "three.parquet").read_bytes()
-    assert summaries["one.parquet"]["rows"] == ROWS and summaries["one.parquet"]["dim"] == 32
+    assert results["one.parquet"].counts["rows"] == ROWS and results["one.parquet"].dim == 32
 
 
 def test_rows_and_vectors_keep_input_order(encoded, data, encoder):
@@ -158,7 +156,7 @@ def test_failed_run_continues_and_finished_run_is_skipped(small_blocks, data, tm
     written = output.read_bytes()
 
     stamp = output.stat().st_mtime_ns
-    assert run(data, output, log)["already_there"] and "nothing to do (--overwrite" in capfd.readouterr().out
+    assert not run(data, output, log).counts and "nothing to do (--overwrite" in capfd.readouterr().out
     assert output.stat().st_mtime_ns == stamp and blocks(log) == before
 
     run(data, output, log, overwrite=True, storage_path=str(tmp_path / "kept"))
@@ -172,7 +170,7 @@ def test_failed_run_continues_and_finished_run_is_skipped(small_blocks, data, tm
 def test_skipped_rows_leave_no_gap(small_blocks, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "ak"}\n{"text": ""}\n\n{"text": "bl"}\n')
-    assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip")["bad_rows"] == 1
+    assert run((path,), tmp_path / "v.npy", None, on_bad_rows="skip").counts["bad_rows"] == 1
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), fixed(["ak", "bl"]))
 
 

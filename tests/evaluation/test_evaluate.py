@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from math import log2
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_metrics_equal_a_numpy_search(ray_cluster, data, tiny_model, tmp_path, m
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     corpus, dev, texts, queries = data
     metrics_file = tmp_path / "new" / "metrics.json"
-    summary = evaluate_retrieval(
+    result = evaluate_retrieval(
         encoder=tiny_model,
         corpus_data=corpus,
         query_data=dev,
@@ -80,14 +81,15 @@ def test_metrics_equal_a_numpy_search(ray_cluster, data, tiny_model, tmp_path, m
         metrics_file=str(metrics_file),
         num_workers=2,
     )
-    assert summary["queries"] == 62 and summary["corpus"] == 150
-    metrics = {name: value for name, value in summary.items() if "@" in name}
+    assert result.counts == {"queries": 62, "corpus": 150}
+    assert json.loads(metrics_file.read_text()) == {**result.metrics, **result.counts}
+    assert result.report == f"{metrics_file}.report.html"
+    metrics = dict(result.metrics)
     reference = expected(tiny_model, texts, queries, (1, 10), 12)
     # the last bits of a score depend on the batch, and equal passages of equal queries tie
     assert metrics.pop("AUC@12") == pytest.approx(reference.pop("AUC@12"), abs=1e-3)
     assert metrics == pytest.approx(reference, abs=1e-6)  # no @100: k is 12
     assert 0.1 < metrics["MRR@10"] < 1
-    assert json.loads(metrics_file.read_text()) == summary
     assert sorted(path.name for path in metrics_file.parent.iterdir()) == ["metrics.json", "metrics.json.report.html"]
     output = capfd.readouterr().out
     assert "pool of 150 passages (10 duplicates dropped) in 4 shards" in output
@@ -132,9 +134,9 @@ def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_cluster, beir, tiny
     path = folder / "corpus.jsonl"
     assert f"{path}:96: document d6 has another text in {path}:7\n" in capfd.readouterr().err
     flags |= dict(run_file=str(run_file), metrics_file=str(metrics_file), on_bad_rows="skip")
-    summary = evaluate_retrieval(**flags)
+    result = evaluate_retrieval(**flags)
     output = capfd.readouterr().out
-    assert summary["queries"] == 30 and summary["corpus"] == 94
+    assert result.counts == {"queries": 30, "corpus": 94}
     for message in (
         f"--corpus_data: 1 row skipped, whose id an earlier row has\n{path}:96: document d6 has another text",
         "10 queries without a relevant document are skipped",
@@ -163,21 +165,22 @@ def test_beir_folder_equals_a_numpy_search_and_trec_eval(ray_cluster, beir, tiny
         values = evaluator.evaluate(each)
         for theirs, ours in trec_names.items():
             mean = np.mean([values[f"q{i}"][theirs] for i in range(30)])
-            assert summary[ours] == pytest.approx(mean, abs=tolerance)
-    assert 0.03 < summary["nDCG@10"] < 0.95
+            assert result.metrics[ours] == pytest.approx(mean, abs=tolerance)
+    assert 0.03 < result.metrics["nDCG@10"] < 0.95
     counts = {"dropped_self_hits": 4, "dropped_relevant_self_hits": 1, "dropped_self_hits_with_other_text": 1}
     assert counts.items() <= json.loads(metrics_file.read_text()).items()
 
 
 def test_models_are_compared_query_by_query(ray_cluster, data, tiny_model, other_model, tmp_path, capfd):
     flags = dict(corpus_data=data[0], query_data=data[1], k=10, num_workers=1)
-    alone = [evaluate_retrieval(encoder=model, **flags) for model in (tiny_model, other_model)]
+    alone = [evaluate_retrieval(encoder=model, **flags).metrics for model in (tiny_model, other_model)]
     capfd.readouterr()
     metrics_file = tmp_path / "metrics.json"
-    summary = evaluate_retrieval(encoder=tiny_model, compare=[other_model], metrics_file=str(metrics_file), **flags)
-    assert {name: value for name, value in summary.items() if name != "compare"} == pytest.approx(alone[0])
+    result = evaluate_retrieval(encoder=tiny_model, compare=[other_model], metrics_file=str(metrics_file), **flags)
+    assert result.metrics == pytest.approx(alone[0])
     comparison = json.loads(metrics_file.read_text())["compare"][other_model]
-    assert comparison["metrics"] == pytest.approx({name: value for name, value in alone[1].items() if "@" in name})
+    assert comparison == asdict(result.comparison[other_model])
+    assert comparison["metrics"] == pytest.approx(alone[1])
     difference = comparison["difference"]["nDCG@10"]
     assert difference["mean"] == pytest.approx(alone[1]["nDCG@10"] - alone[0]["nDCG@10"], abs=1e-6)
     assert difference["low"] < difference["mean"] < difference["high"]
@@ -193,10 +196,10 @@ def test_saved_embeddings_are_used_by_other_runs(
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2048)
     path = tmp_path / "vectors"
     flags = dict(corpus_data=data[0], query_data=data[1], k=10, num_workers=2, save_path=str(path))
-    summary = evaluate_retrieval(encoder=tiny_model, save_embedding=True, **flags)
+    saved = evaluate_retrieval(encoder=tiny_model, save_embedding=True, **flags)
     vectors = np.memmap(path, np.float32, "r+", 4096, (150, 32))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags) == summary
+    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags) == saved
 
     def assert_error(message, model=tiny_model, **changed):
         assert main(["--load_embedding", *argv({"encoder": model, **flags, **changed})]) == 2
@@ -209,7 +212,8 @@ def test_saved_embeddings_are_used_by_other_runs(
     rows[0]["text"] = "another"
     assert_error("holds the vectors of other passages", corpus_data=write(tmp_path / "other.jsonl", rows))
     vectors[:] = vectors[::-1].copy()
-    assert evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags)["MRR@10"] < summary["MRR@10"] / 2
+    other = evaluate_retrieval(encoder=tiny_model, load_embedding=True, **flags)
+    assert other.metrics["MRR@10"] < saved.metrics["MRR@10"] / 2
     path.write_bytes(path.read_bytes()[:-1])
     assert_error("is truncated")
     path.write_text("something else")
@@ -248,9 +252,9 @@ def test_more_ranks_than_passages(ray_cluster, data, tiny_model, tmp_path, capfd
     _, _, texts, _ = data
     corpus = write(tmp_path / "corpus.jsonl", [{"text": text} for text in texts[:30]])
     dev = write(tmp_path / "dev.jsonl", [{"query": texts[3], "pos": [texts[29], texts[4]]}])
-    summary = evaluate_retrieval(encoder=tiny_model, corpus_data=corpus, query_data=dev, num_workers=1)
+    metrics = evaluate_retrieval(encoder=tiny_model, corpus_data=corpus, query_data=dev, num_workers=1).metrics
     assert "--k 100: the corpus has only 30 passages; all of them are ranked" in capfd.readouterr().out
-    assert summary["Recall@100"] == 1 and summary["Precision@100"] == pytest.approx(2 / 100)
+    assert metrics["Recall@100"] == 1 and metrics["Precision@100"] == pytest.approx(2 / 100)
 
 
 def test_empty_corpus_is_an_error(data, tiny_model, tmp_path, capfd):

@@ -122,10 +122,10 @@ def test_equals_raybge_evaluate(ray_cluster, data, tiny_model, tmp_path, with_co
     dev = write(tmp_path / "dev.jsonl", rows)
     pool = corpus if with_corpus else write(tmp_path / "pool.jsonl", [{"text": text} for text in pool_of(rows)])
     lengths = dict(query_max_len=QUERY_LEN, passage_max_len=PASSAGE_LEN)
-    reference = evaluate_retrieval(encoder=tiny_model, corpus_data=pool, query_data=dev, num_workers=1, **lengths)
+    result = evaluate_retrieval(encoder=tiny_model, corpus_data=pool, query_data=dev, num_workers=1, **lengths)
     prepared = data_of(tiny_model, tmp_path, eval_data=dev, **({"eval_corpus": corpus} if with_corpus else {}))
     metrics = RetrievalValidator(prepared, 0, 1).measure(Encoder(tiny_model, devices="cpu"))
-    assert metrics == pytest.approx({name: reference[name] for name in metrics}, abs=5e-5)
+    assert metrics == pytest.approx({name: result.metrics[name] for name in metrics}, abs=5e-5)
 
 
 def evaluate_twice(prepared, model, rank, world):

@@ -101,7 +101,7 @@ def test_command_evaluates_tasks_by_name(ray_cluster, model, tasks, expected, tm
     monkeypatch.setattr(mteb, "get_task", tasks.__getitem__)
     monkeypatch.setattr(tasks["TinyRetrieval"], "ignore_identical_ids", True)
     flags = {"encoder": model, "mteb_tasks": [*TASKS], "storage_path": tmp_path, "num_workers": "2"}
-    metrics = evaluate_retrieval(metrics_file=tmp_path / "metrics.json", **flags)
+    metrics = evaluate_retrieval(metrics_file=tmp_path / "metrics.json", **flags).metrics
     scores = {"TinyRetrieval/ndcg_at_10": expected["TinyRetrieval"], "TinySTS/cosine_spearman": expected["TinySTS"]}
     assert metrics == pytest.approx(scores, abs=1e-5)
     written = json.loads((tmp_path / "metrics.json").read_text())
@@ -115,7 +115,7 @@ def test_command_evaluates_tasks_by_name(ray_cluster, model, tasks, expected, tm
     assert f"{expected['TinyRetrieval']:.4f}" in page and "TinySTS, test" in page
     # results of the same model are read from the cache
     monkeypatch.setattr("raybge.evaluation.mteb.ActorEncoder.encode_corpus", None)
-    assert evaluate_retrieval(**flags) == pytest.approx(metrics, abs=1e-5)  # the cache keeps six digits
+    assert evaluate_retrieval(**flags).metrics == pytest.approx(metrics, abs=1e-5)  # the cache keeps six digits
     with pytest.raises(TypeError):
         evaluate_retrieval(**{**flags, "query_max_len": 4})
 

@@ -91,8 +91,10 @@ def test_functions_return_the_model(models, tmp_path, function):
     for model in (saved, temporary):
         assert_sum(model.state_dict(), models, (0.5, 0.5))
     assert Path(saved.name_or_path) == tmp_path / "mixed" and not Path(temporary.name_or_path).exists()
-    summary = function(models, "encoder", [0.5, 0.5], str(tmp_path / "more"), return_model=False)
-    assert summary == {"weights": [0.5, 0.5], "output_path": str(tmp_path / "more")}
+    result = function(models, "encoder", [0.5, 0.5], str(tmp_path / "more"), return_model=False)
+    more = tmp_path / "more"
+    assert result == raybge.MergeResult([0.5, 0.5], model=str(more), report=str(more / "report.html"))
+    assert (more / "report.html").is_file()
 
 
 def test_merge_method_flags(models, tmp_path):
@@ -289,9 +291,9 @@ def test_weights_of_language_models_follow_from_their_outputs(ray_cluster, tmp_p
         ExampleSet("decoder", [("what is a lane", "a row of text"), ("we sort", "by length")]).loss(n, 1, "cpu")
         for n in names
     ]
-    summary = mix_models_with_data(names, "decoder", pairs, 2.0, return_model=False)
-    assert summary["losses"] == pytest.approx(losses, rel=1e-4)
-    assert summary["weights"] == pytest.approx(torch.softmax(-torch.tensor(losses) / 2, 0).tolist(), rel=1e-4)
+    result = mix_models_with_data(names, "decoder", pairs, 2.0, return_model=False)
+    assert result.losses == pytest.approx(losses, rel=1e-4)
+    assert result.weights == pytest.approx(torch.softmax(-torch.tensor(losses) / 2, 0).tolist(), rel=1e-4)
     assert len([*tmp_path.iterdir()]) == 2
 
 
@@ -327,7 +329,7 @@ def test_search_chooses_the_best_candidate_above_the_floor(ray_cluster, models, 
 
     def evaluated(model, queries, passages):
         flags = {"encoder": str(model), "query_data": queries, "corpus_data": passages, "num_workers": 1, "k": 10}
-        return evaluate(build_options(EvaluateOptions, flags), Console())["nDCG@10"]
+        return evaluate(build_options(EvaluateOptions, flags), Console()).metrics["nDCG@10"]
 
     metrics = evaluated(output, target, corpus), evaluated(output, general, own)
     assert f"nDCG@10: target {metrics[0]:.4f}, general {metrics[1]:.4f}; 4 candidates evaluated" in text

@@ -48,14 +48,14 @@ def read(path: Path) -> list:
 
 @pytest.fixture(scope="module")
 def mined(ray_cluster, data, tiny_model, tmp_path_factory):
-    """Return (bytes, summary) by (actors, passages per shard)."""
+    """Return (bytes, result) by (actors, passages per shard)."""
     folder = tmp_path_factory.mktemp("mined")
     outputs, pages = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs, "BLOCK_BYTES", 2048)
         for actors, shard in ((1, 64), (2, 1000), (3, 64)):
             output = folder / f"{actors}-{shard}" / "mined.jsonl"
-            summary = mine_hard_negatives(
+            result = mine_hard_negatives(
                 model_name_or_path=tiny_model,
                 input_file=str(data[0] / "groups.jsonl"),
                 corpus_data=str(data[0] / "pool.jsonl"),
@@ -67,7 +67,7 @@ def mined(ray_cluster, data, tiny_model, tmp_path_factory):
                 passage_instruction_for_retrieval="al",
                 passage_instruction_format="{} {}",
             )
-            outputs[actors, shard] = output.read_bytes(), summary
+            outputs[actors, shard] = output.read_bytes(), result
             assert {path.name for path in output.parent.iterdir()} == {
                 f"mined.jsonl{ending}" for ending in ("", ".meta.json", ".report.html")
             }
@@ -83,12 +83,12 @@ def chosen(page: str) -> str:
 
 
 def test_report_agrees_with_output(mined, data):
-    page, (_, summary) = mined["page"], mined[1, 64]
+    page, (_, result) = mined["page"], mined[1, 64]
     assert f"120 rows with {NUMBER} negatives" in page and "groups.jsonl" in page and "pool.jsonl" in page
     negatives, random = (
         int(n.replace(",", "")) for n in re.search(r"([\d,]+) chosen.*?([\d,]+) random negatives", page).groups()
     )
-    assert negatives + random == 120 * NUMBER and random >= summary["rows_filled"] > 0
+    assert negatives + random == 120 * NUMBER and random >= result.counts["rows_filled"] > 0
     assert f"{random:,} more are random passages" in page
     rows = zip(data[1], read_lines(mined), strict=True)
     every = {" ".join(text.split()) for row, out in rows for text in (row["query"], *out["neg"])}
@@ -123,7 +123,7 @@ def test_candidates_equal_one_exact_search(mined, data, tiny_model):
         cut += len(wanted) < NUMBER
         assert set(wanted) <= set(out["neg"]) and len(set(out["neg"])) == NUMBER
         assert not known & set(out["neg"]) and set(out["neg"]) <= set(pool)
-    assert 0 < cut == mined[1, 64][1]["rows_filled"] < len(rows)  # some rows had a positive in the range
+    assert 0 < cut == mined[1, 64][1].counts["rows_filled"] < len(rows)  # some rows had a positive in the range
 
 
 def read_lines(mined):
@@ -137,11 +137,13 @@ def test_rows_keep_order_and_other_fields(mined, data):
     assert "日本" in mined[1, 64][0].decode()  # as text, not escaped
 
 
-def test_summary_counts(mined, data):
-    summary = mined[3, 64][1]
-    assert (summary["rows"], summary["passages"], summary["duplicates"]) == (120, 300, 20)
-    assert summary["rows_with_fewer"] == 0 and summary["bad_rows"] == 0
-    assert {"deduplicate", "encode", "index", "search"} == set(summary["seconds"])
+def test_result_counts(mined, data):
+    result = mined[3, 64][1]
+    counts = dict(result.counts)
+    assert counts.pop("rows_filled") > 0
+    assert counts == {"rows": 120, "passages": 300, "duplicates": 20, "rows_with_fewer": 0, "bad_rows": 0}
+    assert {"deduplicate", "encode", "index", "search"} == set(result.seconds)
+    assert result.report == f"{result.output_file}.report.html" and result.recall is None
 
 
 def test_small_pool_is_used_up_and_reported(ray_cluster, tiny_model, tmp_path, capfd):

@@ -58,8 +58,8 @@ def files(rows, tmp_path_factory) -> dict[str, str]:
 def mined(files, output: Path, log: Path | None = None, **flags) -> tuple[list[dict], dict]:
     values = {"range_for_sampling": f"{LO}-{HI}", "negative_number": 8, "num_workers": 2, "shard_size": 70, **flags}
     arguments = build_options(MineOptions, {**files, **values, "output_file": str(output)})
-    summary = mine(arguments, Console(), stub.embedder(log))
-    return read(output), summary
+    result = mine(arguments, Console(), stub.embedder(log))
+    return read(output), result
 
 
 def vectors(texts) -> np.ndarray:
@@ -110,13 +110,13 @@ def test_top_with_margins(files, rows, tmp_path):
 
 def test_shared_positives_and_their_spellings_are_never_negatives(files, rows, tmp_path):
     """With as many negatives as the pool holds, every allowed passage is one."""
-    out_rows, summary = mined(files, tmp_path / "out.jsonl", range_for_sampling="0-301", negative_number=400)
+    out_rows, result = mined(files, tmp_path / "out.jsonl", range_for_sampling="0-301", negative_number=400)
     for row, out in zip(rows, out_rows, strict=True):
         known = known_of(rows, row)
         assert set(out["neg"]) == {
             text for text in [*POOL, "PASSAGE  7"] if " ".join(text.lower().split()) not in known
         }
-    assert len(known_of(rows, rows[0])) == 3 and summary["rows_with_fewer"] == 40
+    assert len(known_of(rows, rows[0])) == 3 and result.counts["rows_with_fewer"] == 40
 
 
 def test_scores_are_equal_with_the_groups_own_pool(rows, tmp_path):
@@ -186,8 +186,8 @@ def test_interrupted_overwriting_run_continues(files, tmp_path, monkeypatch):
     stopped(overwrite=True, seed=1)
     assert encoded(log) == blocks + blocks  # nothing was left of the finished run
     dry = mined(files, output, log, overwrite=True, dry_run=True)[1]
-    assert dry["dry_run"] and work.exists() and read(output) == first
-    assert mined(files, output, log)[1]["already_there"] and work.exists()
+    assert dry.counts and not dry.report and work.exists() and read(output) == first
+    assert not mined(files, output, log)[1].counts and work.exists()
     again, _ = mined(files, output, log, overwrite=True, seed=1)
     assert encoded(log) == blocks + blocks and again != first and not work.exists()
     output.unlink()
@@ -207,13 +207,11 @@ def raise_(error: Exception) -> None:
 
 def test_approximate_index_reports_recall(files, tmp_path, capfd):
     exact, _ = mined(files, tmp_path / "exact.jsonl", sampling_strategy="top")
-    out_rows, summary = mined(files, tmp_path / "out.jsonl", sampling_strategy="top", index_factory="IVF8,Flat")
-    assert 0.05 < summary["recall"] < 1 and out_rows != exact
-    assert (
-        f"--index_factory IVF8,Flat finds {summary['recall']:.1%} of the 60 nearest passages" in capfd.readouterr().out
-    )
+    out_rows, result = mined(files, tmp_path / "out.jsonl", sampling_strategy="top", index_factory="IVF8,Flat")
+    assert 0.05 < result.recall < 1 and out_rows != exact
+    assert f"--index_factory IVF8,Flat finds {result.recall:.1%} of the 60 nearest passages" in capfd.readouterr().out
     meta = json.loads((tmp_path / "out.jsonl.meta.json").read_text())
-    assert meta["counts"]["recall"] == summary["recall"] and meta["options"]["index_factory"] == "IVF8,Flat"
+    assert meta["counts"]["recall"] == result.recall and meta["options"]["index_factory"] == "IVF8,Flat"
 
 
 def test_metadata_file(files, rows, tmp_path, capfd):

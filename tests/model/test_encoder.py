@@ -277,3 +277,11 @@ def test_half_precision_on_a_gpu(minilm, encoder):
     # fp16 has 11 bits: unit vectors agree to about 1e-3
     np.testing.assert_allclose(half.encode(TEXTS), encoder.encode(TEXTS), atol=3e-3)
     np.testing.assert_allclose(Encoder(minilm, use_fp16=False).encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+
+
+def test_repr_names_model_and_settings(minilm):
+    encoder = Encoder(minilm, devices="cpu", query_max_length=32, truncate_dim=64, normalize_embeddings=False)
+    assert repr(encoder) == (
+        f"Encoder({minilm!r}, pooling='mean', normalize=False, dim=64, query_max_length=32, passage_max_length=256, "
+        "dtype=torch.float32, devices=['cpu'])"
+    )

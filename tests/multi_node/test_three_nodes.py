@@ -165,12 +165,13 @@ def test_one_worker_on_one_machine_gives_equal_results(results, commands, cluste
     try:
         mine_hard_negatives(**commands["mine"], num_workers="1", output_file=str(tmp_path / "mined.jsonl"))
         finetune(**commands["train"], num_workers="1", output_dir=str(tmp_path / "trained"))
-        metrics = evaluate_retrieval(**commands["evaluate"], num_workers="1")
+        result = evaluate_retrieval(**commands["evaluate"], num_workers="1")
     finally:
         ray.shutdown()
     assert (tmp_path / "mined.jsonl").read_bytes() == (results / "mined.jsonl").read_bytes()
     assert len(losses(tmp_path / "trained")) == 8
     assert losses(results / "trained") == pytest.approx(losses(tmp_path / "trained"), rel=1e-5)
+    metrics = {**result.metrics, **result.counts}
     assert json.loads((results / "metrics.json").read_text()) == pytest.approx(metrics, rel=1e-12)
 
 

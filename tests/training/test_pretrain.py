@@ -61,8 +61,8 @@ def runs(flags, tmp_path_factory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("runs")
     with use_processes():
         for workers in (1, 2):
-            metrics = pretrain_retromae(**flags, output_dir=str(folder / str(workers)), num_workers=str(workers))
-            assert metrics["steps"] == UPDATES
+            result = pretrain_retromae(**flags, output_dir=str(folder / str(workers)), num_workers=str(workers))
+            assert result.metrics["steps"] == UPDATES
     return {workers: folder / str(workers) for workers in (1, 2)}
 
 

@@ -77,8 +77,8 @@ def test_killed_worker_costs_the_steps_since_the_last_checkpoint(
     inject_fault(monkeypatch, 1, 5, tmp_path / "died", partial(die_after_checkpoint, storage, 4))
     output = tmp_path / "out"
     with nullcontext() if with_ray else use_processes():
-        metrics = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
-    assert (tmp_path / "died").exists() and metrics["steps"] == UPDATES
+        result = finetune(**flags, output_dir=str(output), storage_path=storage, max_failures=1)
+    assert (tmp_path / "died").exists() and result.metrics["steps"] == UPDATES
     assert "continues from checkpoint-4, restart 1 of 1" in capfd.readouterr().err
     assert_same_model(output, reference)
     folder = Path(storage.removeprefix("fsspec+file://"))

@@ -12,6 +12,7 @@ from raybge.cli.options.checking import SelftestOptions
 from raybge.cli.options.common import CommonOptions, ModelOptions
 from raybge.cli.options.merging import MergeOptions
 from raybge.cli.options.searching import (
+    FILE_FLAGS,
     DemoOptions,
     EncodeOptions,
     EvaluateOptions,
@@ -21,6 +22,7 @@ from raybge.cli.options.searching import (
 from raybge.cli.options.training import NO_EFFECT, REFUSED, LoopOptions, PretrainOptions, TrainOptions, TuneOptions
 
 __all__ = [
+    "FILE_FLAGS",
     "NO_EFFECT",
     "REFUSED",
     "CommonOptions",

@@ -193,6 +193,13 @@ class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelO
     overwrite: bool = flag(False, RUN, "replace an existing output_file")
 
 
+# Flags of raybge.encode about files: a Ray Dataset replaces them.
+FILE_FLAGS = (
+    *("input_file", "output_file", "keep_fields", "on_bad_rows"),
+    *("accept_any_text", "overwrite", "storage_path", "dry_run"),
+)
+
+
 @dataclass(kw_only=True)
 class DemoOptions(CommonOptions):
     """Mine, fine-tune and evaluate a small model on the docstrings of installed packages."""

@@ -33,8 +33,8 @@ def test_stalled_worker_is_named_and_replaced(flags, tmp_path, monkeypatch, capf
                     time.sleep(600)  # also when stopped: another thread receives the signal
 
     before_each_step(monkeypatch, stall)
-    metrics = finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=2)
-    assert metrics["steps"] == 4
+    result = finetune(**flags, output_dir=str(tmp_path / "out"), max_failures=2)
+    assert result.metrics["steps"] == 4
     console = capfd.readouterr().err
     failures = re.findall(r"a worker failed \((.*)", console)
     assert len(failures) == 2, console
