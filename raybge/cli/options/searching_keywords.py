@@ -12,6 +12,7 @@ class MineKeywords(TypedDict, total=False):
     output_file: Required[str | Path]
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
+    allow_unknown_tokens: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -56,6 +57,8 @@ class MineKeywords(TypedDict, total=False):
     cpus_per_worker: int | None
     storage_path: str | Path | None
     address: str | Path | None
+    embedder_model_class: str | Path | None
+    reranker_model_class: str | Path | None
 
 
 class EvaluateKeywords(TypedDict, total=False):
@@ -64,8 +67,13 @@ class EvaluateKeywords(TypedDict, total=False):
     model_name_or_path: Required[str | Path]
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
+    allow_unknown_tokens: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
+    query_instruction_for_retrieval: str | Path | None
+    query_instruction_format: str | Path  # '{}{}'
+    passage_instruction_for_retrieval: str | Path | None
+    passage_instruction_format: str | Path  # '{}{}'
     use_fp16: bool  # False
     use_bf16: bool  # False
     add_instruction: bool  # False
@@ -79,6 +87,7 @@ class EvaluateKeywords(TypedDict, total=False):
     mteb_tasks: str | Path | Sequence[str | Path] | None
     qrels: str | Path | None
     k: int  # 100
+    drop_self_hits: bool | None
     save_embedding: bool  # False
     load_embedding: bool  # False
     save_path: str | Path  # 'embeddings.memmap'
@@ -98,6 +107,10 @@ class EvaluateKeywords(TypedDict, total=False):
     cpus_per_worker: int | None
     storage_path: str | Path | None
     address: str | Path | None
+    embedder_model_class: str | Path | None
+    eval_name: str | Path | None
+    overwrite: bool  # False
+    cache_path: str | Path | None
 
 
 class EncodeDatasetKeywords(TypedDict, total=False):
@@ -106,6 +119,7 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     model_name_or_path: Required[str | Path]
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
+    allow_unknown_tokens: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -127,6 +141,7 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     use_gpu: bool | None
     cpus_per_worker: int | None
     address: str | Path | None
+    embedder_model_class: str | Path | None
 
 
 class EncodeKeywords(EncodeDatasetKeywords, total=False):

@@ -70,6 +70,11 @@ class TrainingArgumentKeywords(TypedDict, total=False):
     use_cpu: bool  # False
     accelerator_config: dict[str, Any] | str | Path | None
     dataloader_drop_last: bool  # False
+    dataloader_num_workers: int  # 0
+    dataloader_pin_memory: bool  # True
+    dataloader_persistent_workers: bool  # False
+    dataloader_prefetch_factor: int | None
+    remove_unused_columns: bool  # True
     ddp_find_unused_parameters: bool | None
     ddp_bucket_cap_mb: int | None
     ddp_broadcast_buffers: bool | None
@@ -93,6 +98,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     train_data: Required[str | Path | Sequence[str | Path]]
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
+    allow_unknown_tokens: bool  # False
     config_name: str | Path | None
     tokenizer_name: str | Path | None
     token: str | Path | None
@@ -153,7 +159,9 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     storage_path: str | Path | None
     max_failures: int  # 0
     address: str | Path | None
+    cache_path: str | Path | None
     stall_timeout: float  # 600.0
+    use_flash_attn: bool  # False
 
 
 class TuneKeywords(TrainKeywords, total=False):
@@ -177,6 +185,7 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     train_data: Required[str | Path | Sequence[str | Path]]
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
+    allow_unknown_tokens: bool  # False
     model_name_or_path: str | Path | None
     config_name: str | Path | None
     tokenizer_name: str | Path | None
@@ -210,4 +219,5 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     storage_path: str | Path | None
     max_failures: int  # 0
     address: str | Path | None
+    cache_path: str | Path | None
     stall_timeout: float  # 600.0
