@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from raybge.data.arrow_rows import arrow_rows
 from raybge.data.groups import RowError, check_texts
+from raybge.data.json_array import JSON, array_elements, read_constant, utf8_text
 from raybge.data.parquet import parquet_rows, row_group_sizes
 from raybge.data.source_files import BUFFER, SPACE, SourceFile, damage_error, list_files, open_stream
 
@@ -28,8 +29,6 @@ Parse = Callable[[dict[str, Any]], Any]
 Element = tuple[int, str | RowError | None]
 
 TAIL = 64 << 10  # bytes per read past a block's end, to finish its last line
-# characters of an array element above which it is considered broken: bounds the memory
-LONGEST_ELEMENT = 256 << 20
 # beginning of a line of JSON in UTF-16 or UTF-32, with or without a byte order mark
 _WIDE = re.compile(rb"\0{0,2}(\xff\xfe|\xfe\xff)\0*|\0*[\[{]\0{1,3}|\0+[\[{]")
 _END = 1 << 62  # "to the end of the stream"
@@ -196,7 +195,7 @@ def _elements(file: SourceFile, block: Block) -> Iterator[Element]:
             yield from arrow_rows(stream)
         elif file.kind == "array":
             for number, text in array_elements(stream):
-                yield number, _escaped_utf8(text) if isinstance(text, str) else text
+                yield number, utf8_text(text) if isinstance(text, str) else text
         elif file.kind == "jsonl":
             for offset, data in _lines(stream, block.start, block.stop):
                 yield offset, _line_text(offset, data)
@@ -281,11 +280,8 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return raw
 
 
-# NaN, Infinity and -Infinity, which JSON lacks and other programs write, are null: refused only where they are read.
-_JSON = json.JSONDecoder(parse_constant=lambda _: None)
-_CHECKED_JSON = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_check_keys)
+_CHECKED_JSON = json.JSONDecoder(parse_constant=read_constant, object_pairs_hook=_check_keys)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BLANK = re.compile(r"[ \t\r\n]*")
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -293,7 +289,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         raw, end = _CHECKED_JSON.raw_decode(text)
         if end != len(text):
-            _JSON.decode(text)  # raises the error with its place, unless white space follows
+            JSON.decode(text)  # raises the error with its place, unless white space follows
     except json.JSONDecodeError as err:
         raise RowError("", f"{not_json} ({err.msg}, column {err.colno})") from err
     except (ValueError, RecursionError) as err:
@@ -308,7 +304,7 @@ def _object(text: str) -> dict[str, Any]:
     # the search for one character is much faster than for a pattern.
     if "\\" in text and _SURROGATE.search(text):
         for field, value in raw.items():
-            if isinstance(_escaped_utf8(json.dumps([field, value], ensure_ascii=False)), RowError):
+            if isinstance(utf8_text(json.dumps([field, value], ensure_ascii=False)), RowError):
                 message = "must be text, found half of a surrogate pair (\\ud800 to \\udfff)"
                 raise RowError(_printable(field), message)
     return raw
@@ -316,93 +312,3 @@ def _object(text: str) -> dict[str, Any]:
 
 def _printable(field: str) -> str:
     return field.encode(errors="backslashreplace").decode()
-
-
-def _escaped_utf8(text: str) -> str | RowError:
-    """Return the text, or an error if it has a lone surrogate: array_elements marks invalid UTF-8 bytes with these."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        return RowError("", f"must be UTF-8 text, found byte 0x{ord(text[err.start]) & 0xFF:02x}")
-    return text
-
-
-class _Window:
-    """Sliding window over a long JSON text: `text` from `at` on has not been consumed."""
-
-    def __init__(self, stream: pa.NativeFile):
-        self.stream = stream
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self.text = ""
-        self.at = 0
-
-    def fill(self) -> bool:
-        """Drop the consumed text and read more, twice as much after each call without progress; False at the end."""
-        self.text, self.at = self.text[self.at :], 0
-        data = self.stream.read(max(BUFFER, len(self.text)))
-        self.text += self.decoder.decode(data, final=not data)
-        return bool(data)
-
-    def peek(self) -> str:
-        """Return the next character that is not white space, "" at the end."""
-        while True:
-            self.at = _after_space(self.text, self.at)
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.fill():
-                return ""
-
-    def element(self) -> str | RowError:
-        """Return the text of the next JSON value on one line.
-
-        A value is complete only if the comma or bracket after it has been read.
-        """
-        self.peek()
-        wrong = ""
-        while True:
-            try:
-                _, end = _JSON.raw_decode(self.text, self.at)
-            except (ValueError, RecursionError) as err:
-                wrong = getattr(err, "msg", str(err))
-            else:
-                after = _after_space(self.text, end)
-                mark = self.text[after : after + 1]
-                if mark and mark in ",]":
-                    value, self.at = self.text[self.at : end], end
-                    return value.replace("\n", " ").replace("\r", " ")
-                wrong = "the array is not closed"
-                if mark and (mark not in ".eE" or len(self.text) - after > 2):  # else a number may continue
-                    break
-            if len(self.text) - self.at > LONGEST_ELEMENT or not self.fill():
-                break
-        return RowError("", f"must be a JSON object in a whole JSON array, found text that is not JSON ({wrong})")
-
-
-def _after_space(text: str, at: int) -> int:
-    match = _BLANK.match(text, at)
-    return match.end() if match else at
-
-
-def array_elements(stream: pa.NativeFile) -> Iterator[tuple[int, str | RowError]]:
-    """Yield (number, JSON text on one line) of each element of a JSON array.
-
-    Bytes that are not UTF-8 become lone surrogates. An error ends the iteration: the next element cannot be located.
-    """
-    window = _Window(stream)
-    window.peek()
-    window.at += 1
-    number = 0
-    if window.peek() == "]":
-        window.at += 1
-    else:
-        mark = ","
-        while mark == ",":
-            text = window.element()
-            yield number, text
-            if isinstance(text, RowError):
-                return
-            number += 1
-            mark = window.peek()
-            window.at += 1
-    if window.peek():
-        yield number, RowError("", 'must not follow the closing "]" of the JSON array')

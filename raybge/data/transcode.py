@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from raybge.cluster.remote_calls import ray_is_connected, unwrap_user_errors
 from raybge.data.groups import RowError
-from raybge.data.jsonl import BadRow, array_elements, cut, scan
+from raybge.data.json_array import array_elements
+from raybge.data.jsonl import BadRow, cut, scan
 from raybge.data.source_files import BUFFER, SourceFile, open_stream
 from raybge.data.survey import IN_PROCESS_BYTES, file_fingerprint
 from raybge.util.atomic_write import atomic_stream

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from samples import CONTENTS, PACKED, PLAIN, ROWS, anything, plain_loop, put, read_all
 
-from raybge.data import jsonl
+from raybge.data import json_array, jsonl
 from raybge.data.jsonl import BadRow, Block, Row, RowError, cut, list_files, read_block, read_rows
 from raybge.data.source_files import open_stream
 from raybge.data.transcode import transcode
@@ -93,7 +93,8 @@ def test_lines_are_counted_within_the_block(tmp_path: Path) -> None:
 def test_a_compressed_file_has_the_rows_of_the_plain_one(
     packing: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl, "BUFFER", buffer)
+    for module in (jsonl, json_array):
+        monkeypatch.setattr(module, "BUFFER", buffer)
     path = PACKED[packing](tmp_path)
     assert whole(path, 100) == ROWS
     (file,) = list_files(str(path), "--f")
@@ -173,15 +174,15 @@ def test_a_number_at_a_buffer_end_is_read_completely(
     number: str, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows after it are valid."""
-    monkeypatch.setattr(jsonl, "BUFFER", buffer)
+    monkeypatch.setattr(json_array, "BUFFER", buffer)
     path = put(tmp_path / "a.json", f'[{number}, {{"t": 1}}]')
     ((*rows,),) = read_all(list_files(str(path), "--f"), 1 << 20)
     assert [type(row) for row in rows] == [BadRow, Row]
 
 
 def test_a_broken_array_element_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "BUFFER", 10)
-    monkeypatch.setattr(jsonl, "LONGEST_ELEMENT", 100)
+    monkeypatch.setattr(json_array, "BUFFER", 10)
+    monkeypatch.setattr(json_array, "LONGEST_ELEMENT", 100)
     path = put(tmp_path / "a.json", '[{"t": "' + "x" * 10_000 + '"}]')
     sizes = []
     fill = jsonl._Window.fill

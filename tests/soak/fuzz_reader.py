@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from inputs import share, tried
 
-from raybge.data import jsonl
+from raybge.data import json_array, jsonl
 from raybge.data.jsonl import Block, Row, cut, read_block
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
@@ -134,6 +134,7 @@ def size_buffers(data: bytes, buffer: int) -> None:
     """Use small buffers, so that small files cross their ends."""
     small = len(data) < 300
     jsonl.BUFFER, jsonl.TAIL = (buffer, 5) if small else (1 << 22, 64 << 10)
+    json_array.BUFFER = jsonl.BUFFER
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,7 @@ def buffers(monkeypatch):
     """Restore the buffers after the test."""
     monkeypatch.setattr(jsonl, "TAIL", jsonl.TAIL)
     monkeypatch.setattr(jsonl, "BUFFER", jsonl.BUFFER)
+    monkeypatch.setattr(json_array, "BUFFER", json_array.BUFFER)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
