@@ -6,7 +6,7 @@
 # make lint    ruff, mypy, pydoclint, import-linter
 # make coverage  the fast tests with the share of lines and branches that they run
 # make axe     axe-core from npm, with which tests check the reports' accessibility where there is a Chromium
-# make soak    100,000 odd inputs, and many small runs in one cluster that must leave nothing behind; an hour
+# make soak    100,000 odd inputs, 2,000 damaged model folders among them, and many small runs in one cluster that must leave nothing behind; an hour
 # make bench   speed, memory and quality beside their peers (benchmarks/README.md); hours on a small machine
 # make clean   removes .venv and caches; runs/ stays
 

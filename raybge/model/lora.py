@@ -125,7 +125,7 @@ def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> An
     wants_gradient = {name: p.requires_grad for name, p in backbone.named_parameters()}
     with readable(f"the adapters of {folder} do not fit its base model"):
         model = PeftModel.from_pretrained(backbone, folder, **options)
-        expected = get_peft_model_state_dict(model).keys()
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
         _check_adapter_names(folder, expected, load_peft_weights(folder, device="cpu", **options).keys())
         whole = model.merge_and_unload()
     check_finite(folder, whole.state_dict())
@@ -136,8 +136,8 @@ def merge_adapters(backbone: Any, folder: str, options: Mapping[str, Any]) -> An
 
 def _check_adapter_names(folder: str, expected: Collection[str], names: Collection[str]) -> None:
     """Raise UserError if a file of adapters lacks some of its configuration's, or has others: peft only warns."""
-    if set(expected) != set(names):
-        differ = sorted(set(expected) ^ set(names))
+    unused = {name for name in names if ".lora_" in name} - set(expected)
+    if differ := sorted((set(expected) - set(names)) | unused):
         raise UserError(
             f"the adapters of {folder} do not fit its base model and adapter_config.json: they differ in "
             f"{', '.join(differ[:3])} ({len(differ)} in total)"

@@ -203,13 +203,19 @@ def test_stopped_run_leaves_old_output_unchanged(ray_cluster, data, tiny_model, 
 
 
 def test_broken_model_is_named_without_traceback(ray_cluster, data, tiny_model, tmp_path, capfd):
+    """Only its actors read the weights, and find one that is no number."""
     import shutil
+
+    from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "model"
     shutil.copytree(tiny_model, broken)
-    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
+    weights = load_file(broken / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
     assert main(flags(str(broken), data, tmp_path / "out")) == 2
-    assert f"raybge.mine: the model {broken} does not load" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert f"raybge.mine: the model {broken}: 1 of " in error and "word_embeddings.weight are NaN" in error
 
 
 def flags(model, data, folder, **changed):
