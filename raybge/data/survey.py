@@ -103,7 +103,8 @@ def survey(
         return cached
     result = _collect(files, blocks, parse, stop=on_bad_rows == "stop")
     if on_bad_rows == "stop" and result.bad_count:
-        raise UserError(f"{bad_rows_message(result)}\ncorrect these rows, or leave them out with --on_bad_rows skip")
+        way_out = "\ncorrect these rows, or leave them out with --on_bad_rows skip" if result.total_rows else ""
+        raise UserError(f"{bad_rows_message(result)}{way_out}")
     if not result.total_rows:
         names = ", ".join(file.name for file in files[:LISTED_BAD]) + (", ..." if len(files) > LISTED_BAD else "")
         raise UserError("\n".join(filter(None, [f"there is no usable row in {names}", bad_rows_message(result)])))

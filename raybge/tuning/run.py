@@ -103,6 +103,8 @@ def _check_shared(spec: TuningSpec, cluster: Cluster) -> None:
     pool = (spec.mining or {}).get("corpus_data") or []
     read["--mine_config"] = [pool] if isinstance(pool, str) else pool
     written = {"--output_dir": str(spec.output), "--storage_path": str(spec.work)}
+    if cache := spec.training_flags.get("cache_path"):
+        written["--cache_path"] = cache
     check_shared(cluster, written, read)
 
 

@@ -87,6 +87,7 @@ def test_a_file_in_utf_16_is_called_so(encoding: str, kind: str, mark: str, tmp_
     with pytest.raises(UserError) as caught:
         survey(list_files(str(path), "--f"), 1 << 20, parse_group)
     assert str(caught.value).split("\n")[:3] == [f"{path}:{line}: the row {advice}" for line in (1, 2, 3)]
+    assert "--on_bad_rows" not in str(caught.value)  # nothing would be left
 
 
 def test_characters_that_utf_8_lacks_are_not_called_utf_16(tmp_path: Path) -> None:

@@ -132,8 +132,10 @@ def test_trials_have_the_given_flags_with_absolute_paths(base_flags, tmp_path, c
     assert "held out: " in capfd.readouterr().out
 
     changed = {"eval_data": "groups.jsonl", "eval_strategy": "epoch", "save_strategy": "epoch"}
+    changed |= {"cache_path": "new/cache", "logging_dir": "new/logs"}
     flags = trial_flags(make_spec(base_flags | changed), Plan(1, 1, 0))
     assert flags["eval_data"] == flags["train_data"] == [str(tmp_path / "groups.jsonl")]
+    assert [flags[name] for name in ("cache_path", "logging_dir")] == [f"{tmp_path}/new/cache", f"{tmp_path}/new/logs"]
     assert flags["eval_strategy"] == flags["save_strategy"] == "epoch" and "eval_corpus" not in flags
 
     flags = trial_flags(make_spec(base_flags | {"scheduler": "pbt"}), Plan(1, 1, 0))
