@@ -6,6 +6,7 @@ import textwrap
 import threading
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ray
 import ray.data
@@ -129,11 +130,5 @@ def test_ray_ends_with_the_process(tiny_model, tmp_path):
     assert done.returncode == 0, done.stderr
     (first, *old), (second, *new) = (line.split() for line in done.stdout.splitlines() if line.startswith("127.0.0.1:"))
     assert first == second and (tmp_path / "0.npy").read_bytes() == (tmp_path / "1.npy").read_bytes()
-    left = [process for process in map(int, {*old, *new}) if _runs(process)]
-    assert len(new) > 2 and not left
-
-
-def _runs(process: int) -> bool:
-    import psutil
-
-    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    processes = [psutil.Process(pid) for pid in map(int, {*old, *new}) if psutil.pid_exists(pid)]
+    assert len(new) > 2 and not psutil.wait_procs(processes, timeout=30)[1]

@@ -124,7 +124,7 @@ def test_missing_checkpoint_to_resume_from_is_reported(worker_processes, flags, 
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="there is no run in it"):
         finetune(**flags, output_dir=str(tmp_path / "other"), resume=True)
-    with pytest.raises(UserError, match="--overwrite_output_dir removes the run"):
+    with pytest.raises(UserError, match="overwrite_output_dir removes the run"):
         finetune(**flags, output_dir=str(tmp_path / "out"), resume=True, overwrite_output_dir=True)
 
 
