@@ -50,6 +50,7 @@ def run_command(
     console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
         options: Any = parse_options(options_class, argv, prog)
+        console.verbose = options.verbose
         _report_untested_versions(console)
         with console.capture(name, enabled=not options.verbose):
             try:
@@ -87,7 +88,7 @@ def call_command(options_class: type, function: Callable[[Any, Console], Result]
         The result of `function`.
     """
     options: Any = build_options(options_class, values)
-    console = Console(shows_messages=options.verbose)
+    console = Console(shows_messages=options.verbose, verbose=options.verbose)
     _report_untested_versions(console)
     with preserve_process_state():
         return function(options, console)
@@ -98,7 +99,7 @@ def _report_untested_versions(console: Console) -> None:
     for line in untested_versions():
         if line not in _REPORTED_VERSIONS:
             _REPORTED_VERSIONS.add(line)
-            console.error(line)
+            console.message(line)
 
 
 def resume_flags(argv: Sequence[str]) -> str:

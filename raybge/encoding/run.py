@@ -25,6 +25,7 @@ from raybge.search.plan_lines import describe_model
 from raybge.search.stage_clock import StageClock
 from raybge.search.store import Store, run_store
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 from raybge.util.versions import RAYBGE
 
 
@@ -49,14 +50,15 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         console.info(f"{path} exists already: nothing to do (--overwrite encodes again)")
         return {"output_file": path, "already_there": True}
     with (
-        run_store(spec.output, "encode", finished) as store,
+        run_store(spec.output, "encode", finished, console) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, (survey,)),
     ):
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         if spec.model:
             console.info(describe_model(spec.model))
-        console.info(f"data: {survey.total_rows:,} rows; an actor holds at most {int(survey.rows.max()):,} at a time")
+        console.info(f"data: {plural(survey.total_rows, 'row')}")
+        console.detail(f"memory: an actor holds at most {plural(int(survey.rows.max()), 'row')} at a time")
         summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if spec.output.dry_run:
             return {**summary, "dry_run": True}
@@ -69,14 +71,14 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         encoding = RowEncoding(embedder, spec.kind, spec.parser)
         with clock("encode"):
             rows = encode_rows(survey, encoding, store, plan, spec.compute_ranges, console)
-        clock.count("encode", survey.total_rows, "texts")
+        clock.count("encode", survey.total_rows, "text")
         layout = _layout(spec, rows, store)
-        with clock("write"), console.bar("write", survey.total_rows, "rows") as bar:
+        with clock("write"), console.bar("write", survey.total_rows, "row") as bar:
             vector_writer.write(path, rows.blocks, layout, store, bar)
-        clock.count("write", survey.total_rows, "rows")
+        clock.count("write", survey.total_rows, "row")
         _write_metadata(spec, embedder.identity, layout, summary)
     clock.report(console)
-    console.info(f"{survey.total_rows:,} vectors of {layout.packed_width} numbers, {layout.dtype}")
+    console.info(f"{plural(survey.total_rows, 'vector')} of {layout.packed_width} numbers, {layout.dtype}")
     console.info(f"written: {path}")
     return {**summary, "dim": layout.packed_width, "seconds": clock.seconds, "output_file": path}
 

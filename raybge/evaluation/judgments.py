@@ -98,7 +98,9 @@ def search_and_measure(
     cutoffs = [cutoff for cutoff in CUTOFFS if cutoff <= k]
     results: list[BlockMetrics] = []
     with ExitStack() as stack:
-        bar = stack.enter_context(console.bar("search", sum(block.rows for block in blocks), "queries"))
+        bar = stack.enter_context(
+            console.bar("search", sum(block.rows for block in blocks), "query", start_up="loading the index")
+        )
         run = stack.enter_context(open_atomic(run_file, "--run_file")) if run_file else None
         for result in search(index, blocks, k, measure_block, cutoffs, index.lookup() if run_file else None):
             if run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.cli.console import Console
 from raybge.cli.options import MergeOptions
 from raybge.merging.spec import METRIC, MergingSpec
+from raybge.util.plural import plural
 
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
@@ -75,10 +77,10 @@ def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) ->
     if results := search_results(spec, merge_weights):
         summary |= results
         metrics = [f"{name} {summary[name]:.4f}" for name in ("target", "general") if name in summary]
-        console.info(f"{METRIC}: {', '.join(metrics)}; {summary['evaluations']} candidates evaluated")
+        console.info(f"{METRIC}: {', '.join(metrics)}; {plural(summary['evaluations'], 'candidate')} evaluated")
     if spec.output_path is not None:
         write_output(spec, aligned, merge_weights, lambda: time.monotonic() - start, console)
-        console.info(f"written: {spec.output_path}, with its {REPORT}")
+        console.info(f"written: {spec.output_path}\nreport: {os.path.join(spec.output_path, REPORT)}")
         summary["output_path"] = spec.output_path
     return summary
 
@@ -100,8 +102,8 @@ def _print_plan(spec: MergingSpec, aligned: AlignedModels, console: Console) -> 
     settings, kind = aligned.settings, aligned.models[0].config.get("model_type", "custom code")
     pooling = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalized" if settings else ""
     console.info(
-        f"models: {len(spec.names)}, {kind}, {len(aligned.tensors):,} tensors, {aligned.bytes / 1e6:,.0f} MB each"
-        f"{pooling}; merge method: {spec.method}"
+        f"models: {len(spec.names)}, {kind}, {plural(len(aligned.tensors), 'tensor')}, "
+        f"{aligned.bytes / 1e6:,.0f} MB each{pooling}; merge method: {spec.method}"
     )
     for name in conflicting_prompts(aligned.models):
         console.info(f"the prompts named {name} differ: the merged model has the first model's")

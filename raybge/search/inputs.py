@@ -91,7 +91,8 @@ def open_inputs(
     """
 
     def survey_all() -> list[Survey]:
-        return [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
+        with console.phase("checking the rows"):
+            return [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
 
     small = sum(file.size for source in spec.inputs for file in source.files) <= IN_PROCESS_BYTES
     with ExitStack() as stack:

@@ -121,7 +121,7 @@ class FinetuneSpec:
     validation: ValidationSpec | None = None
 
     command: ClassVar[str] = "train"
-    row_noun: ClassVar[str] = "groups"
+    row_noun: ClassVar[str] = "group"
     model_folder: ClassVar[str] = ""
 
     @classmethod

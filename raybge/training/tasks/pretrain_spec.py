@@ -45,7 +45,7 @@ class PretrainSpec:
     decoder_mlm_probability: float
 
     command: ClassVar[str] = "pretrain"
-    row_noun: ClassVar[str] = "texts"
+    row_noun: ClassVar[str] = "text"
     model_folder: ClassVar[str] = "encoder_model"
     validation: ClassVar[None] = None
 
