@@ -43,14 +43,16 @@ class ProgressBar:
     n: int = 0
     note: str = ""
     extra_seconds: float = 0.0
-    start: float = field(default_factory=monotonic)
+    start: float = field(default_factory=lambda: monotonic())
     drawn_at: float = 0.0
     _begin: tuple[float, int] | None = None  # time and count from which the rate is measured
+    _counted_at: float = 0.0  # time of the last unit
+    _text_widths: list[int] = field(default_factory=lambda: [0, 0, 0])  # longest text so far, by the parts left out
 
     def begin(self, seconds: float = 0.0) -> None:
         """Measure the rate from now on, or from `seconds` ago; without effect after the first call."""
         if self._begin is None:
-            self._begin, self.activity = (monotonic() - seconds, self.n), ""
+            self._begin, self._counted_at, self.activity = (monotonic() - seconds, self.n), monotonic(), ""
 
     def update(self, number: int, seconds: float | None = None) -> None:
         """Count units.
@@ -61,9 +63,14 @@ class ProgressBar:
         """
         if seconds is not None:
             self.begin(seconds)
-        self.n += number
+        self.move_to(self.n + number)
         if number:
             self.begin()
+
+    def move_to(self, number: int) -> None:
+        """Set the number of units that are done, for example at the start of a resumed run."""
+        if number != self.n:
+            self.n, self._counted_at = number, monotonic()
         self.on_change()
 
     def set_note(self, note: str) -> None:
@@ -81,15 +88,19 @@ class ProgressBar:
 
     @property
     def rate(self) -> float | None:
-        """Units per second; None until it is known: of the first second nothing is concluded."""
-        seconds = 0.0 if self._begin is None else monotonic() - self._begin[0]
-        number = 0 if self._begin is None else self.n - self._begin[1]
+        """Units per second up to the last unit; None until it is known: of the first second nothing is concluded."""
+        if self._begin is None:
+            return None
+        seconds, number = self._counted_at - self._begin[0], self.n - self._begin[1]
         return number / seconds if number > 0 and seconds >= MIN_SECONDS else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected seconds until the end of the stage; None while the rate is unknown."""
-        return (self.total - self.n) / self.rate + self.extra_seconds if self.total and self.rate else None
+        """Expected seconds until the end of the stage; None while they are unknown, and when they are over."""
+        if not self.total or self.rate is None:
+            return None
+        seconds = (self.total - self.n) / self.rate + self.extra_seconds - (monotonic() - self._counted_at)
+        return seconds if seconds > 0 else None
 
     def line(self, width: int | None = None, blocks: str = "━─") -> str:
         """Return the line.
@@ -109,14 +120,17 @@ class ProgressBar:
             return _cut(_GAP.join(filter(None, parts)), width)
         count = f"{self.n:,}/{plural(self.total, self.unit)}"
         rate = "" if self.rate is None else _format_rate(self.rate)
-        line = ""
-        for optional in ((count, rate), (count, ""), ("", "")):
-            texts = [percent, *optional, left, self.note]
-            line = _GAP.join(filter(None, texts))
-            room = 0 if width is None else width - len(_GAP.join([self.stage, "", line]))
-            if width is None or room >= BAR_WIDTHS[0]:
+        if width is None:
+            return _GAP.join(filter(None, [self.stage, percent, count, rate, left, self.note]))
+        line, room = "", 0
+        for part, optional in enumerate(((count, rate), (count, ""), ("", ""))):
+            line = _GAP.join(filter(None, [percent, *optional, left, self.note]))
+            # The bar keeps its length while numbers become shorter.
+            self._text_widths[part] = max(self._text_widths[part], len(line))
+            room = width - len(self.stage) - 2 * len(_GAP) - self._text_widths[part]
+            if room >= BAR_WIDTHS[0]:
                 break
-        bar = "" if width is None or room < BAR_WIDTHS[0] else self._bar(min(room, BAR_WIDTHS[1]), blocks)
+        bar = "" if room < BAR_WIDTHS[0] else self._bar(min(room, BAR_WIDTHS[1]), blocks)
         return _cut(_GAP.join(filter(None, [self.stage, bar, line])), width)
 
     def _bar(self, width: int, blocks: str) -> str:
@@ -129,10 +143,10 @@ def _cut(line: str, width: int | None) -> str:
 
 
 def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(seconds)
+    return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(max(seconds, 60.0))
 
 
 def _format_rate(rate: float) -> str:
     if rate < 1:
-        return f"{1 / rate:.1f} s each"
+        return f"{format_duration(1 / rate)} each"
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"

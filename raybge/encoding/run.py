@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raybge.cli.console import Console
 from raybge.cli.options import EncodeOptions
+from raybge.data.survey import Survey
 from raybge.encoding import vector_writer
 from raybge.encoding.fields import column_type
 from raybge.encoding.row_encoder import EncodedRows, RowEncoding, encode_rows
@@ -55,10 +56,7 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
     ):
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        if spec.model:
-            console.info(describe_model(spec.model))
-        console.info(f"data: {plural(survey.total_rows, 'row')}")
-        console.detail(f"memory: an actor holds at most {plural(int(survey.rows.max()), 'row')} at a time")
+        _print_plan(spec, survey, console)
         summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if spec.output.dry_run:
             return {**summary, "dry_run": True}
@@ -78,9 +76,20 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         clock.count("write", survey.total_rows, "row")
         _write_metadata(spec, embedder.identity, layout, summary)
     clock.report(console)
-    console.info(f"{plural(survey.total_rows, 'vector')} of {layout.packed_width} numbers, {layout.dtype}")
-    console.info(f"written: {path}")
+    _print_result(path, survey, layout, console)
     return {**summary, "dim": layout.packed_width, "seconds": clock.seconds, "output_file": path}
+
+
+def _print_plan(spec: EncodingSpec, survey: Survey, console: Console) -> None:
+    if spec.model:
+        console.info(describe_model(spec.model))
+    console.info(f"data: {plural(survey.total_rows, 'row')}")
+    console.detail(f"memory: an actor holds at most {plural(int(survey.rows.max()), 'row')} at a time")
+
+
+def _print_result(path: str, survey: Survey, layout: Layout, console: Console) -> None:
+    console.info(f"\n{plural(survey.total_rows, 'vector')} of {plural(layout.packed_width, 'number')}, {layout.dtype}")
+    console.info(f"written: {path}")
 
 
 def _layout(spec: EncodingSpec, rows: EncodedRows, store: Store) -> Layout:

@@ -17,17 +17,15 @@ from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange, print_changes
 from raybge.evaluation.metrics import CUTOFFS, METRICS
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
-from raybge.evaluation.significance import LEVEL, compare
+from raybge.evaluation.significance import compare
 from raybge.evaluation.spec import EvaluationSpec
 from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
-from raybge.report.text import distinct_labels
 from raybge.util.atomic_write import open_atomic
 from raybge.util.filesystem import append_to_path
 from raybge.util.plural import plural
 
 COMPARED = (*METRICS, "Recall@100")  # metrics of a comparison, on the console
-MAX_LABEL = 16  # characters of a model's name above its column
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -71,16 +69,15 @@ def _compare_models(spec: EvaluationSpec, results: Sequence[ModelMetrics], conso
     """Compare the first model with each further one, by metric; print the main metrics."""
     first, *others = results
     comparison: dict[str, Any] = {}
-    queries = plural(int(first.summary["queries"]), "query")
-    console.info(f"\ndifferences with {LEVEL:.0%} intervals (paired bootstrap over {queries})")
+    queries = plural(len(next(iter(first.values.values()))), "query")
     for model, other in zip(spec.models[1:], others, strict=True):
         differences = {name: compare(other.values[name], first.values[name]) for name in other.values}
         comparison[model.name] = {
             "metrics": {name: value for name, value in other.summary.items() if "@" in name},
             "difference": {name: asdict(each) for name, each in differences.items()},
         }
-        heads = distinct_labels([model.name, spec.model.name], MAX_LABEL)
-        print_changes(_changes(other, first), console, *heads)
+        console.info(f"\n{spec.model.name} compared with {model.name}; paired bootstrap over {queries}")
+        print_changes(_changes(other, first), console, "other", "this")
     return comparison
 
 
@@ -104,6 +101,8 @@ def _write_results(
         write_or_log(page.write, path, lambda: _report(spec, data, results))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")
+    if spec.metrics_file:
+        console.info(f"report: {path}")
 
 
 def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics]) -> page.EvaluationReport:

@@ -228,11 +228,11 @@ def _update_bar(progress: Progress, config: WorkerConfig, bar: ProgressBar) -> N
     bar.total = rows(progress.total)
     parts = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
     parts.append(f"step {progress.step:,}/{progress.total:,}")
-    bar.n = rows(progress.step)
+    bar.note = ", ".join(parts)
+    bar.extra_seconds = progress.evaluation_seconds  # there is one more at the end
+    bar.move_to(rows(progress.step))
     if progress.started_at is not None and not bar.activity:
         bar.begin()
-    bar.extra_seconds = progress.evaluation_seconds  # there is one more at the end
-    bar.set_note(", ".join(parts))
 
 
 def _describe_activity(progress: Progress) -> str:
