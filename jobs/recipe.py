@@ -21,6 +21,7 @@ from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions, MergeOptions, MineOptions, RecipeOptions, TrainOptions
 from raybge.cli.parser import build_options
 from raybge.cli.run import run_command
+from raybge.cli.terminal import BOLD
 from raybge.cluster.connection import connect
 from raybge.evaluation.run import evaluate
 from raybge.merging.run import merge
@@ -104,6 +105,9 @@ def recipe(options: RecipeOptions, console: Console) -> None:
     run_flags = [
         no_cluster if stage.name == "merge" else {**scale, **restarts.get(stage.options_class, {})} for stage in stages
     ]
+    for stage, flags in zip(stages, run_flags, strict=True):
+        if stage.options_class is TrainOptions:
+            flags["resume"] = os.path.exists(stage.flags["output_dir"])  # the first run has nothing to continue
     built = [
         build_options(stage.options_class, {**stage.flags, **flags})
         for stage, flags in zip(stages, run_flags, strict=True)
@@ -118,7 +122,7 @@ def recipe(options: RecipeOptions, console: Console) -> None:
         with connect(options.address, options.verbose):
             for stage, stage_options, is_open in zip(stages, built, open_stages, strict=True):
                 if is_open:
-                    console.info(f"\n== {stage.name}")
+                    console.info(f"\n== {stage.name}", BOLD)
                     stage.command(stage_options, console)
                     finished.add(stage)
     _compare(folder, console)

@@ -52,6 +52,7 @@ def run_command(
     console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
         options: Any = parse_options(options_class, argv, prog, console.info)
+        console.verbose = options.verbose
         _report_untested_versions(console)
         with console.capture(name, enabled=not options.verbose):
             try:
@@ -92,7 +93,7 @@ def call_command(options_class: type, function: Callable[[Any, Console], Result]
         config = read_config(values.get("config"), declared_flags(options_class))
         lines: list[str] = []
         options: Any = build_options(options_class, {**config, **values}, lines.append)
-        console = Console(shows_messages=options.verbose, keeps_ray=True)
+        console = Console(shows_messages=options.verbose, keeps_ray=True, verbose=options.verbose)
         for line in lines:
             console.info(line)
         _report_untested_versions(console)
@@ -119,7 +120,7 @@ def _report_untested_versions(console: Console) -> None:
     for line in untested_versions():
         if line not in _REPORTED_VERSIONS:
             _REPORTED_VERSIONS.add(line)
-            console.error(line)
+            console.message(line)
 
 
 def resume_flags(argv: Sequence[str]) -> str:

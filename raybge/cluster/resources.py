@@ -62,7 +62,7 @@ class Cluster:
         """Return the cluster in a few words, for messages."""
         gpus = f", {plural(self.gpus, 'GPU')}" if self.gpus else ", no GPU"
         place = "this machine" if self.own else f"Ray cluster of {plural(self.nodes, 'node')}"
-        return f"{place}, {self.cpus} CPUs{gpus}"
+        return f"{place}, {plural(self.cpus, 'CPU')}{gpus}"
 
 
 @dataclass(frozen=True)

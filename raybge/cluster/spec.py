@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,14 +48,27 @@ class ScaleSpec:
             options.verbose,
         )
 
-    def connect(self, console: Console) -> AbstractContextManager[Cluster]:
+    @contextmanager
+    def connect(self, console: Console) -> Iterator[Cluster]:
         """Join or start the Ray cluster; it is left again at the end of the `with` block.
 
         Ray's messages and those of its processes go to the console's log file. In a program that uses raybge as a
-        library, which has none, they are only shown with --verbose; there a Ray that was started stays for the next
-        call.
+        library, which has none, they are only shown with --verbose; there
+        a Ray that was started stays for the next call.
+
+        Args:
+            console: names the phase while it lasts.
+
+        Yields:
+            The cluster.
         """
-        return connect(self.address, self.verbose, messages=console.shows_messages, keep=console.keeps_ray)
+        joins = self.address or os.environ.get("RAY_ADDRESS")
+        with ExitStack() as stack:
+            with console.phase("joining the Ray cluster" if joins else "starting Ray"):
+                cluster = stack.enter_context(
+                    connect(self.address, self.verbose, console.shows_messages, console.keeps_ray)
+                )
+            yield cluster
 
     def plan(self, cluster: Cluster, *, cores_a_worker: int = CORES_A_WORKER, elastic: bool = False) -> Plan:
         """Plan workers or actors on a cluster.

@@ -9,6 +9,7 @@ Letters in array names: N rows of a block, D width of a vector.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from raybge.data.survey import Survey
 from raybge.encoding.fields import RowParser, value_kind
 from raybge.search.columns import vectors_column, vectors_of
 from raybge.search.embedder import Embedder, TextEncoder, device_of
+from raybge.search.pipeline import LOADING
 from raybge.search.store import EncodedBlock, Store, table_digest
 from raybge.util.digest import digest
 
@@ -36,6 +38,7 @@ _RESULT = pa.schema(
         ("kinds", pa.string()),
         ("low", pa.list_(pa.float32())),
         ("high", pa.list_(pa.float32())),
+        ("seconds", pa.float64()),  # without the loading of the model
     ]
 )
 
@@ -113,12 +116,13 @@ def encode_rows(
     )
     blocks: dict[int, EncodedBlock] = {}
     rows = EncodedRows()
-    with unwrap_user_errors(), console.bar("encode", survey.total_rows, "texts") as bar, batches_of(encoded) as batches:
+    progress = console.bar("encode", survey.total_rows, "text", start_up=LOADING)
+    with unwrap_user_errors(), progress as bar, batches_of(encoded) as batches:
         for batch in batches:
             for result in batch.to_pylist():
                 blocks[result["block"]] = EncodedBlock(result["name"], result["rows"])
                 rows.add(result)
-                bar.update(result["rows"])
+                bar.update(result["rows"], result["seconds"])
     rows.blocks = [blocks[number] for number in sorted(blocks)]
     count = sum(block.rows for block in rows.blocks)
     if count != survey.total_rows:
@@ -148,15 +152,19 @@ class RowEncodingActor:
         rows = [json.loads(text) for text in table["json"].to_pylist()]
         parser = self._encoding.parser
         name = table_digest(table.select(["json"]), self._encoding.identity)
+        start = time.monotonic()
         if not self._store.has(name):
+            self._encode.load()
+            start = time.monotonic()
             vectors_ND = self._encode([row[parser.text] for row in rows], self._encoding.kind)
             fields = [json.dumps({key: row[key] for key in parser.fields if key in row}) for row in rows]
             block = pa.table([pa.array(fields, pa.large_string())], schema=ROWS)
             self._store.write_table(name, block.append_column("vector", vectors_column(vectors_ND)))
+        seconds = time.monotonic() - start
         low_D = high_D = None
         if self._with_ranges:
             vectors_ND = vectors_of(self._store.read(name))
             low_D, high_D = vectors_ND.min(0), vectors_ND.max(0)
         kinds = {key: sorted({value_kind(row.get(key)) for row in rows}) for key in parser.fields}
-        result = [table["block"][0].as_py(), name, len(table), json.dumps(kinds), low_D, high_D]
+        result = [table["block"][0].as_py(), name, len(table), json.dumps(kinds), low_D, high_D, seconds]
         return pa.table([[value] for value in result], schema=_RESULT)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raybge.cli.console import Console
 from raybge.cli.options import EncodeOptions
+from raybge.data.survey import Survey
 from raybge.encoding import vector_writer
 from raybge.encoding.fields import column_type
 from raybge.encoding.row_encoder import EncodedRows, RowEncoding, encode_rows
@@ -25,6 +26,7 @@ from raybge.search.plan_lines import describe_model
 from raybge.search.stage_clock import StageClock
 from raybge.search.store import Store, run_store
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 from raybge.util.versions import RAYBGE
 
 
@@ -66,14 +68,12 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         console.info(f"{path} exists already: nothing to do (--overwrite encodes again)")
         return EncodingResult(path)
     with (
-        run_store(spec.output, "encode", finished) as store,
+        run_store(spec.output, "encode", finished, console) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, (survey,)),
     ):
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        if spec.model:
-            console.info(describe_model(spec.model))
-        console.info(f"data: {survey.total_rows:,} rows; an actor holds at most {int(survey.rows.max()):,} at a time")
+        _print_plan(spec, survey, console)
         counts = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if spec.output.dry_run:
             return EncodingResult(path, counts=counts)
@@ -86,16 +86,27 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
         encoding = RowEncoding(embedder, spec.kind, spec.parser)
         with clock("encode"):
             rows = encode_rows(survey, encoding, store, plan, spec.compute_ranges, console)
-        clock.count("encode", survey.total_rows, "texts")
+        clock.count("encode", survey.total_rows, "text")
         layout = _layout(spec, rows, store)
-        with clock("write"), console.bar("write", survey.total_rows, "rows") as bar:
+        with clock("write"), console.bar("write", survey.total_rows, "row") as bar:
             vector_writer.write(path, rows.blocks, layout, store, bar)
-        clock.count("write", survey.total_rows, "rows")
+        clock.count("write", survey.total_rows, "row")
         _write_metadata(spec, embedder.identity, layout, counts)
     clock.report(console)
-    console.info(f"{survey.total_rows:,} vectors of {layout.packed_width} numbers, {layout.dtype}")
-    console.info(f"written: {path}")
+    _print_result(path, survey, layout, console)
     return EncodingResult(path, layout.packed_width, counts, clock.seconds)
+
+
+def _print_plan(spec: EncodingSpec, survey: Survey, console: Console) -> None:
+    if spec.model:
+        console.info(describe_model(spec.model))
+    console.info(f"data: {plural(survey.total_rows, 'row')}")
+    console.detail(f"memory: an actor holds at most {plural(int(survey.rows.max()), 'row')} at a time")
+
+
+def _print_result(path: str, survey: Survey, layout: Layout, console: Console) -> None:
+    console.info(f"\n{plural(survey.total_rows, 'vector')} of {plural(layout.packed_width, 'number')}, {layout.dtype}")
+    console.info(f"written: {path}")
 
 
 def _layout(spec: EncodingSpec, rows: EncodedRows, store: Store) -> Layout:

@@ -109,7 +109,9 @@ def search_and_measure(
     """
     results: list[BlockMetrics] = []
     with ExitStack() as stack:
-        bar = stack.enter_context(console.bar("search", sum(block.rows for block in blocks), "queries"))
+        bar = stack.enter_context(
+            console.bar("search", sum(block.rows for block in blocks), "query", start_up="loading the index")
+        )
         run = stack.enter_context(open_atomic(run_file, "--run_file")) if run_file else None
         measuring = (ranking, bool(run_file), index.lookup())
         for result in search(index, blocks, ranking.depth, measure_block, *measuring):

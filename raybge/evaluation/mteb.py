@@ -70,7 +70,7 @@ def evaluate_tasks(spec: EvaluationSpec, console: Console) -> dict[str, float]:
             return {}
         model = _model_on_actors(spec, plan)
         results = []
-        with console.bar("evaluate", len(tasks), "tasks") as bar:
+        with console.bar("evaluate", len(tasks), "task") as bar:
             for task in tasks:
                 results.append(_evaluate_task(task, model, work if storage else None))
                 bar.update(1)

@@ -84,9 +84,9 @@ def open_data(spec: EvaluationSpec, console: Console) -> Iterator[RetrievalData]
         )
         with open_inputs(inputs, spec.scale, work, console) as (cluster, surveys):
             clock, store = StageClock(), Store(work)
-            with clock("deduplicate"):
+            with clock("deduplicate"), console.phase("removing duplicates"):
                 search = _search_data(spec, surveys, store, console)
-            clock.count("deduplicate", int(search.unique.total_B.sum()), "passages")
+            clock.count("deduplicate", int(search.unique.total_B.sum()), "passage")
             yield RetrievalData(search, cluster, store, clock)
 
 
@@ -137,7 +137,9 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
     memory = SearchMemory.plan(spec.index, data.cluster, plan, search.unique.passages, embedder.dim)
     console.info(f"cluster: {data.cluster.describe()}; {plan.describe('actor')}")
     _print_plan(spec, encoder, search, memory, console)
-    if cost := estimate(search, embedder, plan, spec.index.kind, ranking.k, passages_saved=spec.embeddings.load):
+    with console.phase("estimating the time"):
+        cost = estimate(search, embedder, plan, spec.index.kind, ranking.k, passages_saved=spec.embeddings.load)
+    if cost:
         console.info(cost)
     if spec.dry_run:
         return ModelMetrics({})
@@ -147,13 +149,13 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
     if saved:
         saved.check_texts(passages)
     _save_embeddings(spec, encoder, passages, store, console)
-    clock.count("encode", search.texts, "texts")
-    with clock("index"):
+    clock.count("encode", search.texts, "text")
+    with clock("index"), console.phase("building the index"):
         index = build_index(passages, store, spec.index, plan, memory.resident_shards)
     with index, clock("search"):
         metrics = search_and_measure(index, queries, ranking, spec.run_file, console)
         report_recall(index, queries, ranking.depth, console)
-    clock.count("search", data.counts["queries"], "queries")
+    clock.count("search", data.counts["queries"], "query")
     clock.report(console)
     return replace(metrics, summary={**metrics.summary, **data.counts})
 
@@ -163,7 +165,7 @@ def _print_plan(
 ) -> None:
     console.info(describe_model(encoder))
     console.info(describe_data(search, spec.index.shard_size))
-    console.info(memory.describe(search, spec.ranking.depth))
+    console.detail(memory.describe(search, spec.ranking.depth))
     if spec.ranking.k > search.unique.passages:
         console.info(
             f"--k {spec.ranking.k:,}: the corpus has only {search.unique.passages:,} passages; all of them are ranked"

@@ -14,15 +14,16 @@ from raybge.cli.console import Console
 from raybge.cli.options import EvaluateOptions
 from raybge.evaluation import page
 from raybge.evaluation.judgments import ModelMetrics
-from raybge.evaluation.metric_changes import MetricChange
+from raybge.evaluation.metric_changes import MetricChange, print_changes
 from raybge.evaluation.metrics import CUTOFFS, METRICS
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
-from raybge.evaluation.significance import LEVEL, Difference, compare
+from raybge.evaluation.significance import Difference, compare
 from raybge.evaluation.spec import EvaluationSpec
 from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
 from raybge.util.atomic_write import open_atomic
 from raybge.util.filesystem import append_to_path
+from raybge.util.plural import plural
 
 COMPARED = (*METRICS, "Recall@100")  # metrics of a comparison, on the console
 
@@ -33,7 +34,7 @@ class ModelComparison:
 
     Args:
         metrics: the further model's metrics by name.
-        difference: each metric's difference from the first model with its 95% interval, wins and losses.
+        difference: by metric, the first model minus this one, with its 95% interval, wins and losses of the first.
     """
 
     metrics: Mapping[str, float]
@@ -96,21 +97,25 @@ def _print_metrics(spec: EvaluationSpec, metrics: ModelMetrics, console: Console
 def _compare_models(
     spec: EvaluationSpec, results: Sequence[ModelMetrics], console: Console
 ) -> dict[str, ModelComparison]:
-    """Compare each further model with the first, by metric; print the main metrics."""
+    """Compare the first model with each further one, by metric; print the main metrics."""
     first, *others = results
     comparison: dict[str, ModelComparison] = {}
-    rows = []
+    queries = plural(len(next(iter(first.values.values()))), "query")
     for model, other in zip(spec.models[1:], others, strict=True):
-        differences = {name: compare(first.values[name], other.values[name]) for name in other.values}
+        differences = {name: compare(other.values[name], first.values[name]) for name in other.values}
         comparison[model.name] = ModelComparison(other.means, differences)
-        for name in COMPARED:
-            if name in first.values:
-                d = differences[name]
-                interval = f"{d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})"
-                rows.append((model.name, name, f"{other.summary[name]:.4f}", interval, f"{d.wins:,}", f"{d.losses:,}"))
-    console.info(f"\ndifference from the first model, with {LEVEL:.0%} intervals (paired bootstrap over the queries)")
-    console.table(("model", "metric", "value", "difference", "better", "worse"), rows)
+        console.info(f"\n{spec.model.name} compared with {model.name}; paired bootstrap over {queries}")
+        print_changes(_changes(other, first), console, "other", "this")
     return comparison
+
+
+def _changes(other: ModelMetrics, first: ModelMetrics) -> list[MetricChange]:
+    """Return the main metrics of another model as those before, and of the first model as those after."""
+    return [
+        MetricChange.from_queries(name, other.values[name], first.values[name])
+        for name in COMPARED
+        if name in other.values
+    ]
 
 
 def _report_path(spec: EvaluationSpec) -> str | None:
@@ -134,21 +139,20 @@ def _write_results(
         write_or_log(page.write, report, lambda: _report(spec, data, results))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")
+    if report := _report_path(spec):
+        console.info(f"report: {report}")
 
 
 def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics]) -> page.EvaluationReport:
     """Return the page's content; the second model's values are those before."""
     first = results[0]
-    other = results[1].values if len(results) > 1 else {}
     surveys = data.search.passages.survey, data.search.queries.survey
     files = [item for survey in surveys for item in survey.rows_by_file().items()]
     return page.EvaluationReport(
         run=RunDetails("evaluate", spec.flags, spec.model.name, files, versions=library_versions()),
         metrics=first.summary,
         per_query=first.values,
-        comparison=[
-            MetricChange.from_queries(name, other[name], first.values[name]) for name in COMPARED if name in other
-        ],
+        comparison=_changes(results[1], first) if len(results) > 1 else [],
         compared_with=spec.models[1].name if len(spec.models) > 1 else "before",
         seconds=data.clock.seconds,
     )

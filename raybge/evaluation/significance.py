@@ -48,9 +48,6 @@ def compare(before_Q: np.ndarray, after_Q: np.ndarray, seed: int = 0) -> Differe
 def interval(difference_Q: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the middle LEVEL of the means of resampled differences; the same for equal values and seeds.
 
-    Few differences are distinct, so their counts are drawn from a multinomial distribution instead of drawing queries:
-    the same distribution, in a time that does not depend on the number of queries.
-
     Args:
         difference_Q: each query's difference.
         seed: seed of the resampling.
@@ -59,9 +56,28 @@ def interval(difference_Q: np.ndarray, seed: int = 0) -> tuple[float, float]:
         Lower and upper end of the interval.
     """
     value_V, count_V = np.unique(np.asarray(difference_Q, np.float64), return_counts=True)
-    samples = min(SAMPLES, max(MIN_SAMPLES, MAX_DRAWS // len(value_V)))
-    random, share_V = np.random.default_rng(seed), count_V / len(difference_Q)
-    means = (random.multinomial(len(difference_Q), share_V) @ value_V for _ in range(samples))
-    mean_S = np.fromiter(means, np.float64, samples) / len(difference_Q)
-    low, high = np.quantile(mean_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return ratio_interval(value_V, np.ones(len(value_V)), count_V, seed)
+
+
+def ratio_interval(part_V: np.ndarray, whole_V: np.ndarray, count_V: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the middle LEVEL of the ratio of two sums over resampled queries or rows.
+
+    Few values are distinct, so their counts are drawn from a multinomial distribution instead of drawing queries: the
+    same distribution, in a time that does not depend on the number of queries.
+
+    Args:
+        part_V: distinct values that are summed above the line.
+        whole_V: positive values that are summed below it.
+        count_V: number of queries that have each pair of values.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end of the interval.
+    """
+    total = int(count_V.sum())
+    samples = min(SAMPLES, max(MIN_SAMPLES, MAX_DRAWS // len(part_V)))
+    random, share_V = np.random.default_rng(seed), count_V / total
+    draws = (random.multinomial(total, share_V) for _ in range(samples))
+    ratio_S = np.fromiter(((draw_V @ part_V) / (draw_V @ whole_V) for draw_V in draws), np.float64, samples)
+    low, high = np.quantile(ratio_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high

@@ -20,6 +20,7 @@ from raybge.merging.spec import METRIC, EvaluationFiles, MergingSpec
 from raybge.merging.weight_search import MergeCandidate, Weights, best_candidate, search_weights
 from raybge.merging.writing import write_merged
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
@@ -48,7 +49,7 @@ def run_weight_search(spec: MergingSpec, aligned: AlignedModels, console: Consol
         general = search.general and stack.enter_context(_metric_on(search.general, spec, work, silent, console))
         if spec.dry_run:
             return MergeWeights([])
-        bar = stack.enter_context(console.bar("search", search.max_evaluations, "candidates"))
+        bar = stack.enter_context(console.bar("search", search.max_evaluations, "candidate"))
 
         def evaluate(weights: Weights) -> MergeCandidate:
             folder = work / "candidate"
@@ -61,7 +62,7 @@ def run_weight_search(spec: MergingSpec, aligned: AlignedModels, console: Consol
         for candidate in search_weights(evaluate, len(spec.names), search.max_evaluations, search.general_floor):
             candidates.append(candidate)
             best = best_candidate(candidates, search.general_floor)
-            bar.set_postfix_str(f"{METRIC} {best.target:.4f}")
+            bar.set_note(f"{METRIC} {best.target:.4f}")
             bar.update(1)
     return MergeWeights(list(best.weights), candidates=candidates)
 
@@ -115,7 +116,8 @@ def _metric_on(
     with open_data(evaluation, silent) as judged:
         counts = judged.counts
         console.info(
-            f"--{data.flag}: {counts['queries']:,} queries, {counts['corpus']:,} passages; {judged.cluster.describe()}"
+            f"--{data.flag}: {plural(counts['queries'], 'query')}, {plural(counts['corpus'], 'passage')}; "
+            f"{judged.cluster.describe()}"
         )
 
         def metric(model: str) -> float:

@@ -15,6 +15,7 @@ from raybge.data.survey import IN_PROCESS_BYTES, skipped_rows_message, survey
 from raybge.merging.spec import ExampleSpec, MergingSpec
 from raybge.merging.weight_search import MergeCandidate
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,12 @@ def _losses(spec: MergingSpec, settings: ExampleSpec, rows: list[Any], console: 
         check_shared(cluster, {}, {"--model_names_or_paths": spec.paths})
         plan = scale.plan(cluster)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('worker')}, one model per worker at a time")
-        console.info(f"examples: {len(rows):,}, batches of {settings.batch_size}")
+        console.info(f"{plural(len(rows), 'example')}, batches of {settings.batch_size}")
         if spec.dry_run:
             return []
         score = ray.remote(ExampleSet.loss).options(num_cpus=plan.cpus, num_gpus=plan.gpus)
         calls = [(score.remote, examples, path, plan.cpus, device_of(plan)) for path in spec.paths]
-        with console.bar("score", len(spec.paths), "models") as bar:
+        with console.bar("score", len(spec.paths), "model", start_up="starting workers, loading the models") as bar:
             for loss in results_in_order(calls, plan.workers):
                 losses.append(loss)
                 bar.update(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.cli.console import Console
 from raybge.cli.options import MergeOptions
 from raybge.merging.spec import METRIC, MergingSpec
+from raybge.util.plural import plural
 
 if TYPE_CHECKING:
     from raybge.merging.alignment import AlignedModels
@@ -97,11 +98,11 @@ def _run(spec: MergingSpec, console: Console, examples: Sequence[Any] | None) ->
     target, general = results.get("target"), results.get("general")
     if results:
         metrics = [f"{name} {results[name]:.4f}" for name in ("target", "general") if name in results]
-        console.info(f"{METRIC}: {', '.join(metrics)}; {results['evaluations']} candidates evaluated")
+        console.info(f"{METRIC}: {', '.join(metrics)}; {plural(results['evaluations'], 'candidate')} evaluated")
     report = None
     if spec.output_path is not None:
         write_output(spec, aligned, merge_weights, lambda: time.monotonic() - start, console)
-        console.info(f"written: {spec.output_path}, with its {REPORT}")
+        console.info(f"written: {spec.output_path}\nreport: {os.path.join(spec.output_path, REPORT)}")
         report = os.path.join(spec.output_path, REPORT)
     weights, losses, candidates = merge_weights.weights, merge_weights.losses, merge_weights.candidates
     return MergeResult(weights, losses, target, general, candidates, spec.output_path, report)
@@ -124,8 +125,8 @@ def _print_plan(spec: MergingSpec, aligned: AlignedModels, console: Console) -> 
     settings, kind = aligned.settings, aligned.models[0].config.get("model_type", "custom code")
     pooling = f", {settings.pooling} pooling, {'' if settings.normalize else 'not '}normalized" if settings else ""
     console.info(
-        f"models: {len(spec.names)}, {kind}, {len(aligned.tensors):,} tensors, {aligned.bytes / 1e6:,.0f} MB each"
-        f"{pooling}; merge method: {spec.method}"
+        f"models: {len(spec.names)}, {kind}, {plural(len(aligned.tensors), 'tensor')}, "
+        f"{aligned.bytes / 1e6:,.0f} MB each{pooling}; merge method: {spec.method}"
     )
     for name in conflicting_prompts(aligned.models):
         console.info(f"the prompts named {name} differ: the merged model has the first model's")

@@ -70,7 +70,7 @@ def write_output(
     assert spec.output_path is not None
     with atomic_folder(os.path.abspath(spec.output_path), "--output_path") as partial_folder:
         folder = Path(partial_folder)
-        with console.bar("merge", len(aligned.tensors), "tensors") as bar:
+        with console.bar("merge", len(aligned.tensors), "tensor") as bar:
             write_merged(spec, aligned, folder, merge_weights.weights, lambda: bar.update(1))
         _write_card(spec, merge_weights, folder)
         write_or_log(page.write, str(folder / REPORT), partial(_report, spec, merge_weights, seconds()))

@@ -77,8 +77,9 @@ def _figures(report: MiningReport) -> list[tuple[str, str]]:
         figures.append(("rows completed with random passages", f"{statistics.rows_filled:,}"))
         figures.append(("rows with fewer negatives", f"{statistics.rows_with_fewer:,}"))
     if statistics and statistics.compared:
-        share = _share(statistics.above, statistics.compared)
-        figures.append(("negatives above their positive", f"{statistics.above:,} ({share})"))
+        share, ends = _share(statistics.above, statistics.compared), statistics.above_interval()
+        interval = f", 95% interval {ends[0]:.1%} to {ends[1]:.1%}" if ends[0] < ends[1] else ""
+        figures.append(("negatives above their positive", f"{statistics.above:,} ({share}{interval})"))
     return figures
 
 

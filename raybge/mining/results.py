@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from raybge.cli.console import Console
 from raybge.data.survey import Survey
+from raybge.evaluation.significance import LEVEL
 from raybge.mining import page
 from raybge.mining.cross_encoder import CrossEncoderScorer
 from raybge.mining.sampling import SamplingSpec
@@ -17,8 +18,10 @@ from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
 from raybge.search.metadata import metadata_path, write_metadata
 from raybge.util.filesystem import append_to_path
+from raybge.util.plural import plural
 
 MAX_EXAMPLE = 90  # characters of an example's text on the console
+MAX_ABOVE = 0.01  # share of negatives above their positive from which on the console says what to do
 
 
 @dataclass(frozen=True)
@@ -131,20 +134,42 @@ def print_summary(
         statistics: statistics of the rows.
         console: the console.
     """
-    console.info(
-        f"{summary['rows']:,} rows; pool of {summary['passages']:,} passages ({summary['duplicates']:,} "
-        f"duplicates dropped); bad rows skipped: {summary['bad_rows']:,}"
-    )
-    reason = "the pool has no more passages"
-    if sampling.by_score:
-        reason = "neither the ranks nor random passages gave enough that satisfy the score limits"
-    console.info(
-        f"rows completed with random passages: {summary['rows_filled']:,}; rows with fewer than {sampling.number} "
-        f"negatives, because {reason}: {summary['rows_with_fewer']:,}"
-    )
+    console.info(f"\n{plural(summary['rows'], 'row')} with {plural(sampling.number, 'negative')} each")
+    if summary["bad_rows"]:
+        console.info(f"{plural(summary['bad_rows'], 'invalid row')} skipped")
+    if summary["rows_filled"]:
+        console.info(f"{plural(summary['rows_filled'], 'row')} completed with random passages")
+    if summary["rows_with_fewer"]:
+        reason = "the pool has no more passages"
+        if sampling.by_score:
+            reason = "neither the ranks nor random passages gave enough that satisfy the score limits"
+        console.info(f"{plural(summary['rows_with_fewer'], 'row')} with fewer negatives: {reason}")
+    for line in above_positive_lines(statistics):
+        console.info(line)
+    width = min(MAX_EXAMPLE, console.columns - len(f"  {'query':<6} "))
     for example in statistics.examples:
         for name in ("query", "pos", "neg"):
             text = " ".join((example[name] if name != "neg" else next(iter(example["neg"]), "(none)")).split())
-            console.info(f"  {name:<6} {text if len(text) <= MAX_EXAMPLE else text[: MAX_EXAMPLE - 3] + '...'}")
+            console.info(f"  {name:<6} {text if len(text) <= width else text[: width - 3] + '...'}")
     output = summary["output_file"]
-    console.info(f"written: {output}, {metadata_path(output)}, {report_path(output)}")
+    console.info(f"written: {output}\nreport: {report_path(output)}")
+    console.detail(f"written: {metadata_path(output)}")
+
+
+def above_positive_lines(statistics: MiningStatistics) -> list[str]:
+    """Return the lines on negatives that score above their positive, and on what to do; none without scores."""
+    if not statistics.compared:
+        return []
+    share, (low, high) = statistics.above / statistics.compared, statistics.above_interval()
+    interval = f"; {LEVEL:.0%} interval {low:.1%} to {high:.1%}" if low < high else ""
+    line = (
+        f"{share:.1%} of the negatives ({statistics.above:,} of {statistics.compared:,}{interval}) score above the "
+        "best positive of their row"
+    )
+    if share < MAX_ABOVE:
+        return [line]
+    return [
+        f"{line}: many of them may answer the query, and training would push them away",
+        "--relative_margin 0.05 leaves them out; --range_for_sampling with a later first rank takes fewer of them; the "
+        "report lists the most likely ones",
+    ]

@@ -33,6 +33,7 @@ from raybge.search.search_data import Passages, Queries, SearchData, passages_of
 from raybge.search.stage_clock import StageClock
 from raybge.search.store import EncodedBlock, Store, run_store
 from raybge.util.atomic_write import exists, open_atomic
+from raybge.util.plural import plural
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
         console.info(f"{spec.output.path} exists already: nothing to do (--overwrite mines again)")
         return MiningResult(spec.output.path)
     with (
-        run_store(spec.output, "mine", finished) as store,
+        run_store(spec.output, "mine", finished, console) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, surveys),
     ):
         spec.index.check_candidates(cluster, spec.sampling.hi, "range_for_sampling")
@@ -88,9 +89,9 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
 def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScorer | None) -> MiningResult:
     """Deduplicate, plan, encode, search and write."""
     spec, clock, console = run.spec, run.clock, run.console
-    with clock("deduplicate"):
+    with clock("deduplicate"), console.phase("removing duplicates"):
         data = _search_data(run, scorer is not None)
-    clock.count("deduplicate", int(data.unique.total_B.sum()), "passages")
+    clock.count("deduplicate", int(data.unique.total_B.sum()), "passage")
     sampling = _clipped_sampling(spec.sampling, data.unique.passages, console)
     memory = SearchMemory.plan(spec.index, run.cluster, run.plan, data.unique.passages, embedder.dim)
     _print_plan(run, data, memory, sampling)
@@ -106,15 +107,15 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
     with open_atomic(spec.output.path, "--output_file") as out:
         with clock("encode"):
             passages, queries = encode(data, embedder, run.store, run.plan, console)
-        clock.count("encode", data.texts, "texts")
-        with clock("index"):
+        clock.count("encode", data.texts, "text")
+        with clock("index"), console.phase("building the index"):
             index = build_index(
                 passages, run.store, spec.index, run.plan, memory.resident_shards, process_on_actors=scorer is not None
             )
         with index, clock("search"):
             statistics = _search_and_write(run, sampling, index, queries, scorer, out)
             recall = report_recall(index, queries, sampling.hi, console)
-        clock.count("search", summary["rows"], "rows")
+        clock.count("search", summary["rows"], "row")
         summary |= {"rows_filled": statistics.rows_filled, "rows_with_fewer": statistics.rows_with_fewer, **recall}
         write_mining_metadata(spec, embedder.identity, scorer, summary, statistics)
     summary |= {"seconds": clock.seconds, "output_file": spec.output.path}
@@ -144,7 +145,7 @@ def _clipped_sampling(sampling: SamplingSpec, passages: int, console: Console) -
     clipped = sampling.clipped(passages)
     if clipped != sampling:
         console.info(
-            f"--range_for_sampling {sampling.lo}-{sampling.hi} exceeds the pool of {passages:,} passages: "
+            f"--range_for_sampling {sampling.lo}-{sampling.hi} exceeds the pool of {plural(passages, 'passage')}: "
             f"{clipped.lo}-{clipped.hi} is used"
         )
     return clipped
@@ -154,7 +155,7 @@ def _print_plan(run: MiningRun, data: SearchData, memory: SearchMemory, sampling
     if run.spec.model:
         run.console.info(describe_model(run.spec.model))
     run.console.info(describe_data(data, run.spec.index.shard_size))
-    run.console.info(memory.describe(data, sampling.hi))
+    run.console.detail(memory.describe(data, sampling.hi))
     run.console.info(f"sampling: {sampling.describe()}")
 
 
@@ -169,7 +170,7 @@ def _search_and_write(
     """Search all queries and write their rows with negatives; return the statistics of all rows."""
     statistics = MiningStatistics()
     extra = index.lookup(), sampling, scorer, run.spec.keep_scores
-    with run.console.bar("search", sum(block.rows for block in queries), "rows") as bar:
+    with run.console.bar("search", sum(block.rows for block in queries), "row", start_up="loading the index") as bar:
         for mined in search(index, queries, sampling.hi, mine_block, *extra, on_actors=scorer is not None):
             out.write(mined.lines)
             statistics.add(mined.statistics)
@@ -180,7 +181,7 @@ def _search_and_write(
 def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> MiningResult:
     """Write each row with its cross-encoder scores and everything else unchanged."""
     spec, console, survey = run.spec, run.console, run.surveys[0]
-    console.info(f"data: {survey.total_rows:,} rows; cross-encoder: {spec.options['cross_encoder']}")
+    console.info(f"data: {plural(survey.total_rows, 'row')}; cross-encoder: {spec.options['cross_encoder']}")
     summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
     summary["output_file"] = spec.output.path
     if spec.output.dry_run:
@@ -189,16 +190,16 @@ def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> MiningResult:
     with (
         open_atomic(spec.output.path, "--output_file") as out,
         run.clock("score"),
-        console.bar("score", survey.total_rows, "rows") as bar,
+        console.bar("score", survey.total_rows, "row", start_up="starting workers, loading the model") as bar,
         closing(score_groups(survey, scorer, run.plan)) as blocks,
     ):
         for lines, rows in blocks:
             out.write(lines)
             bar.update(rows)
         write_mining_metadata(spec, None, scorer, summary, MiningStatistics())
-    run.clock.count("score", survey.total_rows, "rows")
+    run.clock.count("score", survey.total_rows, "row")
     run.clock.report(console)
     summary |= {"seconds": run.clock.seconds}
     write_report(spec, [survey], summary)
-    console.info(f"written: {spec.output.path}, {report_path(spec.output.path)}")
+    console.info(f"written: {spec.output.path}\nreport: {report_path(spec.output.path)}")
     return MiningResult.of(spec.output.path, summary)

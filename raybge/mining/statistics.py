@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from raybge.evaluation.significance import ratio_interval
+
 BIN = 0.05  # width of a histogram bin
 EXAMPLES = 3
 MAX_FALSE_NEGATIVES = 20
@@ -44,8 +46,8 @@ class MiningStatistics:
         examples: query, positive and negative of the first rows.
         counts: rows by their number of negatives.
         ranks: negatives by their 0-based rank in the full ranking; random ones have none.
-        compared: negatives whose score and positive's score are known.
-        above: those of them that score above the best of their row's positives.
+        above_by_row: rows by two numbers: negatives that score above the best of the row's positives, and negatives
+            that were compared with it, since both scores are known.
         false_negatives: rows whose negative exceeds the positive most.
     """
 
@@ -57,8 +59,7 @@ class MiningStatistics:
     examples: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
     ranks: Counter[int] = field(default_factory=Counter)
-    compared: int = 0
-    above: int = 0
+    above_by_row: Counter[tuple[int, int]] = field(default_factory=Counter)
     false_negatives: list[LikelyFalseNegative] = field(default_factory=list)
 
     def add(self, other: MiningStatistics) -> None:
@@ -71,10 +72,25 @@ class MiningStatistics:
         self.examples = (self.examples + other.examples)[:EXAMPLES]
         self.counts += other.counts
         self.ranks += other.ranks
-        self.compared += other.compared
-        self.above += other.above
+        self.above_by_row += other.above_by_row
         pairs = self.false_negatives + other.false_negatives
         self.false_negatives = sorted(pairs, key=lambda each: -each.gap)[:MAX_FALSE_NEGATIVES]
+
+    @property
+    def compared(self) -> int:
+        """Number of negatives whose score and positive's score are known."""
+        return sum(compared * rows for (_, compared), rows in self.above_by_row.items())
+
+    @property
+    def above(self) -> int:
+        """Number of negatives that score above the best of their row's positives."""
+        return sum(above * rows for (above, _), rows in self.above_by_row.items())
+
+    def above_interval(self) -> tuple[float, float]:
+        """Return the 95% interval of `above` / `compared`: a bootstrap over the rows."""
+        pairs = np.array(sorted(self.above_by_row), np.float64)
+        count_V = np.array([self.above_by_row[pair] for pair in sorted(self.above_by_row)])
+        return ratio_interval(pairs[:, 0], pairs[:, 1], count_V)
 
     def histograms(self) -> dict[str, Any]:
         """Return the number of scores in [from, from + width), by `from`."""
@@ -92,7 +108,7 @@ class MiningStatistics:
         ids: Sequence[np.ndarray],
         passages: Mapping[int, str],
     ) -> None:
-        """Set `compared`, `above` and `false_negatives`.
+        """Set `above_by_row` and `false_negatives`.
 
         Args:
             texts: query and positives of each row.
@@ -106,8 +122,7 @@ class MiningStatistics:
             p, n = _best(positive_P), _best(negative_N)
             if p is None or n is None:
                 continue
-            self.compared += int(np.isfinite(negative_N).sum())
-            self.above += int((negative_N > positive_P[p]).sum())
+            self.above_by_row[int((negative_N > positive_P[p]).sum()), int(np.isfinite(negative_N).sum())] += 1
             gaps.append((float(negative_N[n] - positive_P[p]), row, p, n))
         for _, row, p, n in sorted(gaps, key=lambda each: -each[0])[:MAX_FALSE_NEGATIVES]:
             query, answers = texts[row]

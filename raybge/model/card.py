@@ -62,6 +62,8 @@ class TrainingCard:
         after: Metrics of the result; None if not measured.
         versions: Versions of libraries by name.
         command: "train", or "pretrain" for an encoder that is to be fine-tuned.
+        changes: Metrics before and after as rows of the report's table: metric, before, after, difference, interval,
+            verdict.
     """
 
     base_model: str | None
@@ -72,6 +74,7 @@ class TrainingCard:
     after: dict[str, float] | None
     versions: dict[str, str]
     command: str = "train"
+    changes: Sequence[Sequence[str]] = ()
 
     def write(self, folder: Path) -> None:
         """Write the card as README.md of a model's folder."""
@@ -135,6 +138,9 @@ class TrainingCard:
         )
 
     def _metrics(self) -> str:
+        if self.changes:
+            heads = ["metric", "before", "after", "difference", "95% interval", ""]
+            return "## Results\n\n" + markdown_table(heads, self.changes)
         if not self.before and not self.after:
             return ""
         before, after = self.before or {}, self.after or {}

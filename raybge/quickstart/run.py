@@ -10,8 +10,11 @@ from typing import Any
 
 from raybge.cli.console import Console
 from raybge.cli.options import DemoOptions
+from raybge.cli.terminal import BOLD
 from raybge.evaluation.metrics import METRICS
 from raybge.quickstart.spec import DemoSpec
+from raybge.util.plural import plural
+from raybge.util.text_format import format_duration
 
 SHOWN_METRICS = (*METRICS, "Recall@10")
 
@@ -36,7 +39,7 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Any, *args: Any) -> Any:
-        console.info(f"\n== {stage}")
+        console.info(f"\n== {stage}", BOLD)
         start = time.monotonic()
         result = work(*args)
         seconds[stage] = round(time.monotonic() - start, 1)
@@ -49,7 +52,8 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         shutil.rmtree(folder / old, ignore_errors=True)
     counts = timed("text", docstrings.write_data_set, text, spec.seed)
     console.info(
-        f"{counts['train']:,} training queries, {counts['dev']:,} held-out queries, {counts['corpus']:,} passages"
+        f"{plural(counts['train'], 'training query')}, {plural(counts['dev'], 'held-out query')}, "
+        f"{plural(counts['corpus'], 'passage')}"
     )
     with spec.scale.connect(console):
         timed("mine", mine, spec.mine, console)
@@ -92,6 +96,6 @@ def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
         (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{100 * (after[name] / before[name] - 1):+.1f}%")
         for name in SHOWN_METRICS
     ]
-    console.info(f"\nheld-out queries, {sum(summary['seconds'].values()):,.0f} s in total")
+    console.info(f"\nheld-out queries, {format_duration(sum(summary['seconds'].values()))} in total")
     console.table(("", "before", "after", "change"), rows)
-    console.info(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}, {folder / REPORT}")
+    console.info(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}\nreport: {folder / REPORT}")

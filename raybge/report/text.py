@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from raybge.util.text_format import format_duration as format_duration
+from raybge.util.text_format import shorten as shorten
+
 EXCERPT = 320  # characters of a long text that a page shows
 
 
@@ -28,16 +31,6 @@ def format_metric(value: float | None) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or not value else format_value(float(value))
 
 
-def format_duration(seconds: float) -> str:
-    """Format a duration with at most two units: 12.5 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60:,} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60:,} h"
-
-
 def format_flag(value: Any) -> str:
     """Format a flag's value; None and the empty string stay visible."""
     return "–" if value is None else format_value(value) if value != "" else '""'
@@ -47,14 +40,6 @@ def excerpt(text: str) -> str:
     """Return the beginning of a text on one line, at most EXCERPT characters."""
     line = " ".join(text[: 4 * EXCERPT].split())
     return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
-
-
-def shorten(text: str, max_length: int) -> str:
-    """Cut a text to `max_length` characters in its middle, since names often share their beginning or their end."""
-    if len(text) <= max_length:
-        return text
-    tail = (max_length - 1) // 3
-    return text[: max_length - 1 - tail] + "…" + text[len(text) - tail :]
 
 
 def distinct_labels(names: Sequence[str], max_length: int) -> list[str]:

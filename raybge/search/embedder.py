@@ -69,6 +69,11 @@ class TextEncoder:
         self._embedder, self._device = embedder, device
         self._encoder: Any = None
 
+    def load(self) -> None:
+        """Load the model if it is not loaded."""
+        if self._encoder is None:
+            self._encoder = self._embedder.load(self._device)
+
     def __call__(self, texts: list[str], kind: str | None) -> np.ndarray:
         """Encode texts.
 
@@ -79,8 +84,7 @@ class TextEncoder:
         Returns:
             Vectors (N, D) float32.
         """
-        if self._encoder is None:
-            self._encoder = self._embedder.load(self._device)
+        self.load()
         method = {"query": "encode_queries", "passage": "encode_corpus", None: "encode"}[kind]
         return finite_vectors(getattr(self._encoder, method)(texts, convert_to_numpy=True))
 

@@ -97,8 +97,10 @@ def open_inputs(
     """
 
     def survey_all() -> list[Survey]:
-        surveys = [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
-        _check_models(spec, surveys)
+        with console.phase("checking the rows"):
+            surveys = [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
+        with console.phase("checking the model"):
+            _check_models(spec, surveys)
         return surveys
 
     small = sum(file.size for source in spec.inputs for file in source.files) <= IN_PROCESS_BYTES

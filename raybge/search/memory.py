@@ -85,8 +85,8 @@ class SearchMemory:
         return (
             f"memory: a search actor holds {min(resident, own):,} of its {plural(own, 'shard')} at a time: "
             f"{vector_bytes / 1e6:,.0f} MB of vectors, {key_bytes / 1e6:,.0f} MB of keys, {list_bytes / 1e6:,.1f} MB "
-            f"of candidate lists; {passes:,} pass{'es' * (passes != 1)} over the queries; an encoding actor holds one "
-            f"block of at most {int(data.unique.unique_B.max()):,} passages"
+            f"of candidate lists; {plural(passes, 'pass')} over the queries; an encoding actor holds one "
+            f"block of at most {plural(int(data.unique.unique_B.max()), 'passage')}"
         )
 
 

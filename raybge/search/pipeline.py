@@ -9,6 +9,7 @@ Letters in array names: B blocks, N texts, D width of a vector.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from raybge.search.embedder import Embedder, device_of, finite_vectors
 from raybge.search.saved_vectors import SavedEmbeddings
 from raybge.search.search_data import SearchData
 from raybge.search.store import EncodedBlock, Store, table_digest
+
+LOADING = "starting workers, loading the model"  # until the first block is encoded
 
 
 def encode(
@@ -64,11 +67,12 @@ def encode(
         num_gpus=plan.gpus,
     )
     blocks: dict[int, EncodedBlock] = {}
-    with unwrap_user_errors(), console.bar("encode", data.texts, "texts") as bar, batches_of(encoded) as batches:
+    progress = console.bar("encode", data.texts, "text", start_up=LOADING)
+    with unwrap_user_errors(), progress as bar, batches_of(encoded) as batches:
         for batch in batches:
             for result in batch.to_pylist():
                 blocks[result["block"]] = EncodedBlock(result["name"], result["rows"], result["texts"])
-                bar.update(result["rows"])
+                bar.update(result["rows"], result["seconds"])
     border = len(data.passages.survey.blocks)
     passages = [blocks[number] for number in sorted(blocks) if number < border and blocks[number].rows]
     queries = [blocks[number] for number in sorted(blocks) if number >= border and blocks[number].rows]
@@ -106,18 +110,28 @@ class EncodingActor:
         self._encoder: Any = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Encode one block; an empty one has no result."""
+        """Encode one block; an empty one has no result. `seconds` do not contain the loading of the model."""
         if not len(table):
             empty = pa.array([], pa.string())
-            return pa.table({"block": pa.array([], pa.int64()), "name": empty, "rows": [], "texts": empty})
+            seconds = pa.array([], pa.float64())
+            return pa.table(
+                {"block": pa.array([], pa.int64()), "name": empty, "rows": [], "texts": empty, "seconds": seconds}
+            )
         number = table["block"][0].as_py()
         table = table.drop_columns(["block"])
         texts = table_digest(table.select(["text", "id"]))
         vectors_ND, source = self._saved_vectors(number, len(table))
         name = table_digest(table, self._embedder.identity, source)
+        start = time.monotonic()
         if not self._store.has(name):
+            if vectors_ND is None:
+                self._load()
+                start = time.monotonic()
             self._store.write_table(name, self.encoded(table, vectors_ND))
-        return pa.table({"block": [number], "name": [name], "rows": [len(table)], "texts": [texts]})
+        seconds = time.monotonic() - start
+        return pa.table(
+            {"block": [number], "name": [name], "rows": [len(table)], "texts": [texts], "seconds": [seconds]}
+        )
 
     def _saved_vectors(self, number: int, rows: int) -> tuple[np.ndarray | None, str]:
         """Return a block's saved vectors and the digest of their texts; (None, "") without."""
@@ -128,7 +142,7 @@ class EncodingActor:
 
     def encoded(self, table: pa.Table, vectors_ND: np.ndarray | None = None) -> pa.Table:
         """Return a block with its vectors: the given ones, or the model's."""
-        if self._encoder is None and vectors_ND is None:
+        if vectors_ND is None:
             self._load()
         queries, prompts = table["query"].to_pylist(), table["prompt"].to_pylist()
         if vectors_ND is not None:
@@ -154,6 +168,9 @@ class EncodingActor:
         return finite_vectors(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
     def _load(self) -> None:
+        """Load the model if it is not loaded."""
+        if self._encoder is not None:
+            return
         from raybge.data.prompts import Instructions
 
         self._encoder = self._embedder.load(self._device)

@@ -45,7 +45,8 @@ def describe_data(data: SearchData, shard_size: int) -> str:
         "positives may be mined as negatives"
     )
     return (
-        f"data: {queries.survey.total_rows:,} rows in {plural(files, 'file')}; pool of "
-        f"{unique.passages:,} passages ({unique.duplicates:,} duplicates dropped) in {plural(shards, 'shard')}"
+        f"data: {plural(queries.survey.total_rows, 'row')} in {plural(files, 'file')}; pool of "
+        f"{plural(unique.passages, 'passage')} ({plural(unique.duplicates, 'duplicate')} dropped) in "
+        f"{plural(shards, 'shard')}"
         f"{note if truncated else ''}"
     )

@@ -1,4 +1,4 @@
-"""Clock of a command's stages: duration of each stage and its throughput."""
+"""Clock of a command's stages: duration of each stage and, without its start-up, its throughput."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raybge.cli.console import Console
+from raybge.util.plural import plural
 
 
 class StageClock:
-    """Measures stages by name: `with stages("encode"): ...`, then `stages.count("encode", 100, "texts")`."""
+    """Measures stages by name: `with stages("encode"): ...`, then `stages.count("encode", 100, "text")`."""
 
     def __init__(self) -> None:
         """Start without stages."""
@@ -25,14 +26,15 @@ class StageClock:
         self.seconds[name] = round(time.monotonic() - start, 3)
 
     def count(self, name: str, amount: int, unit: str) -> None:
-        """Record how many items (`unit`) a stage processed."""
+        """Record how many items a stage processed; `unit` is the singular name of one."""
         self._amounts[name] = amount, unit
 
     def report(self, console: Console) -> None:
-        """Print the table of stages."""
+        """Print the table of stages, with the rates of their bars."""
         rows = []
         for name, seconds in self.seconds.items():
             amount, unit = self._amounts.get(name, (0, ""))
-            rate = f"{amount / max(seconds, 1e-3):,.0f}" if unit else ""
-            rows.append((name, f"{amount:,} {unit}" if unit else "", f"{seconds:,.1f}", rate))
+            rate = console.rates.get(name)
+            text = "" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+            rows.append((name, plural(amount, unit) if unit else "", f"{seconds:,.1f}", text))
         console.table(("stage", "processed", "seconds", "per second"), rows)

@@ -30,6 +30,7 @@ from raybge.util.digest import digest
 from raybge.util.filesystem import append_to_path, filesystem
 
 if TYPE_CHECKING:
+    from raybge.cli.console import Console
     from raybge.search.spec import OutputSpec
 
 
@@ -149,16 +150,17 @@ def work_folder(storage_path: str | None, name: str, default: str | None = None)
 
 
 @contextmanager
-def run_store(output: OutputSpec, name: str, finished: bool) -> Iterator[Store]:
+def run_store(output: OutputSpec, name: str, finished: bool, console: Console) -> Iterator[Store]:
     """Provide the store of a run that writes `output`.
 
     It is removed at the end of the run unless it is under `--storage_path`. A failed run keeps it from the moment when
-    `keep_on_failure` is set.
+    `keep_on_failure` is set, and says so.
 
     Args:
         output: the output of the run.
         name: the command, the store's folder name in the storage path.
         finished: True if the output exists already.
+        console: receives the line on what is kept.
 
     Yields:
         The store.
@@ -172,6 +174,14 @@ def run_store(output: OutputSpec, name: str, finished: bool) -> Iterator[Store]:
         try:
             yield store
             store.keep_on_failure = bool(output.storage_path) or (store.keep_on_failure and output.dry_run)
+        except BaseException:
+            if store.keep_on_failure and store.exists():
+                restarts = output.overwrite and not (finished or output.storage_path)
+                console.message(
+                    f"the work so far is kept in {store.folder}: the same command"
+                    f"{' without --overwrite' if restarts else ''} continues with it"
+                )
+            raise
         finally:
             if not store.keep_on_failure:
                 store.remove()

@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,13 @@ from raybge.training.checkpoint.manifest import checkpoint_name, latest_checkpoi
 from raybge.training.health.heartbeat import WorkerStallError
 from raybge.training.health.run_state import RunStateLostError
 from raybge.training.signals import SignalHandler
+from raybge.util.activity import STARTING
 from raybge.util.errors import CORRECTABLE, causes
 from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
     from raybge.cli.console import Console
+    from raybge.cli.progress_bar import ProgressBar
     from raybge.cluster.resources import Plan
     from raybge.training.elastic import ElasticPolicy
     from raybge.training.health.run_state import Progress
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from raybge.training.worker_config import EvaluationCallback, WorkerConfig
 
 POLL_SECONDS = 0.2
+STARTING_WORKERS = "starting the workers"
 
 
 @dataclass
@@ -60,6 +63,7 @@ class TrainingController:
     elastic: ElasticPolicy | None = None
     reported_evaluations: int = 0  # evaluations passed to `on_evaluation`
     printed_messages: int = 0  # messages of the workers shown on the console
+    console: Console = field(init=False)
     resume_from: str | None = field(init=False)  # checkpoint that the next attempt continues from
     reading_cpus: float = field(init=False)  # CPUs of each worker's reading in the next attempt
 
@@ -67,49 +71,43 @@ class TrainingController:
         """Take the start of the first attempt from the configuration."""
         self.resume_from, self.reading_cpus = self.config.resume_from, self.config.reading_cpus
 
-    def run(self, console: Console) -> dict[str, float]:
+    def run(self, console: Console) -> dict[str, Any]:
         """Run until training has finished, with restarts.
 
         Args:
             console: shows the progress bar and the messages.
 
         Returns:
-            The Trainer's final metrics.
+            The results of the run: the Trainer's final metrics, and the changes of the retrieval metrics.
 
         Raises:
             BaseException: the exception of a worker when no restart is left.
         """
-        run_state = self.config.run_state
+        run_state, self.console = self.config.run_state, console
         failures = 0
-        with console.bar("train", None, self.config.task.spec.row_noun) as bar:
-
-            def write(line: str) -> None:
-                bar.write(line, file=bar.fp)
-
+        with console.bar("train", None, self.config.task.spec.row_noun, start_up=STARTING_WORKERS) as bar:
             saves = self.config.training.get("save_strategy") != "no"
-            with SignalHandler(run_state, self.storage, saves, write, console.resume_command) as signals:
+            with SignalHandler(run_state, self.storage, saves, console.message, console.resume_command) as signals:
                 while (error := self._attempt(bar, signals)) is not None:
                     cause = _root_cause(error)
-                    workers = self._next_worker_count(cause, bar, signals)
+                    workers = self._next_worker_count(cause, signals)
                     failures += workers is None
                     if workers is None and (isinstance(cause, CORRECTABLE) or not self._may_restart(failures)):
                         raise cause from error
                     if console.shows_messages:
                         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
-                    self._prepare_restart(bar, error, failures, workers)
+                    self._prepare_restart(error, failures, workers)
         return run_state.read().metrics
 
-    def _next_worker_count(self, cause: BaseException, bar: Any, signals: SignalHandler) -> int | None:
+    def _next_worker_count(self, cause: BaseException, signals: SignalHandler) -> int | None:
         """Return the worker count for the next attempt if the cluster changed; None if the workers failed."""
         if self.elastic is None or isinstance(cause, CORRECTABLE):
             return None
         # An exception of Ray or of a broken connection may be caused by a lost node.
         lost = type(cause).__module__.startswith("ray.") or _is_collateral(cause)
-        return self.elastic.workers_after_failure(
-            self.plan, lost, lambda line: bar.write(line, file=bar.fp), signals.raise_if_signaled
-        )
+        return self.elastic.workers_after_failure(self.plan, lost, self.console.message, signals.raise_if_signaled)
 
-    def _prepare_restart(self, bar: Any, error: BaseException, failures: int, workers: int | None) -> None:
+    def _prepare_restart(self, error: BaseException, failures: int, workers: int | None) -> None:
         """Resume from the latest checkpoint, with `workers` workers if the cluster changed."""
         if checkpoint := latest_checkpoint(self.storage):
             self.resume_from = checkpoint.path
@@ -123,12 +121,12 @@ class TrainingController:
         else:
             limit = f" of {self.max_failures}" if self.max_failures > 0 else ""
             message = f"a worker failed ({_summarize(_root_cause(error))}): {start}, restart {failures}{limit}"
-        bar.write(message, file=bar.fp)
+        self.console.message(message)
 
     def _may_restart(self, failures: int) -> bool:
         return self.max_failures == -1 or failures <= self.max_failures
 
-    def _attempt(self, bar: Any, signals: SignalHandler) -> BaseException | None:
+    def _attempt(self, bar: ProgressBar, signals: SignalHandler) -> BaseException | None:
         """Start the workers once and watch them; return the error that ended them, None if training finished.
 
         Runs in the main thread, the only one that receives signals.
@@ -151,7 +149,7 @@ class TrainingController:
         error = WorkerStallError(stall) if stall else errors[0] if errors else None
         if signals.received is not None:
             if error:
-                bar.write(f"a worker failed ({_summarize(_root_cause(error))})", file=bar.fp)
+                self.console.message(f"a worker failed ({_summarize(_root_cause(error))})")
             raise signals.exception()
         return error
 
@@ -172,7 +170,7 @@ class TrainingController:
         except RunStateLostError:
             return None
 
-    def _report(self, bar: Any) -> None:
+    def _report(self, bar: ProgressBar) -> None:
         """Update the bar, and pass on new messages and evaluations."""
         try:
             progress = self.config.run_state.read()
@@ -180,9 +178,10 @@ class TrainingController:
             return  # the runtime was shut down with the run
         _update_bar(progress, self.config, bar)
         for line in progress.messages[self.printed_messages :]:
-            bar.write(line, file=bar.fp)
+            self.console.message(line)
             self.printed_messages += 1
         for step, metrics in progress.evaluations[self.reported_evaluations :]:
+            self.console.info(_evaluation_line(step, metrics, progress))
             if self.on_evaluation and not self.on_evaluation(step, progress.total, metrics):
                 return
             self.reported_evaluations += 1
@@ -215,8 +214,9 @@ def _train_worker(settings: WorkerSettings) -> None:
     train_worker(settings)
 
 
-def _update_bar(progress: Progress, config: WorkerConfig, bar: Any) -> None:
-    """Show rows, loss, step and the last metric on the progress bar."""
+def _update_bar(progress: Progress, config: WorkerConfig, bar: ProgressBar) -> None:
+    """Show rows, loss and step on the progress bar, and what worker 0 does if that is no step."""
+    bar.set_activity(_describe_activity(progress))
     if not progress.total:
         return
     order, accumulation_steps = config.order, config.identity.gradient_accumulation_steps
@@ -228,10 +228,30 @@ def _update_bar(progress: Progress, config: WorkerConfig, bar: Any) -> None:
     bar.total = rows(progress.total)
     parts = [] if progress.loss is None else [f"loss {progress.loss:.4f}"]
     parts.append(f"step {progress.step:,}/{progress.total:,}")
-    metrics = progress.evaluations[-1][1] if progress.evaluations else {}
-    parts += [f"{name} {value:.4f}" for name, value in metrics.items() if "nDCG" in name]
-    bar.set_postfix_str(", ".join(parts), refresh=False)
-    bar.update(rows(progress.step) - bar.n)
+    bar.note = ", ".join(parts)
+    bar.extra_seconds = progress.evaluation_seconds  # there is one more at the end
+    bar.move_to(rows(progress.step))
+    if progress.started_at is not None and not bar.activity:
+        bar.begin()
+
+
+def _describe_activity(progress: Progress) -> str:
+    """Return what worker 0 does; empty for a step."""
+    activity = progress.activity
+    if activity is None or (activity.name == STARTING and progress.started_at is None and not activity.phase):
+        return STARTING_WORKERS
+    return activity.phase or ("reading the first rows" if activity.name == STARTING else "")
+
+
+def _evaluation_line(step: int, metrics: Mapping[str, float], progress: Progress) -> str:
+    """Return the line on an evaluation, with the differences from the one before training."""
+    first_step, first = progress.evaluations[0]
+    before = first if step and not first_step else {}
+    texts = [
+        f"{name} {value:.4f}" + (f" ({value - before[name]:+.4f})" if name in before else "")
+        for name, value in metrics.items()
+    ]
+    return f"{f'step {step:,} of {progress.total:,}' if step else 'before training'}: {', '.join(texts)}"
 
 
 def _root_cause(error: BaseException) -> BaseException:

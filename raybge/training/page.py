@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from raybge.evaluation.metric_changes import MetricChange
+from raybge.evaluation.metric_changes import MetricChange, changes_in
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.evaluation.query_examples import METRIC, QueryExample
 from raybge.report.page import REPORT, render, write_or_log, write_page
@@ -24,7 +24,7 @@ from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
 from raybge.report.text import format_duration, format_metric, format_value
 from raybge.training.measurements import BatchScores, UpdateSpan
-from raybge.util.plural import plural
+from raybge.util.plural import plural, plural_noun
 
 if TYPE_CHECKING:
     from raybge.training.trainer import StreamTrainer
@@ -82,7 +82,7 @@ def collect_report(
     Args:
         config: The worker's configuration.
         trainer: The trainer.
-        metrics: The Trainer's metrics, and those of the last evaluation as "eval_nDCG@10".
+        metrics: The Trainer's metrics, and the changes of the retrieval metrics.
         examples: Held-out queries to show.
 
     Returns:
@@ -96,10 +96,10 @@ def collect_report(
         run=_run_details(config, trainer),
         spans=spans,
         evaluations=evaluations,
-        changes=_metric_changes(trainer, evaluations, retrieval_metrics(metrics)),
+        changes=changes_in(metrics),
         scores=trainer.score_sampler.samples,
         examples=examples,
-        rows=config.task.spec.row_noun,
+        rows=plural_noun(config.task.spec.row_noun),
         workers=trainer.stream.world,
         start=spans[0].first - 1 if spans else 0,
         metrics=metrics,
@@ -110,7 +110,7 @@ def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
     card, order = config.card, config.order
     facts = {
         "rows per epoch": f"{order.total:,}",
-        f"{config.task.spec.row_noun} per step": f"{order.global_batch:,}",
+        f"{plural_noun(config.task.spec.row_noun)} per step": f"{order.global_batch:,}",
         "steps per epoch": f"{order.steps:,}",
         "device": str(trainer.args.device),
     }
@@ -126,18 +126,6 @@ def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
         facts,
         card["versions"],
     )
-
-
-def _metric_changes(
-    trainer: StreamTrainer, evaluations: Sequence[tuple[int, Mapping[str, float]]], after: Mapping[str, float]
-) -> list[MetricChange]:
-    """Compare query by query if this run made both evaluations; otherwise compare the means that were logged."""
-    last = trainer.validation.last_result if trainer.validation else None
-    if trainer.first_result and last:
-        first = trainer.first_result
-        return [MetricChange.from_queries(name, first.values[name], last.values[name]) for name in last.values]
-    before = next((values for step, values in evaluations if not step), {})
-    return [MetricChange(name, before.get(name), value) for name, value in after.items()]
 
 
 # --- page -------------------------------------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ from raybge.training.training_result import TrainingResult
 from raybge.training.worker_config import PlannedRun, TrialContext, WorkerConfig
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
-from raybge.util.plural import plural
+from raybge.util.plural import plural, plural_noun
 from raybge.util.redaction import redact
 from raybge.util.retry import QUICK, WAITS, with_retries
+from raybge.util.text_format import format_duration
 
 if TYPE_CHECKING:
     from raybge.data.source_files import SourceFile
@@ -90,7 +91,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
 
     files = list_files(spec.data.train_data, "--train_data", spec.data.any_text)
     # Small data is read before Ray starts, so that its errors are reported at once.
-    survey = _survey(spec, files) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
+    survey = _survey(spec, files, console) if sum(file.size for file in files) <= IN_PROCESS_BYTES else None
 
     scale = spec.scale
     check_trainer(spec.trainer, joins_cluster=joins_cluster(scale.address))
@@ -104,7 +105,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         plan = scale.plan(cluster, elastic=True)
         global_batch = spec.batch.global_batch(plan.workers, start)
         plan = limit_to_lanes(plan, lane_count(global_batch), console.info)
-        survey = survey or _survey(spec, files)
+        survey = survey or _survey(spec, files, console)
         if survey.bad_count:
             console.info(skipped_rows_message(survey, "--train_data"))
         data = spec.data.arrange(survey, global_batch, plan.workers)
@@ -155,7 +156,7 @@ def _checkpoints(run: RunSpec) -> list[str]:
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
-def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
+def _survey(spec: TrainingSpec, files: Sequence[SourceFile], console: Console) -> Survey:
     """Count and check every row, and check the model on a sample of them.
 
     Files that cannot be read from the middle are written out plain once.
@@ -165,11 +166,13 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
     from raybge.data.transcode import UNPACK, transcode
 
     cache = str(spec.run.cache)
-    # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
-    files = transcode(files, f"{cache}/data", tuple(UNPACK))
-    size = block_bytes(sum(file.size for file in files))
-    rows = survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
-    spec.task.check_model(rows)
+    with console.phase("checking the rows"):
+        # Parquet too: a row group, often a million rows, would be read for each of its rows' windows.
+        files = transcode(files, f"{cache}/data", tuple(UNPACK))
+        size = block_bytes(sum(file.size for file in files))
+        rows = survey(files, size, spec.task.row_parser, spec.data.on_bad_rows, cache_dir=cache)
+    with console.phase("checking the model"):
+        spec.task.check_model(rows)
     return rows
 
 
@@ -179,19 +182,20 @@ def _survey(spec: TrainingSpec, files: Sequence[SourceFile]) -> Survey:
 def _description(planned: PlannedRun) -> Iterator[str]:
     """Yield the plan's lines on model, data, precision and start."""
     spec, order, survey = planned.spec, planned.data.order, planned.data.survey
-    rows, files = spec.task.row_noun, len(survey.files)
+    row, files = spec.task.row_noun, len(survey.files)
     model, step = spec.task.describe()
     yield model
     yield (
-        f"data: {order.total:,} {rows} an epoch from {plural(files, 'file')}; "
-        f"{order.steps:,} steps an epoch of {order.global_batch:,} {rows}{step}"
+        f"data: {plural(order.total, row)} an epoch from {plural(files, 'file')}; "
+        f"{plural(order.steps, 'step')} an epoch of {plural(order.global_batch, row)}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)
     for name in ("fp16", "bf16"):
         if spec.trainer.flags.get(name) and not planned.plan.gpus:
             yield f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU"
     if planned.start:
-        yield f"continues from {redact(planned.start.path)}: {planned.start.step:,} updates are done"
+        done = "1 update is" if planned.start.step == 1 else f"{planned.start.step:,} updates are"
+        yield f"continues from {redact(planned.start.path)}: {done} done"
     elif spec.run.resume:
         yield "nothing to continue: there is no complete checkpoint, the run starts from the beginning"
 
@@ -207,7 +211,8 @@ def _launch(planned: PlannedRun, runtime: Runtime, console: Console) -> dict[str
     check_writable(run.storage)
     name = f"run-{uuid.uuid4().hex}"
     with _markers(run, name) as markers:
-        config = WorkerConfig.of(planned, markers, runtime.create_run_state())
+        with console.phase("preparing the run"):
+            config = WorkerConfig.of(planned, markers, runtime.create_run_state())
         group = process_group(planned.spec.trainer.flags, plan)
         for line in config.validation.lines() if config.validation else []:
             console.info(line)
@@ -254,10 +259,18 @@ def _remove_previous_run(run: RunSpec) -> None:
 
 
 def _summarize(spec: TrainingSpec, metrics: dict[str, float], console: Console) -> None:
+    from raybge.evaluation.metric_changes import changes_in, print_changes
+
     console.info(
-        f"trained {metrics['steps']:,.0f} steps in {metrics['train_runtime']:,.0f} s "
-        f"({metrics['train_samples_per_second']:,.1f} {spec.task.row_noun}/s), mean loss {metrics['train_loss']:.4f}"
+        f"trained {plural(int(metrics['steps']), 'step')} in {format_duration(metrics['train_runtime'])} "
+        f"({metrics['train_samples_per_second']:,.1f} {plural_noun(spec.task.row_noun)}/s), mean loss "
+        f"{metrics['train_loss']:.4f}"
     )
+    if changes := changes_in(metrics):
+        queries = f" of {plural(changes[0].queries, 'query')}" if changes[0].queries else ""
+        console.info(f"\nretrieval{queries} before and after training")
+        print_changes(changes, console)
+        console.info("")
     folder = spec.run.output_dir
     model = os.path.join(folder, spec.task.model_folder).rstrip("/")
-    console.info(f"model: {model}, report: {folder}/{REPORT}")
+    console.info(f"model: {model}\nreport: {folder}/{REPORT}")

@@ -58,7 +58,7 @@ class SignalHandler:
             if handler is not None:  # None: not installed by Python, which cannot restore it
                 signal.signal(number, handler)
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            self._log(f"{self._outcome()}; continue with: {self._resume_command}")
+            self._log(f"{self._outcome()}; continue with:\n  {self._resume_command}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         repeated, self.received = self.received is not None, number

@@ -43,7 +43,7 @@ from raybge.training.score_sampling import ScoreSampler
 from raybge.training.sharding import call_sharded, prepare_sharding
 from raybge.training.step_metrics import StepRecorder
 from raybge.training.tasks.task import TaskComponents
-from raybge.util.activity import READING, STARTING, activity, collective, current_activity, set_activity
+from raybge.util.activity import READING, STARTING, activity, collective, current_activity, phase, set_activity
 from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
@@ -264,8 +264,10 @@ class StreamTrainer(HookedTrainer):
         if values is None:
             validation, step = self.validation, self.state.global_step
             # The encoder is not the module that accelerate has wrapped.
-            with self.step_metrics.paused(), activity("an evaluation"), self.accelerator.autocast():
-                values = call_sharded(self.model, lambda: validation.measure(self.encoder, step))
+            when = "" if 0 < step < self.state.max_steps else " after training" if step else " before training"
+            with self.step_metrics.paused(), activity("an evaluation"), phase(f"evaluating{when}"):
+                with self.accelerator.autocast():
+                    values = call_sharded(self.model, lambda: validation.measure(self.encoder, step))
             if not self.state.global_step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}
@@ -287,7 +289,7 @@ class StreamTrainer(HookedTrainer):
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint and start to publish it; nothing if this update's has been written. Collective."""
-        with self.step_metrics.paused(), activity("saving a checkpoint"):
+        with self.step_metrics.paused(), activity("saving a checkpoint"), phase("saving a checkpoint"):
             self.wait_for_checkpoint()
             if self._saved_step != self.state.global_step:
                 self._write_checkpoint()

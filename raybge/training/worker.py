@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 from raybge.data.stream import StepStream
+from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, changes_in, to_json, training_changes
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.model.precision import bf16_message
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
@@ -28,6 +30,7 @@ from raybge.training.page import write_report
 from raybge.training.trainer import StreamTrainer, TrainerContext
 from raybge.training.trainer_check import check_packages
 from raybge.training.worker_config import WorkerConfig
+from raybge.util.activity import phase
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER
 
@@ -58,7 +61,8 @@ def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -
         os.environ["TENSORBOARD_LOGGING_DIR"] = config.logging_dir
     args = build_arguments(config)
     transformers.set_seed(args.seed)
-    trainer = build_trainer(config, args, context)
+    with phase("loading the model"):
+        trainer = build_trainer(config, args, context)
     transformers.set_seed(args.seed + rank)  # dropout differs between workers; order and random draws do not
     trainer.add_callback(GracefulStopCallback(lambda: heartbeat.stop_requested))
     try:
@@ -72,14 +76,17 @@ def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -
     finally:
         trainer.writer.close()
     final_metrics = _evaluate_final_model(trainer)
-    examples = trainer.query_examples()
-    weights = trainer.gather_weights()
-    if rank == 0:
-        # A driver that has ended has deleted its markers: the output folder may belong to another run now.
-        _check_shared_folders(config, rank)
-        metrics = {**result.metrics, **final_metrics, "steps": trainer.state.global_step}
-        _write_result(config, trainer, weights, metrics, examples)
-        config.run_state.set_finished(metrics)
+    with phase("writing the model"):
+        examples = trainer.query_examples()
+        weights = trainer.gather_weights()
+        if rank == 0:
+            # A driver that has ended has deleted its markers: the output folder may belong to another run now.
+            _check_shared_folders(config, rank)
+            metrics = {**result.metrics, **final_metrics, "steps": trainer.state.global_step}
+            if trainer.validation:
+                metrics[METRIC_CHANGES] = to_json(_metric_changes(trainer, metrics))
+            _write_result(config, trainer, weights, metrics, examples)
+            config.run_state.set_finished(metrics)
 
 
 def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
@@ -166,6 +173,14 @@ def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:
     return {f"eval_{name}": value for name, value in values.items()}
 
 
+def _metric_changes(trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[MetricChange]:
+    """Compare the evaluations before the first step and after the last one."""
+    last = trainer.validation.last_result if trainer.validation else None
+    history = trainer.state.log_history
+    before = next((values for entry in history if not entry["step"] and (values := retrieval_metrics(entry))), {})
+    return training_changes(trainer.first_result, last, before, retrieval_metrics(metrics))
+
+
 def _write_result(
     config: WorkerConfig,
     trainer: StreamTrainer,
@@ -180,10 +195,11 @@ def _write_result(
     shutil.rmtree(staging, ignore_errors=True)
     model_folder = staging / config.task.spec.model_folder
     config.task.save(trainer.components, model_folder, weights)
-    history = trainer.state.log_history
-    before = next((retrieval_metrics(e) for e in history if retrieval_metrics(e) and not e["step"]), {})
-    after = retrieval_metrics(metrics)
-    TrainingCard(**config.card, history=history, before=before or None, after=after or None).write(model_folder)
+    history, changes = trainer.state.log_history, changes_in(metrics)
+    before = {change.metric: change.before for change in changes if change.before is not None}
+    after = {change.metric: change.after for change in changes if change.after is not None}
+    card = TrainingCard(**config.card, history=history, before=before or None, after=after or None)
+    replace(card, changes=[change.texts for change in changes]).write(model_folder)
     write_report(staging, config, trainer, metrics, examples)
     trainer.state.save_to_json(str(staging / "trainer_state.json"))
     (staging / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")

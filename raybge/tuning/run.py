@@ -50,7 +50,8 @@ def tune(options: TuneOptions, console: Console) -> TuningResult:
     if spec.resume and (output / BEST_FILE).is_file():
         console.info(f"nothing to continue: the search of {output} is finished")
         return TuningResult.read(output)
-    survey = _survey(spec, console)
+    with console.phase("checking the data"):
+        survey = _survey(spec, console)
     scale, max_concurrent = spec.scale, spec.search.max_concurrent
     with scale.connect(console) as cluster:
         requested = scale.num_workers, scale.use_gpu, scale.cpus_per_worker

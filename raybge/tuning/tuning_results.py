@@ -70,14 +70,14 @@ def report_progress(
     """
     printed: set[int] = set()
     last_state: list[Any] = []
-    with console.bar("search", spec.search.trials, "trials") as bar:
+    with console.bar("search", spec.search.trials, "trial") as bar:
 
         def on_change(trials: Sequence[Trial]) -> None:
             ended = [trial for trial in trials if trial.status != "running"]
             for trial in ended:
                 if trial.number not in printed:
                     printed.add(trial.number)
-                    bar.write(_trial_line(trial, spec.search.metric), file=bar.fp)
+                    console.message(_trial_line(trial, spec.search.metric))
             state = [(trial.status, trial.steps) for trial in trials]
             if state != last_state:
                 write_results(spec, trial_spec, trials)
@@ -136,8 +136,8 @@ def finish_search(spec: TuningSpec, trial_spec: TrialSpec, trials: Sequence[Tria
     for folder in (Path(trial_spec.shared), *(output / TRIALS).glob(f"*/{ATTEMPTS}")):
         shutil.rmtree(folder, ignore_errors=True)
     console.info(_trial_line(best, spec.search.metric))
-    console.info(f"best: {output / BEST}; all trials: {output / 'trials.csv'}; report: {output / REPORT}")
-    console.info(f"command that trains the best model again: {command}")
+    console.info(f"best: {output / BEST}\nall trials: {output / 'trials.csv'}\nreport: {output / REPORT}")
+    console.info(f"command that trains the best model again:\n  {command}")
     return TuningResult.read(output)
 
 

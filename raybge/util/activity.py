@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 STARTING, READING, DONE = "starting", "waiting for data", "done"
 
@@ -24,6 +24,7 @@ class Activity:
         collectives: number of collectives entered so far, including those of this activity.
         is_collective: the activity is a collective: the worker only waits for the others.
         has_collective: the activity contains a collective next to the worker's own computation.
+        phase: name for the person who watches the run; empty for a part of a step.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Activity:
     collectives: int
     is_collective: bool = False
     has_collective: bool = False
+    phase: str = ""
 
 
 _current = Activity(STARTING, time.monotonic(), 0)
@@ -55,7 +57,20 @@ def set_activity(name: str, has_collective: bool = False) -> None:
         has_collective: the activity contains a collective next to the worker's own computation.
     """
     global _current
-    _current = Activity(name, time.monotonic(), _current.collectives + has_collective, has_collective=has_collective)
+    collectives = _current.collectives + has_collective
+    _current = Activity(name, time.monotonic(), collectives, has_collective=has_collective, phase=_current.phase)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Name the block for the person who watches the run; the activity is that of the code within."""
+    global _current
+    previous = _current.phase
+    _current = replace(_current, phase=name)
+    try:
+        yield
+    finally:
+        _current = replace(_current, phase=previous)
 
 
 @contextmanager
@@ -74,10 +89,8 @@ def collective(name: str) -> Iterator[None]:
     """Mark the block as a collective, in which this worker waits for all others."""
     global _current
     previous = _current
-    _current = Activity(name, time.monotonic(), previous.collectives + 1, is_collective=True)
+    _current = Activity(name, time.monotonic(), previous.collectives + 1, is_collective=True, phase=previous.phase)
     try:
         yield
     finally:
-        _current = Activity(
-            previous.name, time.monotonic(), _current.collectives, has_collective=previous.has_collective
-        )
+        _current = replace(previous, started=time.monotonic(), collectives=_current.collectives, is_collective=False)

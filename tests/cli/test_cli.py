@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
@@ -84,8 +85,7 @@ def test_exit_codes_and_messages(capfd, error, code, message):
     assert "Traceback" not in output.err
     assert output.err.startswith(message)
     log = re.search(r"log: (.*)", output.out)[1]
-    with open(log) as file:
-        content = file.read()
+    content = Path(log).read_text()
     assert "noise of a library" in content and "noise of a native library" in content
     assert ("Traceback" in content) == (code == 1)
     assert "a line for the user" in output.out
@@ -104,19 +104,48 @@ def test_wrong_flags_end_with_2_and_no_log(capfd):
     assert output.out == ""
 
 
+def silent(*lines, error=None):
+    """Return a command that prints these lines; no library prints anything."""
+
+    def function(options, console):
+        for line in lines:
+            console.info(line)
+        if error:
+            raise error
+
+    return function
+
+
+@pytest.mark.parametrize("error", [None, UserError("--x must be y"), KeyboardInterrupt()])
+def test_no_empty_log_is_left(capfd, tmp_path, monkeypatch, error):
+    """A command that ends before its first line does not mention the log either."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run_command(WorkOptions, silent(error=error), "work", [])
+    assert "log: " not in capfd.readouterr().out and not list(tmp_path.iterdir())
+    run_command(WorkOptions, silent("a line", error=error), "work", [])
+    assert re.match(rf"log: {tmp_path}/raybge-work-\S+\na line\n", capfd.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_details_are_shown_with_verbose_only(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def function(options, console):
+        console.detail("0 MB of keys")
+
+    assert run_command(WorkOptions, function, "work", []) == 0
+    (log,) = tmp_path.iterdir()
+    assert "0 MB" not in capfd.readouterr().out and log.read_text() == "0 MB of keys\n"
+    assert run_command(WorkOptions, function, "work", ["--verbose"]) == 0
+    assert capfd.readouterr().out == "0 MB of keys\n"
+
+
 def test_the_terminal_is_restored(capfd):
     console = Console()
     with console.capture("work", enabled=True), console.capture("inner", enabled=True):
         print("into the log")
     print("to the terminal")
     assert capfd.readouterr().out.endswith("to the terminal\n")
-
-
-def test_a_bar_shows_count_rate_and_remaining_time(capfd):
-    with Console().bar("encode", 4, "texts") as bar:
-        bar.update(4)
-    output = capfd.readouterr().err
-    assert "encode" in output and "4/4 texts" in output and "texts/s" in output
 
 
 def test_a_table_is_aligned(capfd):

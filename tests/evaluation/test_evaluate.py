@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytrec_eval
+from pages import Page
 from tiny import make_tiny
 
 from raybge import evaluate_retrieval
@@ -182,11 +183,14 @@ def test_models_are_compared_query_by_query(ray_cluster, data, tiny_model, other
     assert comparison == asdict(result.comparison[other_model])
     assert comparison["metrics"] == pytest.approx(alone[1])
     difference = comparison["difference"]["nDCG@10"]
-    assert difference["mean"] == pytest.approx(alone[1]["nDCG@10"] - alone[0]["nDCG@10"], abs=1e-6)
+    assert difference["mean"] == pytest.approx(alone[0]["nDCG@10"] - alone[1]["nDCG@10"], abs=1e-6)
     assert difference["low"] < difference["mean"] < difference["high"]
     assert difference["wins"] > 0 and difference["losses"] > 0 and difference["wins"] + difference["losses"] <= 62
     output = capfd.readouterr().out
-    assert "95% intervals" in output and f"{difference['low']:+.4f} to {difference['high']:+.4f}" in output
+    row = f"{difference['mean']:+.4f}  {difference['low']:+.4f} to {difference['high']:+.4f}"
+    assert f"{tiny_model} compared with {other_model}" in output and row in output
+    page = Page((tmp_path / "metrics.json.report.html").read_text())
+    assert row.replace("  ", "") in page.text  # the sign is that of the report
 
 
 def test_saved_embeddings_are_used_by_other_runs(

@@ -187,4 +187,4 @@ def test_an_interrupt_leaves_the_program_as_it_was(name, surroundings, data, tmp
         with unchanged(), pytest.raises(KeyboardInterrupt):
             call(name, data, tmp_path)
     out, err = capfd.readouterr()
-    assert ("continue with: resume=True" in out + err) == (name == "finetune")
+    assert ("continue with:\n  resume=True" in out + err) == (name == "finetune")

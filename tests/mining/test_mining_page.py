@@ -16,7 +16,7 @@ def test_page_shows_statistics():
         and "rows completed with random passages9" in page.text
         and "rows with fewer negatives3" in page.text
     )
-    assert "negatives above their positive23 (2.3%)" in page.text
+    assert "negatives above their positive23 (2.3%, 95% interval 1.4% to 3.3%)" in page.text
     assert "120 positives and 1,090 chosen negatives" in page.text and "88 random negatives" in page.text
     assert "178 more are random" in page.text
     rows = re.findall(r"<tr>(.*?)</tr>", mine.html(mining()))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from raybge.mining import statistics
+from raybge.mining.results import above_positive_lines
 from raybge.mining.statistics import MiningStatistics
 
 NAN = float("nan")
@@ -29,6 +30,26 @@ def test_negatives_are_compared_with_the_best_positive():
     pairs = [(s.query, s.positive, s.negative, s.positive_score, s.negative_score) for s in result.false_negatives]
     assert pairs == [("q 1", "p 1.0", "n 10", 0.25, 0.5), ("q 0", "p 0.1", "n 1", 0.75, 0.625)]
     assert [s.gap for s in result.false_negatives] == [0.25, -0.125]
+
+
+def test_interval_of_the_share_above_the_positive():
+    """Negatives of a row resemble each other: the interval is that of the rows, not of single negatives."""
+    rng = np.random.default_rng(3)
+    hard = rng.random(2000) < 0.2
+    negatives = [np.where(rng.random(7) < (0.9 if row else 0.02), 0.8, 0.1) for row in hard]
+    result = compared([[0.5]] * len(hard), negatives)
+    above = np.array([(row > 0.5).mean() for row in negatives])
+    half = 1.96 * above.std() / len(above) ** 0.5
+    assert result.above / result.compared == pytest.approx(above.mean())
+    assert result.above_interval() == pytest.approx((above.mean() - half, above.mean() + half), abs=2e-3)
+
+
+def test_lines_on_negatives_above_their_positive():
+    assert above_positive_lines(MiningStatistics()) == []
+    (line,) = above_positive_lines(compared([[0.5]] * 2, [[0.1, 0.2]] * 2))
+    assert line == "0.0% of the negatives (0 of 4) score above the best positive of their row"
+    line, advice = above_positive_lines(compared([[0.5]] * 20, [[0.1, 0.9], [0.1, 0.2]] * 10))
+    assert line.startswith("25.0% of the negatives (10 of 40; 95% interval 1") and "--relative_margin 0.05" in advice
 
 
 def test_blocks_add_up_and_the_largest_gaps_remain(monkeypatch):

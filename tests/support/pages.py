@@ -101,8 +101,7 @@ def mining(text="plain", **more):
         negatives=Counter({10: 300, 11: 700, 14: 90}),
         counts=Counter({10: 117, 4: 2, 0: 1}),
         ranks=Counter(dict.fromkeys(range(2, 52), 20)),
-        compared=1000,
-        above=23,
+        above_by_row=Counter({(0, 10): 80, (1, 10): 17, (2, 10): 3}),
         false_negatives=[
             LikelyFalseNegative(text, text, text, 0.61, 0.78),
             LikelyFalseNegative(text, text, text, 0.6, 0.6),

@@ -5,24 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from raybge.training.controller import _root_cause, _update_bar
+from raybge.cli.progress_bar import ProgressBar
+from raybge.training.controller import _evaluation_line, _root_cause, _update_bar
 from raybge.training.health.run_state import Progress
+from raybge.util.activity import STARTING, Activity
 from raybge.util.errors import UserError
 
 ORDER = SimpleNamespace(steps=5, total=18, global_batch=4)  # of an epoch
 CONFIG = SimpleNamespace(order=ORDER, identity=SimpleNamespace(gradient_accumulation_steps=2))
-
-
-class FakeBar:
-    """Progress bar that keeps the last values."""
-
-    n = 0
-
-    def set_postfix_str(self, text: str, refresh: bool) -> None:
-        self.text = text
-
-    def update(self, rows: int) -> None:
-        self.n += rows
 
 
 @pytest.mark.parametrize(
@@ -31,18 +21,54 @@ class FakeBar:
         (Progress(total=6), "step 0/6", 0),
         (Progress(total=6, step=4, loss=0.5), "loss 0.5000, step 4/6", 26),
         (Progress(total=6, step=3, loss=math.nan), "loss nan, step 3/6", 18),
-        (
-            Progress(total=6, step=6, loss=1.0, evaluations=[(3, {"nDCG@10": 0.25})]),
-            "loss 1.0000, step 6/6, nDCG@10 0.2500",
-            36,
-        ),
     ],
 )
-def test_bar_shows_rows_loss_step_and_metric(progress, text, rows):
+def test_bar_shows_rows_loss_and_step(progress, text, rows):
     """An epoch has 3 updates, the last with the remaining 2 groups; there is no loss before the first report."""
-    bar = FakeBar()
+    bar = ProgressBar("train", lambda: None)
     _update_bar(progress, CONFIG, bar)
-    assert (bar.text, bar.n, bar.total) == (text, rows, 36)
+    assert (bar.note, bar.n, bar.total) == (text, rows, 36)
+
+
+@pytest.mark.parametrize(
+    ("activity", "started_at", "text"),
+    [
+        (None, None, "starting the workers"),
+        (Activity(STARTING, 0.0, 0), None, "starting the workers"),
+        (Activity(STARTING, 0.0, 0, phase="loading the model"), None, "loading the model"),
+        (Activity(STARTING, 0.0, 0), 0, "reading the first rows"),
+        (Activity("gathering", 0.0, 3, True, phase="evaluating before training"), 0, "evaluating before training"),
+        (Activity("the forward pass of step 1", 0.0, 3), 0, ""),
+        (Activity("saving a checkpoint", 0.0, 9, phase="saving a checkpoint"), 0, "saving a checkpoint"),
+    ],
+)
+def test_bar_names_the_activity_of_worker_0(activity, started_at, text):
+    bar = ProgressBar("train", lambda: None)
+    _update_bar(Progress(total=6, started_at=started_at, activity=activity), CONFIG, bar)
+    assert bar.activity == text and (f"{text} …" in bar.line()) == bool(text)
+
+
+def test_rate_of_a_resumed_run_counts_its_own_rows(monkeypatch):
+    """It resumes after 3 of 6 updates (18 of 36 rows); an evaluation is part of the time, the start is not."""
+    times = iter([0, 100, 100, 112, 112, 112])
+    bar = ProgressBar("train", lambda: None)
+    monkeypatch.setattr("raybge.cli.progress_bar.monotonic", lambda: next(times))
+    step = Activity("step 4", 0.0, 0)
+    _update_bar(Progress(total=6, step=3, started_at=3, activity=step), CONFIG, bar)
+    _update_bar(Progress(total=6, step=4, started_at=3, activity=step, evaluation_seconds=5.0), CONFIG, bar)
+    monkeypatch.setattr("raybge.cli.progress_bar.monotonic", lambda: 113)
+    assert bar.n == 26 and bar.rate == 8 / 12 and bar.seconds_left == 10 / (8 / 12) + 5 - 1
+
+
+def test_evaluations_are_compared_with_the_one_before_training():
+    first, second = {"nDCG@10": 0.4, "MRR@10": 0.3}, {"nDCG@10": 0.45, "MRR@10": 0.3}
+    progress = Progress(total=2000, evaluations=[(0, first), (1000, second)])
+    assert _evaluation_line(0, first, progress) == "before training: nDCG@10 0.4000, MRR@10 0.3000"
+    assert _evaluation_line(1000, second, progress) == (
+        "step 1,000 of 2,000: nDCG@10 0.4500 (+0.0500), MRR@10 0.3000 (+0.0000)"
+    )
+    resumed = Progress(total=2000, evaluations=[(1000, second)])
+    assert _evaluation_line(1000, second, resumed) == "step 1,000 of 2,000: nDCG@10 0.4500, MRR@10 0.3000"
 
 
 class DistBackendError(RuntimeError):

@@ -33,7 +33,7 @@ class StoppedRun:
 
     @property
     def resume_command(self) -> list[str]:
-        return shlex.split(re.search(r"continue with: (.*)", self.console)[1])
+        return shlex.split(re.search(r"continue with:\n  (.*)", self.console)[1])
 
 
 def start(command: list[str], console: Path) -> subprocess.Popen:

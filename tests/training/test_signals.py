@@ -72,20 +72,20 @@ def test_first_signal_requests_a_stop(storage):
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_error_is_raised_after_the_workers_have_saved(storage, number, error):
     lines = lines_of_run(error, FakeRunState(step=4, started_at=0, stopped_at=4), storage, [number])
-    assert lines == ["saved checkpoint-4; continue with: AGAIN"]
+    assert lines == ["saved checkpoint-4; continue with:\n  AGAIN"]
 
 
 def test_second_signal_ends_a_run_at_once(storage):
     run_state = FakeRunState(step=6, started_at=0)
     lines = lines_of_run(KeyboardInterrupt, run_state, storage, [signal.SIGINT, signal.SIGINT])
-    assert lines == ["the last complete checkpoint is checkpoint-4, 2 updates are lost; continue with: AGAIN"]
+    assert lines == ["the last complete checkpoint is checkpoint-4, 2 updates are lost; continue with:\n  AGAIN"]
 
 
 def test_run_without_checkpoints_reports_the_loss(tmp_path):
     run_state = FakeRunState(step=1, started_at=0)
     lines = lines_of_run(KeyboardInterrupt, run_state, tmp_path, [signal.SIGINT], saves=False)
     outcome = "--save_strategy no: nothing is saved; there is no complete checkpoint, 1 update is lost"
-    assert lines == [f"{outcome}; continue with: AGAIN"]
+    assert lines == [f"{outcome}; continue with:\n  AGAIN"]
 
 
 @pytest.mark.parametrize("started_at", [None, 4])

@@ -10,10 +10,12 @@ from trainers import FailAt, LocalStream, RunLost
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build_options
 from raybge.evaluation.in_training import RetrievalValidator
+from raybge.evaluation.metric_changes import METRIC_CHANGES, to_json
 from raybge.evaluation.spec import ValidationSpec
 from raybge.evaluation.validation_data import prepare
 from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.training.page import collect_report, write_report
+from raybge.training.worker import _metric_changes
 
 CARD = dict(
     flags={"learning_rate": 1e-3, "token": "hf_x"}, base_model="tiny", data=[("groups", 50)], versions={"a": "1"}
@@ -32,11 +34,12 @@ def validation(survey, dropout_model, tmp_path):
 
 def config_of(trainer):
     validation = trainer.validation.data if trainer.validation else None
-    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="groups"))
+    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="group"))
     return SimpleNamespace(task=task, card=CARD, order=trainer.stream.order, validation=validation)
 
 
 def report(trainer, **metrics):
+    metrics[METRIC_CHANGES] = to_json(_metric_changes(trainer, metrics))
     return collect_report(config_of(trainer), trainer, metrics, trainer.query_examples())
 
 

@@ -69,4 +69,5 @@ class ProgressCallback(transformers.TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
         """Report the retrieval metrics of an evaluation."""
         if self.run_state:
-            self.run_state.add_evaluation(state.global_step, retrieval_metrics(metrics))
+            seconds = metrics.get("eval_runtime", 0.0)
+            self.run_state.add_evaluation(state.global_step, retrieval_metrics(metrics), seconds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raybge.training.health.heartbeat import HeartbeatRecord, describe_stall
+from raybge.util.activity import Activity
 
 
 @dataclass
@@ -20,6 +21,8 @@ class Progress:
         stopped_at: update after which the workers stopped on request; None if they did not.
         loss: mean loss since the previous report; None before the first report.
         evaluations: (step, metrics) of each evaluation.
+        evaluation_seconds: duration of the last evaluation; 0 before.
+        activity: activity of worker 0 in its last heartbeat; None before the first.
         messages: lines to show on the console.
         metrics: final metrics of the Trainer; empty until the run has finished.
     """
@@ -30,8 +33,10 @@ class Progress:
     stopped_at: int | None = None
     loss: float | None = None
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    evaluation_seconds: float = 0.0
+    activity: Activity | None = None
     messages: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class RunStateLostError(RuntimeError):
@@ -69,9 +74,10 @@ class RunStateStore:
         for name, value in values.items():
             setattr(self._progress, name, value)
 
-    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the metrics of an evaluation."""
+    def add_evaluation(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Add the metrics of an evaluation, and its duration."""
         self._progress.evaluations.append((step, metrics))
+        self._progress.evaluation_seconds = seconds
 
     def add_message(self, line: str) -> None:
         """Add a line for the console, once for all workers that report it."""
@@ -89,6 +95,8 @@ class RunStateStore:
     def add_heartbeat(self, heartbeat: HeartbeatRecord) -> bool:
         """Record a heartbeat; return whether the run is to stop."""
         self._heartbeats[heartbeat.rank] = heartbeat, time.monotonic()
+        if heartbeat.rank == 0:
+            self._progress.activity = heartbeat.activity
         return self._stop_requested
 
     def request_stop(self) -> None:
@@ -103,7 +111,8 @@ class RunStateStore:
 
     def clear_workers(self) -> None:
         """Forget the workers of an attempt."""
-        self._workers, self._heartbeats, self._progress.started_at = [], {}, None
+        self._workers, self._heartbeats = [], {}
+        self._progress.started_at = self._progress.activity = None
 
     def read(self) -> Progress:
         """Return the progress."""
@@ -142,9 +151,9 @@ class RunState:
         """Report the updates done and the mean loss since the previous report."""
         self._server.send("update", step=step, loss=loss)
 
-    def add_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Report the metrics of an evaluation after update `step`."""
-        self._server.send("add_evaluation", step, metrics)
+    def add_evaluation(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Report the metrics of an evaluation after update `step`, which took `seconds`."""
+        self._server.send("add_evaluation", step, metrics, seconds)
 
     def add_message(self, line: str) -> None:
         """Show a line on the driver's console."""
@@ -154,7 +163,7 @@ class RunState:
         """Report that the workers stopped after update `step`. Waits: the worker exits right afterwards."""
         self._server.call("update", step=step, stopped_at=step)
 
-    def set_finished(self, metrics: dict[str, float]) -> None:
+    def set_finished(self, metrics: dict[str, Any]) -> None:
         """Report the metrics of the finished run. Waits: the worker exits right afterwards."""
         self._server.call("update", metrics=metrics)
 

@@ -125,7 +125,7 @@ class FinetuneSpec:
     allow_unknown_tokens: bool = False
 
     command: ClassVar[str] = "train"
-    row_noun: ClassVar[str] = "groups"
+    row_noun: ClassVar[str] = "group"
     model_folder: ClassVar[str] = ""
 
     @classmethod

@@ -49,7 +49,7 @@ class PretrainSpec:
     allow_unknown_tokens: bool = False
 
     command: ClassVar[str] = "pretrain"
-    row_noun: ClassVar[str] = "texts"
+    row_noun: ClassVar[str] = "text"
     model_folder: ClassVar[str] = "encoder_model"
     validation: ClassVar[None] = None
 

@@ -21,7 +21,7 @@ class TaskSpec(Protocol):
     """Spec of a task and its rows, checked before anything is read: `FinetuneSpec`, `PretrainSpec`."""
 
     command: ClassVar[str]  # name of the command, "train"
-    row_noun: ClassVar[str]  # plural name of a row in messages, "groups"
+    row_noun: ClassVar[str]  # singular name of a row in messages, "group"
     model_folder: ClassVar[str]  # folder of the model inside of the output folder, "" for the output folder itself
 
     @classmethod
