@@ -177,9 +177,8 @@ def _description(planned: PlannedRun) -> Iterator[str]:
         f"{order.steps:,} steps an epoch of {order.global_batch:,} {rows}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)
-    for name in ("fp16", "bf16"):
-        if spec.trainer.flags.get(name) and not planned.plan.gpus:
-            yield f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU"
+    if spec.trainer.flags.get("fp16") and not planned.plan.gpus:
+        yield "--fp16 is off: there is no GPU, and fp16 gains nothing on a CPU; --bf16 does on some"
     if planned.start:
         yield f"continues from {redact(planned.start.path)}: {planned.start.step:,} updates are done"
     elif spec.run.resume:

@@ -69,7 +69,7 @@ def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_di
     flags = {name: value for name, value in trainer.flags.items() if name not in _NOT_FOR_WORKERS}
     _check_plan(flags, plan)
     if not plan.gpus:
-        flags |= {"use_cpu": True, "fp16": False, "bf16": False}
+        flags |= {"use_cpu": True, "fp16": False}  # bf16: see `worker.build_arguments`
     if trainer.warmup_ratio:
         flags["warmup_steps"] = trainer.warmup_ratio
     if _selects_best(flags):

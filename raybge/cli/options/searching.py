@@ -39,8 +39,8 @@ class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, ModelOptions
         aliases=("candidate_pool",),
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
-    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision as bf16: on GPUs in place of fp16, on CPUs that gain by it (with AMX) in place of fp32", aliases=("bf16",))
     query_max_len: int | None = flag(
         None, MODEL, "maximum query length in tokens; default: the model's own", aliases=QUERY_LENGTHS
     )
@@ -113,8 +113,8 @@ class EvaluateOptions(IndexOptions, PoolingOptions, ModelOptions, CommonOptions)
         "relevance judgments by document id, in TREC or BEIR format; queries and passages then need an _id. "
         "Default for a BEIR folder: its qrels/test.tsv",
     )
-    use_fp16: bool = flag(False, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(False, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision as bf16: on GPUs in place of fp16, on CPUs that gain by it (with AMX) in place of fp32", aliases=("bf16",))
     add_instruction: bool = flag(
         False, MODEL, "prefix each query with «Represent this sentence for searching relevant passages: »"
     )
@@ -154,8 +154,8 @@ class EncodeOptions(InstructionOptions, PoolingOptions, ModelOptions, CommonOpti
     kind: str = flag("passage", MODEL, "instruction to use: the query's or the passage's", choices=("query", "passage"))
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU")
     max_length: int | None = flag(None, MODEL, "maximum text length in tokens; default: the model's own")
-    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",))
+    use_bf16: bool = flag(False, MODEL, "half precision as bf16: on GPUs in place of fp16, on CPUs that gain by it (with AMX) in place of fp32", aliases=("bf16",))
     truncate_dim: int | None = flag(None, VECTORS, "number of leading dimensions to write; default: all")
     precision: str = flag(
         "float32",
