@@ -101,7 +101,8 @@ def attention(
         plain
         and 0 < dropout < 1
         and query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
+        and query.dtype == key.dtype == value.dtype
+        and query.dtype in (torch.float32, torch.bfloat16)
         and query.shape == key.shape == value.shape
         and (attention_mask is not None or not causal)
     )

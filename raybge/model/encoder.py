@@ -75,7 +75,7 @@ class Encoder:
     Args:
         model_name_or_path: a local folder, or a name on the hub.
         normalize_embeddings: scale vectors to length 1.
-        use_fp16: half precision on a GPU (default: on); never on a CPU, where it would round the weights without being
+        use_fp16: half precision on a GPU (default: on); never fp16 on a CPU, where it would round the weights without being
             faster.
         query_instruction_for_retrieval: instruction of queries; "" switches the folder's prompt off.
         query_instruction_format: two {}, for the instruction and the query.
@@ -99,7 +99,8 @@ class Encoder:
             for models trained with `--use_mrl`.
         lora: train adapters instead of the weights; a folder of adapters is trained further. None: a folder of adapters
             is loaded as the full model, adapters merged into their base.
-        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16.
+        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16; bf16 on a CPU that gains by
+            it (with AMX).
 
     Raises:
         UserError: no such model, or one whose vectors raybge cannot reproduce.

@@ -49,7 +49,8 @@ class Reranker:
             the model's own; None: the model's own, the tokenizer's or 512, whichever is least.
         query_max_length: maximal length of a query in tokens, without special tokens; at least one token is left to
             the passage. None: three quarters of `max_length`.
-        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16.
+        use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16; bf16 on a CPU that gains by
+            it (with AMX).
 
     Raises:
         UserError: no such model, or a length without room for both texts.

@@ -190,9 +190,8 @@ def _description(planned: PlannedRun) -> Iterator[str]:
         f"{plural(order.steps, 'step')} an epoch of {plural(order.global_batch, row)}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)
-    for name in ("fp16", "bf16"):
-        if spec.trainer.flags.get(name) and not planned.plan.gpus:
-            yield f"--{name} is off: there is no GPU, and half precision gains nothing on a CPU"
+    if spec.trainer.flags.get("fp16") and not planned.plan.gpus:
+        yield "--fp16 is off: there is no GPU, and fp16 gains nothing on a CPU; --bf16 does on some"
     if planned.start:
         done = "1 update is" if planned.start.step == 1 else f"{planned.start.step:,} updates are"
         yield f"continues from {redact(planned.start.path)}: {done} done"

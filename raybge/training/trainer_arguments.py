@@ -89,7 +89,7 @@ def training_arguments(trainer: TrainerSpec, plan: Plan, order: Order, output_di
         # Every parameter has a gradient in every step, except the frozen pooler.
         "ddp_find_unused_parameters": False,
         **worker_flags(trainer),
-        **({} if plan.gpus else {"use_cpu": True, "fp16": False, "bf16": False}),
+        **({} if plan.gpus else {"use_cpu": True, "fp16": False}),  # bf16 on a CPU: see `worker.build_arguments`
         "output_dir": str(output_dir),
         "per_device_train_batch_size": -(-order.global_batch // plan.workers),
         "ignore_data_skip": True,  # the stream starts at its position

@@ -20,7 +20,7 @@ import transformers
 from raybge.data.stream import StepStream
 from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, changes_in, to_json, training_changes
 from raybge.evaluation.metrics import retrieval_metrics
-from raybge.model.precision import bf16_message
+from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_gains_by_bf16
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
@@ -94,6 +94,8 @@ def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
     training = dict(config.training)
     if config.validation and not config.resume_from:
         training["eval_on_start"] = True  # the model card compares the metrics before and after training
+    if training.get("use_cpu"):
+        training["bf16"] = bool(training.get("bf16")) and cpu_gains_by_bf16()
     try:
         args = transformers.TrainingArguments(**training)
     except (ValueError, ImportError) as error:
@@ -101,6 +103,11 @@ def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
         raise UserError(f"transformers.TrainingArguments: {error}{remedy}") from error
     check_packages(args)  # the driver may run on another machine
     return args
+
+
+def _bf16_message(args: transformers.TrainingArguments) -> str | None:
+    """Return the line on what --bf16 does on the worker's device, None where it does what is expected."""
+    return cpu_bf16_message("--bf16") if args.device.type == "cpu" else bf16_message(args.device)
 
 
 def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, context: WorkerContext) -> StreamTrainer:
@@ -116,8 +123,8 @@ def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, co
     """
     rank, world = context.rank, context.world
     components = config.task.build(args)
-    emulated = bf16_message(args.device) if args.bf16 else None
-    for line in (*components.messages, *([emulated] if emulated else [])):
+    message = _bf16_message(args) if config.training.get("bf16") else None
+    for line in (*components.messages, *([message] if message else [])):
         config.run_state.add_message(line)
     validation = None
     if config.validation:

@@ -211,7 +211,7 @@ def pretrain(console, screen, clock):
 def evaluate(console, screen, clock):
     data, index = search_data(323, 3633, 0), SimpleNamespace(shard_size=1 << 20)
     models = [SimpleNamespace(name=name) for name in ("runs/mine", f"{LONG}-1", f"{LONG}-2")]
-    spec = SimpleNamespace(k=100, index=index, models=models, model=models[0])
+    spec = SimpleNamespace(ranking=SimpleNamespace(k=100, depth=100), index=index, models=models, model=models[0])
     print_evaluation_plan(spec, EncoderSpec(MODEL), data, SearchMemory(3633, 3633, 1, 2, 32), console)
     encode_texts(console, screen, clock, data.texts)
     stages(console, clock, ("encode", data.texts, "text", 52.0), ("search", 323, "query", 0.5)).report(console)

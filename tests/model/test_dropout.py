@@ -45,6 +45,25 @@ def test_attention_equals_autograd_with_the_same_dropout(monkeypatch, mask, slic
         assert (a - b).norm() / b.norm() < 1e-5
 
 
+@pytest.mark.parametrize("slice_numbers", [300, 1 << 19])
+def test_attention_in_bf16_drops_the_weights_of_fp32(monkeypatch, slice_numbers):
+    """Output and gradients differ by the rounding of bf16, 8 bits, from those in fp32 with the same random numbers."""
+    monkeypatch.setattr(module, "SLICE_NUMBERS", slice_numbers)
+    q, k, v = heads()
+    mask = torch.ones(5, 1, 7, 7, dtype=torch.bool)
+    mask[2, ..., 4:] = False
+    direction = torch.randn(5, 3, 7, 8)
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        out = DropoutAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), mask, 0.25, 8**-0.5)
+        assert out.dtype == dtype
+        return [out.float(), *torch.autograd.grad(out, (q, k, v), direction.to(dtype))]
+
+    for half, exact in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert 1e-4 < (half - exact).norm() / exact.norm() < 0.02
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 1e-4])
 def test_drop_rate_and_mean(p):
     """Four standard deviations of a binomial."""

@@ -10,7 +10,14 @@ from transformers import BertConfig, BertModel
 from raybge.losses.functional import softmax_terms
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.encoder import Encoder
-from raybge.model.precision import full_precision, inference_dtype
+from raybge.model import precision
+from raybge.model.precision import (
+    _seconds_of_a_product,
+    cpu_bf16_message,
+    cpu_gains_by_bf16,
+    full_precision,
+    inference_dtype,
+)
 
 CHUNKS = 1000
 
@@ -102,17 +109,48 @@ def test_full_precision_ends_with_the_block(tf32):
         (False, False, None, torch.float32),
         (False, True, True, torch.bfloat16),
         (False, False, True, torch.bfloat16),
-        (True, True, True, torch.float32),
+        (True, True, True, torch.bfloat16),
+        (True, False, True, torch.bfloat16),
+        (True, True, False, torch.float32),
     ],
 )
-def test_precision_of_a_model_that_is_not_trained(on_cpu, use_fp16, use_bf16, dtype):
+def test_precision_of_a_model_that_is_not_trained(monkeypatch, on_cpu, use_fp16, use_bf16, dtype):
+    monkeypatch.setattr(precision, "cpu_gains_by_bf16", lambda: True)
     assert inference_dtype(on_cpu, use_fp16, use_bf16) == dtype
+    monkeypatch.setattr(precision, "cpu_gains_by_bf16", lambda: False)
+    assert inference_dtype(on_cpu, use_fp16, use_bf16) == (torch.float32 if on_cpu else dtype)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "measured", "gains"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, None, True),  # without a measurement
+        ({"avx512_bf16": True}, (1.0, 0.7), True),
+        ({"avx512_bf16": True}, (1.0, 0.9), False),
+        ({"bf16": True}, (1.0, 0.5), True),  # Arm
+        ({"avx2": True}, None, False),
+    ],
+)
+def test_bf16_on_a_cpu_requires_a_gain(monkeypatch, capabilities, measured, gains):
+    times = dict(zip((torch.float32, torch.bfloat16), measured or (), strict=False))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(precision, "_seconds_of_a_product", times.__getitem__)
+    cpu_gains_by_bf16.cache_clear()
+    try:
+        assert cpu_gains_by_bf16() is gains
+        assert ("is off" in cpu_bf16_message("--bf16")) is not gains
+    finally:
+        cpu_gains_by_bf16.cache_clear()
+
+
+def test_time_of_a_product_is_measured():
+    assert 0 < _seconds_of_a_product(torch.bfloat16) < 5
 
 
 def test_weights_are_loaded_in_bf16(tiny_model, monkeypatch):
-    """As on a GPU; vectors stay fp32 and close to those of fp32 weights."""
+    """Vectors stay fp32 and close to those of fp32 weights."""
     exact = Encoder(tiny_model, devices="cpu").encode(["aa bc de", "ff gg"])
-    monkeypatch.setattr("raybge.model.encoder.inference_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(precision, "cpu_gains_by_bf16", lambda: True)
     encoder = Encoder(tiny_model, devices="cpu", use_bf16=True)
     assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.bfloat16}
     vectors = encoder.encode(["aa bc de", "ff gg"])

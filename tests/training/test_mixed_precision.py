@@ -116,6 +116,16 @@ def test_a_gpu_without_bf16_is_named_with_what_to_use(tmp_path, monkeypatch):
     assert bf16_message(torch.device("cuda")) is None
 
 
+@pytest.mark.parametrize("gains", [True, False])
+def test_bf16_on_a_cpu_is_used_where_it_gains(tmp_path, monkeypatch, gains):
+    training = {"output_dir": str(tmp_path), "bf16": True, "use_cpu": True}
+    monkeypatch.setattr("raybge.training.worker.cpu_gains_by_bf16", lambda: gains)
+    config = SimpleNamespace(training=training, validation=None, resume_from=None)
+    assert build_arguments(config).bf16 is gains
+    training["bf16"] = False
+    assert build_arguments(config).bf16 is False
+
+
 def test_workers_with_the_same_message_show_one_line():
     store = RunStateStore()
     for line in ("texts are padded", "texts are padded", "step 3 was skipped"):

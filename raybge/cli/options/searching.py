@@ -45,8 +45,15 @@ class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOpt
         aliases=("candidate_pool",),
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
-    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(
+        True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
+    )
+    use_bf16: bool = flag(
+        False,
+        MODEL,
+        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
+        aliases=("bf16",),
+    )
     query_max_len: int | None = flag(
         None, MODEL, "maximum query length in tokens; default: the model's own", aliases=QUERY_LENGTHS
     )
@@ -126,8 +133,15 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, Tokenize
         "relevance judgments by document id, in TREC or BEIR format; queries and passages then need an _id. "
         "Default for a BEIR folder: its qrels/test.tsv",
     )
-    use_fp16: bool = flag(False, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(
+        False, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
+    )
+    use_bf16: bool = flag(
+        False,
+        MODEL,
+        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
+        aliases=("bf16",),
+    )
     add_instruction: bool = flag(
         False, MODEL, "prefix each query with «Represent this sentence for searching relevant passages: »"
     )
@@ -175,8 +189,15 @@ class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelO
     kind: str = flag("passage", MODEL, "instruction to use: the query's or the passage's", choices=("query", "passage"))
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
     max_length: int | None = flag(None, MODEL, "maximum text length in tokens; default: the model's own")
-    use_fp16: bool = flag(True, MODEL, "half precision on GPUs; CPUs always use fp32", aliases=("fp16",))
-    use_bf16: bool = flag(False, MODEL, "half precision on GPUs as bf16, not fp16", aliases=("bf16",))
+    use_fp16: bool = flag(
+        True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
+    )
+    use_bf16: bool = flag(
+        False,
+        MODEL,
+        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
+        aliases=("bf16",),
+    )
     truncate_dim: int | None = flag(None, VECTORS, "number of leading dimensions to write; default: all")
     precision: str = flag(
         "float32",
