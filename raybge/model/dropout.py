@@ -46,7 +46,8 @@ def _fill_random_signs(numbers: Tensor, p: float) -> float:
 class DropoutAttention(torch.autograd.Function):
     """dropout(softmax(q k^T scale + mask)) v; (B, H, T, D) in fp32 or bf16 on a CPU.
 
-    Matrix products are in the type of q, k and v; the softmax and its gradient are in fp32, as under autocast. The mask is bool, True where a query attends to a key, or numbers added to the scores.
+    Matrix products are in the type of q, k and v; the softmax and its gradient are in fp32, as under autocast. The mask
+    is bool, True where a query attends to a key, or numbers added to the scores.
     Only one tensor of weights is saved for the backward pass, with a negative sign where a weight was dropped: a
     softmax is never negative, so |x| are the weights before dropout and max(x, 0) those after it, up to the factor
     1 / (1 - p).

@@ -75,8 +75,8 @@ class Encoder:
     Args:
         model_name_or_path: a local folder, or a name on the hub.
         normalize_embeddings: scale vectors to length 1.
-        use_fp16: half precision on a GPU (default: on); never fp16 on a CPU, where it would round the weights without being
-            faster.
+        use_fp16: half precision on a GPU (default: on); never fp16 on a CPU, where it would round the weights without
+            being faster.
         query_instruction_for_retrieval: instruction of queries; "" switches the folder's prompt off.
         query_instruction_format: two {}, for the instruction and the query.
         passage_instruction_for_retrieval: instruction of passages; "" switches the folder's prompt off.

@@ -8,9 +8,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 from raybge.losses.functional import softmax_terms
+from raybge.model import precision
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.encoder import Encoder
-from raybge.model import precision
 from raybge.model.precision import (
     _seconds_of_a_product,
     cpu_bf16_message,

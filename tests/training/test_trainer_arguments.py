@@ -187,7 +187,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path, name, text, message):
     ):
         with pytest.raises(UserError) as error:
             read()
-        assert str(error.value).startswith(f"--{name}: {path}") and message in str(error.value)
+        assert f"--{name}: {path}" in str(error.value) and message in str(error.value)
     with pytest.raises(UserError, match=f"--{name}: cannot read nowhere.json"):
         trainer_spec(**{name: "nowhere.json"})
 
