@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import make_tiny
 
+from raybge.cli.console import Console
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build_options
 from raybge.cluster.resources import Plan
@@ -101,7 +102,7 @@ def test_rows_are_counted_and_decompressed_in_the_cache_path(tiny, tmp_path):
     data.write_bytes(gzip.compress(b'{"query": "q", "pos": ["p"], "neg": ["n"]}\n' * 8))
     cache = tmp_path / "cache"
     spec = spec_of(tiny, tmp_path / "out", train_data=[str(data)], train_group_size=2, cache_path=str(cache))
-    counts = _survey(spec, list_files(spec.data.train_data, "--train_data"))
+    counts = _survey(spec, list_files(spec.data.train_data, "--train_data"), Console())
     assert counts.total_rows == 8 and Path(counts.files[0].path).parent == cache / "data"
     assert [path.name[:7] for path in cache.glob("survey-*.json")] == ["survey-"]
     assert spec_of(tiny, tmp_path / "out").run.cache == tmp_path / "out" / STATE_FOLDER
