@@ -23,6 +23,9 @@ from raybge.cli.parser import build_options
 from raybge.cli.run import run_command
 from raybge.cli.terminal import BOLD
 from raybge.cluster.connection import connect
+from raybge.data.groups import parse_group
+from raybge.data.source_files import list_files
+from raybge.data.survey import IN_PROCESS_BYTES, survey
 from raybge.evaluation.run import evaluate
 from raybge.merging.run import merge
 from raybge.mining.run import mine
@@ -30,10 +33,11 @@ from raybge.training.run import train
 from raybge.util.errors import UserError
 
 ROUNDS = 2
+UPDATES = 40  # of an epoch, at least
 MINING = {"range_for_sampling": "2-100", "negative_number": 7}
 TRAINING = {
     "train_group_size": 8,
-    "global_batch_size": 256,  # the objective is the same on any number of workers
+    "global_batch_size": 256,  # at most, see `global_batch`; the objective is the same on any number of workers
     "sub_batch_size": 256,  # bounds the memory of each worker
     "learning_rate": 1e-5,
     "num_train_epochs": 1,
@@ -57,6 +61,16 @@ class Stage:
     flags: dict[str, Any]
 
 
+def global_batch(options: RecipeOptions) -> int:
+    """Return the groups of a step: of little data so many that an epoch has UPDATES, but at least 8."""
+    largest: int = TRAINING["global_batch_size"]
+    files = list_files(options.train_data, "--train_data", options.accept_any_text)
+    if sum(file.size for file in files) > IN_PROCESS_BYTES:
+        return largest
+    rows = survey(files, IN_PROCESS_BYTES, parse_group, options.on_bad_rows).total_rows
+    return min(largest, max(8, 1 << (rows // UPDATES).bit_length() - 1)) if rows >= UPDATES else 8
+
+
 def chain(options: RecipeOptions) -> list[Stage]:
     """Return the stages in order."""
     folder = os.path.abspath(options.output_dir)
@@ -69,6 +83,7 @@ def chain(options: RecipeOptions) -> list[Stage]:
         return Stage(name, evaluate, EvaluateOptions, dict(**flags, metrics_file=f"{folder}/{name}.json"))
 
     model = options.model_name_or_path
+    batch = {"global_batch_size": global_batch(options)}
     stages = [evaluation("before", model)]
     for i in range(1, ROUNDS + 1):
         mined, trained = f"{folder}/mined-{i}.jsonl", f"{folder}/model-{i}"
@@ -77,7 +92,7 @@ def chain(options: RecipeOptions) -> list[Stage]:
         )
         training = dict(train_data=mined, output_dir=trained, seed=options.seed, resume=True)
         mining |= dict(model_name_or_path=model, seed=options.seed, storage_path=work, **MINING)
-        training |= dict(model_name_or_path=model, **TRAINING)
+        training |= dict(model_name_or_path=model, **(TRAINING | batch))
         stages += [
             Stage(f"mine-{i}", mine, MineOptions, mining),
             Stage(f"train-{i}", train, TrainOptions, training),
@@ -95,7 +110,15 @@ def recipe(options: RecipeOptions, console: Console) -> None:
     folder = Path(os.path.abspath(options.output_dir))
     scale = {
         name: getattr(options, name)
-        for name in ("num_workers", "use_gpu", "cpus_per_worker", "address", "on_bad_rows", "verbose")
+        for name in (
+            "num_workers",
+            "use_gpu",
+            "cpus_per_worker",
+            "address",
+            "on_bad_rows",
+            "accept_any_text",
+            "verbose",
+        )
     }
     stages = chain(options)
     # The number of restarts does not change the result of a stage, so it may differ between calls.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import make_tiny
@@ -150,3 +151,11 @@ def test_invalid_flags_are_reported_before_the_first_stage(recipe, data_flags, t
     assert recipe.main([*words, "--on_bad_rows", "keep"]) == 2
     assert "--on_bad_rows" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("groups", "batch"), [(5, 8), (100, 8), (700, 16), (2600, 64), (100_000, 256)])
+def test_the_batch_of_the_recipe_follows_the_data(recipe, data_flags, tmp_path, monkeypatch, groups, batch):
+    """An epoch has 40 updates or more where a batch of 8 allows it."""
+    monkeypatch.setattr(recipe, "survey", lambda *_: SimpleNamespace(total_rows=groups))
+    options = recipe.RecipeOptions(model_name_or_path="m", output_dir=str(tmp_path), **data_flags)
+    assert recipe.global_batch(options) == batch

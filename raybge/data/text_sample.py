@@ -1,5 +1,8 @@
 """Sample texts from all parts of the data, for statistics that are needed before training."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 
 from raybge.data.groups import Group
@@ -40,6 +43,28 @@ def sample_texts(
         if room <= 0:
             break
     return texts
+
+
+def sample_values(survey: Survey, parse: Parse, count: int = 1000) -> list[Any]:
+    """Return the values of the first rows of random blocks, the same for the same data.
+
+    Args:
+        survey: the surveyed data.
+        parse: makes the value of a row.
+        count: largest number of values; if the data has no more rows, all of them.
+
+    Returns:
+        The values.
+    """
+    blocks = generator("sample", len(survey.blocks)).permutation(np.flatnonzero(survey.rows))
+    if survey.total_rows > count:
+        blocks = blocks[:PARTS]
+    share = -(-count // max(1, len(blocks))) if survey.total_rows > count else count
+    values: list[Any] = []
+    for block in blocks:
+        rows = (row.value for row in read_block(survey.files, survey.blocks[block], parse) if isinstance(row, Row))
+        values += itertools.islice(rows, share)
+    return values[:count]
 
 
 def _text(value: str | Group) -> str:

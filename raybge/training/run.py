@@ -30,6 +30,7 @@ from raybge.training.checkpoint.manifest import (
 )
 from raybge.training.elastic import ElasticPolicy, limit_to_lanes
 from raybge.training.ray_runtime import RayRuntime
+from raybge.training.schedule_check import check_rates, update_count
 from raybge.training.spec import RunSpec, TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
@@ -110,8 +111,9 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
             console.info(skipped_rows_message(survey, "--train_data"))
         data = spec.data.arrange(survey, global_batch, plan.workers)
         planned = PlannedRun(spec, data, plan, reading_cpus(cluster, plan, context.runs), start, context)
+        warnings = check_rates(spec.trainer, update_count(spec.trainer, data.order.steps))
         console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
-        for line in _description(planned):
+        for line in (*_description(planned), *spec.task.row_notes(survey), *warnings):
             console.info(line)
         metrics = _launch(planned, runtime, console)
     if metrics:

@@ -99,7 +99,7 @@ def test_checkpoints_of_another_run_in_the_storage_are_refused(tiny, tmp_path):
 
 def test_rows_are_counted_and_decompressed_in_the_cache_path(tiny, tmp_path):
     data = tmp_path / "data.jsonl.gz"
-    data.write_bytes(gzip.compress(b'{"query": "q", "pos": ["p"], "neg": ["n"]}\n' * 8))
+    data.write_bytes(gzip.compress(b'{"query": "what", "pos": ["lane"], "neg": ["row"]}\n' * 8))
     cache = tmp_path / "cache"
     spec = spec_of(tiny, tmp_path / "out", train_data=[str(data)], train_group_size=2, cache_path=str(cache))
     counts = _survey(spec, list_files(spec.data.train_data, "--train_data"), Console())
@@ -152,3 +152,23 @@ def test_a_worker_without_a_shared_folder_names_it(tiny, tmp_path):
             _check_shared_folders(config, rank=3)
     with pytest.raises(UserError, match=f"worker 0 cannot see {tmp_path}/out/"):  # the driver has ended
         _check_shared_folders(config, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "size", "line"),
+    [
+        ([3, 3], 4, None),
+        ([3, 9], 1, None),
+        ([3, 2, 1, 0], 4, "of 4 groups 2 have fewer, which are repeated and 1 have none; raybge.mine finds more"),
+        ([0], 2, "of 1 group 1 have none"),
+        ([1] * 3000, 3, "groups in a sample"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_plan_names_groups_with_few_negatives(tiny, tmp_path, negatives, size, line):
+    rows = [{"query": f"q{i}", "pos": ["p"], "neg": [f"n{j}" for j in range(n)]} for i, n in enumerate(negatives)]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = spec_of(tiny, tmp_path / "out", train_group_size=size)
+    counts = survey(list_files(str(tmp_path / "g.jsonl"), "--train_data"), 500, spec.task.row_parser)
+    notes = spec.task.row_notes(counts)
+    assert len(notes) == (line is not None) and all(line in note for note in notes)

@@ -17,9 +17,11 @@ from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import EncoderSpec, absolute_model_path
 from raybge.training.spec import data_seed_of, device_batch_of
 from raybge.util.errors import UserError
+from raybge.util.plural import plural
 
 if TYPE_CHECKING:
     from raybge.data.datasets import DataSets
+    from raybge.data.groups import Group
     from raybge.data.jsonl import Parse
     from raybge.data.survey import Survey
     from raybge.evaluation.spec import ValidationSpec
@@ -208,6 +210,23 @@ class FinetuneSpec:
         self.encoder.check(None if self.allow_unknown_tokens else partial(word_sample, survey, self.row_parser))
         if self.guide:
             self.guide.check()
+
+    def row_notes(self, survey: Survey) -> list[str]:
+        """Return the line on groups with fewer negatives than a step takes, if there are any."""
+        from raybge.data.text_sample import sample_values
+
+        groups: list[Group] = sample_values(survey, self.row_parser)
+        wanted = self.group_size - 1
+        counts = [len(group.neg) for group in groups]
+        few, none = sum(0 < count < wanted for count in counts), counts.count(0) if wanted else 0
+        if not few + none:
+            return []
+        sampled = "" if len(groups) == survey.total_rows else " in a sample"
+        notes = [f"{few:,} have fewer, which are repeated"] * bool(few) + [f"{none:,} have none"] * bool(none)
+        return [
+            f"negatives: a group takes {wanted:,} (--train_group_size {self.group_size}); of "
+            f"{plural(len(groups), 'group')}{sampled} {' and '.join(notes)}; raybge.mine finds more"
+        ]
 
     def task(self, survey: Survey, data_sets: DataSets) -> FinetuneTask:
         """Return the task on these data sets."""

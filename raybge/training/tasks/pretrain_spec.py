@@ -134,6 +134,10 @@ class PretrainSpec:
             **{name: self.model[name] for name in names},
         )
 
+    def row_notes(self, survey: Survey) -> list[str]:
+        """Return no line: every text is used as it is."""
+        return []
+
     def task(self, survey: Survey, data_sets: DataSets) -> PretrainTask:
         """Return the task on these rows; a new head gets a sample of them to count words in."""
         from raybge.data.text_sample import sample_texts

@@ -46,6 +46,9 @@ class TaskSpec(Protocol):
     def check_model(self, survey: Survey) -> None:
         """Check that the model fits its tokenizer, and that this knows most words of a sample of the rows."""
 
+    def row_notes(self, survey: Survey) -> list[str]:
+        """Return lines for the plan on rows that training changes, from a sample of them."""
+
     def task(self, survey: Survey, data_sets: DataSets) -> TrainingTask:
         """Return the task that workers run on these rows."""
 
