@@ -20,7 +20,7 @@ from raybge.util.plural import plural
 IN_PROCESS_BYTES = 64 << 20  # up to this size one process is faster than Ray tasks; also the size of a task's input
 MAX_BAD = 1000  # invalid rows that are recorded; others are only counted
 LISTED_BAD = 10  # invalid rows that a message lists
-_FORMAT = 2  # of the cache file: increment when its content, or the definition of a valid row, changes
+_FORMAT = 3  # of the cache file: increment when its content, or the definition of a valid row, changes
 
 
 @dataclass
