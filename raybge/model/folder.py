@@ -174,6 +174,8 @@ def _read_modules(path: str, modules: Any, read: Any, settings: FolderSettings) 
 
 def _pooling_of(file: str, config: Mapping[str, Any]) -> str:
     """Return the pooling from the content of the pooling module's config.json."""
+    if not any(name.startswith("pooling_mode") or name.endswith("embedding_dimension") for name in config):
+        raise UserError(f"{file}: expected a pooling of sentence-transformers, found none of its fields: copy it again")
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for switch, mode in _OLD_SWITCHES.items() if config.get(switch)]

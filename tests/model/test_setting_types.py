@@ -104,6 +104,9 @@ def test_missing_modules_and_switches_are_errors(tmp_path):
     kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
     modules = [{"type": kind, "path": path} for kind, path in zip(kinds, ["", "1_Pooling"], strict=True)]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="expected a pooling of sentence-transformers, found none of its fields"):
+        read_settings(str(tmp_path))
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 16}')
     assert read_settings(str(tmp_path)).pooling == "mean"  # the default of sentence-transformers
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
     with pytest.raises(UserError, match=r"pooling: expected one of cls, mean and lasttoken, found \[\]"):
