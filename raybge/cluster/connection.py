@@ -83,6 +83,8 @@ def connect(
             _start(messages, settings)
         elif not reused:
             _join(str(target), messages)
+        else:  # ray.init sets it, and preserve_process_state restored it after the earlier call
+            logging.getLogger("ray").setLevel(_output_options(messages)["logging_level"])
         stack.callback(_stop_unless_idle)
         yield current_cluster()
         if keep and _own and threading.current_thread() is threading.main_thread():
