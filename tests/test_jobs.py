@@ -84,6 +84,7 @@ class Stages:
         self.started: list[str] = []
         self.fails_at: str | None = None
         self.restarts: set[int] = set()  # values of max_failures that training received
+        self.resumes: list[bool] = []  # values of resume
 
     def command(self, flag):
         def run(options, console):
@@ -91,6 +92,7 @@ class Stages:
             self.started.append(path.name)
             if flag == "output_dir":
                 self.restarts.add(options.max_failures)
+                self.resumes.append(options.resume)
             if path.name == self.fails_at:
                 raise OSError("no space left")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,9 @@ def test_the_recipe_runs_each_stage_once(recipe, stages, data_flags, tiny_model,
     assert stages.started == ["before.json", "mined-1.jsonl", "model-1", "mined-2.jsonl"]
 
     stages.started, stages.fails_at = [], None
+    (output / "model-2").touch()  # of a training that was interrupted
     assert recipe.main([*words, "--max_failures", "3"]) == 0
+    assert stages.resumes == [False, True]  # the first training says nothing of a run to continue
     assert stages.restarts == {0, 3}
     assert stages.started == ["mined-2.jsonl", "model-2", "model", "after.json"]
     output_text = capfd.readouterr().out

@@ -134,7 +134,8 @@ def print_summary(
         statistics: statistics of the rows.
         console: the console.
     """
-    console.info(f"\n{plural(summary['rows'], 'row')} with {plural(sampling.number, 'negative')} each")
+    most = "up to " if summary["rows_with_fewer"] else ""
+    console.info(f"\n{plural(summary['rows'], 'row')} with {most}{plural(sampling.number, 'negative')} each")
     if summary["bad_rows"]:
         console.info(f"{plural(summary['bad_rows'], 'invalid row')} skipped")
     if summary["rows_filled"]:

@@ -163,7 +163,8 @@ def test_small_pool_is_used_up_and_reported(ray_cluster, tiny_model, tmp_path, c
     message = capfd.readouterr().out
     assert "in.jsonl.gz:2" in message and '"query"' in message
     assert "--range_for_sampling 1-200 exceeds the pool of 5 passages: 1-5 is used" in message
-    assert "bad rows skipped: 1" in message and "because the pool has no more passages: 2" in message
+    assert "\n3 rows with up to 4 negatives each\n1 invalid row skipped\n" in message
+    assert "2 rows with fewer negatives: the pool has no more passages" in message
     out_rows = [json.loads(line) for line in gzip.decompress(output.read_bytes()).splitlines()]
     pool = {"bk", "ck", "dk", "fk", "ek"}
     # neither a positive nor the query (which is the third row's positive), each once

@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raybge.search.store import Store, files_digest, table_digest
+from raybge.cli.console import Console
+from raybge.search.spec import OutputSpec
+from raybge.search.store import Store, files_digest, run_store, table_digest
 from raybge.util.digest import digest
 
 
@@ -30,6 +32,33 @@ def test_table_is_one_memory_mapped_chunk(tmp_path):
     result = store.table("ab")
     assert result["n"].num_chunks == 1 and len(result) == 100_000
     assert pa.total_allocated_bytes() - before < 1000
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "finished", "how"),
+    [
+        (False, False, "the same command continues with it"),
+        (True, True, "the same command continues with it"),
+        (True, False, "the same command without --overwrite continues with it"),
+    ],
+)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted_run_says_what_is_kept(tmp_path, capsys, overwrite, finished, how, error):
+    output = OutputSpec(str(tmp_path / "out"), overwrite)
+    with pytest.raises(error), run_store(output, "mine", finished, Console()) as store:
+        store.keep_on_failure = True
+        store.write_table("ab", table())
+        raise error
+    assert capsys.readouterr().err == f"the work so far is kept in {tmp_path}/out.work: {how}\n"
+    with run_store(output, "mine", True, Console()) as store:
+        assert store.has("ab")
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
+
+
+def test_run_that_stores_nothing_is_silent(tmp_path, capsys):
+    with pytest.raises(ValueError), run_store(OutputSpec(str(tmp_path / "out")), "mine", False, Console()):
+        raise ValueError
+    assert not capsys.readouterr().err
 
 
 def test_failed_write_leaves_nothing(tmp_path):
