@@ -17,6 +17,7 @@ from typing import Any
 
 from raybge.model.lora import require_peft
 from raybge.util.errors import UserError
+from raybge.util.versions import sentence_transformers_version
 
 POOLINGS = ("cls", "mean", "last_token")
 
@@ -206,15 +207,19 @@ def _inside(folder: str, name: str) -> str:
 
 def _read_json(path: str, name: str, cache_dir: str | None, token: str | bool | None) -> Any:
     """Return the content of a JSON file of the model, None if the model has no such file."""
-    file: str | None = os.path.join(path, name)
-    if not os.path.isdir(path):
-        file = _from_hub(path, name, cache_dir, token)
-    if file is None or not os.path.isfile(file):
+    file = model_file(path, name, cache_dir, token)
+    if file is None:
         return None
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error})") from error
+
+
+def model_file(path: str, name: str, cache_dir: str | None = None, token: str | bool | None = None) -> str | None:
+    """Return the path of a small file of a local model or of one on the hub; None if the model has no such file."""
+    file = os.path.join(path, name) if os.path.isdir(path) else _from_hub(path, name, cache_dir, token)
+    return file if file is not None and os.path.isfile(file) else None
 
 
 def _from_hub(repo: str, name: str, cache_dir: str | None, token: str | bool | None) -> str | None:
@@ -367,7 +372,7 @@ def write_settings(path: str | Path, settings: FolderSettings, dim: int, version
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "__version__": dict(versions),
+            "__version__": {"sentence_transformers": sentence_transformers_version(), **versions},
             "prompts": settings.prompts,
             "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",

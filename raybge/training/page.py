@@ -96,7 +96,7 @@ def collect_report(
         run=_run_details(config, trainer),
         spans=spans,
         evaluations=evaluations,
-        changes=_metric_changes(trainer, evaluations, retrieval_metrics(metrics)),
+        changes=metric_changes(trainer, metrics),
         scores=trainer.score_sampler.samples,
         examples=examples,
         rows=config.task.spec.row_noun,
@@ -120,23 +120,32 @@ def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
         facts["evaluation corpus"] = f"{corpus.total_rows:,} passages" if corpus else "passages of these queries"
     return RunDetails(
         config.task.spec.command,
-        card["flags"],
-        card["base_model"] or "from scratch",
+        config.flags,
+        config.task.spec.base_model or "from scratch",
         card["data"],
         facts,
         card["versions"],
     )
 
 
-def _metric_changes(
-    trainer: StreamTrainer, evaluations: Sequence[tuple[int, Mapping[str, float]]], after: Mapping[str, float]
-) -> list[MetricChange]:
-    """Compare query by query if this run made both evaluations; otherwise compare the means that were logged."""
+def metric_changes(trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[MetricChange]:
+    """Compare the metrics before and after training.
+
+    Args:
+        trainer: The trainer at the end of its run.
+        metrics: Metrics of the last evaluation, as "eval_nDCG@10".
+
+    Returns:
+        The changes, by query with intervals if this run made both evaluations; otherwise those of the logged means.
+    """
+    after = retrieval_metrics(metrics)
     last = trainer.validation.last_result if trainer.validation else None
     if trainer.first_result and last:
         first = trainer.first_result
         return [MetricChange.from_queries(name, first.values[name], last.values[name]) for name in last.values]
-    before = next((values for step, values in evaluations if not step), {})
+    before = next(
+        (retrieval_metrics(e) for e in trainer.state.log_history if retrieval_metrics(e) and not e["step"]), {}
+    )
     return [MetricChange(name, before.get(name), value) for name, value in after.items()]
 
 

@@ -22,6 +22,7 @@ from raybge.model.precision import bf16_message
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
+from raybge.training.card_fields import training_card
 from raybge.training.checkpoint.final_model import RESULTS, publish_model
 from raybge.training.health.heartbeat import Heartbeat
 from raybge.training.page import write_report
@@ -171,16 +172,11 @@ def _write_result(
     examples: Sequence[QueryExample],
 ) -> None:
     """Write model, card, report and results into a staging folder, then move them into the output folder."""
-    from raybge.model.card import TrainingCard
-
     staging = Path(config.output_dir) / STATE_FOLDER / "model"
     shutil.rmtree(staging, ignore_errors=True)
     model_folder = staging / config.task.spec.model_folder
     config.task.save(trainer.components, model_folder, weights)
-    history = trainer.state.log_history
-    before = next((retrieval_metrics(e) for e in history if retrieval_metrics(e) and not e["step"]), {})
-    after = retrieval_metrics(metrics)
-    TrainingCard(**config.card, history=history, before=before or None, after=after or None).write(model_folder)
+    training_card(config, trainer, metrics, model_folder).write(model_folder)
     write_report(staging, config, trainer, metrics, examples)
     trainer.state.save_to_json(str(staging / "trainer_state.json"))
     (staging / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")

@@ -15,9 +15,8 @@ from raybge.evaluation.validation_data import prepare
 from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.training.page import collect_report, write_report
 
-CARD = dict(
-    flags={"learning_rate": 1e-3, "token": "hf_x"}, base_model="tiny", data=[("groups", 50)], versions={"a": "1"}
-)
+CARD = dict(data=[("groups", 50)], versions={"a": "1"})
+FLAGS = {"learning_rate": 1e-3, "token": "hf_x"}
 
 
 @pytest.fixture
@@ -32,8 +31,8 @@ def validation(survey, dropout_model, tmp_path):
 
 def config_of(trainer):
     validation = trainer.validation.data if trainer.validation else None
-    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="groups"))
-    return SimpleNamespace(task=task, card=CARD, order=trainer.stream.order, validation=validation)
+    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="groups", base_model="tiny"))
+    return SimpleNamespace(task=task, card=CARD, flags=FLAGS, order=trainer.stream.order, validation=validation)
 
 
 def report(trainer, **metrics):
