@@ -18,6 +18,7 @@ from raybge.data.groups import Group, parse_judged
 from raybge.data.qrels import join, parse_query, read_qrels
 from raybge.data.source_files import list_files
 from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
+from raybge.evaluation.ranking_examples import MeasuredModel, QueryRankings
 from raybge.evaluation.spec import RetrievalFiles
 from raybge.search.index import PassageLookup, SearchHits, ShardedIndex, search
 from raybge.search.inputs import InputFiles, survey_input
@@ -74,10 +75,12 @@ class ModelMetrics:
     Args:
         summary: means by name, and counts.
         values: each query's values by metric, (Q,) in the order of the queries.
+        measured: what examples are selected and read from; None if nothing was measured.
     """
 
     summary: dict[str, Any]
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    measured: MeasuredModel | None = None
 
 
 def search_and_measure(
@@ -112,7 +115,9 @@ def search_and_measure(
     relevant_R = np.concatenate([each.relevant_scores for each in results])
     other_O = np.concatenate([each.other_scores for each in results])
     means = {name: float(value_Q.mean(dtype=np.float64)) for name, value_Q in values.items()}
-    return ModelMetrics({**means, f"AUC@{k}": area_under_curve(relevant_R, other_O)}, values)
+    rankings = QueryRankings.concatenate([result.rankings for result in results])
+    measured = MeasuredModel(values, rankings, blocks, index.blocks)
+    return ModelMetrics({**means, f"AUC@{k}": area_under_curve(relevant_R, other_O)}, values, measured)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ class BlockMetrics:
         relevant_scores: scores of the retrieved relevant passages.
         other_scores: scores of the other retrieved passages.
         run_lines: lines of a TREC run.
+        rankings: first ranks of each query.
     """
 
     values: dict[str, np.ndarray]
@@ -132,6 +138,7 @@ class BlockMetrics:
     relevant_scores: np.ndarray
     other_scores: np.ndarray
     run_lines: bytes
+    rankings: QueryRankings
 
 
 def measure_block(hits: SearchHits, cutoffs: Sequence[int], lookup: PassageLookup | None) -> BlockMetrics:
@@ -167,6 +174,7 @@ def measure_block(hits: SearchHits, cutoffs: Sequence[int], lookup: PassageLooku
         relevant_scores=hits.scores_QK[retrieved_QK & relevant_QK],
         other_scores=hits.scores_QK[retrieved_QK & ~relevant_QK],
         run_lines=_run_lines(hits, raws, lookup) if lookup else b"",
+        rankings=QueryRankings.of(hits.ids_QK, relevant_QK, relevant),
     )
 
 

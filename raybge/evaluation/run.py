@@ -16,6 +16,7 @@ from raybge.evaluation import page
 from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.metrics import CUTOFFS, METRICS
+from raybge.evaluation.ranking_examples import RankingExamples, ranking_examples
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
 from raybge.evaluation.significance import LEVEL, compare
 from raybge.evaluation.spec import EvaluationSpec
@@ -47,13 +48,15 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         return evaluate_tasks(spec, console)
     with open_data(spec, console) as data:
         results = [evaluate_model(spec, model.encoder, data, console) for model in spec.models]
+        measured = [each.measured for each in results if each.measured and spec.metrics_file]
+        examples = ranking_examples(data.store, measured) if measured else None
     if spec.dry_run:
         return dict(data.counts)
     summary = results[0].summary
     _print_metrics(spec, results[0], console)
     if len(results) > 1:
         summary["compare"] = _compare_models(spec, results, console)
-    _write_results(spec, data, results, console)
+    _write_results(spec, data, results, examples, console)
     return summary
 
 
@@ -86,19 +89,25 @@ def _compare_models(spec: EvaluationSpec, results: Sequence[ModelMetrics], conso
 
 
 def _write_results(
-    spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics], console: Console
+    spec: EvaluationSpec,
+    data: RetrievalData,
+    results: Sequence[ModelMetrics],
+    examples: RankingExamples | None,
+    console: Console,
 ) -> None:
     """Write the metrics and, next to them, the report page."""
     if spec.metrics_file:
         with open_atomic(spec.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(results[0].summary, indent=2) + "\n").encode())
         path = append_to_path(spec.metrics_file, f".{REPORT}")
-        write_or_log(page.write, path, lambda: _report(spec, data, results))
+        write_or_log(page.write, path, lambda: _report(spec, data, results, examples))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")
 
 
-def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics]) -> page.EvaluationReport:
+def _report(
+    spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics], examples: RankingExamples | None
+) -> page.EvaluationReport:
     """Return the page's content; the second model's values are those before."""
     first = results[0]
     other = results[1].values if len(results) > 1 else {}
@@ -113,4 +122,5 @@ def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMe
         ],
         compared_with=spec.models[1].name if len(spec.models) > 1 else "before",
         seconds=data.clock.seconds,
+        examples=examples,
     )

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybge.model.origin import display_name, last_part
+from raybge.model.origin import display_name
+from raybge.util.filesystem import last_part
 from raybge.util.redaction import SECRET_FLAG, redact
 
 if TYPE_CHECKING:

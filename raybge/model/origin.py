@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raybge.model.folder import model_file
+from raybge.util.filesystem import last_part
 from raybge.util.redaction import redact
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -46,8 +47,10 @@ class ModelOrigin:
         """
         card = _front_matter(model_file(path, "README.md", cache_dir, token))
         cached = _CACHED.search(path)
+        hub_name: str | None
         if cached:
-            name = hub_name = "/".join(cached.groups())
+            name = "/".join(cached.groups())
+            hub_name = name
         elif os.path.isdir(path):
             name = display_name(os.path.abspath(path))
             hub_name = next((base for base in _texts(card.get("base_model")) if is_hub_name(base)), None)
@@ -67,11 +70,6 @@ def display_name(path: str) -> str:
         return path
     path = redact(path)
     return last_part(path) or path
-
-
-def last_part(path: str) -> str:
-    """Return the last part of a path or URI."""
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _front_matter(card: str | None) -> dict[str, Any]:

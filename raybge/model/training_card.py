@@ -39,11 +39,25 @@ _POOLINGS = {"cls": "first token (CLS)", "mean": "mean of all tokens", "last_tok
 class CardMetric(Protocol):
     """A metric before and after training, with the 95% interval of the difference: `MetricChange` of an evaluation."""
 
-    metric: str
-    before: float | None
-    after: float | None
-    low: float | None
-    high: float | None
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+
+    @property
+    def before(self) -> float | None:
+        """Mean before training; None if unknown."""
+
+    @property
+    def after(self) -> float | None:
+        """Mean after training; None if unknown."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval; None if unknown."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval; None if unknown."""
 
     @property
     def texts(self) -> tuple[str, ...]:

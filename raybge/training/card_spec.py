@@ -11,8 +11,9 @@ from typing import Any
 from raybge.cli.options import LoopOptions
 from raybge.cli.options.common import DATA, LORA, OBJECTIVE
 from raybge.cli.parser import changed_values, declared_flags
-from raybge.model.origin import ModelOrigin, last_part
+from raybge.model.origin import ModelOrigin
 from raybge.util.errors import UserError
+from raybge.util.filesystem import last_part
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual")

@@ -161,7 +161,7 @@ def html(report: TrainingReport) -> str:
     """Render the page."""
     return render(
         "training/page.html.jinja",
-        _title(report),
+        report.run.head(_title(report)),
         report=report,
         summary=_summary(report),
         figures=_figures(report),
@@ -240,6 +240,7 @@ def _span_size(spans: Sequence[UpdateSpan]) -> int:
 def _run_charts(spans: Sequence[UpdateSpan]) -> list[Markup]:
     timed = [span for span in spans if span.seconds > 0]
     return [
+        small_curve([(s.middle, s.norm) for s in spans], "gradient norm"),
         small_curve([(s.middle, s.rate) for s in spans], "learning rate"),
         small_curve([(s.middle, s.seconds / s.updates) for s in timed], "seconds per step", steady=True),
         small_curve([(s.middle, s.tokens / s.seconds) for s in timed], "tokens per second", steady=True),

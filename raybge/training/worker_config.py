@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.data.token_cache import TokenCache
-from raybge.model.origin import last_part
 from raybge.training.checkpoint.manifest import RunIdentity, load_checkpoint
 from raybge.training.row_records import RowLog
 from raybge.training.trainer_arguments import training_arguments
 from raybge.util.digest import fingerprint
+from raybge.util.filesystem import last_part
 from raybge.util.versions import versions
 
 if TYPE_CHECKING:
