@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,13 +167,14 @@ class TrainingCard:
 
         held_out, results = self.held_out, []
         for each in self.metrics:
-            if each.after is None:
+            before, after, low, high = (_finite(value) for value in (each.before, each.after, each.low, each.high))
+            if after is None:
                 continue
             arguments: dict[str, Any] = {}
-            if each.before is not None:
-                arguments = {"before_training": each.before, "difference": each.after - each.before}
-            if each.low is not None and each.high is not None:
-                arguments["difference_95_percent_interval"] = [each.low, each.high]
+            if before is not None:
+                arguments = {"before_training": before, "difference": after - before}
+            if low is not None and high is not None:
+                arguments["difference_95_percent_interval"] = [low, high]
             sizes = {"queries": held_out.queries, "passages": held_out.passages} if held_out else {}
             results.append(
                 EvalResult(
@@ -183,7 +185,7 @@ class TrainingCard:
                     dataset_args={name: size for name, size in sizes.items() if size is not None} or None,
                     metric_type=each.metric,
                     metric_name=each.metric,
-                    metric_value=each.after,
+                    metric_value=after,
                     metric_args=arguments or None,
                 )
             )
@@ -288,6 +290,11 @@ def _sample_parts(sample: RowSample) -> list[str]:
     names = list(dict.fromkeys(name for example in sample.examples for name in example))
     rows = [[table_text(excerpt(example.get(name, ""))) for name in names] for example in sample.examples]
     return [note, markdown_table(heads, lengths), "Examples:", markdown_table(names, rows)]
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None in place of inf and nan, which the hub refuses."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _is_metric(name: str) -> bool:

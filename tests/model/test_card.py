@@ -1,6 +1,7 @@
 """Model cards, read back as the hub and a person would."""
 
 import itertools
+import math
 import re
 from dataclasses import replace
 
@@ -157,6 +158,13 @@ def test_the_hub_combines_the_results_with_others(tmp_path):
     for result in metadata["model-index"][0]["results"]:
         assert {"type", "name"} == {*result["task"]} and {"type", "name"} <= {*result["dataset"]}
         assert all({"type", "value", "name"} <= {*metric} for metric in result["metrics"])
+
+
+def test_values_that_are_not_numbers_are_no_results():
+    nan = math.nan
+    card = replace(CARD, metrics=[MetricChange("a@1", 0.5, nan), MetricChange("b@1", nan, 0.5, nan, nan, 3)])
+    _, [result] = model_index_to_eval_results(front_matter(card.text())["model-index"])
+    assert (result.metric_type, result.metric_value, result.metric_args) == ("b@1", 0.5, None)
 
 
 def test_several_languages_and_adapters():

@@ -47,6 +47,8 @@ def test_report_contains_all_steps_and_both_ends(make_trainer, validation):
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert [span.loss for span in content.spans] == pytest.approx(logged, abs=1e-4) and len(logged) == 18
     assert [span.rate for span in content.spans] == pytest.approx(rates)
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [span.norm for span in content.spans] == pytest.approx(norms, rel=1e-3) and min(norms) > 0
     assert 0 < sum(span.seconds for span in content.spans) < result.metrics["train_runtime"]
     tokens = sum(sum(map(len, item["batch"].token_ids)) for item in LocalStream.__iter__(trainer.stream))
     assert sum(span.tokens for span in content.spans[-9:]) == tokens
