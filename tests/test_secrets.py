@@ -22,7 +22,8 @@ from raybge.data.datasets import build_data_sets
 from raybge.data.groups import parse_group
 from raybge.data.source_files import list_files
 from raybge.data.survey import survey
-from raybge.model.card import TrainingCard
+from raybge.model.origin import ModelOrigin
+from raybge.model.training_card import TrainingCard
 from raybge.report.run_details import RunDetails
 from raybge.search.metadata import write_metadata
 from raybge.training import page
@@ -144,7 +145,8 @@ def test_cards_and_reports_have_no_secrets():
     given = {**text_flags(TrainOptions), "fsdp_config": {"a": {"hub_token": CANARY, "place": URI}}}
     run = RunDetails("train", given, URI, [(URI, 3)], {"place": AZURE})
     said = page.html(page.TrainingReport(run))
-    card = TrainingCard(f"s3://k:{CANARY}@bucket", [(f"s3://k:{CANARY}@bucket", 3)], given, [], None, None, {}).text()
+    base = ModelOrigin.of(f"s3://k:{CANARY}@bucket")
+    card = TrainingCard(base, [(f"s3://k:{CANARY}@bucket", 3)], given, hyperparameters=given).text()
     assert CANARY not in said and "bucket/groups.jsonl" in said
     assert CANARY not in card and "groups.jsonl" in card
 

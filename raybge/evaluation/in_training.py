@@ -37,7 +37,14 @@ from raybge.evaluation.block_shares import (
     number_passages,
 )
 from raybge.evaluation.metrics import METRICS, measure
-from raybge.evaluation.query_examples import QueryExample, RetrievalResult, build_examples, hit_ids, select_queries
+from raybge.evaluation.query_examples import (
+    METRIC,
+    QueryExample,
+    RetrievalResult,
+    build_examples,
+    hit_ids,
+    select_queries,
+)
 from raybge.evaluation.validation_data import ValidationData
 from raybge.losses.objective import gather_counts, gather_rows
 from raybge.model.embedding import eval_mode, max_positions
@@ -150,7 +157,7 @@ class RetrievalValidator:
             The examples on worker 0; an empty list on other workers.
         """
         assert self._corpus is not None
-        queries = select_queries(first, last)
+        queries = select_queries(first.values[METRIC], last.values[METRIC])
         wanted = hit_ids((first, last), queries)
         own: dict[int, str] = {}
         with _errors_to_log():

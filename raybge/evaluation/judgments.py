@@ -19,6 +19,7 @@ from raybge.data.groups import Group, parse_judged
 from raybge.data.qrels import join, parse_answered, parse_query, read_qrels
 from raybge.data.source_files import list_files
 from raybge.evaluation.metrics import CUTOFFS, area_under_curve, measure
+from raybge.evaluation.ranking_examples import MeasuredModel, QueryRankings
 from raybge.evaluation.spec import Ranking, RetrievalFiles
 from raybge.evaluation.trec_run import FIELDS, run_lines
 from raybge.search import topk
@@ -81,10 +82,12 @@ class ModelMetrics:
     Args:
         summary: means by name, and counts.
         values: each query's values by metric, (Q,) in the order of the queries.
+        measured: what examples are selected and read from; None if nothing was measured.
     """
 
     summary: dict[str, Any]
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    measured: MeasuredModel | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -124,7 +127,9 @@ def search_and_measure(
     other_O = np.concatenate([each.other_scores for each in results])
     means = {name: float(value_Q.mean()) for name, value_Q in values.items()}
     means[f"AUC@{ranking.k}"] = area_under_curve(relevant_R, other_O)
-    return ModelMetrics({**means, **_report_hits(results, ranking, console)}, values)
+    rankings = QueryRankings.concatenate([result.rankings for result in results])
+    measured = MeasuredModel(values, rankings, blocks, index.blocks)
+    return ModelMetrics({**means, **_report_hits(results, ranking, console)}, values, measured)
 
 
 def _report_hits(results: Sequence[BlockMetrics], ranking: Ranking, console: Console) -> dict[str, int]:
@@ -166,6 +171,7 @@ class BlockMetrics:
         other_scores: scores of the other retrieved passages.
         self_hits: number of dropped hits, of those judged relevant, and of those with another text than the query.
         run_lines: lines of a TREC run.
+        rankings: first ranks of each query.
         run_queries: names of the queries in these lines.
         unreadable_lines: number of these lines whose fields trec_eval cannot read.
     """
@@ -174,6 +180,7 @@ class BlockMetrics:
     absent_Q: np.ndarray
     relevant_scores: np.ndarray
     other_scores: np.ndarray
+    rankings: QueryRankings
     self_hits: tuple[int, int, int] = (0, 0, 0)
     run_lines: bytes = b""
     run_queries: Sequence[object] = ()
@@ -223,6 +230,7 @@ def measure_block(hits: SearchHits, ranking: Ranking, writes_run: bool, lookup: 
         absent_Q=np.array([sum(grade > 0 for grade in each) for each in absent]),
         relevant_scores=hits.scores_QK[retrieved_QK & relevant_QK],
         other_scores=hits.scores_QK[retrieved_QK & ~relevant_QK],
+        rankings=QueryRankings.of(hits.ids_QK, relevant_QK, relevant),
         self_hits=self_hits,
         run_lines=lines,
         run_queries=queries,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raybge.report.page import render, write_page
-from raybge.report.run_details import RunDetails
+from raybge.report.run_details import RunDetails, short_names
 from raybge.report.text import format_duration, format_metric
 
 
@@ -53,7 +53,7 @@ def html(report: MtebReport) -> str:
         title = f"{tasks[0].name}: {tasks[0].main} {format_metric(tasks[0].score)}"
     return render(
         "evaluation/mteb_page.html.jinja",
-        title,
+        replace(report.run.head(title), data=short_names([task.name for task in tasks])),
         report=report,
         summary=[f"total time {format_duration(sum(task.seconds for task in tasks))}"],
         figures=_means(tasks),

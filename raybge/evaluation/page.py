@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.metrics import METRICS
+from raybge.evaluation.ranking_examples import RankingExamples
 from raybge.report.page import render, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, binned, histogram
@@ -31,6 +32,7 @@ class EvaluationReport:
         comparison: Metrics of another model (`before`) and of this one (`after`).
         compared_with: Name of the other model.
         seconds: Duration of each stage.
+        examples: Worst queries, and those on which the two models differ most; None if they could not be read.
     """
 
     run: RunDetails
@@ -39,6 +41,7 @@ class EvaluationReport:
     comparison: Sequence[MetricChange] = ()
     compared_with: str = "before"
     seconds: Mapping[str, float] = field(default_factory=dict)
+    examples: RankingExamples | None = None
 
 
 def write(path: str, report: EvaluationReport) -> None:
@@ -54,13 +57,14 @@ def html(report: EvaluationReport) -> str:
     ranks, rows = _metric_rows(metrics)
     return render(
         "evaluation/page.html.jinja",
-        f"{main} {format_metric(metrics[main])}" if main else "Evaluation without a metric",
+        report.run.head(f"{main} {format_metric(metrics[main])}" if main else "Evaluation without a metric"),
         report=report,
         summary=[f"total time {format_duration(sum(report.seconds.values()))}"] if report.seconds else [],
         figures=counts,
         ranks=ranks,
         metric_rows=rows,
         query_charts=_query_charts(report.per_query),
+        examples=report.examples or RankingExamples(""),
     )
 
 

@@ -42,13 +42,13 @@ class PassageHit:
 
 @dataclass(frozen=True)
 class QueryExample:
-    """A held-out query's results before and after training.
+    """A query's results before and after training, or of two models.
 
     Args:
         query: The query.
         answer: Its first relevant passage.
-        before: METRIC before training.
-        after: METRIC after training.
+        before: The metric before training; None if a single model is shown.
+        after: The metric after training.
         hits_before: The first passages retrieved before training.
         hits_after: The first passages retrieved after training.
         rank_before: Rank of the first relevant passage before training, counted from 1; None if it was not retrieved.
@@ -57,7 +57,7 @@ class QueryExample:
 
     query: str
     answer: str
-    before: float
+    before: float | None
     after: float
     hits_before: Sequence[PassageHit] = ()
     hits_after: Sequence[PassageHit] = ()
@@ -65,9 +65,9 @@ class QueryExample:
     rank_after: int | None = None
 
 
-def select_queries(first: RetrievalResult, last: RetrievalResult) -> list[int]:
-    """Select EXAMPLES queries, the largest changes of METRIC first: half gains, half losses, if there are enough."""
-    change_Q = last.values[METRIC] - first.values[METRIC]
+def select_queries(before_Q: np.ndarray, after_Q: np.ndarray) -> list[int]:
+    """Select EXAMPLES queries, the largest changes of a metric first: half gains, half losses, if there are enough."""
+    change_Q = after_Q - before_Q
     order = np.argsort(-np.abs(change_Q), kind="stable")
     gains, losses = ([int(q) for q in order if sign * change_Q[q] > 0] for sign in (1, -1))
     half = EXAMPLES // 2

@@ -16,6 +16,7 @@ from raybge.evaluation import page
 from raybge.evaluation.judgments import ModelMetrics
 from raybge.evaluation.metric_changes import MetricChange, print_changes
 from raybge.evaluation.metrics import CUTOFFS, METRICS
+from raybge.evaluation.ranking_examples import RankingExamples, ranking_examples
 from raybge.evaluation.retrieval import RetrievalData, evaluate_model, open_data
 from raybge.evaluation.significance import Difference, compare
 from raybge.evaluation.spec import EvaluationSpec
@@ -79,11 +80,13 @@ def evaluate(options: EvaluateOptions, console: Console) -> EvaluationResult:
         return EvaluationResult(scores, report=_report_path(spec) if scores else None)
     with open_data(spec, console) as data:
         results = [evaluate_model(spec, model.encoder, data, console) for model in spec.models]
+        measured = [each.measured for each in results if each.measured and spec.metrics_file]
+        examples = ranking_examples(data.store, measured) if measured else None
     if spec.dry_run:
         return EvaluationResult(counts=data.counts)
     _print_metrics(spec, results[0], console)
     comparison = _compare_models(spec, results, console) if len(results) > 1 else {}
-    _write_results(spec, data, results, comparison, console)
+    _write_results(spec, data, results, comparison, examples, console)
     return EvaluationResult(results[0].means, data.counts, comparison, _report_path(spec))
 
 
@@ -127,6 +130,7 @@ def _write_results(
     data: RetrievalData,
     results: Sequence[ModelMetrics],
     comparison: Mapping[str, ModelComparison],
+    examples: RankingExamples | None,
     console: Console,
 ) -> None:
     """Write the metrics and, next to them, the report page."""
@@ -136,14 +140,16 @@ def _write_results(
     if spec.metrics_file and (report := _report_path(spec)):
         with open_atomic(spec.metrics_file, "--metrics_file") as out:
             out.write((json.dumps(summary, indent=2) + "\n").encode())
-        write_or_log(page.write, report, lambda: _report(spec, data, results))
+        write_or_log(page.write, report, lambda: _report(spec, data, results, examples))
     for written in filter(None, (spec.metrics_file, spec.run_file)):
         console.info(f"written: {written}")
     if report := _report_path(spec):
         console.info(f"report: {report}")
 
 
-def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics]) -> page.EvaluationReport:
+def _report(
+    spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMetrics], examples: RankingExamples | None
+) -> page.EvaluationReport:
     """Return the page's content; the second model's values are those before."""
     first = results[0]
     surveys = data.search.passages.survey, data.search.queries.survey
@@ -155,4 +161,5 @@ def _report(spec: EvaluationSpec, data: RetrievalData, results: Sequence[ModelMe
         comparison=_changes(results[1], first) if len(results) > 1 else [],
         compared_with=spec.models[1].name if len(spec.models) > 1 else "before",
         seconds=data.clock.seconds,
+        examples=examples,
     )

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from raybge.model.card import (
     USAGE,
     card_text,
-    display_name,
     flags_section,
     format_number,
-    is_hub_name,
     markdown_table,
     versions_section,
 )
+from raybge.model.origin import ModelOrigin, display_name
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -50,6 +49,7 @@ class MergedModelCard:
         search_results: The search's metric on the `target` and the `general` set, and its number of `evaluations`.
         flags: Flags that were set, by name.
         versions: Versions of libraries by name.
+        origins: Origins of the models, in their order; empty: as the names state them.
     """
 
     model_type: str
@@ -60,6 +60,7 @@ class MergedModelCard:
     search_results: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    origins: Sequence[ModelOrigin] = ()
 
     def write(self, folder: Path) -> None:
         """Write the card as README.md of a model's folder."""
@@ -75,9 +76,18 @@ class MergedModelCard:
         from huggingface_hub import ModelCardData
 
         library, task, _ = _KINDS[self.model_type]
-        bases = [name for name, _ in self.models if is_hub_name(name)]
+        origins = self.origins or [ModelOrigin.of(name) for name, _ in self.models]
+        bases = list(dict.fromkeys(each.hub_name for each in origins if each.hub_name))
+        licenses = {each.license for each in origins}
+        languages = list(dict.fromkeys(language for each in origins for language in each.languages))
         return ModelCardData(
-            base_model=bases or None, library_name=library, pipeline_tag=task, tags=[library, "merge", "raybge"]
+            language=languages or None,
+            license=licenses.pop() if len(licenses) == 1 else None,
+            base_model=bases or None,
+            base_model_relation="merge" if bases else None,
+            library_name=library,
+            pipeline_tag=task,
+            tags=[library, "merge", "raybge"],
         )
 
     def _opening(self) -> str:

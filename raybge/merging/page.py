@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -12,7 +12,7 @@ from raybge.merging.spec import METRIC
 from raybge.merging.weight_search import MergeCandidate
 from raybge.report.charts import Frame, bottom_axis, clipped, left_axis, line, mark, svg, text_label
 from raybge.report.page import render, write_page
-from raybge.report.run_details import RunDetails
+from raybge.report.run_details import RunDetails, short_names
 from raybge.report.scales import Scale, tick_range
 from raybge.report.series import NARROW, TICKS, WIDE, chart
 from raybge.report.text import distinct_labels, format_duration, format_metric
@@ -61,7 +61,7 @@ def html(report: MergingReport) -> str:
     """Render the page."""
     return render(
         "merging/page.html.jinja",
-        f"Merge of {len(report.models)} models",
+        replace(report.run.head(f"Merge of {len(report.models)} models"), model=short_names(report.models)),
         report=report,
         summary=[f"method: {report.method}", f"total time {format_duration(report.seconds)}"],
         figures=_figures(report),

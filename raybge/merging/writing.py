@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.cli.console import Console
 from raybge.merging.spec import METRIC, MergingSpec
 from raybge.merging.weight_search import best_candidate, general_threshold
+from raybge.model.origin import ModelOrigin
 from raybge.report.page import REPORT
 from raybge.util.errors import UserError
 from raybge.util.versions import versions
@@ -98,6 +99,7 @@ def _write_card(spec: MergingSpec, merge_weights: MergeWeights, folder: Path) ->
         search_results=search_results(spec, merge_weights),
         flags={**spec.flags, "model_names_or_paths": list(spec.paths)},
         versions=_versions(),
+        origins=[ModelOrigin.of(path, spec.cache_dir) for path in spec.paths],
     ).write(folder)
 
 

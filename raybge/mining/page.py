@@ -50,7 +50,7 @@ def html(report: MiningReport) -> str:
     statistics = report.statistics
     return render(
         "mining/page.html.jinja",
-        _title(report),
+        report.run.head(_title(report)),
         report=report,
         statistics=statistics,
         summary=summary,

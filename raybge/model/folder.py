@@ -27,6 +27,7 @@ from raybge.model.setting_types import (
 )
 from raybge.model.weight_files import ADAPTER_WEIGHTS, WEIGHTS, check_not_pointer
 from raybge.util.errors import UserError
+from raybge.util.versions import sentence_transformers_version
 
 POOLINGS = ("cls", "mean", "last_token")
 
@@ -220,10 +221,8 @@ def read_json(
     Raises:
         UserError: the file is not JSON, or a setting has another type.
     """
-    file: str | None = os.path.join(path, name)
-    if not os.path.isdir(path):
-        file = _from_hub(path, name, cache_dir, token)
-    if file is None or not os.path.isfile(file):
+    file = model_file(path, name, cache_dir, token)
+    if file is None:
         return None
     check_not_pointer(file)
     try:
@@ -232,6 +231,12 @@ def read_json(
         raise UserError(f"{file}: not JSON ({error})") from error
     check_types(file, kind or os.path.basename(name), content)
     return content
+
+
+def model_file(path: str, name: str, cache_dir: str | None = None, token: str | bool | None = None) -> str | None:
+    """Return the path of a small file of a local model or of one on the hub; None if the model has no such file."""
+    file = os.path.join(path, name) if os.path.isdir(path) else _from_hub(path, name, cache_dir, token)
+    return file if file is not None and os.path.isfile(file) else None
 
 
 def _from_hub(repo: str, name: str, cache_dir: str | None, token: str | bool | None) -> str | None:
@@ -313,7 +318,7 @@ def write_settings(path: str | Path, settings: FolderSettings, dim: int, version
     _write_json(
         folder / "config_sentence_transformers.json",
         {
-            "__version__": dict(versions),
+            "__version__": {"sentence_transformers": sentence_transformers_version(), **versions},
             "prompts": settings.prompts,
             "default_prompt_name": settings.default_prompt_name,
             "similarity_fn_name": "cosine" if settings.normalize else "dot",

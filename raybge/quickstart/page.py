@@ -40,7 +40,7 @@ def html(report: DemoReport) -> str:
     main = report.changes[0]
     return render(
         "quickstart/page.html.jinja",
-        f"{main.metric} {format_metric(main.before)} → {format_metric(main.after)}",
+        report.run.head(f"{main.metric} {format_metric(main.before)} → {format_metric(main.after)}"),
         report=report,
         summary=[f"total time {format_duration(sum(report.seconds.values()))}"],
         figures=[(name, f"{value:,}") for name, value in report.counts.items()],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
+from raybge.report.run_details import PageHead
 from raybge.report.text import excerpt, format_duration, format_flag, format_metric, format_value, shell_command
 from raybge.util.atomic_write import open_atomic
 
@@ -25,14 +26,15 @@ if TYPE_CHECKING:
 Report = TypeVar("Report")
 
 REPORT = "report.html"  # name of the page in an output folder; ending of the page next to an output file
+HEAD_NAME = "raybge-run"  # of the element with the page's head as JSON
 
 
-def render(template: str, title: str, **values: Any) -> str:
+def render(template: str, head: PageHead, **values: Any) -> str:
     """Render a page.
 
     Args:
         template: Path of the template relative to the package, such as "mining/page.html.jinja".
-        title: Title of the document and its heading.
+        head: Title and subject of the page.
         **values: Variables of the template.
 
     Returns:
@@ -40,7 +42,7 @@ def render(template: str, title: str, **values: Any) -> str:
     """
     package = files("raybge.report")
     style, script = ((package / name).read_text(encoding="utf-8").strip() for name in ("page.css", "page.js"))
-    values |= {"title": title, "style": Markup(style), "script": Markup(script)}
+    values |= {"head": head, "head_name": HEAD_NAME, "style": Markup(style), "script": Markup(script)}
     return _environment().get_template(template).render(values)
 
 

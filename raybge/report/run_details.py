@@ -4,11 +4,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raybge.report.text import shorten
+from raybge.util.filesystem import last_part
 from raybge.util.redaction import SECRET_FLAG, redact, redact_settings
 from raybge.util.versions import versions
+
+MAX_NAME = 48  # characters of a name in the head
+_OUTPUTS = ("output_dir", "output_file", "output_path", "metrics_file")  # flags of the output that a page belongs to
+
+
+@dataclass(frozen=True)
+class PageHead:
+    """Head of a page: its title, and which run it shows.
+
+    Args:
+        title: Title, the main result.
+        command: Name of the command, such as "train".
+        run: Name of the output.
+        model: Name of the model.
+        data: Names of the data.
+    """
+
+    title: str
+    command: str
+    run: str = ""
+    model: str = ""
+    data: str = ""
+
+    @property
+    def subject(self) -> list[tuple[str, str]]:
+        """Names and values that identify the run."""
+        pairs = [("run", self.run), ("model", self.model), ("data", self.data)]
+        return [(name, value) for name, value in pairs if value]
+
+    @property
+    def document_title(self) -> str:
+        """Title of the document, as a browser's tab shows it."""
+        return " · ".join([self.title, *(value for _, value in self.subject), f"raybge.{self.command}"])
+
+    @property
+    def summary(self) -> str:
+        """The head as JSON, for the overview of several runs."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def short_names(paths: Sequence[str]) -> str:
+    """Return the last parts of paths, at most two of them."""
+    names = list(dict.fromkeys(shorten(last_part(redact(path)), MAX_NAME) for path in paths))
+    more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
 
 
 @dataclass(frozen=True)
@@ -30,6 +77,19 @@ class RunDetails:
     data: Sequence[tuple[str, int | None]] = ()
     more: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def head(self, title: str) -> PageHead:
+        """Return the head of the run's page."""
+        outputs = [str(self.flags[name]) for name in _OUTPUTS if self.flags.get(name)]
+        model = redact(self.model)
+        is_path = model.count("/") > 1 or model.startswith(("/", ".", "~"))
+        return PageHead(
+            title,
+            self.command,
+            run=short_names(outputs[:1]),
+            model=shorten(last_part(model) if is_path else model, MAX_NAME),
+            data=short_names([name for name, _ in self.data]),
+        )
 
     @property
     def command_line(self) -> list[str]:

@@ -20,6 +20,8 @@ from raybge.report.text import format_value
 
 WIDE, NARROW, SMALL = 1072.0, 440.0, 380.0  # widths in pixels: large screen, phone, one of several in a row
 MAX_POINTS = 400  # of a curve
+MAX_DOTS = 60  # points of a curve that are drawn as dots; those of longer curves appear under the pointer
+MAX_HOVER = 120  # points of a longer curve that have a tooltip, evenly spaced
 MAX_BARS = 60  # of a histogram
 TICKS = 6
 Point = tuple[float, float]
@@ -51,7 +53,7 @@ def small_curve(points: Sequence[Point], name: str, x_name: str = "training step
 def draw_curve(
     points: Sequence[Point], name: str, x_name: str, width: float, *, trend: bool = False, steady: bool = False
 ) -> Markup:
-    """Draw a curve; more than MAX_POINTS points are averaged.
+    """Draw a curve with the value of each point as its tooltip; more than MAX_POINTS points are averaged.
 
     Args:
         points: (step, value) pairs, ascending; those that are not finite are omitted.
@@ -76,11 +78,23 @@ def draw_curve(
     y = Scale(*_value_range([value for _, value in means], steady), frame.bottom, frame.top)
     title = f"{name}: from {format_value(means[0][1])} to {format_value(means[-1][1])}"
     path = [(x(a), y(b)) for a, b in means]
-    drawing = [mark("dot", *path[0], "r6")] if len(path) == 1 else [line(path, "curve r6", title)]
+    drawing = [mark("dot", *path[0], "r6", title)] if len(path) == 1 else [line(path, "curve r6", title)]
     if trend and len(means) > 20:
         drawing = [line(path, "curve r1", title), line([(x(a), y(b)) for a, b in smoothed(means)], "curve trend r7")]
+    if len(path) > 1:
+        drawing += _tooltips(means, path, name, x_name)
     axes = bottom_axis(x, frame, x_name, int((frame.right - frame.left) / 62)) + left_axis(y, frame, name, TICKS)
     return svg(width, height, f"{title} over {len(finite):,} points", axes, clipped(frame.padded(5), *drawing))
+
+
+def _tooltips(means: Sequence[Point], path: Sequence[Point], name: str, x_name: str) -> list[Markup]:
+    """Mark points of a curve, with their values as tooltips."""
+    class_ = "r6 tiny" if len(path) <= MAX_DOTS else "r7 hidden"
+    every = math.ceil(len(path) / MAX_HOVER)
+    return [
+        mark("dot", *path[i], class_, f"{x_name} {means[i][0]:,.0f}: {name} {format_value(means[i][1])}")
+        for i in range(0, len(path), every)
+    ]
 
 
 def bucket_means(points: Sequence[Point], max_points: int) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class UpdateSpan:
         rate: Learning rate of the last update.
         seconds: Duration of all these updates.
         tokens: Tokens of one worker in all these updates.
+        norm: Mean norm of the gradients, before they are clipped; nan if unknown.
     """
 
     first: int
@@ -27,6 +29,7 @@ class UpdateSpan:
     rate: float
     seconds: float
     tokens: int
+    norm: float = math.nan
 
     @property
     def updates(self) -> int:

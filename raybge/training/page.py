@@ -120,8 +120,8 @@ def _run_details(config: WorkerConfig, trainer: StreamTrainer) -> RunDetails:
         facts["evaluation corpus"] = f"{corpus.total_rows:,} passages" if corpus else "passages of these queries"
     return RunDetails(
         config.task.spec.command,
-        card["flags"],
-        card["base_model"] or "from scratch",
+        config.flags,
+        config.task.spec.base_model or "from scratch",
         card["data"],
         facts,
         card["versions"],
@@ -140,7 +140,7 @@ def html(report: TrainingReport) -> str:
     """Render the page."""
     return render(
         "training/page.html.jinja",
-        _title(report),
+        report.run.head(_title(report)),
         report=report,
         summary=_summary(report),
         figures=_figures(report),
@@ -219,6 +219,7 @@ def _span_size(spans: Sequence[UpdateSpan]) -> int:
 def _run_charts(spans: Sequence[UpdateSpan]) -> list[Markup]:
     timed = [span for span in spans if span.seconds > 0]
     return [
+        small_curve([(s.middle, s.norm) for s in spans], "gradient norm"),
         small_curve([(s.middle, s.rate) for s in spans], "learning rate"),
         small_curve([(s.middle, s.seconds / s.updates) for s in timed], "seconds per step", steady=True),
         small_curve([(s.middle, s.tokens / s.seconds) for s in timed], "tokens per second", steady=True),

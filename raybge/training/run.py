@@ -19,6 +19,7 @@ from raybge.cluster.autoscaling import wait_for_capacity
 from raybge.cluster.connection import joins_cluster
 from raybge.cluster.resources import reading_cpus
 from raybge.cluster.shared_paths import check_shared
+from raybge.model.upload import upload_command, upload_obstacle
 from raybge.report.page import REPORT
 from raybge.training import row_records
 from raybge.training.checkpoint.final_model import RESULTS, finished_metrics
@@ -275,3 +276,5 @@ def _summarize(spec: TrainingSpec, metrics: dict[str, float], console: Console) 
     folder = spec.run.output_dir
     model = os.path.join(folder, spec.task.model_folder).rstrip("/")
     console.info(f"model: {model}\nreport: {folder}/{REPORT}")
+    obstacle = upload_obstacle(model)
+    console.info(f"not to be published: {obstacle}" if obstacle else f"to publish it: {upload_command(model)}")

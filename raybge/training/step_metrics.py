@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ class StepRecorder:
     def __init__(self) -> None:
         self.spans: list[UpdateSpan] = []
         self._losses: list[tuple[Tensor, int]] = []  # of the steps since the last `resolve`: sum and number of queries
-        # Of the updates since the last `resolve`: steps until then, number, learning rate, seconds, tokens.
-        self._updates: list[tuple[int, int, float, float, int]] = []
+        # Of the updates since the last `resolve`: steps until then, number, learning rate, seconds, tokens, norm.
+        self._updates: list[tuple[int, int, float, float, int, Tensor | float]] = []
         self._tokens = 0
+        self._norm: Tensor | float = math.nan
         self._started = time.monotonic()
 
     def start(self) -> None:
@@ -53,6 +55,10 @@ class StepRecorder:
         self._losses.append((loss, len(batch.rows)))
         self._tokens += sum(map(len, batch.token_ids))
 
+    def add_norm(self, norm: Tensor | float) -> None:
+        """Record the norm of the next update's gradient; a tensor must not be distributed over workers."""
+        self._norm = norm
+
     def add_update(self, number: int, rate: float) -> None:
         """Record that the steps since the last call form an update.
 
@@ -61,8 +67,8 @@ class StepRecorder:
             rate: its learning rate.
         """
         now = time.monotonic()
-        self._updates.append((len(self._losses), number, rate, now - self._started, self._tokens))
-        self._started, self._tokens = now, 0
+        self._updates.append((len(self._losses), number, rate, now - self._started, self._tokens, self._norm))
+        self._started, self._tokens, self._norm = now, 0, math.nan
 
     def resolve(self) -> float:
         """Append the updates since the last call to `spans`. Waits for the device.
@@ -75,9 +81,9 @@ class StepRecorder:
         sums = torch.stack([loss for loss, _ in self._losses]).double().tolist()
         queries = [count for _, count in self._losses]
         start = 0
-        for stop, number, rate, seconds, tokens in self._updates:
+        for stop, number, rate, seconds, tokens, norm in self._updates:
             loss, count = _mean(sums[start:stop], queries[start:stop]), sum(queries[start:stop])
-            self.spans.append(UpdateSpan(number, number, loss, count, rate, seconds, tokens))
+            self.spans.append(UpdateSpan(number, number, loss, count, rate, seconds, tokens, float(norm)))
             start = stop
         self._losses, self._updates = [], []
         if len(self.spans) > MAX_SPANS:
@@ -93,4 +99,6 @@ def _merge(spans: list[UpdateSpan]) -> UpdateSpan:
     seconds, tokens = sum(span.seconds for span in spans), sum(span.tokens for span in spans)
     queries = [span.queries for span in spans]
     loss = _mean([span.loss * span.queries for span in spans if span.queries], queries)
-    return UpdateSpan(spans[0].first, spans[-1].last, loss, sum(queries), spans[-1].rate, seconds, tokens)
+    norms = [(span.norm, span.updates) for span in spans if math.isfinite(span.norm)]
+    norm = _mean([norm * updates for norm, updates in norms], [updates for _, updates in norms])
+    return UpdateSpan(spans[0].first, spans[-1].last, loss, sum(queries), spans[-1].rate, seconds, tokens, norm)

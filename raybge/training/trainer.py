@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 
 from raybge.compat.hooked_trainer import HookedTrainer
@@ -239,6 +240,8 @@ class StreamTrainer(HookedTrainer):
 
     def check_gradients(self, model: nn.Module, norm: Any) -> Any:
         """Delete gradients that are not finite, so that the update has no effect."""
+        if self.stream.rank == 0 and isinstance(norm, float | torch.Tensor) and not isinstance(norm, DTensor):
+            self.step_metrics.add_norm(norm)
         # DeepSpeed's backward pass has applied the update already.
         if self.nonfinite_guard and not self.is_deepspeed_enabled:
             scaled = self.accelerator.scaler is not None

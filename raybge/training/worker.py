@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,13 @@ import torch
 import transformers
 
 from raybge.data.stream import StepStream
-from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, changes_in, to_json, training_changes
+from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, to_json, training_changes
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_gains_by_bf16
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
+from raybge.training.card_fields import training_card
 from raybge.training.checkpoint.final_model import RESULTS, publish_model
 from raybge.training.health.heartbeat import Heartbeat
 from raybge.training.page import write_report
@@ -196,17 +196,11 @@ def _write_result(
     examples: Sequence[QueryExample],
 ) -> None:
     """Write model, card, report and results into a staging folder, then move them into the output folder."""
-    from raybge.model.card import TrainingCard
-
     staging = Path(config.output_dir) / STATE_FOLDER / "model"
     shutil.rmtree(staging, ignore_errors=True)
     model_folder = staging / config.task.spec.model_folder
     config.task.save(trainer.components, model_folder, weights)
-    history, changes = trainer.state.log_history, changes_in(metrics)
-    before = {change.metric: change.before for change in changes if change.before is not None}
-    after = {change.metric: change.after for change in changes if change.after is not None}
-    card = TrainingCard(**config.card, history=history, before=before or None, after=after or None)
-    replace(card, changes=[change.texts for change in changes]).write(model_folder)
+    training_card(config, trainer, metrics, model_folder).write(model_folder)
     write_report(staging, config, trainer, metrics, examples)
     trainer.state.save_to_json(str(staging / "trainer_state.json"))
     (staging / RESULTS).write_text(json.dumps(dict(metrics), indent=2) + "\n")

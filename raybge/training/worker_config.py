@@ -13,6 +13,7 @@ from raybge.training.checkpoint.manifest import RunIdentity, load_checkpoint
 from raybge.training.row_records import RowLog
 from raybge.training.trainer_arguments import training_arguments
 from raybge.util.digest import fingerprint
+from raybge.util.filesystem import last_part
 from raybge.util.versions import versions
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class WorkerConfig:
         validation: queries and corpus of the evaluation while training.
         resume_from: complete checkpoint to continue from.
         card: arguments of TrainingCard that are known before training.
+        flags: flags that are not at their defaults, for the report; no secrets.
         token_cache: tokens that other runs share.
         initial_metrics: what `validation` measures before training, if known.
         row_log: where the rows of each step are recorded.
@@ -108,6 +110,7 @@ class WorkerConfig:
     validation: ValidationData | None = None
     resume_from: str | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     token_cache: TokenCache | None = None
     initial_metrics: Mapping[str, float] | None = None
     row_log: RowLog | None = None
@@ -175,7 +178,8 @@ class WorkerConfig:
             identity=identity,
             validation=validation,
             resume_from=planned.start.path if planned.start else None,
-            card=_card(planned),
+            card=_card(planned, validation),
+            flags=run.flags,
             token_cache=tokens or None,
             initial_metrics=context.initial_metrics,
             row_log=RowLog.of(run.output, survey, order) if run.log_rows else None,
@@ -185,15 +189,26 @@ class WorkerConfig:
         )
 
 
-def _card(planned: PlannedRun) -> dict[str, Any]:
+def _card(planned: PlannedRun, validation: ValidationData | None) -> dict[str, Any]:
     """Return the fields of the model card that are known before training; no secrets."""
+    from raybge.model.training_card import HeldOutData
+
     spec, data = planned.spec, planned.data
     # A run that continues has chosen its global batch.
     chosen = {"global_batch_size": data.order.global_batch} if planned.start else {}
+    held_out = None
+    if validation:
+        names = [last_part(name) for name in validation.queries.rows_by_file()]
+        passages = validation.corpus.total_rows if validation.corpus else None
+        held_out = HeldOutData(", ".join(names), validation.queries.total_rows, passages)
     return dict(
-        base_model=spec.task.base_model,
+        base=spec.card.base,
+        license=spec.card.license,
+        languages=spec.card.languages,
         data=list(data.survey.rows_by_file().items()),
-        flags={**spec.run.flags, **chosen},
+        flags={**spec.card.flags, **chosen},
+        hyperparameters={**spec.card.hyperparameters, "global_batch_size": data.order.global_batch},
         versions=versions("transformers", "torch", "ray"),
         command=spec.task.command,
+        held_out=held_out,
     )

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from raybge.report.charts import element, swatch
 from raybge.report.page import render, write_page
+from raybge.report.run_details import PageHead, short_names
 from raybge.report.series import chart, legend_of
 from raybge.report.text import format_duration, format_flag, format_metric, shorten
 from raybge.tuning.records import STATUSES, Trial, ranked_trials
@@ -66,7 +67,7 @@ def html(report: TuningReport) -> str:
     table = TrialTable.build(view)
     return render(
         "tuning/page.html.jinja",
-        _title(view),
+        _head(report, view),
         report=report,
         view=view,
         summary=_summary(report),
@@ -80,6 +81,22 @@ def html(report: TuningReport) -> str:
 
 
 # --- heading ----------------------------------------------------------------------------------------------------------
+
+
+def _head(report: TuningReport, view: TrialView) -> PageHead:
+    flags: dict[str, list[str]] = {}
+    for word in report.command:
+        if word.startswith("--"):
+            values = flags.setdefault(word.removeprefix("--"), [])
+        elif flags:
+            values.append(word)
+    return PageHead(
+        _title(view),
+        "tune",
+        run=short_names(flags.get("output_dir", [])),
+        model=short_names([report.facts["model"]] if "model" in report.facts else []),
+        data=short_names(flags.get("train_data", [])),
+    )
 
 
 def _title(view: TrialView) -> str:

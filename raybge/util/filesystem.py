@@ -34,6 +34,11 @@ class _UnsupportedQuery(Exception):
     """The query of a URI has a parameter without a counterpart in fsspec."""
 
 
+def last_part(path: str) -> str:
+    """Return the last part of a path or URI."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """Return pyarrow's file system for a path or URI, and the path within it.
 

@@ -10,3 +10,13 @@ def versions(*packages: str) -> dict[str, str]:
     from importlib.metadata import version  # takes a tenth of the time of --help
 
     return {"raybge": RAYBGE, **{name: version(name) for name in packages}}
+
+
+def sentence_transformers_version() -> str:
+    """Return the installed version of sentence-transformers, else the first one that reads all of raybge's files."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sentence-transformers")
+    except PackageNotFoundError:
+        return "3.0.0"

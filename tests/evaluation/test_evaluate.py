@@ -186,6 +186,9 @@ def test_models_are_compared_query_by_query(ray_cluster, data, tiny_model, other
     assert difference["mean"] == pytest.approx(alone[0]["nDCG@10"] - alone[1]["nDCG@10"], abs=1e-6)
     assert difference["low"] < difference["mean"] < difference["high"]
     assert difference["wins"] > 0 and difference["losses"] > 0 and difference["wins"] + difference["losses"] <= 62
+    page = (tmp_path / "metrics.json.report.html").read_text()
+    assert "<h2>Largest differences</h2>" in page and page.count('class="query"') > 20  # and 10 of the worst queries
+    assert f"<title>nDCG@10 {result.metrics['nDCG@10']:.4f} · metrics.json · {Path(tiny_model).name} · " in page
     output = capfd.readouterr().out
     row = f"{difference['mean']:+.4f}  {difference['low']:+.4f} to {difference['high']:+.4f}"
     assert f"{tiny_model} compared with {other_model}" in output and row in output

@@ -17,11 +17,13 @@ def test_free_texts_are_escaped():
 def test_page_of_an_evaluation():
     shown = Page(page.html(evaluation()))
     assert "nDCG@10 0.5100" in shown.text and "queries50" in shown.text and "corpus3,000" in shown.text
-    assert (
-        "@1@10@100" in shown.text and "nDCG0.50000.51000.5200" in shown.text and "MRR0.53000.54000.5500" in shown.text
-    )
+    assert "metric@1@10@100" in shown.text and "nDCG0.50000.51000.5200" in shown.text
+    assert "MRR0.68000.69000.7000" in shown.text and "AUC––0.7100" in shown.text
     assert "nDCG@100.41000.5100+0.1000+0.0500 to +0.1500better" in shown.text
     assert shown.text.count("median 0.5000; 40.0% at 0, 40.0% at 1") == 6
+    assert "2 queries with the lowest nDCG@10" in shown.text and "not retrieved" in shown.text
+    assert "nDCG@10 0.4000 · first relevant passage: rank 2" in shown.text
+    assert "+0.9000 · nDCG@10 0.0000 → 0.9000 · first relevant passage: not retrieved → rank 1" in shown.text
     assert sum(tag == "svg" for tag, _ in shown.elements) == 6
 
 
@@ -32,7 +34,7 @@ def test_page_of_mteb_tasks():
         and "total time 3 min 45 s" in shown.text
         and "mean of Retrieval0.6100" in shown.text
     )
-    assert "mean of STS" not in shown.text and "NFCorpusSTSndcg_at_100.61001 min 15 s" in shown.text
+    assert "mean of STS" not in shown.text and "NFCorpusSTS0.6100ndcg_at_101 min 15 s" in shown.text
     assert "NFCorpus, dev" in shown.text and "NFCorpus, test, NFCorpus" in shown.text
     assert "map_at_100.5000" in shown.text and "not finite" in shown.text and "eng-Latn" not in shown.text
     one = Page(mteb_page.html(mteb_page.MtebReport(run("evaluate"), mteb("NFCorpus").tasks[:1])))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raybge.evaluation.query_examples import RetrievalResult, select_queries
+from raybge.evaluation.query_examples import select_queries
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,4 @@ from raybge.evaluation.query_examples import RetrievalResult, select_queries
 )
 def test_largest_gains_and_losses_are_selected(changes, expected):
     after = np.array(changes)
-    first, last = (RetrievalResult({"nDCG@10": values}, np.zeros((len(after), 10))) for values in (0 * after, after))
-    assert select_queries(first, last) == expected
+    assert select_queries(0 * after, after) == expected

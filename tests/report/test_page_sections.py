@@ -10,6 +10,7 @@ from raybge.evaluation import page as evaluate
 from raybge.merging import page as merge
 from raybge.mining import page as mine
 from raybge.quickstart import page as quickstart
+from raybge.report.run_details import MAX_NAME, RunDetails
 from raybge.training import page as train
 
 PAGES = {
@@ -55,3 +56,33 @@ def test_time_of_each_stage(kind, rows):
 
 def test_no_time_section_without_stages():
     assert section(mine.html(mining(seconds={})), "Time") is None
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_title_and_head_name_run_model_and_data(kind):
+    html, content = PAGES[kind]
+    page = Page(html(content()))
+    command = content().run.command
+    head = page.text[page.text.index(f"raybge.{command} · run plain") :]  # the eyebrow above the heading
+    title = page.text.strip().splitlines()[0]
+    assert title.endswith(f" · raybge.{command}") and " · plain · " in title
+    if kind != "merge":
+        assert head.startswith(f"raybge.{command} · run plain · model plain")
+    else:
+        assert "model tuned, base" in head
+    assert ("data plain, b.jsonl" in head) == (kind != "mteb")
+
+
+def test_names_in_a_head_are_short_and_have_no_secrets():
+    details = RunDetails(
+        "train",
+        {"output_dir": "/home/someone/runs/mine/"},
+        "/models/" + "x" * 200,
+        [(f"s3://key:SECRET@bucket/part-{i}.jsonl", 3) for i in range(5)],
+    )
+    head = details.head("nDCG@10 0.5")
+    assert (head.run, head.data) == ("mine", "part-0.jsonl, part-1.jsonl and 3 more") and len(head.model) == MAX_NAME
+    assert RunDetails("mine", {"output_file": "s3://b/mined.jsonl"}, "BAAI/bge-m3").head("t").document_title == (
+        "t · mined.jsonl · BAAI/bge-m3 · raybge.mine"
+    )
+    assert RunDetails("mine").head("t").subject == [] and "SECRET" not in head.summary

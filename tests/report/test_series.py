@@ -13,6 +13,7 @@ from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.significance import interval
 from raybge.report.series import (
     MAX_BARS,
+    MAX_HOVER,
     MAX_POINTS,
     SMALL,
     WIDE,
@@ -57,6 +58,18 @@ def test_many_points_are_averaged():
     assert len(thin) == MAX_POINTS and {value for _, value in thin} == {0.5} and thin[0][0] == 4.5
     assert bucket_means(many[:MAX_POINTS], MAX_POINTS) == many[:MAX_POINTS]
     assert len(bucket_means(many[: MAX_POINTS + 1], MAX_POINTS)) == MAX_POINTS // 2 + 1
+
+
+def tooltips(count):
+    drawing = draw_curve([(i, i / 8) for i in range(count)], "loss", "step", WIDE)
+    titles = [each.text for each in ET.fromstring(drawing).iter("title")]
+    return [title for title in titles if title.startswith("step ")]
+
+
+def test_points_of_a_curve_have_their_values_as_tooltips():
+    assert tooltips(3) == ["step 0: loss 0", "step 1: loss 0.125", "step 2: loss 0.25"]
+    assert len(tooltips(60)) == 60 and 60 < len(tooltips(1000)) <= MAX_HOVER  # without them a page would grow
+    assert tooltips(1000)[1].startswith("step 1")
 
 
 def test_trend_is_the_moving_mean():

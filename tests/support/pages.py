@@ -9,6 +9,7 @@ from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.mteb_page import MtebReport, MtebTask
 from raybge.evaluation.page import EvaluationReport
 from raybge.evaluation.query_examples import PassageHit, QueryExample
+from raybge.evaluation.ranking_examples import RankingExamples
 from raybge.merging.page import MergingReport
 from raybge.merging.weight_search import MergeCandidate
 from raybge.mining.page import MiningReport
@@ -57,13 +58,15 @@ def assert_escaped(html, occurrences):
 def run(command, text="plain"):
     """Details of a run; `text` takes the place of every free text."""
     flags = {"model_name_or_path": text, "learning_rate": 2e-5, "train_data": [text, "b.jsonl"], "fp16": True}
+    flags["output_dir"] = f"runs/{text}"
     return RunDetails(command, flags, text, [(text, 1200), ("b.jsonl", None)], {"device": text}, {"torch": "2.13"})
 
 
 def spans(number):
     return [
         UpdateSpan(
-            i + 1, i + 1, 0.4 + 3 * math.exp(-30 * i / number), 6, 2e-5 * (1 - i / number), 20.0 if not i else 0.5, 9
+            *(i + 1, i + 1, 0.4 + 3 * math.exp(-30 * i / number), 6, 2e-5 * (1 - i / number)),
+            *(20.0 if not i else 0.5, 9, 1 + 9 / (i + 1)),
         )
         for i in range(number)
     ]
@@ -119,13 +122,20 @@ def mining(text="plain", **more):
 
 
 def evaluation(text="plain", **more):
-    names = [f"{kind}@{rank}" for kind in ("nDCG", "MRR") for rank in (1, 10, 100)]
+    kinds = ("nDCG", "Recall", "MAP", "Precision", "HitRate", "RecallCap", "MRR")
+    names = [*(f"{kind}@{rank}" for kind in kinds for rank in (1, 10, 100)), "AUC@100"]
+    hits = [PassageHit(text, False), PassageHit(text, True)]
     fields = dict(
         run=run("evaluate", text),
         metrics={**{name: 0.5 + i / 100 for i, name in enumerate(names)}, "queries": 50, "corpus": 3000},
         per_query={name: [0, 0, 0.5, 1, 1] for name in names},
         comparison=[MetricChange("nDCG@10", 0.41, 0.51, 0.05, 0.15, 50)],
         compared_with=text,
+        examples=RankingExamples(
+            "nDCG@10",
+            [QueryExample(text, text, None, 0.0, (), hits), QueryExample(text, text, None, 0.4, (), hits, None, 2)],
+            [QueryExample(text, text, 0.0, 0.9, hits[::-1], hits, None, 1)],
+        ),
     )
     return EvaluationReport(**(fields | more))
 

@@ -54,6 +54,7 @@ def test_many_updates_are_merged(monkeypatch, clock):
         rows = number % 3
         recorder.add_step(torch.tensor(2.0 * rows), make_batch([1] * rows))
         clock[0] += 1
+        recorder.add_norm(torch.tensor(float(number)))
         recorder.add_update(number, 1 / number)
         recorder.resolve()
         assert len(recorder.spans) <= 8
@@ -64,3 +65,4 @@ def test_many_updates_are_merged(monkeypatch, clock):
     assert sum(span.queries for span in spans) == 100 and sum(span.tokens for span in spans) == 600
     assert sum(span.seconds for span in spans) == 100
     assert spans[-1].rate == 1 / 100
+    assert sum(span.norm * span.updates for span in spans) == pytest.approx(5050)

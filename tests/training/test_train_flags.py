@@ -26,6 +26,7 @@ VALUES = {
     "use_gpu": None,
     "cpus_per_worker": None,
     "on_bad_rows": None,  # test_train.py
+    "accept_any_text": None,  # data/test_groups.py
     "overwrite_output_dir": None,  # test_train.py
     "small_threshold": None,  # these four: data/test_datasets.py and test_train.py
     "drop_threshold": None,
@@ -36,6 +37,8 @@ VALUES = {
     "max_failures": None,
     "eval_data": None,  # evaluation/test_in_training.py
     "eval_corpus": None,
+    "license": None,  # test_card_spec.py
+    "language": None,
     "use_mrl": None,  # required by mrl_dims, and nothing besides: test_training_spec.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
@@ -61,8 +64,8 @@ def worker_config(options: TrainOptions, folder: Path) -> dict[str, Any]:
     data = spec.data.arrange(survey, spec.batch.global_batch(2, None), 2)
     planned = PlannedRun(spec, data, Plan(2, 1, 0), 1.0, None, TrialContext())
     config = WorkerConfig.of(planned, (folder / "marker",), None)
-    # The model card has every flag as it was given, which proves nothing.
-    return {**contents(config), "card": {}}
+    # The model card and the report have every flag as it was given, which proves nothing.
+    return {**contents(config), "card": {}, "flags": {}}
 
 
 def contents(value: Any) -> Any:

@@ -24,7 +24,7 @@ def test_page_shows_all_measurements():
     assert "Step 1" in page.text and "Step 30" in page.text and "b.jsonl–" in page.text and "plain1,200" in page.text
     assert page.text.count("✓ plain") == 2
     titles = re.findall(r'aria-label="(.*?)"', html(training()))
-    for name in ("loss", "learning rate", "seconds per step", "tokens per second", "nDCG@10", "score"):
+    for name in ("loss", "gradient norm", "learning rate", "seconds per step", "tokens per second", "nDCG@10", "score"):
         assert any(title.startswith(name) for title in titles)
     assert "resumed" not in page.text
 
@@ -32,7 +32,7 @@ def test_page_shows_all_measurements():
 def test_page_of_a_resumed_run():
     page = Page(html(training(start=20, changes=[MetricChange("nDCG@10", 0.4, 0.5)])))
     assert "resumed after 20 steps: curves start there" in page.text
-    assert "nDCG@100.40000.5000+0.1000–" in page.text and "so there is no interval" in page.text
+    assert "nDCG@100.40000.5000+0.1000" in page.text and "so there is no interval" in page.text
 
 
 def test_free_texts_are_escaped():

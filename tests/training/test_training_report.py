@@ -17,9 +17,8 @@ from raybge.training.checkpoint.manifest import latest_checkpoint
 from raybge.training.page import collect_report, write_report
 from raybge.training.worker import _metric_changes
 
-CARD = dict(
-    flags={"learning_rate": 1e-3, "token": "hf_x"}, base_model="tiny", data=[("groups", 50)], versions={"a": "1"}
-)
+CARD = dict(data=[("groups", 50)], versions={"a": "1"})
+FLAGS = {"learning_rate": 1e-3, "token": "hf_x"}
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def validation(survey, dropout_model, tmp_path):
 
 def config_of(trainer):
     validation = trainer.validation.data if trainer.validation else None
-    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="group"))
-    return SimpleNamespace(task=task, card=CARD, order=trainer.stream.order, validation=validation)
+    task = SimpleNamespace(spec=SimpleNamespace(command="train", row_noun="group", base_model="tiny"))
+    return SimpleNamespace(task=task, card=CARD, flags=FLAGS, order=trainer.stream.order, validation=validation)
 
 
 def report(trainer, **metrics):
@@ -51,6 +50,8 @@ def test_report_contains_all_steps_and_both_ends(make_trainer, validation):
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert [span.loss for span in content.spans] == pytest.approx(logged, abs=1e-4) and len(logged) == 18
     assert [span.rate for span in content.spans] == pytest.approx(rates)
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [span.norm for span in content.spans] == pytest.approx(norms, rel=1e-3) and min(norms) > 0
     assert 0 < sum(span.seconds for span in content.spans) < result.metrics["train_runtime"]
     tokens = sum(sum(map(len, item["batch"].token_ids)) for item in LocalStream.__iter__(trainer.stream))
     assert sum(span.tokens for span in content.spans[-9:]) == tokens

@@ -57,6 +57,12 @@ class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
     )
     warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
     logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
+    license: str | None = flag(
+        None, RUN, "license of the trained model for its card, such as apache-2.0; default: the base model's"
+    )
+    language: list[str] | None = flag(
+        None, RUN, "languages of the texts for the model card, such as en de; default: the base model's"
+    )
 
     config_name: str | None = flag(None, MODEL, "model configuration; default: the model's own")
     tokenizer_name: str | None = flag(None, MODEL, "tokenizer; default: the model's own")
@@ -196,7 +202,7 @@ class TuneOptions(TrainOptions):
 
 _OWN_READING = "Ray Data reads and tokenizes, in the same order for any number of workers"
 _RETRIEVAL = "evaluation is retrieval (nDCG@10, MRR@10 on --eval_data): there are no predictions to gather"
-_HUB = "workers have no hub login; push the finished folder with `hf upload REPO_ID OUTPUT_DIR`"
+_HUB = "workers have no hub login; the run ends with the command that uploads the model's files"
 
 # TrainingArguments that cannot be used here, each with the reason: setting one stops the command.
 # All others reach the Trainer through training/trainer_arguments.py.

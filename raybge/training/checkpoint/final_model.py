@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from raybge.model.upload import MODEL_FILES
+from raybge.report.page import REPORT
 from raybge.util.errors import UserError
 
 RESULTS = "train_results.json"  # in the output folder, written last: the run is finished
@@ -21,13 +23,8 @@ def finished_metrics(output: Path) -> dict[str, float] | None:
         raise UserError(f"{output / RESULTS} cannot be read ({error})") from error
 
 
-# All files that a model folder of any tool may hold at its top: a file of the old model next to the new one, adapters
-# or another tokenizer's for example, would be loaded together with it.
-_MODEL_FILES = (
-    "modules.json config.json adapter_config.json *.safetensors *.safetensors.index.json pytorch_model*.bin* "
-    "config_sentence_transformers.json sentence_*_config.json tokenizer* special_tokens_map.json added_tokens.json "
-    "vocab.* merges.txt sentencepiece* spiece.model chat_template* README.md report.html trainer_state.json [0-9]_*/*.*"
-).split()
+# A file of the old model next to the new one, adapters or another tokenizer's for example, would be loaded with it.
+_OLD_FILES = (*MODEL_FILES, REPORT, "trainer_state.json")
 
 
 def publish_model(staging: Path, output: Path) -> None:
@@ -39,7 +36,7 @@ def publish_model(staging: Path, output: Path) -> None:
     counts as unfinished.
     """
     (output / RESULTS).unlink(missing_ok=True)
-    for pattern in _MODEL_FILES:
+    for pattern in _OLD_FILES:
         for old in output.glob(pattern):
             if old.is_file():
                 old.unlink()

@@ -179,6 +179,11 @@ class FinetuneSpec:
         )
 
     @property
+    def trained_lengths(self) -> dict[str, int]:
+        """Most tokens of a query and of a passage."""
+        return {"queries": self.query_max_len, "passages": self.passage_max_len}
+
+    @property
     def row_parser(self) -> Parse:
         """Parser of a group, with scores if they are distilled."""
         from raybge.data.groups import parse_group, parse_scored_group

@@ -95,6 +95,11 @@ class PretrainSpec:
         )
 
     @property
+    def trained_lengths(self) -> dict[str, int]:
+        """Most tokens of a text."""
+        return {"texts": self.max_seq_length}
+
+    @property
     def row_parser(self) -> Parse:
         """Parser of a text."""
         from raybge.data.groups import parse_passage

@@ -33,6 +33,10 @@ class TaskSpec(Protocol):
         """Model to start from, as it was given; None: from scratch."""
 
     @property
+    def trained_lengths(self) -> dict[str, int]:
+        """Most tokens of a text in training, special ones included, by kind of text in the plural."""
+
+    @property
     def row_parser(self) -> Parse:
         """Function that parses and validates a row."""
 
