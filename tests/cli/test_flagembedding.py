@@ -56,7 +56,7 @@ LISTS = {
         corpus_embd_save_dir cutoff_layers dataset_dir dataset_names devices domain_for_pseudo_moe domains
         embedder_batch_size embedder_model_class embedder_name_or_path embedder_passage_max_length
         embedder_query_max_length encoder eval_metrics eval_name eval_output_method eval_output_path examples_for_task
-        examples_instruction_format examples_path force_redownload fp16 index_factory k k_values
+        examples_instruction_format examples_path force_redownload fp16 ignore_identical_ids index_factory k k_values
         languages load_embedding max_passage_length max_query_length model_cache_dir normalize normalize_embeddings
         output_dir overwrite passage_instruction_for_rerank passage_instruction_format_for_rerank pooling_method prompt
         query_data query_instruction_for_rerank query_instruction_for_retrieval query_instruction_format_for_rerank

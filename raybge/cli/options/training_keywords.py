@@ -153,6 +153,8 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     max_bad_steps: int  # 3
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
+    license: str | Path | None
+    language: str | Path | Sequence[str | Path] | None
     num_workers: str | Path | int | None
     use_gpu: bool | None
     cpus_per_worker: int | None
@@ -213,6 +215,8 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     max_bad_steps: int  # 3
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
+    license: str | Path | None
+    language: str | Path | Sequence[str | Path] | None
     num_workers: str | Path | int | None
     use_gpu: bool | None
     cpus_per_worker: int | None
