@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import ENCODERS, WORDS, make_tiny
+from tiny import ENCODERS, WORDS, make_tiny, write_placeholders
 
 from raybge.data.jsonl import Row
 from raybge.data.masking import TextMasker, unpack_masked
@@ -215,9 +215,9 @@ def test_unsupported_models_are_errors(tmp_path):
     with pytest.raises(UserError, match="is not one of a masked language model"):
         load_pretraining_model(config_name=decoder, tokenizer_name=decoder)
     adapters = tmp_path / "adapters"
-    adapters.mkdir()
-    for name, text in {"adapter_config.json": {"base_model_name_or_path": plain}, "adapter_model.bin": {}}.items():
-        (adapters / name).write_text(json.dumps(text))
+    write_placeholders(adapters)
+    (adapters / "model.safetensors").rename(adapters / "adapter_model.safetensors")
+    (adapters / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": plain}))
     with pytest.raises(UserError, match="adapters cannot be pre-trained"):
         load_pretraining_model(str(adapters))
 
