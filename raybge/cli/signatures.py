@@ -63,8 +63,8 @@ def with_keywords(options_class: type) -> Callable[[Function], Function]:
 
 
 def accepted_flags(options_class: type) -> list[Flag]:
-    """Return the flags that may be set, in the order of the help page: required ones first."""
-    flags = [f for f in declared_flags(options_class).values() if not f.refused]
+    """Return the flags that have an effect, in the order of the help page: required ones first."""
+    flags = [f for f in declared_flags(options_class).values() if not (f.refused or f.no_effect)]
     order = {group: number for number, group in enumerate(GROUPS)}
     return sorted(flags, key=lambda f: (not f.required, order.get(f.group, len(order))))
 

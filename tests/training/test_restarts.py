@@ -20,6 +20,7 @@ from process_runtime import use_processes
 
 from raybge.train import finetune, main
 from raybge.training.checkpoint.manifest import latest_checkpoint
+from raybge.training.training_result import TrainingResult
 from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
 
@@ -30,12 +31,29 @@ def flags(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def reference(flags, tmp_path_factory) -> Path:
-    """Return the output of an uninterrupted run with an evaluation every 2 updates; the other runs have none."""
+def evaluated(flags, tmp_path_factory) -> TrainingResult:
+    """Return the result of an uninterrupted run with an evaluation every 2 updates; the other runs have none."""
     output = tmp_path_factory.mktemp("reference") / "out"
+    evaluation = {"eval_data": flags["train_data"], "eval_strategy": "steps", "eval_steps": 2}
     with use_processes():
-        finetune(**flags, output_dir=str(output), eval_data=flags["train_data"], eval_strategy="steps", eval_steps=2)
-    return output
+        return finetune(**flags, output_dir=str(output), **evaluation)
+
+
+@pytest.fixture(scope="module")
+def reference(evaluated) -> Path:
+    """Return the output folder of the uninterrupted run."""
+    return Path(evaluated.model)
+
+
+def test_the_result_has_metrics_before_and_after(evaluated, reference):
+    history = json.loads((reference / "trainer_state.json").read_text())["log_history"]
+    means = [each["eval_nDCG@10"] for each in history if "eval_nDCG@10" in each]
+    change = next(each for each in evaluated.changes if each.metric == "nDCG@10")
+    assert (change.before, change.after) == pytest.approx((means[0], means[-1]), abs=1e-6)
+    assert change.low <= change.after - change.before <= change.high
+    assert evaluated.metrics["eval_nDCG@10"] == pytest.approx(change.after, abs=1e-6)
+    assert evaluated.metrics["steps"] == UPDATES and Path(evaluated.report).is_file()
+    assert all(isinstance(value, int | float) for value in evaluated.metrics.values())
 
 
 def inject_fault(monkeypatch, rank: int, step: int, marker: Path | None, action: Callable[[], None]) -> None:

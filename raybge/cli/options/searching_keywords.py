@@ -57,8 +57,6 @@ class MineKeywords(TypedDict, total=False):
     cpus_per_worker: int | None
     storage_path: str | Path | None
     address: str | Path | None
-    embedder_model_class: str | Path | None
-    reranker_model_class: str | Path | None
 
 
 class EvaluateKeywords(TypedDict, total=False):
@@ -107,10 +105,6 @@ class EvaluateKeywords(TypedDict, total=False):
     cpus_per_worker: int | None
     storage_path: str | Path | None
     address: str | Path | None
-    embedder_model_class: str | Path | None
-    eval_name: str | Path | None
-    overwrite: bool  # False
-    cache_path: str | Path | None
 
 
 class EncodeDatasetKeywords(TypedDict, total=False):
@@ -141,7 +135,6 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     use_gpu: bool | None
     cpus_per_worker: int | None
     address: str | Path | None
-    embedder_model_class: str | Path | None
 
 
 class EncodeKeywords(EncodeDatasetKeywords, total=False):

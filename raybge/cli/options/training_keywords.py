@@ -70,11 +70,6 @@ class TrainingArgumentKeywords(TypedDict, total=False):
     use_cpu: bool  # False
     accelerator_config: dict[str, Any] | str | Path | None
     dataloader_drop_last: bool  # False
-    dataloader_num_workers: int  # 0
-    dataloader_pin_memory: bool  # True
-    dataloader_persistent_workers: bool  # False
-    dataloader_prefetch_factor: int | None
-    remove_unused_columns: bool  # True
     ddp_find_unused_parameters: bool | None
     ddp_bucket_cap_mb: int | None
     ddp_broadcast_buffers: bool | None
@@ -163,7 +158,6 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     address: str | Path | None
     cache_path: str | Path | None
     stall_timeout: float  # 600.0
-    use_flash_attn: bool  # False
 
 
 class TuneKeywords(TrainKeywords, total=False):
