@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from screens import console_on
+from screens import console_on, write_model
 
 from raybge.cli.options import EncodeOptions, MineOptions, PretrainOptions, TrainOptions
 from raybge.cli.parser import build_options
@@ -194,14 +194,6 @@ def train(console, screen, clock):
     write_model("runs/new")
     training_run._summarize(spec, {**results, METRIC_CHANGES: to_json(changes)}, console)
     screen.snapshot("the end")
-
-
-def write_model(folder):
-    """Write the names of a few files of a model, next to what is not published."""
-    for name in ("README.md", "config.json", "model.safetensors", "1_Pooling/config.json", "report.html"):
-        path = Path(folder, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
 
 
 def pretrain(console, screen, clock):
