@@ -16,6 +16,7 @@ from raybge.model.embedding import max_positions
 from raybge.model.folder import read_settings, vector_width
 from raybge.model.training_card import TrainingCard
 from raybge.report.text import format_duration, format_value
+from raybge.util.plural import plural, plural_noun
 
 if TYPE_CHECKING:
     from raybge.training.trainer import StreamTrainer
@@ -38,7 +39,7 @@ def training_card(
     Args:
         config: The worker's configuration.
         trainer: The trainer.
-        metrics: The Trainer's metrics, and those of the last evaluation as "eval_nDCG@10".
+        metrics: The Trainer's metrics, and the changes of the retrieval metrics.
         folder: The saved model.
 
     Returns:
@@ -81,7 +82,7 @@ def _sample(config: WorkerConfig, trainer: StreamTrainer) -> RowSample | None:
 
 def _training_facts(config: WorkerConfig, trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return names and values of steps, hardware and time."""
-    order, rows, world = config.order, config.task.spec.row_noun, trainer.stream.world
+    order, rows, world = config.order, plural_noun(config.task.spec.row_noun), trainer.stream.world
     facts = [
         ("steps", f"{trainer.state.global_step:,} of {order.global_batch:,} {rows}"),
         ("epochs", format_value(float(metrics.get("epoch", 0)))),
@@ -106,4 +107,4 @@ def _device_name(device: torch.device, cpus: int) -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = "CPU"
-    return f"{cpus:,} {'core' if cpus == 1 else 'cores'} of {name}"
+    return f"{plural(cpus, 'core')} of {name}"

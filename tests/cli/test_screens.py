@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from screens import console_on
+from screens import console_on, write_model
 
 from raybge.cli.options import EncodeOptions, MineOptions, PretrainOptions, TrainOptions
 from raybge.cli.parser import build_options
@@ -191,6 +191,7 @@ def train(console, screen, clock):
         show("writing", 30, ("the end of step 25", "writing the model"), step=25)
     changes = [MetricChange("nDCG@10", 0.41, 0.48, 0.032, 0.108, 200), MetricChange("MRR@10", 0.35, 0.34, -0.04, 0.02)]
     results = {"steps": 25, "train_runtime": 75.0, "train_samples_per_second": 2.6, "train_loss": 0.4321}
+    write_model("runs/new")
     training_run._summarize(spec, {**results, METRIC_CHANGES: to_json(changes)}, console)
     screen.snapshot("the end")
 
@@ -204,6 +205,7 @@ def pretrain(console, screen, clock):
             _update_bar(Progress(total=25, step=step, started_at=0, loss=7.5, activity=activity), config, bar)
         screen.snapshot("training")
     results = {"steps": 1, "train_runtime": 41.0, "train_samples_per_second": 0.2, "train_loss": 7.5}
+    write_model("runs/new/encoder_model")
     training_run._summarize(spec, results, console)
     screen.snapshot("the end")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,3 +116,10 @@ def console_on(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
 
 Scenario = Callable[[Console, Screen, Clock], Any]
+
+
+def write_model(folder):
+    """Write a few files of a model, next to one that is not published."""
+    for name in ("README.md", "config.json", "model.safetensors", "report.html"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, name).write_text("{}")

@@ -94,7 +94,7 @@ def test_style_defines_all_classes_and_both_modes_all_colors():
     assert used - unstyled <= set(re.findall(r"\.([a-z][a-z0-9-]*)", css))
     light, dark = re.findall(r":root \{(.*?)\}", css, re.S)
     names = set(re.findall(r"--[a-z0-9]+(?=:)", light))
-    assert names == set(re.findall(r"--[a-z0-9]+(?=:)", dark)) and len(names) == 17
+    assert names == set(re.findall(r"--[a-z0-9]+(?=:)", dark)) and len(names) == 18
     assert set(re.findall(r"var\((--[a-z0-9]+)\)", css)) <= names | {"--c"}
 
 
