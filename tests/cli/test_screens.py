@@ -17,8 +17,6 @@ from screens import console_on, write_model
 
 from raybge.cli.options import EncodeOptions, MineOptions, PretrainOptions, TrainOptions
 from raybge.cli.parser import build_options
-from raybge.cli.progress_bar import ProgressBar
-from raybge.cli.terminal import wrapped
 from raybge.cluster.resources import Cluster, Plan
 from raybge.diagnostics.machine_checks import CheckFailedError, NeedsGpuError
 from raybge.diagnostics.run import run_checks
@@ -358,42 +356,3 @@ def test_colors_and_cursor_control(columns, variables, colored, rewritten, monke
         written = screen.written.replace(b"\x1b]2;", b"")  # the snapshot's own mark
     assert (b"better\x1b[0m" in written and b"\x1b[31mraybge.work: wrong" in written) == colored
     assert (b"\x1b[K" in written) == rewritten and (b"\x1b" in written) == (colored or rewritten)
-
-
-def test_rate_excludes_the_start_and_a_first_second_says_nothing(monkeypatch):
-    with console_on(100, monkeypatch) as (console, _, clock):
-        with console.bar("encode", 100, "text", start_up="loading") as bar:
-            clock.wait(60)
-            bar.update(10, 0.5)  # the block took half a second, the start 59.5
-            assert bar.rate is None and bar.seconds_left is None
-            clock.wait(1.5)
-            bar.update(10)
-            assert bar.rate == 10 and bar.seconds_left == 8
-            clock.wait(3)
-            assert bar.rate == 10 and bar.seconds_left == 5  # the rate waits for the next block, the end does not
-        assert console.rates == {"encode": 10}
-
-
-@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])
-def test_a_bar_fits_every_width(columns):
-    bar = ProgressBar("train", lambda: None, 1_234_567, "group", note="loss 0.1234, step 12,345/99,999")
-    bar.begin(3600.0)
-    for number in (1, 400_000, 833_000):
-        bar.update(number)
-        line = bar.line(columns)
-        assert len(line) <= columns and ("left" in line or columns < 80)
-        assert columns < 100 or "━" in line or "─" in line
-
-
-def test_text_is_broken_between_words_but_commands_are_not():
-    text = (
-        "saved checkpoint-4 of a run that was interrupted; continue with:\n  python -m raybge.train --flag value value"
-    )
-    assert wrapped(text, 40).split("\n") == [
-        "saved checkpoint-4 of a run that was",
-        "    interrupted; continue with:",
-        "  python -m raybge.train --flag value value",
-    ]
-    assert wrapped("written: /a/path/that/is-longer-than/the/terminal", 20).endswith(
-        "/a/path/that/is-longer-than/the/terminal"
-    )

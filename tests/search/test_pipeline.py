@@ -1,5 +1,7 @@
 """Encoding without Ray: functions that its tasks and actors run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -47,10 +49,20 @@ def encoded(actor, table):
     """Encode a block through the store, as in a run."""
     result = actor(table)
     texts = table_digest(table.select(["text", "id"]))
-    assert result.drop_columns(["name"]).to_pylist() == [
+    assert result.drop_columns(["name", "seconds"]).to_pylist() == [
         {"block": table["block"][0].as_py(), "rows": len(table), "texts": texts}
     ]
     return actor._store.table(result["name"][0].as_py())
+
+
+def test_seconds_of_a_block_exclude_the_loading_of_the_model(actor, monkeypatch):
+    times = iter([0, 100, 103])  # loading ends at 100
+    one = actor()
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    first = one(passages_of(["bk bl"]))
+    times = iter([200, 200, 205])
+    second = one(passages_of(["ck"]))
+    assert first["seconds"].to_pylist() == [3] and second["seconds"].to_pylist() == [5]
 
 
 def test_passages_are_encoded_with_their_instruction(actor, tiny_model):
@@ -94,7 +106,9 @@ def test_stored_block_is_not_encoded_again(actor, monkeypatch):
     result = first(table)
     second = actor()
     monkeypatch.setattr(second, "encoded", None)  # calling it would fail
-    assert second(table).equals(result) and second._encoder is None
+    again = second(table)
+    assert again.drop_columns(["seconds"]).equals(result.drop_columns(["seconds"])) and second._encoder is None
+    assert again["seconds"][0].as_py() < result["seconds"][0].as_py()
     changed = passages_of(["bk", "cm"])
     with pytest.raises(TypeError):
         second(changed)
