@@ -1,6 +1,9 @@
-"""Fine-tune an embedding model on groups {"query", "pos", "neg"}.
+r"""Fine-tune an embedding model on groups {"query", "pos", "neg"}.
 
     python -m raybge.train --model_name_or_path BAAI/bge-small-en-v1.5 --train_data groups.jsonl --output_dir runs/mine
+    python -m raybge.train --model_name_or_path BAAI/bge-small-en-v1.5 --train_data groups.jsonl \
+        --output_dir runs/mine --learning_rate 2e-5 --per_device_train_batch_size 32 --eval_data dev.jsonl \
+        --eval_strategy epoch --resume
     python -m raybge.train --help
 
 From Python: `raybge.finetune(model_name_or_path=..., train_data=..., output_dir=..., learning_rate=2e-5)`.

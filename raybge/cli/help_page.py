@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ from raybge.cli.options.common import FLAGEMBEDDING, GROUPS
 from raybge.util.errors import UserError
 
 WIDTH, NAME_COLUMN = 110, 40
+COMMON = "flags that most runs set"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -24,7 +25,14 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, show_all: bool) -> CommandParser:
+def argument_parser(
+    description: str | None,
+    flags: Iterable[Flag],
+    prog: str,
+    show_all: bool,
+    examples: str = "",
+    common: Mapping[str, str] | None = None,
+) -> CommandParser:
     """Build the parser of a command.
 
     Args:
@@ -32,6 +40,8 @@ def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, s
         flags: flags of the command.
         prog: program name in the help page.
         show_all: list the TrainingArguments and the other flags of FlagEmbedding as well.
+        examples: command lines that open the help page.
+        common: flags that most runs set, which come first, with a text of one line each.
 
     Returns:
         The parser, with one argument per flag and one per alias.
@@ -39,21 +49,26 @@ def argument_parser(description: str | None, flags: Iterable[Flag], prog: str, s
     flags = list(flags)
     parser = CommandParser(
         prog=prog,
-        description=description,
+        description="\n\n".join(filter(None, (description, examples))),
         usage=f"{prog} --flag value ...",
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=NAME_COLUMN, width=WIDTH),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=NAME_COLUMN, width=WIDTH),
     )
-    used = {f.group for f in flags if not f.required}
-    names = ("required", *(group for group in GROUPS if group in used), *sorted(used - {*GROUPS}))
+    common = common or {}
+    position = {name: number for number, name in enumerate(common)}
+    flags.sort(key=lambda f: position.get(f.name, len(position)))
+    used = {f.group for f in flags if not f.required and f.name not in common}
+    first = ("required", *([COMMON] if common else []))
+    names = (*first, *(group for group in GROUPS if group in used), *sorted(used - {*GROUPS}))
     groups = {name: parser.add_argument_group(name) for name in names}
     for f in flags:
-        group = "required" if f.required else f.group
-        hidden = _is_hidden(f) and not show_all
+        group = "required" if f.required else COMMON if f.name in common else f.group
+        hidden = _is_hidden(f) and f.name not in common and not show_all
         settings = _settings(f)
-        groups[group].add_argument(f"--{f.name}", help=argparse.SUPPRESS if hidden else _help(f), **settings)
+        text = _with_default(f, common[f.name]) if f.name in common else _help(f)
+        groups[group].add_argument(f"--{f.name}", help=argparse.SUPPRESS if hidden else text, **settings)
         if f.aliases:  # the description lists them
             parser.add_argument(*(f"--{alias}" for alias in f.aliases), help=argparse.SUPPRESS, **settings)
     help_group = parser.add_argument_group("help")
@@ -95,6 +110,12 @@ def _reader(f: Flag) -> Callable[[str], Any]:
 
     read.__name__ = f.kind  # argparse names the kind in its message
     return read
+
+
+def _with_default(f: Flag, text: str) -> str:
+    """Return the text of a common flag, one line with its default; its aliases are in the page of all flags."""
+    default = "" if f.required or f.default in (None, False, -1) else f" (default: {f.default})"
+    return (text + default).replace("%", "%%")
 
 
 def _help(f: Flag) -> str:

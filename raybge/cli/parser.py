@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from raybge.cli.flag import Flag
 from raybge.cli.help_page import argument_parser, print_and_exit
 from raybge.cli.options.common import FLAGEMBEDDING
-from raybge.cli.suggestions import suggest_flag
+from raybge.cli.suggestions import flag_of_other_name, suggest_flag
 from raybge.cli.training_arguments import training_argument_flags
 from raybge.util.errors import UserError
 
@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 def parse_options(
-    options_class: type[T], argv: Sequence[str], prog: str, report: Callable[[str], None] = lambda _: None
+    options_class: type[T],
+    argv: Sequence[str],
+    prog: str,
+    report: Callable[[str], None] = lambda _: None,
+    examples: str = "",
 ) -> T:
     """Parse a command line into an object of `options_class`.
 
@@ -27,6 +31,7 @@ def parse_options(
         argv: words of the command line after the program's name.
         prog: program name in the help page.
         report: called with a line on each flag that is set and has no effect.
+        examples: command lines that open the help page.
 
     Returns:
         The checked options; flags on the command line override those of --config.
@@ -36,7 +41,8 @@ def parse_options(
         SystemExit: with code 0 after --help or --help-all printed the help page.
     """
     flags = declared_flags(options_class)
-    parser = argument_parser(options_class.__doc__, flags.values(), prog, show_all="--help-all" in argv)
+    common = getattr(options_class, "common_flags", {})
+    parser = argument_parser(options_class.__doc__, flags.values(), prog, "--help-all" in argv, examples, common)
     if {"-h", "--help", "--help-all"} & set(argv):
         print_and_exit(parser.format_help().rstrip("\n"))
     namespace, unknown = parser.parse_known_args(list(argv))
@@ -164,7 +170,7 @@ def _kind(hint: Any) -> tuple[str, bool]:
 
 def _unknown(word: str, flags: Mapping[str, Flag]) -> str:
     name = word[2:].split("=")[0]
-    similar = closest_flag(name, flags)
+    similar = closest_flag(name, flags) or flag_of_other_name(name, flags)
     return f"there is no flag --{name}" + (f"; did you mean --{similar}?" if similar else "; --help lists them")
 
 

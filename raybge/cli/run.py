@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 failure, 2 an error that the user can correct, 130 inte
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import shlex
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from raybge.cli.completion import complete
 from raybge.cli.console import Console
 from raybge.cli.help_page import print_and_exit
 from raybge.cli.parser import build_options, declared_flags, parse_options, read_config
@@ -22,7 +24,7 @@ from raybge.util.process_state import preserve_process_state
 from raybge.util.redaction import SECRET_FLAG, command_line
 from raybge.util.versions import RAYBGE
 
-COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo", "selftest")
+COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo", "selftest", "runs")
 MESSAGE_LINES = 5  # of a failure, shown on the terminal
 Result = TypeVar("Result")
 _REPORTED_VERSIONS: set[str] = set()
@@ -51,7 +53,7 @@ def run_command(
     argv, prog = command_line() if argv is None else argv, prog or f"python -m raybge.{name}"
     console.resume_command = f"{prog} {resume_flags(argv)}"
     try:
-        options: Any = parse_options(options_class, argv, prog, console.info)
+        options: Any = parse_options(options_class, argv, prog, console.info, examples_of(name))
         console.verbose = options.verbose
         _report_untested_versions(console)
         with console.capture(name, enabled=not options.verbose):
@@ -140,20 +142,41 @@ def resume_flags(argv: Sequence[str]) -> str:
 
 def main() -> None:
     """Run `raybge COMMAND ...` and exit with the command's exit code."""
+    complete()
     command, *rest = command_line() or ["--help"]
+    if command == "help":
+        command, *rest = [*rest[:1], "--help"]
     if command in COMMANDS:
         raise SystemExit(importlib.import_module(f"raybge.{command}").main(rest))
     if command in ("-h", "--help", "--version"):
         print_and_exit(f"raybge {RAYBGE}" if command == "--version" else _usage())
-    print(f"raybge: «{command}» is not a command; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+    similar = difflib.get_close_matches(command.lower(), COMMANDS, n=1, cutoff=0.7)
+    remedy = f"did you mean {similar[0]}?" if similar else f"commands: {', '.join(COMMANDS)}"
+    print(f"raybge: «{command}» is not a command; {remedy}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _usage() -> str:
-    return (
-        f"usage: raybge COMMAND --flag value ...\n\ncommands: {', '.join(COMMANDS)}\n"
-        "`raybge COMMAND --help` lists a command's flags, `raybge --version` prints the version."
+    lines = [f"  {name:<10}{_docstring(name).splitlines()[0]}" for name in COMMANDS]
+    return "\n".join(
+        [
+            "usage: raybge COMMAND --flag value ...",
+            "",
+            *lines,
+            "",
+            "`raybge help COMMAND` shows examples and flags, `raybge --version` the version.",
+        ]
     )
+
+
+def examples_of(command: str) -> str:
+    """Return the command lines in the docstring of a command's module; "" for a job, which has none."""
+    lines = [line for line in _docstring(command).splitlines() if line.startswith("    ")]
+    return "\n".join(line for line in lines if not line.endswith("--help"))
+
+
+def _docstring(command: str) -> str:
+    return importlib.import_module(f"raybge.{command}").__doc__ or "" if command in COMMANDS else ""
 
 
 def _last_lines(text: str) -> str:

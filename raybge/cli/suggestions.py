@@ -8,6 +8,40 @@ from raybge.cli.flag import Flag
 
 SHORTEST = 3  # letters of a word that may have an error
 LETTERS_PER_ERROR = 7
+# Names in other programs and in everyday use; the first flag that the command has is meant.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "epochs": ("num_train_epochs",),
+    "num_epochs": ("num_train_epochs",),
+    "steps": ("max_steps",),
+    "num_steps": ("max_steps",),
+    "batch_size": ("per_device_train_batch_size",),
+    "train_batch_size": ("per_device_train_batch_size",),
+    "bs": ("per_device_train_batch_size", "batch_size"),
+    "mini_batch_size": ("sub_batch_size",),
+    "grad_accum": ("gradient_accumulation_steps",),
+    "warmup": ("warmup_ratio",),
+    "wd": ("weight_decay",),
+    "scheduler": ("lr_scheduler_type",),
+    "optimizer": ("optim",),
+    "max_length": ("passage_max_len",),
+    "max_seq_length": ("passage_max_len", "max_length"),
+    "model": ("model_name_or_path", "model_names_or_paths"),
+    "model_name": ("model_name_or_path", "model_names_or_paths"),
+    "data": ("train_data", "input_file", "corpus_data"),
+    "train_file": ("train_data",),
+    "input": ("input_file",),
+    "output": ("output_dir", "output_file", "output_path"),
+    "out": ("output_dir", "output_file", "output_path"),
+    "corpus": ("corpus_data",),
+    "queries": ("query_data",),
+    "eval_file": ("eval_data",),
+    "negatives": ("negative_number",),
+    "num_negatives": ("negative_number",),
+    "top_k": ("k",),
+    "workers": ("num_workers",),
+    "lora": ("use_lora",),
+}
 
 
 def suggest_flag(name: str, flags: Mapping[str, Flag], words: Collection[str]) -> str | None:
@@ -33,6 +67,12 @@ def suggest_flag(name: str, flags: Mapping[str, Flag], words: Collection[str]) -
     }
     closest = [spelling for spelling, count in errors.items() if count == min(errors.values())]
     return closest[0] if len(closest) == 1 else None
+
+
+def flag_of_other_name(name: str, flags: Mapping[str, Flag]) -> str | None:
+    """Return the flag of this command that other programs call `name`; None if there is none."""
+    targets = OTHER_NAMES.get(name.lower().replace("-", "_"), ())
+    return next((t for t in targets if t in flags and not flags[t].refused and not flags[t].no_effect), None)
 
 
 def _errors(name: str, known: str, words: Collection[str]) -> int | None:

@@ -156,7 +156,7 @@ def test_a_table_is_aligned(capfd):
 @pytest.mark.parametrize(
     ("argv", "code", "text"),
     [
-        (["--help"], 0, "mine, pretrain, train, tune, merge, evaluate, encode, demo"),
+        (["--help"], 0, "\n  train     Fine-tune an embedding model"),
         (["--version"], 0, f"raybge {raybge.__version__}"),
         (["prestrain"], 2, "is not a command"),
         (["frobnicate"], 2, "is not a command"),

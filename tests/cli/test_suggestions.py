@@ -37,7 +37,7 @@ OTHER_MEANINGS = {
     TrainOptions: (
         *("cache_paths_dir", "cache_file", "data_dir", "data_path", "output_path", "output_file", "model_dir"),
         *("eval_batch_size", "eval_epochs", "bf32", "fp32", "tf16", "adam_beta3", "query_min_len", "warmup_epochs"),
-        *("passage_max_tokens", "save_total_steps", "lora_bias", "early_stopping", "epochs", "lr", "batch", "x", ""),
+        *("passage_max_tokens", "save_total_steps", "lora_bias", "early_stopping", "batch", "x", ""),
         *("unified_finetunning", "num_gpus", "num_nodes", "use_tpu", "max_epochs", "log_steps", "eval_score"),
     ),
     MineOptions: ("use_cpu", "output_dir", "train_data", "positive_number", "mean_score", "negative_words"),

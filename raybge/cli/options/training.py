@@ -26,6 +26,44 @@ from raybge.cli.options.common import (
     TokenizerOptions,
 )
 
+# Flags that most runs set, in the order of the help page, each with a text of one line.
+_REQUIRED_FLAGS = {
+    "model_name_or_path": "model to start from: a folder, or a name on the hub",
+    "train_data": "training rows: files, folders or globs",
+    "output_dir": "folder of the trained model, its checkpoints and its report",
+}
+_OPTIMIZATION_FLAGS = {
+    "learning_rate": "highest learning rate",
+    "num_train_epochs": "passes over the data",
+    "max_steps": "updates, in place of epochs",
+    "per_device_train_batch_size": "rows of a step for each worker",
+    "global_batch_size": "rows of a step over all workers, however many there are",
+    "gradient_accumulation_steps": "steps of one update",
+    "gradient_checkpointing": "save memory: the backward pass computes activations again",
+    "bf16": "bf16: on GPUs since Ampere, and on CPUs that gain by it",
+    "fp16": "fp16: on older GPUs",
+    "warmup_ratio": "share of the updates in which the learning rate rises from 0",
+    "lr_scheduler_type": "course of the rate: linear, cosine, constant, ...",
+}
+_OBJECTIVE_FLAGS = {
+    "sub_batch_size": "texts whose activations are in memory at a time; default: all",
+    "temperature": "divisor of the similarities; smaller is sharper",
+    "train_group_size": "passages of a row: one positive, the rest negatives",
+    "query_max_len": "longest query in tokens",
+    "passage_max_len": "longest passage in tokens",
+    "eval_data": "queries with answers that are evaluated while training",
+    "eval_strategy": "when to evaluate: no, steps or epoch",
+    "eval_steps": "updates between two evaluations",
+}
+_RUN_FLAGS = {
+    "save_steps": "updates between two checkpoints",
+    "save_total_limit": "checkpoints to keep; default: all",
+    "logging_steps": "updates between two records of the loss",
+    "resume": "continue the run in output_dir",
+    "seed": "seed of the order of the rows and of all random numbers",
+    "num_workers": "workers: N, or MIN-MAX if they may come and go; default: all that fit",
+}
+
 
 @dataclass(kw_only=True)
 class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
@@ -90,6 +128,8 @@ class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
 class PretrainOptions(LoopOptions):
     """Pre-train an encoder for retrieval on raw text with RetroMAE."""
 
+    common_flags: ClassVar[dict[str, str]] = _REQUIRED_FLAGS | _OPTIMIZATION_FLAGS | _RUN_FLAGS
+
     train_data: list[str] = flag(..., DATA, "texts {text}: files, folders or globs")
     max_seq_length: int = flag(512, DATA, "maximum text length in tokens")
     encoder_mlm_probability: float = flag(0.3, OBJECTIVE, "share of tokens masked for the encoder")
@@ -105,6 +145,8 @@ class PretrainOptions(LoopOptions):
 @dataclass(kw_only=True)
 class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
     """Fine-tune an embedding model on groups {query, pos, neg} with a contrastive objective."""
+
+    common_flags: ClassVar[dict[str, str]] = _REQUIRED_FLAGS | _OPTIMIZATION_FLAGS | _OBJECTIVE_FLAGS | _RUN_FLAGS
 
     model_name_or_path: str = flag(..., MODEL, "model to start from: folder or hub name", aliases=MODEL_NAMES)
     train_data: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
