@@ -212,7 +212,9 @@ def _match(folder: str, pattern: list[str]) -> list[str]:
     for info in store.get_file_info(pafs.FileSelector(root)):
         base = info.base_name
         child = _child(folder, base)["://" in folder]  # of a URI the form to open
-        if pattern[0] == "**" and not base.startswith("."):
+        if pattern[0] == "**":
+            if _is_internal(base):
+                continue
             matches += _match(child, pattern) if info.type == pafs.FileType.Directory else _match(child, pattern[1:])
         elif fnmatch.fnmatchcase(base, pattern[0]) and (pattern[0].startswith(".") or not base.startswith(".")):
             matches += _match(child, pattern[1:])

@@ -185,14 +185,14 @@ def test_a_broken_array_element_does_not_fill_the_memory(tmp_path: Path, monkeyp
     monkeypatch.setattr(json_array, "LONGEST_ELEMENT", 100)
     path = put(tmp_path / "a.json", '[{"t": "' + "x" * 10_000 + '"}]')
     sizes = []
-    fill = jsonl._Window.fill
+    fill = json_array._Window.fill
 
     def measured(window: Any) -> bool:
         more = fill(window)
         sizes.append(len(window.text))
         return more
 
-    monkeypatch.setattr(jsonl._Window, "fill", measured)
+    monkeypatch.setattr(json_array._Window, "fill", measured)
     ((row,),) = read_all(list_files(str(path), "--f"), 1 << 20)
     assert isinstance(row, BadRow) and max(sizes) < 500
 

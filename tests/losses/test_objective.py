@@ -272,7 +272,7 @@ def test_sub_batches_replay_dropout():
         if not recompute:
             model.sub_batch_size = None
             chunks = model.embedding.embed
-            model.embedding.embed = lambda ids, tokens, multiple, _: torch.cat(  # the same chunks of 3, sorted
+            model.embedding.embed = lambda ids, tokens, multiple, *_: torch.cat(  # the same chunks of 3, sorted
                 [chunks([ids[i] for i in rows], tokens, SUB_BATCH_MULTIPLE) for rows in by_length(ids, 3)]
             )[position_of(ids, 3)]
         torch.manual_seed(3)

@@ -35,7 +35,9 @@ def test_text_to_summary(tmp_path, monkeypatch, capfd):
     assert "over 2 points" in stages[0] and "Most likely false negatives" in stages[1]
     output = capfd.readouterr().out
     assert output.count("log: ") == 1
-    assert "before" in output.splitlines()[-6] and output.splitlines()[-5].startswith("nDCG@10")
+    lines = output.splitlines()
+    head = next(i for i, line in enumerate(lines) if "before" in line and "after" in line)
+    assert lines[head + 1].startswith("nDCG@10") and before in lines[head + 1] and after in lines[head + 1]
 
 
 def test_dry_run_writes_nothing(tmp_path):

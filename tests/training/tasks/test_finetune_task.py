@@ -51,6 +51,7 @@ ELSEWHERE = {
     "base_model",  # of messages and the model card
     "merge_adapters",  # when the model is saved: test_train.py
     "validation",  # read by the driver: evaluation/test_in_training.py
+    "allow_unknown_tokens",  # read by the driver: model/test_preflight.py
 }
 
 

@@ -76,7 +76,11 @@ VALUES = {"max_seq_length": 7, "seed": 7, "encoder_mlm_probability": 0.125, "dec
 
 
 def test_every_field_has_a_test():
-    assert {field.name for field in fields(PretrainSpec)} == PLACES.keys() | {"base_model", "model"}
+    assert {field.name for field in fields(PretrainSpec)} == PLACES.keys() | {
+        "base_model",
+        "model",
+        "allow_unknown_tokens",
+    }
 
 
 @pytest.mark.parametrize("name", PLACES)
