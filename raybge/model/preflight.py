@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SAMPLE_CHARACTERS = 1 << 17  # of the data, tokenized for the share of unknown words: about 20,000 words
 SAMPLE_BLOCKS = 8  # that the sample is read from: it has to be quick for data in an object store too
 LONGEST_TEXT = 4096  # characters of a text of the sample
+FEWEST_CHARACTERS = 100  # of a sample that says anything about a language
 MOST_UNKNOWN = 0.5  # share of unknown words above which the tokenizer is taken for one of another language or model
 
 
@@ -51,7 +52,8 @@ def check_model(
 
     Args:
         name: a folder, or a name on the hub.
-        texts: returns a sample of the data, of whose words the tokenizer must know at least half; None: not checked.
+        texts: returns a sample of the data, of whose words the tokenizer must know at least half; None: not checked. Nor is a
+            sample of a few words.
         tokenizer_name: another tokenizer than the model's own.
         config_name: another configuration than the model's own.
         use_fast_tokenizer: use the tokenizer written in Rust.
@@ -71,9 +73,10 @@ def check_model(
     network = make_empty(source)  # before the tokenizer, whose class depends on the same file
     tokenizer = load_tokenizer(source, tokenizer_name, use_fast_tokenizer)
     check_token_ids(tokenizer, tokenizer_name or name, network, name)
-    if texts is None:
+    sample = texts() if texts else []
+    if sum(map(len, sample)) < FEWEST_CHARACTERS:
         return
-    share = unknown_share(tokenizer, texts())
+    share = unknown_share(tokenizer, sample)
     if share > MOST_UNKNOWN:
         raise UserError(
             f"{tokenizer_name or name}: the tokenizer does not know {share:.0%} of the words of a sample of the data: "

@@ -66,6 +66,13 @@ def test_the_network_has_no_weights(tiny, kind):
     check_model(folder, lambda: [SENTENCE])
 
 
+def test_a_few_unknown_words_say_nothing(tiny):
+    folder = tiny("bert")
+    check_model(folder, lambda: ["zebra", "okapi"])
+    with pytest.raises(UserError, match=UNKNOWN):
+        check_model(folder, lambda: ["zebra", "okapi"] * 10)
+
+
 # --- in the commands --------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +83,7 @@ def rows(tmp_path) -> dict[str, str]:
     for name, text in (("known", SENTENCE), ("unknown", "zebra quagga okapi")):
         path = tmp_path / f"{name}.jsonl"
         row = {"query": text, "pos": [text], "neg": [text], "text": text, "id": "1"}
-        path.write_text(json.dumps(row) + "\n")
+        path.write_text((json.dumps(row) + "\n") * 10)
         files[name] = str(path)
     return files
 
