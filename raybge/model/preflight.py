@@ -52,8 +52,8 @@ def check_model(
 
     Args:
         name: a folder, or a name on the hub.
-        texts: returns a sample of the data, of whose words the tokenizer must know at least half; None: not checked, nor is
-            a sample of a few words.
+        texts: returns a sample of the data, of whose words the tokenizer must know at least half; None: not checked,
+            nor is a sample of a few words.
         tokenizer_name: another tokenizer than the model's own.
         config_name: another configuration than the model's own.
         use_fast_tokenizer: use the tokenizer written in Rust.
