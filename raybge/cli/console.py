@@ -162,8 +162,8 @@ class Console:
         ended = threading.Event()
         ticker = threading.Thread(target=self._tick, args=(bar, ended), name="progress", daemon=True)
         ticker.start()
-        self._on_change()
         try:
+            self._on_change()
             yield
         finally:
             ended.set()
@@ -174,8 +174,9 @@ class Console:
 
     def _tick(self, bar: ProgressBar, ended: threading.Event) -> None:
         while not ended.wait(TICK_SECONDS):
-            if self._bars and self._bars[-1] is bar:
-                self._on_change()
+            with self._lock:
+                if self._bars and self._bars[-1] is bar:
+                    self._on_change()
 
     def _on_change(self) -> None:
         """Draw the current bar if its last drawing is old enough."""

@@ -13,7 +13,8 @@ MIN_COLUMNS = 40  # of a narrower terminal, which breaks the lines itself
 
 def is_terminal(stream: Any) -> bool:
     """Return True if the stream is a terminal that can rewrite its last line."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    isatty = getattr(stream, "isatty", None)  # programs put objects in place of sys.stdout that only write
+    return bool(isatty and isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def has_color(stream: Any) -> bool:

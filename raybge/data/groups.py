@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,14 @@ from raybge.util.plural import plural
 
 _QUOTED = 60  # characters of a wrong value that a message quotes
 _MISSING = frozenset({"None", "nan", "NaN", "null", "NULL", "<NA>"})
+_LONGEST_MISSING = 10  # characters, white space included
 _LONGEST_LIST = 1 << 20  # characters: longer texts are not parsed
+ID_FIELDS = ("_id", "id", "docid", "doc_id", "query_id")
 # Of BEIR and Tevatron, of pyserini, of FlagEmbedding, of MS MARCO.
 BODY_FIELDS = ("text", "contents", "content", "body")
 _OTHER_BODY_FIELDS = frozenset(BODY_FIELDS[1:])
+_NAN = re.compile(r"\bnan\b")
 _LISTED = 20  # fields of a row that a message lists
-_DOCUMENT_FIELDS = ("title", "query", *BODY_FIELDS)
 
 
 class RowError(ValueError):
@@ -129,7 +132,7 @@ def parse_document(raw: dict[str, Any]) -> Document:
 
 def row_id(raw: dict[str, Any]) -> str:
     """Return the row's "_id" or "id", a string or a whole number; RowError if it has none."""
-    field = "_id" if "_id" in raw else "id"
+    field = next((name for name in ID_FIELDS if name in raw), "id")
     value = raw.get(field)
     if isinstance(value, bool) or not (isinstance(value, int) or _is_text(value)):
         raise RowError(field, f"must be a non-empty string or a whole number, {_actual(raw, field)}")
@@ -162,16 +165,18 @@ def check_texts(raw: dict[str, Any], value: object) -> None:
             ("query", (value.query,)),
             ("pos", value.pos),
             ("neg", value.neg),
+            ("prompt", (value.prompt,) if value.prompt else ()),
         )
     elif isinstance(value, Document):
-        fields = ((name, (raw[name],)) for name in _DOCUMENT_FIELDS if _is_text(raw.get(name)))
+        names = ["query"] if raw.get("query") == value else ["title", _body_field(raw)]
+        fields = ((name, (raw[name],)) for name in names if _is_text(raw.get(name)))
     elif isinstance(value, str):
         fields = ((next((name for name, text in raw.items() if text == value), "text"), (value,)),)
     else:
         return
     for field, texts in fields:
         for text in texts:
-            if len(text) < 5 and text in _MISSING:
+            if len(text) < _LONGEST_MISSING and text.strip() in _MISSING:
                 wrong = "a missing value written as text: write null, or leave it out"
             elif text[0] in "[( \t\r\n" and _is_list(text):
                 wrong = "a list written as text: write a list of strings"
@@ -181,7 +186,7 @@ def check_texts(raw: dict[str, Any], value: object) -> None:
 
 
 def _is_list(text: str) -> bool:
-    """Return True if a text is the form in JSON or Python of a list of strings."""
+    """Return True if a text is the form in JSON or Python of a list with strings, missing values or lists."""
     text = text.strip()
     if text[0] not in "[(" or text[-1] not in "])" or len(text) > _LONGEST_LIST:
         return False
@@ -191,8 +196,13 @@ def _is_list(text: str) -> bool:
     if values is None:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in the text
-            values = ast.literal_eval(text)
-    return isinstance(values, list | tuple) and all(isinstance(each, str) for each in values)
+            values = ast.literal_eval(_NAN.sub("None", text))
+    if not isinstance(values, list | tuple):
+        return False
+    return not values or (
+        all(isinstance(each, str | list | float | int | None) for each in values)
+        and any(isinstance(each, str | list | None) for each in values)  # "[1]" cites, "(1985)" dates
+    )
 
 
 def id_key(document: str) -> bytes:
@@ -216,8 +226,12 @@ def short_key(text: str) -> int:
 
 
 def _body_field(raw: dict[str, Any]) -> str:
-    """Return the one of BODY_FIELDS that holds the row's text; RowError if there is none, or if two texts differ."""
-    if "text" in raw and _OTHER_BODY_FIELDS.isdisjoint(raw):
+    """Return the one of BODY_FIELDS that holds the row's text; RowError if there is none.
+
+    "text" comes first. Of others one may contain the rest, such as "contents" of pyserini the title and the body;
+    different texts are an error.
+    """
+    if _is_text(raw.get("text")) or ("text" in raw and _OTHER_BODY_FIELDS.isdisjoint(raw)):
         return "text"
     fields = [field for field in BODY_FIELDS if field in raw]
     if not fields:
@@ -225,10 +239,11 @@ def _body_field(raw: dict[str, Any]) -> str:
         others = ", ".join(map(_quote, BODY_FIELDS[1:]))
         raise RowError("text", f"must be a non-empty string (or {others}), but the row has {names or 'no field'}")
     texts = {field: _text(raw, field) for field in fields if not _is_blank(raw[field])}
-    if len({*texts.values()}) > 1:
+    whole = max(texts.values(), key=len, default="")
+    if not all(text in whole for text in texts.values()):
         names = " and ".join(map(_quote, texts))
         raise RowError(fields[0], f"must be the only text of the row, but {names} differ: remove all but one")
-    return next(iter(texts or fields))
+    return next((field for field, text in texts.items() if text == whole), fields[0])
 
 
 def _is_blank(value: object) -> bool:

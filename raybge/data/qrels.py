@@ -34,6 +34,9 @@ _NAMES = (
 )
 
 
+MOST_NAMED = 100  # rows of repeated ids, of which each is located
+
+
 @dataclass(frozen=True)
 class JoinedQrels:
     """Result of joining queries with judgments.
@@ -42,13 +45,15 @@ class JoinedQrels:
         queries: number of queries with a relevant document.
         unjudged: number of queries without one.
         unknown: judged queries that no row has.
-        repeated: a message for each row whose id an earlier row has with another text; the row is left out.
+        repeated: a message for each of the first MOST_NAMED rows whose id an earlier row has with another text.
+        repeated_count: number of all such rows, which are left out.
     """
 
     queries: int
     unjudged: int
     unknown: tuple[str, ...]
     repeated: tuple[str, ...] = ()
+    repeated_count: int = 0
 
 
 def read_qrels(path: str, flag: str) -> Grades:
@@ -162,7 +167,8 @@ def join(queries: Survey, grades: Grades, path: str) -> JoinedQrels:
         UserError: no query is judged.
     """
     first: dict[str, tuple[bytes, int, int]] = {}  # digest, block and line of each judged query
-    repeated, unjudged = [], 0
+    repeated: list[str] = []
+    repeated_count = unjudged = 0
     with open_atomic(path, "--storage_path") as out:
         for number in range(len(queries.blocks)):
             for row in read_block(queries.files, queries.blocks[number], parse_query):
@@ -175,7 +181,8 @@ def join(queries: Survey, grades: Grades, path: str) -> JoinedQrels:
                 prompt = {"prompt": row.raw["prompt"]} if row.raw.get("prompt") is not None else {}
                 digest = text_key(json.dumps([query, prompt]))
                 if earlier := first.get(query.id):
-                    if earlier[0] != digest:
+                    repeated_count += earlier[0] != digest
+                    if earlier[0] != digest and len(repeated) < MOST_NAMED:
                         places = queries.place(number, row.line), queries.place(*earlier[1:])
                         repeated.append(f"{places[0]}: query {query.id} has another text in {places[1]}")
                     continue
@@ -185,7 +192,7 @@ def join(queries: Survey, grades: Grades, path: str) -> JoinedQrels:
     if not first:
         raise UserError(f"--qrels judges none of the {unjudged:,} queries of --query_data: are their ids the same?")
     unknown = tuple(query for query, judged in grades.items() if _is_answered(judged) and query not in first)
-    return JoinedQrels(len(first), unjudged, unknown, tuple(repeated))
+    return JoinedQrels(len(first), unjudged, unknown, tuple(repeated), repeated_count)
 
 
 def _is_answered(judged: Mapping[str, int]) -> bool:

@@ -41,9 +41,15 @@ def saved_files(store: pafs.FileSystem, root: str, paths: Sequence[str], subject
     positions: dict[str, int] = {}
     for state in (path for path in paths if posixpath.basename(path) == _STATE):
         folder = posixpath.dirname(state)
-        files = _read(store, f"{root}/{state}", subject).get("_data_files")
-        if not isinstance(files, list):
+        content = _read(store, f"{root}/{state}", subject)
+        files = content.get("_data_files")
+        if not isinstance(files, list) or not all(isinstance(file, dict) and "filename" in file for file in files):
             continue  # of another program
+        if content.get("_indices_data_files"):
+            raise UserError(
+                f"{subject}: {state} names a selection of rows, as old versions of datasets wrote it: save the data "
+                "again with a current version"
+            )
         for position, file in enumerate(files):
             path = posixpath.join(folder, str(file["filename"]))
             if path not in known:

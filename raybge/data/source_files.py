@@ -33,7 +33,7 @@ ENDINGS: dict[str, Kind] = {
 }
 BUFFER = 4 << 20  # bytes per read
 _MAX_SUMMARY = 1 << 20  # bytes of a file of metrics
-_ROW_FIELDS = {"query", "pos", "text", "content", "contents", "body", "data"}
+_SUMMARY_FIELDS = {"train_runtime", "log_history", "ignore_identical_ids"}  # of a training run, and of MTEB tasks
 SPACE = b" \t\r\n"  # JSON's own white space
 
 
@@ -158,13 +158,13 @@ def _in_folder(name: str, flag: str) -> list[_Match]:
 
 
 def _is_internal(relative: str) -> bool:
-    """Return True for a hidden path, and for raybge's own files beside an output."""
+    """Return True for a hidden path, for raybge's own files beside an output, and for Spark's unfinished files."""
     parts = relative.split("/")
-    return any(part.startswith(".") or part.endswith((".work", ".meta.json")) for part in parts)
+    return any(part.startswith((".", "_temporary")) or part.endswith((".work", ".meta.json")) for part in parts)
 
 
 def _is_summary(store: pafs.FileSystem, info: pafs.FileInfo) -> bool:
-    """Return True for one JSON object over several lines without a field of a row, such as a file of metrics."""
+    """Return True for a file of metrics, of raybge or transformers' Trainer: one JSON object over several lines."""
     if not info.path.lower().endswith(".json") or info.size > _MAX_SUMMARY:
         return False
     with store.open_input_stream(info.path) as stream:
@@ -172,7 +172,7 @@ def _is_summary(store: pafs.FileSystem, info: pafs.FileInfo) -> bool:
     if not content.startswith(b"{\n"):
         return False
     try:
-        return not _ROW_FIELDS & json.loads(content).keys()
+        return any("@" in name or name in _SUMMARY_FIELDS for name in json.loads(content))
     except ValueError:
         return False
 

@@ -61,7 +61,7 @@ def write_judged_queries(files: RetrievalFiles, queries: InputFiles, work: str, 
     joined = join(survey, grades, path)
     if joined.unjudged:
         console.info(f"--query_data: {joined.unjudged:,} queries without a relevant document are skipped")
-    report_id_conflicts(joined.repeated, len(joined.repeated), "--query_data", files.on_bad_rows, console)
+    report_id_conflicts(joined.repeated, joined.repeated_count, "--query_data", files.on_bad_rows, console)
     if joined.unknown:
         examples = ", ".join(joined.unknown[:3]) + (", ..." if len(joined.unknown) > 3 else "")
         message = f"--qrels: {len(joined.unknown):,} judged queries are not in --query_data ({examples})"

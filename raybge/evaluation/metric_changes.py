@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raybge.cli.console import Console
     from raybge.evaluation.query_examples import RetrievalResult
 
+FEW_QUERIES = 10  # a bootstrap over fewer says little
 METRIC_CHANGES = "metric_changes"  # key in the results of a training run
 
 
@@ -61,6 +62,8 @@ class MetricChange:
         if self.low is not None and self.high is not None:
             range_text = f"{self.low:+.4f} to {self.high:+.4f}"
             verdict = "better" if self.low > 0 else "worse" if self.high < 0 else "not significant"
+            if self.queries is not None and self.queries < FEW_QUERIES:
+                verdict = "too few queries"
         return self.metric, format_metric(self.before), format_metric(self.after), difference, range_text, verdict
 
 

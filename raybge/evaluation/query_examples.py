@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -30,6 +32,17 @@ class RetrievalResult:
 
     values: Mapping[str, np.ndarray]
     ids_QK: np.ndarray
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as a .npz file."""
+        values: dict[str, Any] = dict(self.values)
+        np.savez(path, ids_QK=self.ids_QK, **values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file of `save`."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls({name: arrays[name] for name in arrays.files if name != "ids_QK"}, arrays["ids_QK"])
 
 
 @dataclass(frozen=True)

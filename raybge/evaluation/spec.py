@@ -81,6 +81,7 @@ class RetrievalFiles:
         qrels: file of relevance judgments by document id; None: the queries' rows contain their relevant passages.
         on_bad_rows: "stop" or "skip".
         any_text: --accept_any_text, see `SourceFile`.
+        is_beir: they are those of a BEIR folder.
     """
 
     corpus: tuple[str, ...] = ()
@@ -88,6 +89,7 @@ class RetrievalFiles:
     qrels: str | None = None
     on_bad_rows: str = "stop"
     any_text: bool = False
+    is_beir: bool = False
 
     @classmethod
     def from_options(cls, options: EvaluateOptions) -> RetrievalFiles:
@@ -114,7 +116,7 @@ class RetrievalFiles:
             corpus = [_existing(folder, "corpus.jsonl", "corpus.jsonl.gz")]
             queries = [_existing(folder, "queries.jsonl", "queries.jsonl.gz")]
             qrels = qrels or os.path.join(folder, "qrels", "test.tsv")
-        return cls(tuple(corpus), tuple(queries), qrels, options.on_bad_rows, options.accept_any_text)
+        return cls(tuple(corpus), tuple(queries), qrels, options.on_bad_rows, options.accept_any_text, bool(folders))
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class EvaluationSpec:
                 exists(path, f"--{name}")  # raises for a folder
         names = [options.model_name_or_path, *(options.compare or [])]
         files = RetrievalFiles() if options.mteb_tasks else RetrievalFiles.from_options(options)
-        drop = options.drop_self_hits if options.drop_self_hits is not None else files.qrels is not None
+        drop = files.is_beir if options.drop_self_hits is None else options.drop_self_hits
         return cls(
             models=tuple(EvaluatedModel(name, evaluation_encoder(options, name)) for name in names),
             files=files,

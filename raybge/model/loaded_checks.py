@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from raybge.model.folder import read_json
 from raybge.model.setting_types import TOKENIZER
 from raybge.util.errors import UserError, first_line
 
-_LAYER = re.compile(r"\.\d+\.")  # the number of a layer in a weight's name
+_LAYER = re.compile(r"\.(\d+)\.")  # the number of a layer in a weight's name
 
 
 @contextmanager
@@ -72,15 +73,16 @@ def check_weights(name: str, backbone: Any, loading: dict[str, Any], whole: bool
         )
     if loading["missing_keys"]:
         backbone.pooler = None  # not in the file and unused here: it must not be saved with random weights
-    check_finite(name, backbone.state_dict())
+    check_finite(name, dict(backbone.named_parameters()))
 
 
 def _unused_layers(backbone: Any, names: Sequence[str]) -> list[str]:
     """Return those of the unused weights that belong to a layer beyond the model's last one."""
-    modules = {module for module, _ in backbone.base_model.named_modules()}
+    modules = backbone.base_model.named_modules()
+    layers = {name: len(module) for name, module in modules if isinstance(module, torch.nn.ModuleList)}
     start = f"{backbone.base_model_prefix}."
-    stacks = [(name, _LAYER.split(name.removeprefix(start), maxsplit=1)) for name in names]
-    return sorted(name for name, parts in stacks if len(parts) == 2 and parts[0] in modules)
+    places = [(name, _LAYER.split(name.removeprefix(start), maxsplit=1)) for name in names]
+    return sorted(name for name, place in places if len(place) == 3 and int(place[1]) >= layers.get(place[0], math.inf))
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:

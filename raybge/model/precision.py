@@ -68,11 +68,19 @@ def bf16_message(device: torch.device) -> str | None:
     )
 
 
+def cpu_has_bf16_units() -> bool:
+    """Return True if this CPU has AMX, units that multiply matrices in bf16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 @functools.cache
 def cpu_gains_by_bf16() -> bool:
-    """Return True if this CPU multiplies matrices faster in bf16 than in fp32: it has AMX, or a measurement says so."""
+    """Return True if this CPU multiplies matrices faster in bf16 than in fp32: it has AMX, or a measurement says so.
+
+    For inference: a measurement may turn out otherwise in another worker or after a restart.
+    """
     capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_bf16"):
+    if cpu_has_bf16_units():
         return True
     if not any(capabilities.get(name) for name in _BF16_INSTRUCTIONS):
         return False
@@ -92,10 +100,10 @@ def _seconds_of_a_product(dtype: torch.dtype) -> float:
 
 
 def cpu_bf16_message(flag: str) -> str:
-    """Return the line that states what a flag for bf16 does on this CPU."""
-    if cpu_gains_by_bf16():
-        return f"{flag}: this CPU multiplies matrices in bf16"
-    return f"{flag} is off: this CPU multiplies matrices no faster in bf16 than in fp32"
+    """Return the line that states what a flag for training in bf16 does on this CPU."""
+    if cpu_has_bf16_units():
+        return f"{flag}: this CPU has units for bf16 (AMX)"
+    return f"{flag} is off: this CPU has no units for bf16 (AMX)"
 
 
 def inference_dtype(on_cpu: bool, use_fp16: bool | None, use_bf16: bool | None) -> torch.dtype:

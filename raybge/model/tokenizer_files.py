@@ -20,6 +20,7 @@ _EXPECTED = (
     f"expected {TOKENIZER}, or {_WORDS}, or {_PAIRS} with {_MERGES}, or a sentencepiece model such as tokenizer.model: "
     "copy them from the model that this one was trained from"
 )
+_WITHOUT_VOCABULARY = ("CanineTokenizer", "ByT5Tokenizer", "PerceiverTokenizer")
 # Parts that the library writes for every tokenizer, as null if it has none.
 _PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
 # A smaller share of the model's token ids in a vocabulary without structure is taken for a file that is cut off.
@@ -53,12 +54,14 @@ def check_tokenizer_files(folder: str | Path, ids: int | None = None) -> None:
 
 
 def _has_own_code(folder: Path) -> bool:
-    """Return True for a tokenizer of the folder's own code, whose files have names of its own."""
+    """Return True for a tokenizer of the folder's own code, and for one of bytes or characters without a vocabulary."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return False
     config = _read(path)
-    return isinstance(config, dict) and "AutoTokenizer" in (config.get("auto_map") or ())
+    return isinstance(config, dict) and (
+        "AutoTokenizer" in (config.get("auto_map") or ()) or config.get("tokenizer_class") in _WITHOUT_VOCABULARY
+    )
 
 
 def _read(path: Path) -> Any:
@@ -96,7 +99,7 @@ def _check_merges(vocabulary: Path, merges: Path) -> None:
         raise UserError(f"{vocabulary}: expected an object of tokens with their ids")
     check_not_pointer(merges)
     lines = merges.read_text(encoding="utf-8", errors="replace").split("\n")
-    merged = {line.replace(" ", "", 1) for line in lines}
+    merged = {"".join(line.split(" ")[:2]) for line in lines}  # XLM's lines end with a count
     long = [token for token in tokens if len(token) > 1 and not (token[0] in "<[|" and token[-1] in ">]|")]
     if sum(token in merged for token in long) < len(long) * _LEAST_SHARE:
         raise UserError(f"{merges} lacks merges of the tokens of {vocabulary.name}: the file is cut off: copy it again")

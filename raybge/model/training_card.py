@@ -21,8 +21,9 @@ from raybge.model.card import (
 )
 from raybge.model.citations import citations_section
 from raybge.model.folder import FolderSettings
-from raybge.model.origin import ModelOrigin, display_name
+from raybge.model.origin import ModelOrigin
 from raybge.report.text import excerpt
+from raybge.util.filesystem import last_part
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -245,7 +246,7 @@ class TrainingCard:
     def _data(self) -> str:
         if not self.data:
             return ""
-        rows = [[f"`{display_name(name)}`", f"{count:,}"] for name, count in self.data]
+        rows = [[f"`{last_part(name)}`", f"{count:,}"] for name, count in self.data]
         if len(rows) > 1:
             rows.append(["all", f"{sum(count for _, count in self.data):,}"])
         groups = "Groups of a query, passages that answer it and passages that do not."

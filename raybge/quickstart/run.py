@@ -93,9 +93,9 @@ def _show(summary: dict[str, Any], folder: Path, console: Console) -> None:
 
     before, after = summary["before"], summary["after"]
     rows = [
-        (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{100 * (after[name] / before[name] - 1):+.1f}%")
+        (name, f"{before[name]:.4f}", f"{after[name]:.4f}", f"{after[name] - before[name]:+.4f}")
         for name in SHOWN_METRICS
     ]
     console.info(f"\nheld-out queries, {format_duration(sum(summary['seconds'].values()))} in total")
-    console.table(("", "before", "after", "change"), rows)
+    console.table(("", "before", "after", "difference"), rows)
     console.info(f"model: {folder / 'model'}\nwritten: {folder / 'summary.json'}\nreport: {folder / REPORT}")

@@ -57,6 +57,9 @@ def write_index(folder: str) -> str:
     if not runs:
         raise UserError(f"{folder}: no {REPORT} of a run is in this folder or below it")
     path = os.path.join(folder, INDEX)
+    head = _head(Path(path)) if os.path.exists(path) else None
+    if os.path.exists(path) and (head is None or head.command != "runs"):
+        raise UserError(f"{path} is another page: move it away, or choose another folder")
     write_page(path, index_html(os.path.basename(os.path.abspath(folder)), runs), "FOLDER")
     return path
 

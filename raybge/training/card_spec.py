@@ -19,6 +19,10 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual")
 
 
+# They name machines and folders of those who trained, not what was trained.
+_NOT_PUBLISHED = {"address", "storage_path", "cache_path", "cache_dir", "logging_dir", "run_name", "config"}
+
+
 @dataclass(frozen=True)
 class CardSpec:
     """Fields of the model card.
@@ -66,7 +70,11 @@ class CardSpec:
             base=base,
             license=next((each for each in licenses if each and _LICENSE.fullmatch(each)), None),
             languages=tuple(each for each in languages if _LANGUAGE.fullmatch(each)),
-            flags={name: _without_folder(value) for name, value in changed_values(options).items()},
+            flags={
+                name: _without_folder(value)
+                for name, value in changed_values(options).items()
+                if name not in _NOT_PUBLISHED
+            },
             hyperparameters=_hyperparameters(options),
         )
 

@@ -62,6 +62,7 @@ class TrainingController:
     on_evaluation: EvaluationCallback | None = None
     elastic: ElasticPolicy | None = None
     reported_evaluations: int = 0  # evaluations passed to `on_evaluation`
+    printed_evaluation: int = -1  # step of the last evaluation shown on the console
     printed_messages: int = 0  # messages of the workers shown on the console
     console: Console = field(init=False)
     resume_from: str | None = field(init=False)  # checkpoint that the next attempt continues from
@@ -181,7 +182,9 @@ class TrainingController:
             self.console.message(line)
             self.printed_messages += 1
         for step, metrics in progress.evaluations[self.reported_evaluations :]:
-            self.console.info(_evaluation_line(step, metrics, progress))
+            if step != self.printed_evaluation:  # it is passed on only once its checkpoint is complete
+                self.console.info(_evaluation_line(step, metrics, progress))
+                self.printed_evaluation = step
             if self.on_evaluation and not self.on_evaluation(step, progress.total, metrics):
                 return
             self.reported_evaluations += 1

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from raybge.training.trainer_arguments import worker_flags
+from raybge.training.trainer_check import undisturbed
 from raybge.util.errors import UserError
 from raybge.util.plural import plural
 
@@ -80,7 +81,8 @@ def _has_rate(flags: dict[str, Any], updates: int) -> bool:
 
     names = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
     given = {name: flags[name] for name in names if flags.get(name) is not None}
-    args = transformers.TrainingArguments(output_dir=".", use_cpu=True, **given)
+    with undisturbed():
+        args = transformers.TrainingArguments(output_dir=".", use_cpu=True, **given)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     schedule = transformers.get_scheduler(
         args.lr_scheduler_type,

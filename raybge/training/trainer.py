@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from raybge.compat.hooked_trainer import HookedTrainer
 from raybge.data.stream import StepStream
+from raybge.evaluation.query_examples import RetrievalResult
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.checkpoint.manifest import (
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from raybge.evaluation.in_training import RetrievalValidator
     from raybge.evaluation.query_examples import QueryExample, RetrievalResult
 
+FIRST_RESULT = "first_evaluation.npz"  # in a checkpoint: each query's result before the first step
 PUBLISH_WAIT_SECONDS = 1.0  # between two collectives that ask whether a checkpoint is published
 
 
@@ -90,6 +93,9 @@ class StateLoader(transformers.TrainerCallback):
         """Load the state if the run continues from a checkpoint."""
         if self._trainer.resume_folder:
             load_training_state(self._trainer, self._trainer.resume_folder)
+            first = Path(self._trainer.resume_folder, FIRST_RESULT)
+            if first.is_file():
+                self._trainer.first_result = RetrievalResult.load(first)
 
 
 class StreamTrainer(HookedTrainer):
@@ -282,7 +288,7 @@ class StreamTrainer(HookedTrainer):
     def query_examples(self) -> list[QueryExample]:
         """Return the queries that the report shows, on worker 0. Collective.
 
-        There are none unless this run has evaluated the model both before its first step and at its end.
+        There are none unless the model was evaluated both before the first step and at the end.
         """
         if self.validation is None or self.first_result is None or self.validation.last_result is None:
             return []
@@ -311,6 +317,8 @@ class StreamTrainer(HookedTrainer):
                 write(lambda: self.encoder.save(folder, weights))
         if not self.args.save_only_model:
             save_training_state(self, folder, write)
+            if self.first_result and self.args.should_save:
+                write(partial(self.first_result.save, os.path.join(folder, FIRST_RESULT)))
         if step == self.state.best_global_step:
             self.state.best_model_checkpoint = redact(checkpoint_path(self.storage, step))
         self.store_flos()  # collective

@@ -67,7 +67,7 @@ def check_trainer(trainer: TrainerSpec, joins_cluster: bool) -> None:
         UserError: a flag that the Trainer, an optimizer, a schedule or a logger refuses, or a missing package.
     """
     flags = worker_flags(trainer)
-    with _undisturbed():
+    with undisturbed():
         while (error := _failure(flags)) is not None:
             name = _cause(flags, error)
             if name is None:
@@ -120,7 +120,7 @@ def _failure(flags: Mapping[str, Any]) -> Exception | None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep environment, warnings and accelerate's state as they are: TrainingArguments change them for a worker."""
     from raybge.compat.transformers import preserve_accelerate_state
 

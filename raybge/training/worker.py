@@ -19,7 +19,7 @@ import transformers
 from raybge.data.stream import StepStream
 from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, to_json, training_changes
 from raybge.evaluation.metrics import retrieval_metrics
-from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_gains_by_bf16
+from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_has_bf16_units
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
@@ -95,7 +95,7 @@ def build_arguments(config: WorkerConfig) -> transformers.TrainingArguments:
     if config.validation and not config.resume_from:
         training["eval_on_start"] = True  # the model card compares the metrics before and after training
     if training.get("use_cpu"):
-        training["bf16"] = bool(training.get("bf16")) and cpu_gains_by_bf16()
+        training["bf16"] = bool(training.get("bf16")) and cpu_has_bf16_units()
     try:
         args = transformers.TrainingArguments(**training)
     except (ValueError, ImportError) as error:

@@ -43,12 +43,26 @@ def test_group_forms(raw: dict, group: Group) -> None:
     assert parse_group(raw) == group
 
 
-MISSING = ["None", "nan", "NaN", "null", "NULL", "<NA>"]
-LISTS = ["['a', 'b']", '["a", "b"]', "[]", "()", "('a', 'b')", "['a' 'b']", " ['it\\'s'] ", '["a"]', "[\n 'a',\n]"]
+MISSING = ["None", "nan", " nan ", "NaN", "null", "NULL", "<NA>"]
+LISTS = [
+    "['a', None]",
+    "[['a']]",
+    "['a', nan]",
+    "[None]",
+    "['a', 'b']",
+    '["a", "b"]',
+    "[]",
+    "()",
+    "('a', 'b')",
+    "['a' 'b']",
+    " ['it\\'s'] ",
+    '["a"]',
+    "[\n 'a',\n]",
+]
 PLAIN = [
     "none",
     "Nan",
-    "NaN ",
+    "NaNs",
     "nothing",
     "[1]",
     "[1, 2]",
@@ -227,16 +241,34 @@ def test_passages(raw: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    "raw",
+    [
+        {"text": "t", "content": ["x", "y"]},
+        {"text": "t", "content": {"a": 1}, "body": 3},
+        {"text": "t", "contents": "T\nt"},
+        {"text": "", "contents": "t"},
+        {"body": "t", "contents": "t"},
+    ],
+)
+def test_text_comes_before_the_other_names(raw: dict) -> None:
+    assert parse_passage(raw) == "t" and parse_document({"_id": "d", **raw}) == "t"
+
+
+def test_of_other_names_the_one_that_contains_the_rest_is_taken() -> None:
+    """Anserini writes "contents" from the title and the body, and keeps both."""
+    assert parse_passage({"contents": "T\nt", "body": "t"}) == "T\nt"
+
+
+@pytest.mark.parametrize(
     ("raw", "field", "expected"),
     [
         ({}, "text", 'must be a non-empty string (or "contents", "content", "body"), but the row has '),
         ({"passage": "t", "Text": "t"}, "text", 'but the row has "passage", "Text"'),
         ({"text": 1, "content": "c"}, "text", "must be a non-empty string, found 1"),
-        ({"text": "t", "body": ["c", "d"]}, "body", 'must be a non-empty string, found ["c", "d"]'),
+        ({"body": ["c", "d"]}, "body", 'must be a non-empty string, found ["c", "d"]'),
         ({"text": ["t"]}, "text", 'must be a non-empty string, found ["t"]'),
         ({"contents": {"t": 1}}, "contents", 'must be a non-empty string, found {"t": 1}'),
-        ({"text": "t", "content": "c"}, "text", 'the only text of the row, but "text" and "content" differ'),
-        ({"contents": "t", "text": None, "body": "t "}, "text", 'but "contents" and "body" differ'),
+        ({"contents": "t", "text": None, "body": "u"}, "text", 'but "contents" and "body" differ'),
     ],
 )
 def test_a_body_under_no_name_or_under_two(raw: dict, field: str, expected: str) -> None:

@@ -117,9 +117,9 @@ def test_a_gpu_without_bf16_is_named_with_what_to_use(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("gains", [True, False])
-def test_bf16_on_a_cpu_is_used_where_it_gains(tmp_path, monkeypatch, gains):
+def test_bf16_on_a_cpu_requires_units_for_it(tmp_path, monkeypatch, gains):
     training = {"output_dir": str(tmp_path), "bf16": True, "use_cpu": True}
-    monkeypatch.setattr("raybge.training.worker.cpu_gains_by_bf16", lambda: gains)
+    monkeypatch.setattr("raybge.training.worker.cpu_has_bf16_units", lambda: gains)
     config = SimpleNamespace(training=training, validation=None, resume_from=None)
     assert build_arguments(config).bf16 is gains
     training["bf16"] = False

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 
 from raybge.cli.options import TrainOptions
 from raybge.cli.parser import build_options
@@ -83,3 +84,10 @@ def test_number_of_updates_is_that_of_the_trainer():
         helper = transformers.Trainer(torch.nn.Linear(1, 1), args, train_dataset=range(10))
         assert update_count(trainer, 10) == expected
         assert helper.set_initial_training_values(args, [None] * 10)[-1] == expected
+
+
+def test_the_state_of_accelerate_stays():
+    """A program that calls raybge.finetune may use accelerate itself."""
+    accelerator = Accelerator(cpu=True)
+    check_rates(spec(learning_rate=1e-4), 100)
+    assert accelerator.mixed_precision == "no"

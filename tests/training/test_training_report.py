@@ -76,7 +76,7 @@ def test_steps_do_not_depend_on_evaluations(make_trainer, validation):
 
 
 def test_report_of_a_resumed_run(make_trainer, validation):
-    """Of metrics before the run only the means are known."""
+    """Each query's result before the first step is in the checkpoint."""
     flags = dict(validation=validation, eval_strategy="epoch", save_strategy="steps", save_steps=6)
     lost = make_trainer([FailAt(14)], eval_on_start=True, **flags)
     with pytest.raises(RunLost):
@@ -87,10 +87,14 @@ def test_report_of_a_resumed_run(make_trainer, validation):
     trainer.train(resume_from_checkpoint=latest_checkpoint(Path(trainer.args.output_dir)).path)
     content = report(trainer, **{f"eval_{name}": 0.5 for name in ("nDCG@10", "MRR@10")})
     assert content.start == 12 and [span.first for span in content.spans] == list(range(13, 19))
-    assert [scores.step for scores in content.scores] == [13, 18] and not content.examples
+    assert [scores.step for scores in content.scores] == [13, 18] and len(content.examples) == 20
     assert [step for step, _ in content.evaluations] == [0, 9, 18]
-    assert all(change.after == 0.5 and change.low is None for change in content.changes)
-    assert {change.metric: change.before for change in content.changes} == content.evaluations[0][1]
+    assert {change.metric: change.before for change in content.changes} == pytest.approx(content.evaluations[0][1])
+    for change in content.changes:
+        assert change.low <= change.difference <= change.high and change.queries == 50
+    trainer.first_result = None  # a checkpoint of an earlier version: only the means are known
+    changes = report(trainer, **{f"eval_{name}": 0.5 for name in ("nDCG@10", "MRR@10")}).changes
+    assert all(change.after == 0.5 and change.low is None for change in changes)
 
 
 def test_failed_report_is_logged_and_the_run_continues(make_trainer, tmp_path, monkeypatch, capsys):

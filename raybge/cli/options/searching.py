@@ -157,7 +157,7 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, Tokenize
         None,
         METRICS,
         "leave out the passage with the query's id (without qrels: with its text), before the first k are taken; "
-        "default: True with qrels and for BEIR folders, as BEIR does",
+        "default: True for BEIR folders, as BEIR does",
         aliases=("ignore_identical_ids",),
     )
     save_embedding: bool = flag(False, METRICS, "save the corpus embeddings to save_path")
