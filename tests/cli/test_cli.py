@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError, UserCodeException
@@ -188,3 +189,11 @@ def test_the_row_log_names_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_of:
         row_log.main([])
     assert exit_of.value.code == 2 and "required: output_dir" in capsys.readouterr().err
+
+
+def test_a_stream_that_only_writes_is_no_terminal(monkeypatch):
+    """Programs put adapters of their loggers in place of sys.stdout."""
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+    Console().info("a line")
+    assert "".join(written) == "a line\n"

@@ -263,3 +263,19 @@ def test_bad_rows_of_an_arrow_file_do_not_end_it(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     assert [type(row) for row in read_all(list_files(tmp_path, "--f"), 1 << 20)[0]] == [Row] * 3
     assert [type(row) for row in parse_file(tmp_path / "t.parquet", parse_group)] == [Row, BadRow, Row]
+
+
+@pytest.mark.parametrize("state", ['{"_data_files": ["a.arrow"]}', '{"x": 1}', "[]"])
+def test_state_files_of_other_programs_are_no_data_sets(tmp_path, state):
+    (tmp_path / "state.json").write_text(state)
+    (tmp_path / "more.jsonl").write_text(json.dumps(GROUPS[0]) + "\n")
+    assert "more.jsonl" in [Path(file.name).name for file in list_files(tmp_path, "--f")]
+
+
+def test_a_selection_of_an_old_version_is_refused(tmp_path):
+    datasets.Dataset.from_list(GROUPS).save_to_disk(tmp_path / "hf")
+    state = tmp_path / "hf" / "state.json"
+    content = json.loads(state.read_text()) | {"_indices_data_files": [{"filename": "indices.arrow"}]}
+    state.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="names a selection of rows"):
+        list_files(tmp_path / "hf", "--f")

@@ -103,6 +103,7 @@ def test_files_that_raybge_writes_beside_its_results_are_no_data(tmp_path: Path)
         "mined.jsonl.work/part.jsonl": PLAIN,
         ".raybge/data/x.jsonl": PLAIN,
         ".mined.jsonl.part": PLAIN,
+        "_temporary/0/part.jsonl": PLAIN,  # of Spark
     }.items():
         put(tmp_path / "d" / name, content)
     (tmp_path / "d" / "copy").mkdir()

@@ -203,3 +203,13 @@ def test_share_of_unknown_words_of_a_slow_tokenizer(tmp_path):
     slow = transformers.BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), word_tokenizer_type="basic")
     assert not slow.is_fast
     assert unknown_share(slow, ["what is zebra zebra"]) == 0.5
+
+
+def test_unused_weights_of_a_layer_that_exists_pass(tiny):
+    """Such as buffers that old versions of transformers saved."""
+    folder = tiny("bert")
+    path = Path(folder, "model.safetensors")
+    tensors = load_file(path)
+    tensors["encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(3)
+    save_file(tensors, path, metadata={"format": "pt"})
+    Encoder(folder, devices="cpu")

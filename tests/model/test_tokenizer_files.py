@@ -78,6 +78,8 @@ def test_damaged_files_are_errors(tmp_path, files, message):
         {"qwen.tiktoken": "x"},
         {"tekken.json": "{}"},
         {"vocab.json": '{"a": 0, "ab": 1, "<s>": 2, "[PAD]": 3}', "merges.txt": "#version: 0.2\na b\n"},
+        {"vocab.json": '{"ab</w>": 0}', "merges.txt": "a b</w> 9\n"},  # XLM
+        {"tokenizer_config.json": '{"tokenizer_class": "CanineTokenizer"}'},  # characters, without a vocabulary
         {"tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["code.Own", null]}}'},
     ],
 )

@@ -93,3 +93,14 @@ def test_the_command_prints_the_page_or_the_error(runs, tmp_path, capsys):
     assert "no report.html of a run" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such folder"):
         write_index(str(tmp_path / "nowhere"))
+
+
+def test_another_page_is_not_replaced(runs, tmp_path):
+    folder = str(runs if not isinstance(runs, tuple) else runs[0])
+    page = os.path.join(folder, "index.html")
+    with open(page, "w") as file:
+        file.write("<html>of a website</html>")
+    with pytest.raises(UserError, match="index.html is another page: move it away"):
+        write_index(folder)
+    os.unlink(page)
+    assert write_index(folder) == write_index(folder) == page

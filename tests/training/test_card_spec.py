@@ -61,3 +61,8 @@ def test_hyperparameters_have_their_defaults(base):
     assert (values["temperature"], values["train_group_size"], values["query_max_len"]) == (0.05, 8, 32)
     assert "lora_rank" not in values and "train_data" not in values and "learning_rate" not in values
     assert spec(model_name_or_path=base, use_lora=True).hyperparameters["lora_rank"] == 64
+
+
+def test_machines_and_folders_are_not_published(base, tmp_path):
+    card = spec(model_name_or_path=base, address="head.internal:6379", logging_dir=str(tmp_path), learning_rate=1e-4)
+    assert "learning_rate" in card.flags and not {"address", "logging_dir"} & card.flags.keys()
