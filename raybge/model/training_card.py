@@ -24,6 +24,7 @@ from raybge.model.folder import FolderSettings
 from raybge.model.origin import ModelOrigin
 from raybge.report.text import excerpt
 from raybge.util.filesystem import last_part
+from raybge.util.redaction import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -246,7 +247,7 @@ class TrainingCard:
     def _data(self) -> str:
         if not self.data:
             return ""
-        rows = [[f"`{last_part(name)}`", f"{count:,}"] for name, count in self.data]
+        rows = [[f"`{last_part(redact(name))}`", f"{count:,}"] for name, count in self.data]
         if len(rows) > 1:
             rows.append(["all", f"{sum(count for _, count in self.data):,}"])
         groups = "Groups of a query, passages that answer it and passages that do not."
