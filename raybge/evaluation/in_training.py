@@ -18,9 +18,6 @@ D width of a vector, r this worker's own rows.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +49,7 @@ from raybge.model.encoder import Encoder
 from raybge.model.precision import full_precision
 from raybge.report.text import excerpt
 from raybge.search import topk
-from raybge.util.errors import UserError
+from raybge.util.errors import UserError, log_errors
 
 K = 10  # rank of METRICS
 SCORED_QUERIES = 4096  # queries scored at a time
@@ -160,14 +157,14 @@ class RetrievalValidator:
         queries = select_queries(first.values[METRIC], last.values[METRIC])
         wanted = hit_ids((first, last), queries)
         own: dict[int, str] = {}
-        with _errors_to_log():
+        with log_errors():
             for block, id_N in self._corpus.ids.items():
                 if len(here := np.flatnonzero(np.isin(id_N.cpu().numpy(), wanted))):
                     texts = self.data.passages(block)
                     own |= {int(id_N[n]): excerpt(texts[self._corpus.rows[block][n]]) for n in here}
         texts_by_id = gather_texts(own, self._corpus.query_blocks.device)
         if self.rank == 0:
-            with _errors_to_log():
+            with log_errors():
                 return build_examples(self.data, first, last, queries, self._corpus.answers, texts_by_id)
         return []
 
@@ -260,12 +257,3 @@ def _merge(score_QK: Tensor, id_QK: Tensor, world: int) -> np.ndarray:
     counts_W = [len(id_QK)] * world
     scores, ids = (gather_rows(x, counts_W).cpu().numpy().reshape(world, -1, K) for x in (score_QK, id_QK))
     return topk.merge(list(zip(scores, ids, strict=True)), K)[1]
-
-
-@contextmanager
-def _errors_to_log() -> Iterator[None]:
-    """Log an error of the block and continue after it."""
-    try:
-        yield
-    except Exception:
-        traceback.print_exc()

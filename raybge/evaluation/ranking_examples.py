@@ -7,7 +7,6 @@ store. Letters in array names: Q queries, K ranks.
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from raybge.evaluation.metrics import METRICS
 from raybge.evaluation.query_examples import HITS, PassageHit, QueryExample, select_queries
 from raybge.report.text import excerpt
 from raybge.search.store import EncodedBlock, Store
+from raybge.util.errors import log_errors
 
 WORST = 10  # queries
 
@@ -98,16 +98,15 @@ def ranking_examples(store: Store, models: Sequence[MeasuredModel]) -> RankingEx
     metric = next((name for name in (*METRICS, *first.values) if name in first.values), None)
     if metric is None:
         return None
-    try:
+    examples = None
+    with log_errors():
         worst = _examples(store, metric, _worst_queries(first, metric), models[:1])
         changed: list[QueryExample] = []
         if len(models) > 1:
             numbers = select_queries(models[1].values[metric], first.values[metric])
             changed = _examples(store, metric, numbers, models[:2])
-        return RankingExamples(metric, worst, [each for each in changed if each.after != each.before])
-    except Exception:
-        traceback.print_exc()
-        return None
+        examples = RankingExamples(metric, worst, [each for each in changed if each.after != each.before])
+    return examples
 
 
 def _worst_queries(model: MeasuredModel, metric: str) -> list[int]:

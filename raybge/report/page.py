@@ -7,7 +7,6 @@ them with the macros of `templates/kit.html.jinja`. Autoescape is on; only chart
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from raybge.report.run_details import PageHead
 from raybge.report.text import excerpt, format_duration, format_flag, format_metric, format_value, shell_command
 from raybge.util.atomic_write import open_atomic
+from raybge.util.errors import log_errors
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -73,12 +73,11 @@ def write_or_log(write: Callable[[str, Report], None], path: str, build: Callabl
     Returns:
         True if the report was written.
     """
-    try:
+    written = False
+    with log_errors():
         write(path, build())
-    except Exception:
-        traceback.print_exc()
-        return False
-    return True
+        written = True
+    return written
 
 
 def breakable(text: str) -> Markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from raybge.model.embedding import max_positions
 from raybge.model.folder import read_settings, vector_width
 from raybge.model.training_card import TrainingCard
 from raybge.report.text import format_duration, format_value
+from raybge.util.errors import log_errors
 from raybge.util.plural import plural, plural_noun
 
 if TYPE_CHECKING:
@@ -73,11 +73,10 @@ def _sample(config: WorkerConfig, trainer: StreamTrainer) -> RowSample | None:
     def token_counts(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in token_ids(tokenizer, list(texts), _MOST_TOKENS)]
 
-    try:
-        return sample_rows(config.survey, config.task.spec.row_parser, token_counts)
-    except Exception:
-        traceback.print_exc()
-        return None
+    sample = None
+    with log_errors():
+        sample = sample_rows(config.survey, config.task.spec.row_parser, token_counts)
+    return sample
 
 
 def _training_facts(config: WorkerConfig, trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

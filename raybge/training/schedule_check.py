@@ -51,10 +51,10 @@ def check_rates(trainer: TrainerSpec, updates: int) -> list[str]:
     if flags.get("learning_rate") == 0:
         lines.append("--learning_rate 0: the weights do not change")
     elif not _has_rate(flags, updates):
-        warmup = next((name for name in ("warmup_ratio", "warmup_steps") if _given(trainer, name)), None)
+        warmup = next((name for name in ("warmup_ratio", "warmup_steps") if _value(trainer, name)), None)
         if warmup and _has_rate({**flags, "warmup_steps": 0}, updates):
             raise UserError(
-                f"--{warmup} {_given(trainer, warmup):g}: the run has {plural(updates, 'update')} only, which warm up "
+                f"--{warmup} {_value(trainer, warmup):g}: the run has {plural(updates, 'update')} only, which warm up "
                 f"from a learning rate of 0 and change nothing: give --{warmup} 0, or more epochs"
             )
         raise UserError(
@@ -70,7 +70,7 @@ def check_rates(trainer: TrainerSpec, updates: int) -> list[str]:
     return lines
 
 
-def _given(trainer: TrainerSpec, name: str) -> float:
+def _value(trainer: TrainerSpec, name: str) -> float:
     return float(trainer.warmup_ratio if name == "warmup_ratio" else trainer.flags.get(name) or 0)
 
 
@@ -80,9 +80,9 @@ def _has_rate(flags: dict[str, Any], updates: int) -> bool:
     import transformers
 
     names = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
-    given = {name: flags[name] for name in names if flags.get(name) is not None}
+    settings = {name: flags[name] for name in names if flags.get(name) is not None}
     with undisturbed():
-        args = transformers.TrainingArguments(output_dir=".", use_cpu=True, **given)
+        args = transformers.TrainingArguments(output_dir=".", use_cpu=True, **settings)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     schedule = transformers.get_scheduler(
         args.lr_scheduler_type,

@@ -1,7 +1,9 @@
 """UserError, the one exception whose message is meant for the person at the command line."""
 
 import re
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from raybge.compat.library_versions import UnsupportedVersionError
 from raybge.util.redaction import redact
@@ -49,3 +51,12 @@ def causes(error: object) -> Iterator[BaseException]:
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the error's type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def log_errors() -> Iterator[None]:
+    """Log an error of the block and continue after it: of a page or an example, without which a run is complete."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()

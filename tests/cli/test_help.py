@@ -118,7 +118,7 @@ def test_misspelled_commands(monkeypatch, capsys, word, remedy):
     ],
 )
 def test_completion(tmp_path: Path, line: str, expected: set[str]) -> None:
-    pytest.importorskip("argcomplete")
+    pytest.importorskip("argcomplete", reason="an optional package (extra `completion`)")
     output = tmp_path / "completions"
     environment = {
         "_ARGCOMPLETE": "1",

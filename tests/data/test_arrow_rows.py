@@ -57,7 +57,7 @@ def write_parquet(path: Path, table: pa.Table) -> bool:
 @pytest.mark.parametrize("make_list", LISTS, ids=lambda make: str(make(pa.int8())))
 def test_text_and_lists_of_every_type(tmp_path, text, make_list):
     """Each row is a group; in Arrow files of both forms, and in Parquet where it has the type."""
-    words = ["été"[:1] + "!", "abc"]
+    words = ["é!", "abc"]  # 3 bytes each, for the binary type of fixed size
     query = pa.array(words, pa.string()).cast(text) if not pa.types.is_fixed_size_binary(text) else None
     if query is None:
         query = pa.array([word.encode() for word in words], text)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,9 +77,10 @@ PLAIN = [
 ]
 
 
-def checked(raw: dict, parse: Callable) -> None:
+def checked(raw: dict, parse: Callable) -> Any:
     value = parse(raw)
     check_texts({**raw, "other": "None"}, value)
+    return value
 
 
 @pytest.mark.parametrize("text", [*MISSING, *LISTS])
@@ -104,14 +106,15 @@ def test_texts_that_other_programs_write_for_missing_values_and_lists(text: str)
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_texts_that_are_no_list_and_no_missing_value(text: str) -> None:
-    checked({"query": text, "pos": [text], "neg": [text, "n"]}, parse_group)
-    checked({"text": text}, parse_passage)
-    checked({"id": "None", "text": text, "title": None}, parse_document)
+    group = checked({"query": text, "pos": [text], "neg": [text, "n"]}, parse_group)
+    assert group == Group(text, (text,), (text, "n"), None)
+    assert checked({"text": text}, parse_passage) == text
+    assert checked({"id": "None", "text": text, "title": None}, parse_document) == text
 
 
 def test_long_or_deep_brackets_are_text() -> None:
     for text in ("[" * 100_000 + "]" * 100_000, "['" + "a" * (1 << 20) + "']", "[" + "-" * 10_000 + "1]"):
-        checked({"text": text}, parse_passage)
+        assert checked({"text": text}, parse_passage) == text
 
 
 def test_any_text_is_accepted_on_request(tmp_path: Path) -> None:
