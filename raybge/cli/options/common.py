@@ -125,6 +125,22 @@ class InstructionOptions:
     )
 
 
+FP16_TEXT = "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16"
+
+
+@dataclass(kw_only=True)
+class PrecisionOptions:
+    """Options for the precision of a model that is not trained."""
+
+    use_fp16: bool = flag(True, MODEL, FP16_TEXT, aliases=("fp16",))
+    use_bf16: bool = flag(
+        False,
+        MODEL,
+        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
+        aliases=("bf16",),
+    )
+
+
 @dataclass(kw_only=True)
 class IndexOptions:
     """Options of the sharded faiss index."""

@@ -11,6 +11,7 @@ from raybge.cli.options.common import (
     BATCH_SIZES,
     CROSS_ENCODER,
     DATA,
+    FP16_TEXT,
     METRICS,
     MINING,
     MODEL,
@@ -25,12 +26,15 @@ from raybge.cli.options.common import (
     InstructionOptions,
     ModelOptions,
     PoolingOptions,
+    PrecisionOptions,
     TokenizerOptions,
 )
 
 
 @dataclass(kw_only=True)
-class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
+class MineOptions(
+    IndexOptions, InstructionOptions, PoolingOptions, PrecisionOptions, TokenizerOptions, ModelOptions, CommonOptions
+):
     """Mine hard negatives: passages that the model ranks high for a query although they do not answer it."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.MINING
@@ -45,15 +49,6 @@ class MineOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOpt
         aliases=("candidate_pool",),
     )
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
-    use_fp16: bool = flag(
-        True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
-    )
-    use_bf16: bool = flag(
-        False,
-        MODEL,
-        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
-        aliases=("bf16",),
-    )
     query_max_len: int | None = flag(
         None, MODEL, "maximum query length in tokens; default: the model's own", aliases=QUERY_LENGTHS
     )
@@ -111,7 +106,9 @@ class RecipeOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
+class EvaluateOptions(
+    IndexOptions, InstructionOptions, PoolingOptions, PrecisionOptions, TokenizerOptions, ModelOptions, CommonOptions
+):
     """Evaluate retrieval: exact search in a corpus, then MRR, nDCG, Recall and MAP."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EVALUATION
@@ -133,15 +130,7 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, Tokenize
         "relevance judgments by document id, in TREC or BEIR format; queries and passages then need an _id. "
         "Default for a BEIR folder: its qrels/test.tsv",
     )
-    use_fp16: bool = flag(
-        False, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
-    )
-    use_bf16: bool = flag(
-        False,
-        MODEL,
-        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
-        aliases=("bf16",),
-    )
+    use_fp16: bool = flag(False, MODEL, FP16_TEXT, aliases=("fp16",))
     add_instruction: bool = flag(
         False, MODEL, "prefix each query with «Represent this sentence for searching relevant passages: »"
     )
@@ -173,7 +162,9 @@ class EvaluateOptions(IndexOptions, InstructionOptions, PoolingOptions, Tokenize
 
 
 @dataclass(kw_only=True)
-class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelOptions, CommonOptions):
+class EncodeOptions(
+    InstructionOptions, PoolingOptions, PrecisionOptions, TokenizerOptions, ModelOptions, CommonOptions
+):
     """Encode rows of text into vectors, in the order of the input."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.EMBEDDER
@@ -190,15 +181,6 @@ class EncodeOptions(InstructionOptions, PoolingOptions, TokenizerOptions, ModelO
     kind: str = flag("passage", MODEL, "instruction to use: the query's or the passage's", choices=("query", "passage"))
     batch_size: int = flag(256, MODEL, "texts per encoding batch on a GPU", aliases=BATCH_SIZES)
     max_length: int | None = flag(None, MODEL, "maximum text length in tokens; default: the model's own")
-    use_fp16: bool = flag(
-        True, MODEL, "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16", aliases=("fp16",)
-    )
-    use_bf16: bool = flag(
-        False,
-        MODEL,
-        "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
-        aliases=("bf16",),
-    )
     truncate_dim: int | None = flag(None, VECTORS, "number of leading dimensions to write; default: all")
     precision: str = flag(
         "float32",

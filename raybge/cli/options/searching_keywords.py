@@ -13,6 +13,8 @@ class MineKeywords(TypedDict, total=False):
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
     allow_unknown_tokens: bool  # False
+    use_fp16: bool  # True
+    use_bf16: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -21,8 +23,6 @@ class MineKeywords(TypedDict, total=False):
     passage_instruction_format: str | Path  # '{}{}'
     model_name_or_path: str | Path | None
     batch_size: int  # 256
-    use_fp16: bool  # True
-    use_bf16: bool  # False
     query_max_len: int | None
     passage_max_len: int | None
     on_bad_rows: Literal["stop", "skip"]  # 'stop'
@@ -66,14 +66,14 @@ class EvaluateKeywords(TypedDict, total=False):
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
     allow_unknown_tokens: bool  # False
+    use_fp16: bool  # False
+    use_bf16: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
     query_instruction_format: str | Path  # '{}{}'
     passage_instruction_for_retrieval: str | Path | None
     passage_instruction_format: str | Path  # '{}{}'
-    use_fp16: bool  # False
-    use_bf16: bool  # False
     add_instruction: bool  # False
     query_max_len: int | None
     passage_max_len: int | None
@@ -114,6 +114,8 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     cache_dir: str | Path | None
     trust_remote_code: bool  # False
     allow_unknown_tokens: bool  # False
+    use_fp16: bool  # True
+    use_bf16: bool  # False
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -123,8 +125,6 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     kind: Literal["query", "passage"]  # 'passage'
     batch_size: int  # 256
     max_length: int | None
-    use_fp16: bool  # True
-    use_bf16: bool  # False
     text_field: str | Path  # 'text'
     truncate_dim: int | None
     precision: Literal["float32", "int8", "uint8", "binary", "ubinary"]  # 'float32'
