@@ -102,3 +102,22 @@ def efficient_attention(
     mask = 1 if causal else 0  # numbers of the kernel's masks: causal, none
     out_1THD: Tensor = attend(q_THD[None], k_THD[None], v_THD[None], None, *bounds, dropout, mask, True, scale=scale)[0]
     return out_1THD[0]
+
+
+def softmax_backward(grad: Tensor, softmax: Tensor) -> Tensor:
+    """Compute the gradient of the input of a softmax over the last dimension, in fp32, rounded to the tensors' type.
+
+    torch's autograd calls this operator; torch has no public function for it.
+
+    Args:
+        grad: gradient of the output.
+        softmax: the output.
+
+    Returns:
+        A tensor like `grad`.
+    """
+    import torch
+
+    backward = require(torch.ops.aten, "_softmax_backward_data", "torch")
+    result: Tensor = backward(grad, softmax, -1, grad.dtype)
+    return result

@@ -111,7 +111,9 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         if survey.bad_count:
             console.info(skipped_rows_message(survey, "--train_data"))
         data = spec.data.arrange(survey, global_batch, plan.workers)
-        planned = PlannedRun(spec, data, plan, reading_cpus(cluster, plan, context.runs), start, context)
+        # A GPU needs tokens faster than one thread makes them, and other machines have cores to read with.
+        few = sum(file.size for file in survey.files) <= IN_PROCESS_BYTES and cluster.own and not plan.gpus
+        planned = PlannedRun(spec, data, plan, reading_cpus(cluster, plan, context.runs), start, context, few)
         warnings = check_rates(spec.trainer, update_count(spec.trainer, data.order.steps))
         console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
         for line in (*_description(planned), *spec.task.row_notes(survey), *warnings):

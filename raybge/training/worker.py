@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from raybge.data.stream import StepStream
+from raybge.data.stream import StepStream, read_in_process
 from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, to_json, training_changes
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_has_bf16_units
@@ -138,7 +138,8 @@ def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, co
         nonfinite_guard = NonFiniteGuard(config.max_bad_steps, files, log)
     tokenizer, reading_cpus = components.tokenizer, config.reading_cpus
     stream = StepStream(config.survey, config.order, tokenizer, rank, world, reading_cpus)
-    stream.token_cache, stream.read_tables = config.token_cache, context.read_steps
+    stream.token_cache = config.token_cache
+    stream.read_tables = read_in_process if config.reads_in_process else context.read_steps
     progress = ProgressCallback(config.run_state if rank == 0 else None)
     trainer = StreamTrainer(
         stream,

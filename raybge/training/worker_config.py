@@ -58,6 +58,7 @@ class PlannedRun:
         reading_cpus: CPUs of each worker's reading.
         start: checkpoint to continue from; None: from the beginning.
         context: of the search whose trial it is.
+        reads_in_process: workers read their rows themselves instead of by Ray Data.
     """
 
     spec: TrainingSpec
@@ -66,6 +67,7 @@ class PlannedRun:
     reading_cpus: float
     start: Checkpoint | None
     context: TrialContext
+    reads_in_process: bool = False
 
 
 @dataclass(frozen=True, repr=False)  # Ray Train shows str() of it on the dashboard: no token may be in it
@@ -94,6 +96,7 @@ class WorkerConfig:
         max_bad_steps: consecutive steps that are not finite which end the run; 0: off.
         storage: folder or URI of the checkpoints; None: `output_dir` of `training`.
         stall_timeout: seconds that workers wait for a missing one; 0: off.
+        reads_in_process: workers read their rows themselves instead of by Ray Data.
     """
 
     task: TrainingTask
@@ -117,6 +120,7 @@ class WorkerConfig:
     max_bad_steps: int = 0
     storage: str | None = None
     stall_timeout: float = 0.0
+    reads_in_process: bool = False
 
     def for_attempt(self, workers: int, reading_cpus: float, resume_from: str | None) -> WorkerConfig:
         """Make the configuration of an attempt: shares of the same global batch, and a row record of its own.
@@ -186,6 +190,7 @@ class WorkerConfig:
             max_bad_steps=run.max_bad_steps,
             storage=run.storage,
             stall_timeout=run.stall_timeout,
+            reads_in_process=planned.reads_in_process,
         )
 
 

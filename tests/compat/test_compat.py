@@ -170,6 +170,18 @@ def test_a_missing_attention_kernel_is_named_with_versions(attend, monkeypatch):
         attend(x_THD, x_THD, x_THD, torch.tensor([0, 3], dtype=torch.int32), 3, 0.0, None, False)
 
 
+def test_gradient_of_a_softmax_is_that_of_autograd(monkeypatch):
+    torch.manual_seed(0)
+    x, grad = torch.randn(3, 4, 9, requires_grad=True), torch.randn(3, 4, 9)
+    softmax = x.softmax(-1)
+    (expected,) = torch.autograd.grad(softmax, x, grad)
+    assert torch.equal(compat_torch.softmax_backward(grad, softmax.detach()), expected)
+    assert expected.norm() > 0.1
+    monkeypatch.setattr(torch.ops, "aten", types.SimpleNamespace(__name__="torch.ops.aten"))
+    with pytest.raises(UnsupportedVersionError, match=r"has no torch.ops.aten._softmax_backward_data, .*: install torch"):
+        compat_torch.softmax_backward(grad, softmax)
+
+
 def test_a_scheduler_without_logged_rates_is_named_with_versions():
     scheduler = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.zeros(1)]))
     compat_torch.set_logged_rates(scheduler, [0.5])

@@ -1,6 +1,7 @@
 """Reading tasks without Ray: they read the rows of the order, each once."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from raybge.data.order import Order
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files, open_stream
 from raybge.data.step_batch import StepBatch
-from raybge.data.stream import StepReader
+from raybge.data.stream import StepReader, StepStream
 from raybge.data.survey import survey
 from raybge.data.token_cache import TokenCache
 from raybge.data.tokenize import TextTokenizer
@@ -56,6 +57,52 @@ def test_every_row_is_read_once_for_any_number_of_workers(data):
         step.rows for step in alone
     ]
     assert [step.rows for step in steps(reading(data), start=5)] == [step.rows for step in alone[5:]]
+
+
+@pytest.mark.parametrize(("rank", "world", "start"), [(0, 1, 0), (1, 3, 0), (2, 3, 5)], ids=str)
+def test_reading_in_process_gives_the_steps_of_each_window(data, rank, world, start):
+    read = reading(data)
+    assert len(list(read.order.window_bounds(start))) > 1
+    batches = [item["batch"] for item in stream_of(data, rank, world, start)]
+    expected = steps(read, 0, rank, world, start)
+    assert [(b.step, b.rows) for b in batches] == [(b.step, b.rows) for b in expected]
+    for batch, other in zip(batches, expected, strict=True):
+        assert [ids.tolist() for ids in batch.token_ids] == [ids.tolist() for ids in other.token_ids]
+
+
+def test_reading_in_process_is_a_few_steps_ahead_and_ends_with_its_reader(data):
+    stream = stream_of(data)
+    made = []
+
+    class CountingTokenizer(GroupTokenizer):
+        def __call__(self, epoch, step, *args):
+            made.append(step)
+            return super().__call__(epoch, step, *args)
+
+    stream.tokenizer = CountingTokenizer(stream.tokenizer.texts, 2, 0)
+    tables = stream_module.read_in_process(stream)
+    next(tables)
+    tables.close()
+    assert made == list(range(len(made)))
+    assert 1 <= len(made) <= 1 + stream_module.PREFETCHED_STEPS < len(stream)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+
+
+def test_reading_in_process_raises_the_error_of_its_thread(data):
+    stream = stream_of(data)
+    (data / "a.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"a\.jsonl changed during the run"):
+        list(stream)
+
+
+def stream_of(data: Path, rank: int = 0, world: int = 1, start: int = 0) -> StepStream:
+    offsets = survey(list_files(str(data), "--f"), 1000, parse_group, "skip")
+    read = reading(data)
+    return StepStream(
+        *(offsets, read.order, read.tokenizer, rank, world, 1),
+        start_step=start,
+        read_tables=stream_module.read_in_process,
+    )
 
 
 def offsets_of(path: Path) -> list[int]:
