@@ -68,8 +68,9 @@ axe: venv
 	npm install --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
 
 bench: venv
-	$(BIN)/python benchmarks/train_speed.py --passage_len 256 --groups 32 --command --out runs/bench/speed-256.json
-	$(BIN)/python benchmarks/train_speed.py --passage_len 512 --groups 16 --command --out runs/bench/speed-512.json
+	$(BIN)/python benchmarks/train_speed.py --passage_len 256 --groups 32 --out runs/bench/speed-256.json
+	$(BIN)/python benchmarks/train_speed.py --passage_len 512 --groups 16 --out runs/bench/speed-512.json
+	$(BIN)/python benchmarks/train_commands.py --out runs/bench/train-commands.json
 	$(BIN)/python benchmarks/memory.py --out runs/bench/memory.json
 	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
 	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
@@ -80,6 +81,7 @@ bench: venv
 	$(BIN)/python benchmarks/pretraining.py --out runs/bench/pretraining.json
 	$(BIN)/python benchmarks/tuning.py --out runs/bench/tuning.json
 	$(BIN)/python benchmarks/merging.py memory --out runs/bench/merging-memory.json
+	$(BIN)/python benchmarks/results.py runs/bench
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

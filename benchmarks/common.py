@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -15,11 +17,36 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 MEDQUAD = Path(__file__).resolve().parents[2] / "shared" / "data" / "medquad"
 WORDS = 30_000  # vocabulary of the random model
+CPU_FLAGS = "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16", "i8mm", "sve"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure beside its goal.
+
+    Args:
+        text: what was measured.
+        measured: the figure.
+        goal: the goal; None: the figure is stated without one.
+        at_most: the figure should be at most the goal instead of at least.
+    """
+
+    text: str
+    measured: float
+    goal: float | None = None
+    at_most: bool = False
+
+    @property
+    def is_reached(self) -> bool:
+        """True if the goal is reached."""
+        return self.goal is None or (self.measured <= self.goal if self.at_most else self.measured >= self.goal)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -140,20 +167,46 @@ def peaks(driver: subprocess.Popen[bytes]) -> dict[str, float]:
     return peak
 
 
-def write_result(result: dict[str, Any], out: str | None) -> None:
-    """Write the result with command, date, machine and versions as JSON; nothing without `out`."""
+def cpu_flags() -> list[str]:
+    """Return the processor's units that speed up matrix products, as Linux names them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    words = next((line.split() for line in lines if line.lower().startswith(("flags", "features"))), [])
+    return [flag for flag in CPU_FLAGS if flag in words]
+
+
+def peer_versions() -> dict[str, str]:
+    """Return the versions of the libraries that benchmarks use, as far as they are installed."""
+    names = ("torch", "transformers", "sentence-transformers", "FlagEmbedding", "ray", "onnxruntime", "openvino")
+    versions = {}
+    for name in (*names, "optimum-onnx", "optimum-intel"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def print_claims(claims: Sequence[Claim]) -> None:
+    """Print a line for each claim."""
+    for claim in claims:
+        goal = "" if claim.goal is None else f" (goal: {'at most' if claim.at_most else 'at least'} {claim.goal:.4g})"
+        print(f"{claim.text}: {claim.measured:.4g}{goal}{'' if claim.is_reached else ' NOT REACHED'}")
+
+
+def write_result(result: dict[str, Any], out: str | None, claims: Sequence[Claim] = ()) -> None:
+    """Print the claims, and write the result with command, date, machine and versions as JSON if `out` is set."""
+    print_claims(claims)
     if not out:
         return
     import torch
-    import transformers
 
     conditions = {
         "command": shlex.join(["python", *sys.argv]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "cpu_flags": cpu_flags(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "versions": peer_versions(),
+        "claims": [asdict(claim) for claim in claims],
     }
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(json.dumps({**conditions, **result}, indent=2) + "\n")

@@ -178,7 +178,9 @@ def test_gradient_of_a_softmax_is_that_of_autograd(monkeypatch):
     assert torch.equal(compat_torch.softmax_backward(grad, softmax.detach()), expected)
     assert expected.norm() > 0.1
     monkeypatch.setattr(torch.ops, "aten", types.SimpleNamespace(__name__="torch.ops.aten"))
-    with pytest.raises(UnsupportedVersionError, match=r"has no torch.ops.aten._softmax_backward_data, .*: install torch"):
+    with pytest.raises(
+        UnsupportedVersionError, match=r"has no torch.ops.aten._softmax_backward_data, .*: install torch"
+    ):
         compat_torch.softmax_backward(grad, softmax)
 
 
