@@ -148,7 +148,7 @@ def _positive_part(x: Tensor, out: Tensor) -> Tensor:
 
 
 def _keep_bits(x: Tensor, keep: Tensor) -> Tensor:
-    """Set numbers to 0 where `keep`, an integer of their size, is 0 instead of -1, all bits; in place, and return them."""
+    """Set numbers to 0 where `keep`, integers of their size, is 0 instead of all bits, in place; return them."""
     x.view(keep.dtype).bitwise_and_(keep)
     return x
 
