@@ -24,6 +24,7 @@ LONGEST = 512  # tokens of the longest text of the check
 FP32_TOLERANCE = 5e-3, 1e-2
 HALF_TOLERANCE = 5e-2, 0.2
 COMPARED_PARAMETERS, COMPARED_NUMBERS = 24, 1 << 25  # parameters whose gradient is compared, and the size of each
+CHECKED_SUB_BATCH = 3  # most texts of a chunk in the check of a run with sub-batches
 LOSS_SCALE = 1024.0  # small gradients are not representable in fp16
 
 
@@ -72,7 +73,7 @@ def packing_failure(model: EmbeddingModel, precision: torch.dtype | None, sub_ba
         torch.OutOfMemoryError: the texts of the check do not fit into memory.
     """
     # Two sub-batches at least: a second one meets what the first has left.
-    sub_batch_size = None if sub_batch_size is None else min(sub_batch_size, 3)
+    sub_batch_size = None if sub_batch_size is None else min(sub_batch_size, CHECKED_SUB_BATCH)
     try:
         with _unchanged(model):
             with full_precision(_device(model)):

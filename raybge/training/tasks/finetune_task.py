@@ -49,7 +49,7 @@ class FinetuneTask:
         import torch
 
         from raybge.losses.contrastive_model import ContrastiveModel
-        from raybge.model.packing import prepare_for_training
+        from raybge.model.packing import CHECKED_SUB_BATCH, prepare_for_training
         from raybge.training.tasks.task import TaskComponents
 
         spec = self.spec
@@ -69,7 +69,9 @@ class FinetuneTask:
                 encoder.model.backbone.activation_checkpointing_enable(options or None, layers, offload)
             precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             try:
-                failure = prepare_for_training(encoder.model, precision, spec.sub_batch_size)
+                # for the check it matters that chunks are recomputed, not how large they are
+                texts = CHECKED_SUB_BATCH if spec.sub_batch_tokens else spec.sub_batch_size
+                failure = prepare_for_training(encoder.model, precision, texts)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"{MEMORY_MESSAGE} ({first_line(error)})") from error
             if failure:
@@ -84,6 +86,7 @@ class FinetuneTask:
             spec.pad_to_multiple_of,
             spec.sub_batch_size,
             guide.model if guide else None,
+            spec.sub_batch_tokens,
         )
         return TaskComponents(model, encoder.model.backbone, self._tokenizer(encoder, guide), encoder, tuple(messages))
 

@@ -40,6 +40,7 @@ PLACES: dict[str, Callable[[TaskComponents], Any]] = {
     "shuffle_ratio": lambda c: c.tokenizer.shuffle_ratio,
     "scored": lambda c: c.tokenizer.scored,
     "sub_batch_size": lambda c: c.model.sub_batch_size,
+    "sub_batch_tokens": lambda c: c.model.sub_batch_tokens,
     "pad_to_multiple_of": lambda c: c.model.pad_to_multiple_of,
     "fix_position_embedding": lambda c: not trains_positions(c),
 }
