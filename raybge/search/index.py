@@ -282,7 +282,7 @@ def search(
     """
     import ray
 
-    k, batch = min(k, index.passages), index.spec.search_batch_size
+    k, batch = min(k, index.passages), index.spec.batch
     task = ray.remote(_process).options(max_retries=-1)
     # A pass continues with the shards after those of the pass before: candidates are named by all shards so far.
     names = [digest(index.identity, k, batch, covered) for covered in index.covered_shards()]

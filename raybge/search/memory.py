@@ -12,7 +12,8 @@ from raybge.search.spec import IndexSpec
 from raybge.util.errors import UserError
 from raybge.util.plural import plural
 
-MEMORY_SHARE = 0.8  # share of the memory that Ray counts for an actor, used for vectors
+MEMORY_SHARE = 0.8  # share of the memory that Ray counts for an actor, or of a GPU's free memory, used for vectors
+MEMORY_SHARE_WITH_MODEL = 0.5  # the same where the actor has a cross-encoder on the GPU too
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class SearchMemory:
     dim: int
 
     @classmethod
-    def plan(cls, index: IndexSpec, cluster: Cluster, plan: Plan, passages: int, dim: int) -> SearchMemory:
+    def plan(
+        cls, index: IndexSpec, cluster: Cluster, plan: Plan, passages: int, dim: int, with_model: bool = False
+    ) -> SearchMemory:
         """Choose the number of resident shards: `shards_per_actor`, or as many as the memory holds.
 
         Args:
@@ -43,6 +46,7 @@ class SearchMemory:
             plan: workers and their resources.
             passages: passages in the pool.
             dim: width of the vectors.
+            with_model: a cross-encoder runs on the search actors.
 
         Returns:
             The memory plan.
@@ -53,12 +57,14 @@ class SearchMemory:
         size = min(index.shard_size, passages)
         resident = index.shards_per_actor
         if not resident:
-            shard_bytes = size * dim * (2 if index.gpu else 4)
-            available = (_gpu_memory() if index.gpu else cluster.memory / plan.workers) * MEMORY_SHARE
+            shard_bytes = size * dim * 4
+            share = MEMORY_SHARE_WITH_MODEL if index.gpu and with_model else MEMORY_SHARE
+            available = (index.gpu_memory if index.gpu else cluster.memory / plan.workers) * share
             if shard_bytes > available > 0:
+                elsewhere = ", or --use_gpu_for_searching False" if index.gpu else ""
                 raise UserError(
                     f"--shard_size {size:,}: a shard of vectors of {dim} numbers needs {shard_bytes / 1e9:.1f} GB, but "
-                    f"a search actor has {available / 1e9:.1f} GB; use smaller shards"
+                    f"a search actor has {available / 1e9:.1f} GB; use smaller shards{elsewhere}"
                 )
             resident = max(1, int(available // shard_bytes))
         return cls(passages, size, resident, plan.workers, dim)
@@ -88,15 +94,3 @@ class SearchMemory:
             f"of candidate lists; {plural(passes, 'pass')} over the queries; an encoding actor holds one "
             f"block of at most {plural(int(data.unique.unique_B.max()), 'passage')}"
         )
-
-
-def _gpu_memory() -> int:
-    """Return the memory in bytes of a GPU that a Ray task gets."""
-    import ray
-
-    def total_memory() -> int:
-        import torch
-
-        return int(torch.cuda.mem_get_info()[1])
-
-    return int(ray.get(ray.remote(total_memory).options(num_gpus=1).remote()))

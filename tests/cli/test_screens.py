@@ -109,7 +109,7 @@ def mine(console, screen, clock):
     data, sampling = search_data(2000, 8000, 1), spec.sampling
     start_ray(console, screen, clock)
     memory = SearchMemory.plan(spec.index, CLUSTER, PLAN, 8000, 32)
-    mining_run._print_plan(SimpleNamespace(spec=spec, console=console), data, memory, sampling)
+    mining_run._print_plan(SimpleNamespace(spec=spec, index=spec.index, console=console), data, memory, sampling)
     encode_texts(console, screen, clock, data.texts)
     stages(console, clock, ("encode", 10_000, "text", 52.0), ("search", 2000, "row", 3.25)).report(console)
     statistics = MiningStatistics(
