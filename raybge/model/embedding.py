@@ -199,7 +199,9 @@ class EmbeddingModel(nn.Module):
         if sub_batch_tokens is None:
             return plan_chunks(lengths, tokens_per_chunk, sub_batch_size)
         multiple = pad_to_multiple_of or SUB_BATCH_MULTIPLE
-        return plan_chunks([self._padded(max(1, length), multiple) for length in lengths], sub_batch_tokens, sub_batch_size)
+        return plan_chunks(
+            [self._padded(max(1, length), multiple) for length in lengths], sub_batch_tokens, sub_batch_size
+        )
 
     def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
         """Run a chunk of a sub-batch after the memory of the previous one was returned."""
