@@ -142,9 +142,9 @@ class EmbeddingModel(nn.Module):
         Differentiable: the gradient is that of one padded batch. The same list of texts gives the same chunks and so
         the same bits; a text's last bits may depend on the other texts of its chunk.
 
-        With `sub_batch_size` or `sub_batch_tokens` only one chunk's activations are held at a time: the forward pass keeps none, and the
-        backward pass computes each chunk again, with the same dropout. It is the memory bound of GradCache,
-        https://arxiv.org/abs/2101.06983, by activation checkpointing of each chunk.
+        With `sub_batch_size` or `sub_batch_tokens` only one chunk's activations are held at a time: the forward pass
+        keeps none, and the backward pass computes each chunk again, with the same dropout. It is the memory bound of
+        GradCache, https://arxiv.org/abs/2101.06983, by activation checkpointing of each chunk.
 
         Args:
             token_ids: N texts as token ids with their special tokens, none longer than the model's maximal length.
@@ -187,6 +187,15 @@ class EmbeddingModel(nn.Module):
         position_N[[row for rows in chunks for row in rows]] = np.arange(len(token_ids))
         return e_sorted_ND[send(position_N[:texts], device)]
 
+    def embed_chunk(self, token_ids: Sequence[np.ndarray]) -> Tensor:
+        """Return e_BD of the texts of one chunk, packed if the model packs; for inference."""
+        rows = range(len(token_ids))
+        # A text without tokens cannot be packed.
+        if self.packs and all(map(len, token_ids)):
+            return self.forward_packed(*self.pack(token_ids, rows))
+        e_BD: Tensor = self(*self.pad(token_ids, rows))
+        return e_BD
+
     def plan(
         self,
         lengths: Sequence[int],
@@ -195,7 +204,7 @@ class EmbeddingModel(nn.Module):
         sub_batch_size: int | None = None,
         sub_batch_tokens: int | None = None,
     ) -> list[list[int]]:
-        """Return the row numbers of each chunk of `embed`, for texts of these lengths; arguments as in `embed`."""
+        """Return the row numbers of each chunk of `embed`; its arguments, with the tokens of each text."""
         if sub_batch_tokens is None:
             return plan_chunks(lengths, tokens_per_chunk, sub_batch_size)
         multiple = pad_to_multiple_of or SUB_BATCH_MULTIPLE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raybge.cluster.resources import Cluster, Plan
+from raybge.search.actor_pool import blocks_in_progress
 from raybge.search.key_table import KEY_BYTES
 from raybge.search.search_data import SearchData
 from raybge.search.shards import TIE_MARGIN
@@ -26,6 +27,7 @@ class SearchMemory:
         resident_shards: shards that an actor holds in memory at a time.
         actors: search actors.
         dim: width of the vectors.
+        encoded_blocks: blocks that an encoding actor holds at a time.
     """
 
     passages: int
@@ -33,6 +35,7 @@ class SearchMemory:
     resident_shards: int
     actors: int
     dim: int
+    encoded_blocks: int = 1
 
     @classmethod
     def plan(
@@ -67,7 +70,7 @@ class SearchMemory:
                     f"a search actor has {available / 1e9:.1f} GB; use smaller shards{elsewhere}"
                 )
             resident = max(1, int(available // shard_bytes))
-        return cls(passages, size, resident, plan.workers, dim)
+        return cls(passages, size, resident, plan.workers, dim, blocks_in_progress(plan))
 
     def describe(self, data: SearchData, k: int) -> str:
         """Return the plan line on the memory of a process besides its libraries and the model.
@@ -88,9 +91,10 @@ class SearchMemory:
             2 * 40 * int(data.queries.survey.rows.max()) * (k + TIE_MARGIN)
         )  # two lists to merge, and their order
         passes = -(-own // resident)
+        encoded = "one block" if self.encoded_blocks == 1 else f"{self.encoded_blocks} blocks"
         return (
             f"memory: a search actor holds {min(resident, own):,} of its {plural(own, 'shard')} at a time: "
             f"{vector_bytes / 1e6:,.0f} MB of vectors, {key_bytes / 1e6:,.0f} MB of keys, {list_bytes / 1e6:,.1f} MB "
-            f"of candidate lists; {plural(passes, 'pass')} over the queries; an encoding actor holds one "
-            f"block of at most {plural(int(data.unique.unique_B.max()), 'passage')}"
+            f"of candidate lists; {plural(passes, 'pass')} over the queries; an encoding actor holds "
+            f"{encoded} of at most {plural(int(data.unique.unique_B.max()), 'passage')}"
         )

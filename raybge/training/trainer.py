@@ -19,11 +19,10 @@ from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 
 from raybge.compat.hooked_trainer import HookedTrainer
-from raybge.compat.torch import skip_step_where
 from raybge.data.stream import StepStream
 from raybge.evaluation.query_examples import RetrievalResult
 from raybge.losses.contrastive_model import ContrastiveModel
-from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard, runs_behind_host
+from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.checkpoint.manifest import (
     RunIdentity,
     checkpoint_name,
@@ -256,26 +255,16 @@ class StreamTrainer(HookedTrainer):
             self.resolve_update()
             scaled = self.accelerator.scaler is not None
             # A scaler waits for the device in each update anyway.
-            if is_plain and not scaled and self._skips_on_device(norm):
-                self.nonfinite_guard.postpone(norm, self.state.global_step + 1)
+            update, optimizer = self.state.global_step + 1, self.optimizer.optimizer
+            if is_plain and not scaled and self.nonfinite_guard.leaves_to(optimizer, norm, update):
                 return norm
-            skips = self.nonfinite_guard.should_skip(norm, self.state.global_step + 1, self._finite_rows, scaled)
+            skips = self.nonfinite_guard.should_skip(norm, update, self._finite_rows, scaled)
             if skips and not scaled:
                 model.zero_grad(set_to_none=True)  # optimizers ignore parameters without gradient, momentum included
         return norm
 
-    def _skips_on_device(self, norm: float | torch.Tensor) -> bool:
-        """Have the optimizer ignore a gradient whose norm is not finite, if it can do so without the host."""
-        if not isinstance(norm, torch.Tensor) or not runs_behind_host(norm.device):
-            return False
-        return skip_step_where(self.optimizer.optimizer, 1 - norm.detach().isfinite().float())
-
     def resolve_update(self) -> None:
-        """Report the last update if it was not finite, where that is not known yet. Collective if so.
-
-        Raises:
-            UserError: it was the last one of too many in a row.
-        """
+        """Report the last update if it was not finite, where that is not known yet. Collective if so."""
         if self.nonfinite_guard:
             self.nonfinite_guard.resolve(self._finite_rows)
 

@@ -236,7 +236,7 @@ def encode(console, screen, clock):
     options = build_options(EncodeOptions, dict(model_name_or_path=MODEL, input_file="t.jsonl", output_file="t.npy"))
     spec = EncodingSpec.from_options(options)
     spec = replace(spec, model=replace(spec.model, model_name_or_path=MODEL))
-    encoding_run._print_plan(spec, survey(1), console)
+    encoding_run._print_plan(spec, survey(1), 1, console)
     with console.bar("write", 1, "row"):
         screen.snapshot("writing")
     stages(console, clock, ("encode", 1, "text", 4.0), ("write", 1, "row", 0.1)).report(console)

@@ -3,8 +3,8 @@
 Data-parallel training sums gradients over workers: a value that is not finite on one worker is then not finite on all
 of them, so that all decide alike without communication. They communicate only after such a value.
 
-To read the norm of a gradient, the host would wait for a GPU in each update. Where the optimizer can leave out an update
-by itself, the guard reads it one update later instead.
+To read the norm of a gradient, the host would wait for a GPU in each update. Where the optimizer can leave out an
+update by itself, the guard reads it one update later instead.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raybge.compat.torch import skip_step_where
 from raybge.data.stream import Batch
 from raybge.util.errors import UserError
 
@@ -107,6 +109,24 @@ class NonFiniteGuard:
                 f"training diverges: the loss of step {update:,} is {mean_loss}; the update was not applied, and with "
                 f"--deepspeed it cannot be skipped. Its rows, most likely cause first: {rows}"
             )
+
+    def leaves_to(self, optimizer: Any, grad_norm: Tensor | float, update: int) -> bool:
+        """Leave it to the optimizer to skip an update, if the host would have to wait for its norm; see `postpone`.
+
+        Args:
+            optimizer: torch's optimizer of this worker.
+            grad_norm: norm of the gradient over all workers.
+            update: number of the update, counted from 1.
+
+        Returns:
+            False if `should_skip` must decide.
+        """
+        if not isinstance(grad_norm, Tensor) or not runs_behind_host(grad_norm.device):
+            return False
+        if not skip_step_where(optimizer, 1 - grad_norm.detach().isfinite().float()):
+            return False
+        self.postpone(grad_norm, update)
+        return True
 
     def postpone(self, grad_norm: Tensor, update: int) -> None:
         """Record an update that the optimizer leaves out by itself if it is not finite; `resolve` follows.

@@ -66,7 +66,7 @@ def test_nonfinite_rows_are_named_first():
 @pytest.mark.parametrize("behind_host", [False, True], ids=["host decides", "device decides"])
 def test_skipped_update_has_no_effect(make_trainer, monkeypatch, behind_host):
     """The final weights equal those of a run whose optimizer does not step in that update."""
-    monkeypatch.setattr("raybge.training.trainer.runs_behind_host", lambda device: behind_host)
+    monkeypatch.setattr("raybge.training.callbacks.nonfinite_guard.runs_behind_host", lambda device: behind_host)
     expected = make_trainer()
     with monkeypatch.context() as patch:
         adamw_step = torch.optim.AdamW.step
@@ -113,7 +113,7 @@ def test_a_postponed_update_is_judged_as_if_it_had_been_read_at_once():
 @pytest.mark.parametrize("steps", [3, 4], ids=["at the next update", "at the end"])
 def test_a_postponed_update_ends_the_run(make_trainer, monkeypatch, steps):
     """Update 3 is the second in a row: it is found at update 4, or at the end, before anything is saved."""
-    monkeypatch.setattr("raybge.training.trainer.runs_behind_host", lambda device: True)
+    monkeypatch.setattr("raybge.training.callbacks.nonfinite_guard.runs_behind_host", lambda device: True)
     trainer = make_trainer(max_steps=steps, save_strategy="no")
     trainer.nonfinite_guard = make_guard(2, [])
     forward = ContrastiveModel.forward
