@@ -56,9 +56,10 @@ def map_on_actors(
     """
     import ray
 
+    calls = blocks_in_progress(plan)
     threads: dict[str, Any] = {}
-    if plan.gpus:
-        threads = {"max_concurrent_calls_per_actor": BLOCKS_ON_GPU, "enable_true_multi_threading": True}
+    if calls > 1:
+        threads = {"max_concurrent_calls_per_actor": calls, "enable_true_multi_threading": True}
     return dataset.map_batches(
         actor,
         fn_constructor_args=arguments,
