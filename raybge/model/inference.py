@@ -121,9 +121,11 @@ def plan_groups(token_groups: Iterable[Sequence[np.ndarray]], longest: int, budg
         for row, ids in enumerate(group, count):
             (long if len(ids) == longest else others).append((row, ids))
         count += len(group)
-        while len(long) >= size:
-            certain, long = long[:size], long[size:]
+        whole = len(long) // size * size
+        for start in range(0, whole, size):
+            certain = long[start : start + size]
             yield [row for row, _ in certain], [ids for _, ids in certain]
+        long = long[whole:]
     rest = long + others
     for rows in plan_chunks([len(ids) for _, ids in rest], budget):
         yield [rest[row][0] for row in rows], [rest[row][1] for row in rows]

@@ -85,6 +85,9 @@ def tokens_column(length_N: np.ndarray, token_T: np.ndarray) -> pa.LargeListArra
     Args:
         length_N: tokens of each text.
         token_T: the tokens of all texts, int32.
+
+    Returns:
+        The column, of N lists of int32.
     """
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_N, dtype=np.int64)])
     return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(token_T, pa.int32()))

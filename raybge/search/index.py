@@ -215,6 +215,9 @@ def _actor_class(processing: int) -> Any:
 
     Args:
         processing: blocks that it processes at a time: with a model on a GPU two, one of which prepares its input.
+
+    Returns:
+        The actor class.
     """
     import ray
 
