@@ -10,7 +10,11 @@ up to all of it. For each length:
   tokenizing. «At its best» is the same model with FlashAttention 2, which runs on texts without padding, if flash-attn
   is installed.
 - encode: vectors of the same texts, with tokenizing. raybge and «at its best» have fp16 weights, the latter with
-  FlashAttention 2 if flash-attn is installed; «as it comes» is fp32.
+  FlashAttention 2 if flash-attn is installed; «as it comes» is fp32. «raybge, tokens ready» is what an actor does whose
+  tokens CPU tasks have made; the line «one thread tokenizes» says how many of these tasks it takes.
+- waits: how often the host waits for the GPU in a training step of raybge, and the share of the step in which the GPU
+  has nothing to do. On a CPU the host's own cost of an attention call on packed texts, whose kernels do nothing there,
+  is all that can be measured.
 
 Peers take turns in each round. Printed are medians, the ratio to raybge, the share of the GPU's matmul rate (measured
 in the same run) and the peak of allocated memory. `python -m raybge.selftest` checks that the numbers are right.
@@ -19,6 +23,7 @@ in the same run) and the peak of allocated memory. `python -m raybge.selftest` c
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 import tempfile
 import time
@@ -105,7 +110,12 @@ def encoding_calls(folder: str, batch: Batch, args: Any) -> dict[str, Callable[[
 
     words = [" ".join(str(token - 4) for token in text[2:]) for text in batch.texts]  # the tokenizer adds two tokens
     encoder = Encoder(folder, devices=args.device, pooling_method="mean")
-    functions: dict[str, Callable[[], Any]] = {"raybge": partial(encoder.encode, words)}
+    ready = [np.array(ids, np.int32) for ids in encoder.tokenize(words, encoder.passage_max_length)]
+    functions: dict[str, Callable[[], Any]] = {
+        "raybge": partial(encoder.encode, words),
+        "raybge, tokens ready": partial(encoder.encode_token_ids, ready, encoder.passage_max_length),
+        "one thread tokenizes": partial(tokenize_in_one_thread, encoder, words),
+    }
     plain = SentenceTransformer(folder, device=args.device)
     functions["sentence-transformers"] = partial(plain.encode, words, batch_size=128)
     if args.device == "cuda":
@@ -115,6 +125,54 @@ def encoding_calls(folder: str, batch: Batch, args: Any) -> dict[str, Callable[[
         best = SentenceTransformer(folder, device=args.device, model_kwargs=options)
         functions["sentence-transformers at its best"] = partial(best.encode, words, batch_size=128)
     return {name: partial(seconds_of, function, args.device) for name, function in functions.items()}
+
+
+def tokenize_in_one_thread(encoder: Any, texts: list[str]) -> None:
+    """Tokenize texts like a Ray task of one CPU."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        encoder.tokenize(texts, encoder.passage_max_length)
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+
+
+def print_waits(call: Callable[[], float], length: int) -> Measured:
+    """Print how often the host waits for the GPU in a training step, and how long the GPU is idle."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        seconds = call()
+    events = profiler.key_averages()
+    waits = sum(event.count for event in events if event.key in ("cudaStreamSynchronize", "cudaEventSynchronize"))
+    idle = max(0.0, 1 - sum(event.self_device_time_total for event in events) / 1e6 / seconds)
+    print(f"waits  {length:>5} tokens  a step waits {waits} times for the GPU, which is idle for {idle:.0%} of it")
+    return {"kind": "waits", "length": length, "waits": waits, "idle": round(idle, 4)}
+
+
+def print_host_cost(texts: int = 16, tokens: int = 8, calls: int = 300) -> Measured:
+    """Print the host's time of an attention call on packed texts, whose kernel does nothing; CPU time of one thread."""
+    from raybge.compat.torch import flash_attention
+
+    def forward(q: torch.Tensor, *rest: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        seed = torch.zeros((), dtype=torch.uint64)
+        return torch.empty_like(q), q.new_zeros(q.shape[1], len(q), dtype=torch.float32), seed, seed, q.new_empty(0)
+
+    def backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **options: Any):
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+    q, k, v = (torch.zeros(texts * tokens, 2, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    bounds = torch.arange(0, texts * tokens + 1, tokens, dtype=torch.int32)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_flash_attention_forward", forward, "CPU")
+        library.impl("_flash_attention_backward", backward, "CPU")
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            for _ in range(calls):
+                flash_attention(q, k, v, bounds, tokens, 0.0, None, False).sum().backward()
+            times.append((time.process_time() - start) / calls * 1e6)
+    print(f"host: {min(times):.0f} microseconds for an attention call on packed texts and its gradient")
+    return {"kind": "host", "microseconds": round(min(times), 1)}
 
 
 def table(kind: str, length: int, results: dict[str, Measured], tokens: int, work: float, rate: float | None) -> None:
@@ -144,7 +202,7 @@ def main() -> None:
     rate = matmul_rate() if args.device == "cuda" else None
     if rate:
         print(f"{torch.cuda.get_device_name()}: {rate / 1e12:.0f} TFLOP/s in bf16 matrix products")
-    results = []
+    results = [] if args.device == "cuda" else [print_host_cost()]
     with tempfile.TemporaryDirectory() as folder:
         common.random_bert(Path(folder))
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -152,7 +210,10 @@ def main() -> None:
             batch = random_batch(length, args.groups, seed=length)
             tokens, work = sum(map(len, batch.texts)), operations(config, batch)
             for kind, build, share in ((TRAINED, training_calls, 1.0), (ENCODED, encoding_calls, 1 / 3)):
-                found = measure_calls(build(folder, batch, args), args.rounds, args.device)
+                calls = build(folder, batch, args)
+                found = measure_calls(calls, args.rounds, args.device)
+                if kind == TRAINED and args.device == "cuda":
+                    results.append(print_waits(calls["raybge"], length))
                 table(kind, length, found, tokens, work * share, rate)
                 results.append({"kind": kind, "length": length, "tokens": tokens, "peers": found})
     common.write_result({"settings": vars(args), "matmul_tflops": rate and rate / 1e12, "results": results}, args.out)

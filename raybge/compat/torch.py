@@ -46,6 +46,24 @@ def set_logged_rates(scheduler: Any, rates: Sequence[float]) -> None:
     scheduler._last_lr = list(rates)
 
 
+def skip_step_where(optimizer: Any, flag: Tensor) -> bool:
+    """Have an optimizer leave out its next step if a number on the device is 1, which the host need not know.
+
+    torch's fused optimizers have this for its GradScaler; parameters, moments and step count stay as they are.
+
+    Args:
+        optimizer: an optimizer of torch.
+        flag: scalar fp32 tensor, 0 or 1, on the device of the parameters; it holds until another one is set.
+
+    Returns:
+        True if the optimizer does so; False if it cannot.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    optimizer.found_inf = flag
+    return True
+
+
 def flash_attention(
     q_THD: Tensor,
     k_THD: Tensor,

@@ -26,7 +26,7 @@ from raybge.diagnostics.samples import (
 from raybge.diagnostics.workers import gradients_of_workers, shares_of
 from raybge.losses.functional import softmax_terms
 from raybge.model.lora import Lora
-from raybge.model.packing import packing_failure
+from raybge.model.packing import packing_failure, prepare_for_inference
 
 # Relative errors of a gradient against fp32: 8 significant bits in bf16, 11 in fp16.
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
@@ -99,7 +99,10 @@ def scores_with_tf32(device: torch.device) -> str:
 
 
 def packed_texts(device: torch.device) -> str:
-    """Compare vectors and gradients of packed texts with those of padded ones for each model family, fp32 and bf16."""
+    """Compare vectors and gradients of packed texts with those of padded ones for each model family, fp32 and bf16.
+
+    Of models that are not trained, vectors in fp16.
+    """
     if device.type != "cuda":
         raise NeedsGpuError("a CPU trains on padded texts")
     packs, failures = [], []
@@ -107,6 +110,7 @@ def packed_texts(device: torch.device) -> str:
         reason = None
         for precision in (None, torch.bfloat16):
             reason = reason or packing_failure(build_embedding(family, device, dropout=0.1), precision, None)
+        reason = reason or prepare_for_inference(build_embedding(family, device, dropout=0.0).half())
         packs += [family] * (reason is None)
         failures += [f"{family}: {reason}"] * (reason is not None and family in MUST_PACK)
     result = f"{', '.join(packs)} are packed, other families padded"

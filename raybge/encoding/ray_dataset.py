@@ -17,6 +17,8 @@ from raybge.cluster.connection import current_cluster
 from raybge.data.groups import RowError, parse_field
 from raybge.encoding.spec import EncodingSpec
 from raybge.model.quantization import quantize_embeddings
+from raybge.model.spec import EncoderSpec
+from raybge.search.actor_pool import map_on_actors, task_tokenizer, tokens_column, tokens_of
 from raybge.search.columns import vectors_column
 from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
 from raybge.util.errors import UserError
@@ -25,6 +27,7 @@ from raybge.util.process_state import preserve_process_state
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+DATASET_TOKENS = "raybge_tokens"  # column of token ids between two stages, for actors with GPUs
 BATCH_ROWS = 1024  # rows of the Dataset that are encoded together
 
 
@@ -57,22 +60,45 @@ def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
     with preserve_process_state(), connection:
         plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     assert spec.model is not None
-    return dataset.map_batches(
-        ColumnEncoder,
-        fn_constructor_args=(
-            make_embedder(spec.model, plan),
-            spec.kind,
-            spec.parser.text,
-            spec.precision,
-            spec.ranges_2D,
-            device_of(plan),
-        ),
-        batch_size=BATCH_ROWS,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=plan.workers),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-    )
+    embedder, text_field = make_embedder(spec.model, plan), spec.parser.text
+    arguments = embedder, spec.kind, text_field, spec.precision, spec.ranges_2D, device_of(plan)
+    if embedder.tokenized:
+        tokenizing = embedder.tokenized, spec.kind, text_field
+        dataset = dataset.map_batches(tokenize_column, fn_args=tokenizing, batch_size=None, batch_format="pyarrow")
+    return map_on_actors(dataset, ColumnEncoder, arguments, plan, batch_size=BATCH_ROWS)
+
+
+def tokenize_column(table: pa.Table, model: EncoderSpec, kind: str, text_field: str) -> pa.Table:
+    """Append the tokens of a column of texts, for the actors.
+
+    Args:
+        table: rows of the Dataset.
+        model: the model, whose tokenizer is used.
+        kind: "query" or "passage".
+        text_field: column of the texts.
+
+    Returns:
+        The rows with the column `DATASET_TOKENS`.
+
+    Raises:
+        UserError: no such column, or a value that is no text.
+    """
+    texts = checked_texts(table, text_field)
+    queries, passages = ([(text, None) for text in texts], []) if kind == "query" else ([], texts)
+    return table.append_column(DATASET_TOKENS, tokens_column(*task_tokenizer(model)(queries, passages)))
+
+
+def checked_texts(table: pa.Table, text_field: str) -> list[str]:
+    """Return the texts of a column; UserError if there is no such column, or a value is no text."""
+    if text_field not in table.column_names:
+        raise UserError(f"text_field: the Dataset has no column {text_field!r}, only {', '.join(table.column_names)}")
+    texts: list[str] = table[text_field].to_pylist()
+    try:
+        for text in texts:
+            parse_field({text_field: text}, text_field)
+    except RowError as error:
+        raise UserError(f'text_field: "{error.field}" {error.expected}') from None
+    return texts
 
 
 class ColumnEncoder:
@@ -102,15 +128,10 @@ class ColumnEncoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encode one batch."""
-        if self._text not in table.column_names:
-            raise UserError(
-                f"text_field: the Dataset has no column {self._text!r}, only {', '.join(table.column_names)}"
-            )
-        texts = table[self._text].to_pylist()
-        try:
-            for text in texts:
-                parse_field({self._text: text}, self._text)
-        except RowError as error:
-            raise UserError(f'text_field: "{error.field}" {error.expected}') from None
-        vectors_ND = quantize_embeddings(self._encode(texts, self._kind), self._precision, self._ranges_2D)
+        if DATASET_TOKENS in table.column_names:
+            vectors_ND = self._encode.encode_token_ids(tokens_of(table[DATASET_TOKENS]), self._kind)
+            table = table.drop_columns([DATASET_TOKENS])
+        else:
+            vectors_ND = self._encode(checked_texts(table, self._text), self._kind)
+        vectors_ND = quantize_embeddings(vectors_ND, self._precision, self._ranges_2D)
         return table.append_column("embedding", vectors_column(vectors_ND))

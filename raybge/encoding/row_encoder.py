@@ -22,8 +22,9 @@ from raybge.cluster.resources import Plan
 from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
 from raybge.encoding.fields import RowParser, value_kind
+from raybge.search.actor_pool import TOKENS, map_on_actors, task_tokenizer, tokens_column, tokens_of
 from raybge.search.columns import vectors_column, vectors_of
-from raybge.search.embedder import Embedder, TextEncoder, device_of
+from raybge.search.embedder import Embedder, TextEncoder, device_of, padding_message
 from raybge.search.pipeline import LOADING
 from raybge.search.store import EncodedBlock, Store, table_digest
 from raybge.util.digest import digest
@@ -39,6 +40,7 @@ _RESULT = pa.schema(
         ("low", pa.list_(pa.float32())),
         ("high", pa.list_(pa.float32())),
         ("seconds", pa.float64()),  # without the loading of the model
+        ("note", pa.string()),  # a line for the user
     ]
 )
 
@@ -61,6 +63,10 @@ class RowEncoding:
     def identity(self) -> str:
         """Digest of everything that a stored block depends on besides its rows."""
         return digest(self.embedder.identity, self.kind, self.parser.text, self.parser.fields)
+
+    def name(self, table: pa.Table) -> str:
+        """Return the name of a block of rows in the store."""
+        return table_digest(table.select(["json"]), self.identity)
 
 
 @dataclass
@@ -103,17 +109,12 @@ def encode_rows(
     Returns:
         The encoded rows.
     """
-    import ray
-
-    encoded = to_dataset(survey, encoding.parser).map_batches(
-        RowEncodingActor,
-        fn_constructor_args=(encoding, store, device_of(plan), with_ranges),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(survey.blocks))),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-    )
+    dataset = to_dataset(survey, encoding.parser)
+    if encoding.embedder.tokenized:
+        dataset = dataset.map_batches(tokenize_rows, fn_args=(encoding, store), batch_size=None, batch_format="pyarrow")
+    arguments = encoding, store, device_of(plan), with_ranges
+    encoded = map_on_actors(dataset, RowEncodingActor, arguments, plan, len(survey.blocks))
+    notes: set[str] = set()
     blocks: dict[int, EncodedBlock] = {}
     rows = EncodedRows()
     progress = console.bar("encode", survey.total_rows, "text", start_up=LOADING)
@@ -123,11 +124,33 @@ def encode_rows(
                 blocks[result["block"]] = EncodedBlock(result["name"], result["rows"])
                 rows.add(result)
                 bar.update(result["rows"], result["seconds"])
+                notes |= {result["note"]} - {None}
+    for note in sorted(notes):
+        console.info(note)
     rows.blocks = [blocks[number] for number in sorted(blocks)]
     count = sum(block.rows for block in rows.blocks)
     if count != survey.total_rows:
         raise RuntimeError(f"encoded {count} rows of {survey.total_rows}")
     return rows
+
+
+def tokenize_rows(table: pa.Table, encoding: RowEncoding, store: Store) -> pa.Table:
+    """Append the column `TOKENS` to a block of rows; null for a block that is in the store.
+
+    Args:
+        table: a block of rows.
+        encoding: model and fields.
+        store: receives the blocks.
+
+    Returns:
+        The block with the column.
+    """
+    tokens = pa.nulls(len(table), pa.large_list(pa.int32()))
+    if len(table) and encoding.embedder.tokenized and not store.has(encoding.name(table)):
+        texts = [json.loads(text)[encoding.parser.text] for text in table["json"].to_pylist()]
+        queries, passages = ([(text, None) for text in texts], []) if encoding.kind == "query" else ([], texts)
+        tokens = tokens_column(*task_tokenizer(encoding.embedder.tokenized)(queries, passages))
+    return table.append_column(TOKENS, tokens)
 
 
 class RowEncodingActor:
@@ -151,12 +174,16 @@ class RowEncodingActor:
             return _RESULT.empty_table()
         rows = [json.loads(text) for text in table["json"].to_pylist()]
         parser = self._encoding.parser
-        name = table_digest(table.select(["json"]), self._encoding.identity)
+        name, kind = self._encoding.name(table), self._encoding.kind
         start = time.monotonic()
         if not self._store.has(name):
-            self._encode.load()
-            start = time.monotonic()
-            vectors_ND = self._encode([row[parser.text] for row in rows], self._encoding.kind)
+            with self._encode.lock:
+                self._encode.load()
+                start = time.monotonic()
+                if TOKENS in table.column_names:
+                    vectors_ND = self._encode.encode_token_ids(tokens_of(table[TOKENS]), kind)
+                else:
+                    vectors_ND = self._encode([row[parser.text] for row in rows], kind)
             fields = [json.dumps({key: row[key] for key in parser.fields if key in row}) for row in rows]
             block = pa.table([pa.array(fields, pa.large_string())], schema=ROWS)
             self._store.write_table(name, block.append_column("vector", vectors_column(vectors_ND)))
@@ -166,5 +193,7 @@ class RowEncodingActor:
             vectors_ND = vectors_of(self._store.read(name))
             low_D, high_D = vectors_ND.min(0), vectors_ND.max(0)
         kinds = {key: sorted({value_kind(row.get(key)) for row in rows}) for key in parser.fields}
-        result = [table["block"][0].as_py(), name, len(table), json.dumps(kinds), low_D, high_D, seconds]
+        reason = self._encode.padding_reason
+        note = padding_message(reason) if reason else None
+        result = [table["block"][0].as_py(), name, len(table), json.dumps(kinds), low_D, high_D, seconds, note]
         return pa.table([[value] for value in result], schema=_RESULT)

@@ -19,6 +19,7 @@ from raybge.encoding.fields import column_type
 from raybge.encoding.row_encoder import EncodedRows, RowEncoding, encode_rows
 from raybge.encoding.spec import EncodingSpec
 from raybge.encoding.vector_writer import Layout
+from raybge.search.actor_pool import blocks_in_progress
 from raybge.search.embedder import Embedder, make_embedder
 from raybge.search.inputs import open_inputs
 from raybge.search.metadata import write_metadata
@@ -73,7 +74,7 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
     ):
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        _print_plan(spec, survey, console)
+        _print_plan(spec, survey, blocks_in_progress(plan), console)
         counts = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
         if spec.output.dry_run:
             return EncodingResult(path, counts=counts)
@@ -97,11 +98,11 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
     return EncodingResult(path, layout.packed_width, counts, clock.seconds)
 
 
-def _print_plan(spec: EncodingSpec, survey: Survey, console: Console) -> None:
+def _print_plan(spec: EncodingSpec, survey: Survey, blocks: int, console: Console) -> None:
     if spec.model:
         console.info(describe_model(spec.model))
     console.info(f"data: {plural(survey.total_rows, 'row')}")
-    console.detail(f"memory: an actor holds at most {plural(int(survey.rows.max()), 'row')} at a time")
+    console.detail(f"memory: an actor holds at most {plural(blocks * int(survey.rows.max()), 'row')} at a time")
 
 
 def _print_result(path: str, survey: Survey, layout: Layout, console: Console) -> None:

@@ -131,14 +131,16 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
     """
     search, clock, store = data.search, data.clock, data.store
     ranking = spec.ranking
-    spec.index.check_candidates(data.cluster, ranking.depth, "k")
     plan = spec.scale.plan(data.cluster, cores_a_worker=1)
+    index_spec = spec.index.on_cluster(data.cluster, plan, ranking.depth, "k")
     embedder = make_embedder(encoder, plan)
-    memory = SearchMemory.plan(spec.index, data.cluster, plan, search.unique.passages, embedder.dim)
+    memory = SearchMemory.plan(index_spec, data.cluster, plan, search.unique.passages, embedder.dim)
     console.info(f"cluster: {data.cluster.describe()}; {plan.describe('actor')}")
+    if place := index_spec.describe_place():
+        console.info(place)
     _print_plan(spec, encoder, search, memory, console)
     with console.phase("estimating the time"):
-        cost = estimate(search, embedder, plan, spec.index.kind, ranking.k, passages_saved=spec.embeddings.load)
+        cost = estimate(search, embedder, plan, index_spec.kind, ranking.k, passages_saved=spec.embeddings.load)
     if cost:
         console.info(cost)
     if spec.dry_run:
@@ -151,7 +153,7 @@ def evaluate_model(spec: EvaluationSpec, encoder: EncoderSpec, data: RetrievalDa
     _save_embeddings(spec, encoder, passages, store, console)
     clock.count("encode", search.texts, "text")
     with clock("index"), console.phase("building the index"):
-        index = build_index(passages, store, spec.index, plan, memory.resident_shards)
+        index = build_index(passages, store, index_spec, plan, memory.resident_shards)
     with index, clock("search"):
         metrics = search_and_measure(index, queries, ranking, spec.run_file, console)
         report_recall(index, queries, ranking.depth, console)

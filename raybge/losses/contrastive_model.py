@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
 from raybge.losses.objective import Objective, gather_counts
-from raybge.model.embedding import EmbeddingModel, eval_mode, gathers_by_layer, plan_chunks, send
+from raybge.model.embedding import EmbeddingModel, eval_mode, gathers_by_layer, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.precision import autocast_dtype
 
@@ -31,6 +31,7 @@ class ContrastiveModel(nn.Module):
         pad_to_multiple_of: round the length of a chunk of texts up to a multiple of this.
         sub_batch_size: texts whose activations are held at a time; None holds those of all.
         guide: a model that identifies likely false negatives (`Objective.margin`); it is not trained.
+        sub_batch_tokens: tokens, with padding, whose activations are held at a time; None does not limit them.
     """
 
     main_input_name = "batch"  # its tokens are those that transformers' Trainer counts
@@ -42,12 +43,14 @@ class ContrastiveModel(nn.Module):
         pad_to_multiple_of: int | None = None,
         sub_batch_size: int | None = None,
         guide: EmbeddingModel | None = None,
+        sub_batch_tokens: int | None = None,
     ):
         super().__init__()
         self.embedding = embedding
         self.objective = objective
         self.pad_to_multiple_of = pad_to_multiple_of
         self.sub_batch_size = sub_batch_size
+        self.sub_batch_tokens = sub_batch_tokens
         # In a tuple, so it is no submodule: the guide is neither saved nor trained nor wrapped.
         self._guide = (guide,)
         # Called with each batch and its embeddings e_ND, queries first, without gradient.
@@ -56,47 +59,53 @@ class ContrastiveModel(nn.Module):
     def forward(self, batch: StepBatch) -> Tensor:
         """Compute the worker's share of the loss, a scalar; see `Objective.loss`. Collective."""
         queries = len(batch.groups.passages_B)
-        e_ND = self._embed(self.embedding, batch.token_ids, self.sub_batch_size)
+        e_ND = self._embed(self.embedding, batch.token_ids, in_sub_batches=True)
         if self.embedding_hook is not None:
             self.embedding_hook(e_ND.detach(), batch)
         guide = None
         if self._guide[0] is not None:
             assert batch.guide_ids is not None
             with torch.no_grad():
-                guide_ND = self._embed(self._guide[0].eval(), batch.guide_ids, None)
+                guide_ND = self._embed(self._guide[0].eval(), batch.guide_ids)
             guide = guide_ND[:queries], guide_ND[queries:]
         return self.objective.loss(e_ND[:queries], e_ND[queries:], _to_tensors(batch.groups, e_ND.device), guide)
 
     def largest_chunk(self, batch: StepBatch) -> tuple[int, int]:
         """Return the texts of the batch's largest chunk, and the tokens of its longest text."""
-        chunks = plan_chunks([len(ids) for ids in batch.token_ids], self._chunk_tokens, self.sub_batch_size)
+        chunks = self.embedding.plan([len(ids) for ids in batch.token_ids], *self._chunk_limits(in_sub_batches=True))
         chunk = max(chunks, key=lambda rows: len(rows) * len(batch.token_ids[rows[0]]))
         return len(chunk), len(batch.token_ids[chunk[0]])
 
-    @property
-    def _chunk_tokens(self) -> int:
+    def _chunk_limits(self, in_sub_batches: bool) -> tuple[int, int | None, int | None, int | None]:
+        """Return the arguments of `EmbeddingModel.plan` after the lengths."""
         device = next(self.embedding.parameters()).device
-        if device.type != "cpu":
-            return GPU_TOKENS_PER_CHUNK
-        # Twice as many activations of half the size fit into the caches.
-        return CPU_TOKENS_PER_CHUNK * (1 if autocast_dtype(device) is None else 2)
+        on_cpu, tokens = device.type == "cpu", GPU_TOKENS_PER_CHUNK
+        if on_cpu:
+            # Twice as many activations of half the size fit into the caches.
+            tokens = CPU_TOKENS_PER_CHUNK * (1 if autocast_dtype(device) is None else 2)
+        if not in_sub_batches:
+            return tokens, self.pad_to_multiple_of, None, None
+        limit = self.sub_batch_tokens
+        if limit is not None and on_cpu:
+            limit = min(limit, tokens)  # larger chunks would be slower
+        return tokens, self.pad_to_multiple_of, self.sub_batch_size, limit
 
-    def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], sub_batch_size: int | None) -> Tensor:
+    def _embed(self, model: EmbeddingModel, token_ids: list[np.ndarray], in_sub_batches: bool = False) -> Tensor:
         """Return e_ND of the texts in their order; see `EmbeddingModel.embed`."""
+        tokens, multiple, sub_batch_size, sub_batch_tokens = limits = self._chunk_limits(in_sub_batches)
         # A worker without rows takes part in every collective, those of the gradient too.
         chunks = 1
         if gathers_by_layer(model):
-            lengths = [len(ids) for ids in token_ids]
-            own = len(plan_chunks(lengths, self._chunk_tokens, sub_batch_size))
+            own = len(model.plan([len(ids) for ids in token_ids], *limits))
             chunks = max(1, *gather_counts([own], next(model.parameters()).device)[0])
-        return model.embed(token_ids, self._chunk_tokens, self.pad_to_multiple_of, sub_batch_size, chunks)
+        return model.embed(token_ids, tokens, multiple, sub_batch_size, chunks, sub_batch_tokens)
 
     @torch.no_grad()
     def finite_groups(self, batch: StepBatch) -> list[bool]:
         """Return for each group True if all its embeddings are finite. Without dropout: draws no random number."""
         passages_B = batch.groups.passages_B
         with eval_mode(self.embedding):
-            e_ND = self._embed(self.embedding, batch.token_ids, None)
+            e_ND = self._embed(self.embedding, batch.token_ids)
         finite_N = e_ND.isfinite().all(dim=1).cpu()
         finite_B, finite_M = finite_N.split([len(passages_B), len(finite_N) - len(passages_B)])
         groups = finite_M.split(passages_B.tolist())

@@ -6,6 +6,7 @@ Scores are kept in the store by block, so that an interrupted run does not compu
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +21,13 @@ from raybge.data.groups import parse_group
 from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
 from raybge.model.spec import RerankerSpec
+from raybge.search.actor_pool import map_on_actors
 from raybge.search.embedder import device_of
 from raybge.search.model_identity import model_identity
 from raybge.search.store import Store
 from raybge.util.digest import digest
 
+_TOKENIZING, _SCORING = threading.Lock(), threading.Lock()
 DECIMALS = 6  # of a written score: the last digits of float32 depend on the other pairs of a batch
 
 
@@ -52,8 +55,12 @@ class CrossEncoderScorer:
         """Return the scores of N pairs (query, passage), (N,) float32."""
         name = digest("cross-encoder", self.identity, self.normalize, list(pairs))
         if not self.store.has(name):
-            model = _load_model(self.model, self.threads, self.device)
-            score_N = model.compute_score(pairs, normalize=self.normalize)
+            # One thread tokenizes while another one uses the GPU. A tokenizer cannot serve two threads at a time.
+            with _TOKENIZING:
+                model = _load_model(self.model, self.threads, self.device)
+                tokens = model.tokenize(pairs)
+            with _SCORING:
+                score_N = model.score_tokens(tokens, self.normalize)
             self.store.write_arrays(name, score_N=np.asarray(score_N, np.float32))
         return self.store.arrays(name)["score_N"]
 
@@ -99,17 +106,7 @@ def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Gene
     Yields:
         JSON lines with `pos_scores` and `neg_scores`, and their number, for each block in order.
     """
-    import ray
-
-    scored = to_dataset(survey, parse_group).map_batches(
-        ScoringActor,
-        fn_constructor_args=(scorer,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(survey.blocks))),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-    )
+    scored = map_on_actors(to_dataset(survey, parse_group), ScoringActor, (scorer,), plan, len(survey.blocks))
     with unwrap_user_errors(), batches_of(scored) as batches:
         for table in batches:
             for result in table.to_pylist():

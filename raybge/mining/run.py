@@ -30,6 +30,7 @@ from raybge.search.memory import SearchMemory
 from raybge.search.pipeline import encode
 from raybge.search.plan_lines import describe_data, describe_model
 from raybge.search.search_data import Passages, Queries, SearchData, passages_of_group, single_passage
+from raybge.search.spec import IndexSpec
 from raybge.search.stage_clock import StageClock
 from raybge.search.store import EncodedBlock, Store, run_store
 from raybge.util.atomic_write import exists, open_atomic
@@ -44,6 +45,7 @@ class MiningRun:
     surveys: Sequence[Survey]
     cluster: Cluster
     plan: Plan
+    index: IndexSpec  # with the place of the search decided
     store: Store
     clock: StageClock
     console: Console
@@ -72,10 +74,12 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
         run_store(spec.output, "mine", finished, console) as store,
         open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, surveys),
     ):
-        spec.index.check_candidates(cluster, spec.sampling.hi, "range_for_sampling")
         plan = spec.scale.plan(cluster, cores_a_worker=1)
+        index = spec.index
+        if not spec.score_only:
+            index = index.on_cluster(cluster, plan, spec.sampling.hi, "range_for_sampling")
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        run = MiningRun(spec, surveys, cluster, plan, store, StageClock(), console)
+        run = MiningRun(spec, surveys, cluster, plan, index, store, StageClock(), console)
         scorer = make_scorer(spec.cross_encoder, spec.normalize_scores, store, plan) if spec.cross_encoder else None
         if spec.score_only:
             assert scorer is not None
@@ -93,7 +97,9 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
         data = _search_data(run, scorer is not None)
     clock.count("deduplicate", int(data.unique.total_B.sum()), "passage")
     sampling = _clipped_sampling(spec.sampling, data.unique.passages, console)
-    memory = SearchMemory.plan(spec.index, run.cluster, run.plan, data.unique.passages, embedder.dim)
+    memory = SearchMemory.plan(
+        run.index, run.cluster, run.plan, data.unique.passages, embedder.dim, with_model=scorer is not None
+    )
     _print_plan(run, data, memory, sampling)
     summary: dict[str, Any] = {
         "rows": data.queries.survey.total_rows,
@@ -110,7 +116,7 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
         clock.count("encode", data.texts, "text")
         with clock("index"), console.phase("building the index"):
             index = build_index(
-                passages, run.store, spec.index, run.plan, memory.resident_shards, process_on_actors=scorer is not None
+                passages, run.store, run.index, run.plan, memory.resident_shards, process_on_actors=scorer is not None
             )
         with index, clock("search"):
             statistics = _search_and_write(run, sampling, index, queries, scorer, out)
@@ -155,6 +161,8 @@ def _print_plan(run: MiningRun, data: SearchData, memory: SearchMemory, sampling
     if run.spec.model:
         run.console.info(describe_model(run.spec.model))
     run.console.info(describe_data(data, run.spec.index.shard_size))
+    if place := run.index.describe_place():
+        run.console.info(place)
     run.console.detail(memory.describe(data, sampling.hi))
     run.console.info(f"sampling: {sampling.describe()}")
 

@@ -38,7 +38,7 @@ _PAPERS: tuple[_Paper, ...] = (
         "Gao, Luyu and Zhang, Yunyi and Han, Jiawei and Callan, Jamie",
         2021,
         "2101.06983",
-        lambda command, flags: (flags.get("sub_batch_size") or 0) > 0,
+        lambda command, flags: (flags.get("sub_batch_size") or flags.get("sub_batch_tokens") or 0) > 0,
     ),
     (
         "kusupati2022matryoshka",

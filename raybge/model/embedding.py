@@ -135,15 +135,16 @@ class EmbeddingModel(nn.Module):
         pad_to_multiple_of: int | None = None,
         sub_batch_size: int | None = None,
         min_chunks: int = 0,
+        sub_batch_tokens: int | None = None,
     ) -> Tensor:
         """Embed tokenized texts in chunks of similar length, which need little padding.
 
         Differentiable: the gradient is that of one padded batch. The same list of texts gives the same chunks and so
         the same bits; a text's last bits may depend on the other texts of its chunk.
 
-        With `sub_batch_size` only one chunk's activations are held at a time: the forward pass keeps none, and the
-        backward pass computes each chunk again, with the same dropout. It is the memory bound of GradCache,
-        https://arxiv.org/abs/2101.06983, by activation checkpointing of each chunk.
+        With `sub_batch_size` or `sub_batch_tokens` only one chunk's activations are held at a time: the forward pass
+        keeps none, and the backward pass computes each chunk again, with the same dropout. It is the memory bound of
+        GradCache, https://arxiv.org/abs/2101.06983, by activation checkpointing of each chunk.
 
         Args:
             token_ids: N texts as token ids with their special tokens, none longer than the model's maximal length.
@@ -152,14 +153,18 @@ class EmbeddingModel(nn.Module):
             sub_batch_size: maximal number of texts in a chunk; None: activations of all chunks are held.
             min_chunks: chunks to run at least; those that the texts do not fill have one token, whose vector is
                 dropped and gives every weight a gradient of zero.
+            sub_batch_tokens: maximal number of tokens in a chunk, with all its padding, in place of
+                `tokens_per_chunk`; a longer text runs alone.
 
         Returns:
             e_ND in fp32, in the order of the input; (0, D) for no text.
         """
-        if sub_batch_size is not None and not pad_to_multiple_of:
+        recomputes = sub_batch_size is not None or sub_batch_tokens is not None
+        if recomputes and not pad_to_multiple_of:
             # Chunks of many different sizes fragment the heap.
             pad_to_multiple_of = SUB_BATCH_MULTIPLE
-        chunks = plan_chunks([len(ids) for ids in token_ids], tokens_per_chunk, sub_batch_size)
+        lengths = [len(ids) for ids in token_ids]
+        chunks = self.plan(lengths, tokens_per_chunk, pad_to_multiple_of, sub_batch_size, sub_batch_tokens)
         device = next(self.parameters()).device
         texts = len(token_ids)
         fillers = range(texts, texts + min_chunks - len(chunks))
@@ -171,7 +176,7 @@ class EmbeddingModel(nn.Module):
         packs = self.packs and all(map(len, token_ids))
         run: Any = self.forward_packed if packs else self
 
-        if sub_batch_size is not None:
+        if recomputes:
             run = functools.partial(checkpoint, self._run_alone, run, use_reentrant=False)
         inputs = (
             self.pack(token_ids, rows) if packs else self.pad(token_ids, rows, pad_to_multiple_of) for rows in chunks
@@ -181,6 +186,31 @@ class EmbeddingModel(nn.Module):
         position_N = np.empty(len(token_ids), dtype=np.int64)
         position_N[[row for rows in chunks for row in rows]] = np.arange(len(token_ids))
         return e_sorted_ND[send(position_N[:texts], device)]
+
+    def embed_chunk(self, token_ids: Sequence[np.ndarray]) -> Tensor:
+        """Return e_BD of the texts of one chunk, packed if the model packs; for inference."""
+        rows = range(len(token_ids))
+        # A text without tokens cannot be packed.
+        if self.packs and all(map(len, token_ids)):
+            return self.forward_packed(*self.pack(token_ids, rows))
+        e_BD: Tensor = self(*self.pad(token_ids, rows))
+        return e_BD
+
+    def plan(
+        self,
+        lengths: Sequence[int],
+        tokens_per_chunk: int,
+        pad_to_multiple_of: int | None = None,
+        sub_batch_size: int | None = None,
+        sub_batch_tokens: int | None = None,
+    ) -> list[list[int]]:
+        """Return the row numbers of each chunk of `embed`; its arguments, with the tokens of each text."""
+        if sub_batch_tokens is None:
+            return plan_chunks(lengths, tokens_per_chunk, sub_batch_size)
+        multiple = pad_to_multiple_of or SUB_BATCH_MULTIPLE
+        return plan_chunks(
+            [self._padded(max(1, length), multiple) for length in lengths], sub_batch_tokens, sub_batch_size
+        )
 
     def _run_alone(self, run: Any, *chunk: Any) -> Tensor:
         """Run a chunk of a sub-batch after the memory of the previous one was returned."""
@@ -195,11 +225,7 @@ class EmbeddingModel(nn.Module):
         multiple: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return input_ids_BT and attention_mask_BT of some rows, padded on the right, on the model's device."""
-        width = max(1, max(len(token_ids[row]) for row in rows))
-        if multiple:
-            room = max_positions(self.backbone)
-            rounded = -(-width // multiple) * multiple
-            width = rounded if room is None else max(width, min(rounded, room))
+        width = self._padded(max(1, max(len(token_ids[row]) for row in rows)), multiple)
         # RoBERTa-like models derive positions from the tokens that differ from this id
         pad_id = getattr(self._config, "pad_token_id", None) or 0
         ids_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
@@ -209,6 +235,14 @@ class EmbeddingModel(nn.Module):
             mask_BT[b, : len(token_ids[row])] = 1
         device = next(self.parameters()).device
         return send(ids_BT, device), send(mask_BT, device)
+
+    def _padded(self, length: int, multiple: int | None) -> int:
+        """Return a length rounded up to a multiple, as far as the model's positions allow it."""
+        if not multiple:
+            return length
+        room = max_positions(self.backbone)
+        rounded = -(-length // multiple) * multiple
+        return rounded if room is None else max(length, min(rounded, room))
 
     def pack(
         self, token_ids: Sequence[Sequence[int] | np.ndarray], rows: Sequence[int]

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -29,40 +30,26 @@ from raybge.model.loaded_checks import check_token_ids
 from raybge.model.loading import (
     ModelLocation,
     backbone_weights,
+    copy_weights,
     load_backbone,
     load_tokenizer,
     save_merged,
     save_tokenizer_and_settings,
 )
-from raybge.model.lora import Lora, load_adapters
+from raybge.model.lora import Lora
+from raybge.model.output_options import OutputOptions
+from raybge.model.packing import prepare_for_inference
 from raybge.model.precision import inference_dtype
-from raybge.model.quantization import Precision, quantize_embeddings
+from raybge.model.quantization import quantize_embeddings
+from raybge.model.text_lengths import limit_length
 from raybge.util.errors import UserError
+from raybge.util.lookahead import computed_ahead
 
 __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", "read_settings"]
 
 # On a CPU a chunk of about this many tokens fits into the caches; larger ones are slower.
 CPU_TOKENS_PER_CHUNK = 2048
-_DEFAULT_MAX_LENGTH = 512  # FlagEmbedding's default, if neither flag nor folder nor model sets a length
-_TEXTS_PER_TOKENIZER_CALL = 8192  # it returns Python integers, which take ten times the memory of arrays
-
-
-class OutputOptions(TypedDict, total=False):
-    """Output options of the encode methods; if unset, vectors are those of the model, in fp32.
-
-    Args:
-        truncate_dim: like the constructor's, for this call.
-        precision: like `quantize_embeddings`.
-        ranges: like `quantize_embeddings`.
-        calibration_embeddings: like `quantize_embeddings`.
-        show_progress_bar: None shows one on a terminal if encoding takes long.
-    """
-
-    truncate_dim: int | None
-    precision: Precision
-    ranges: np.ndarray | None
-    calibration_embeddings: np.ndarray | None
-    show_progress_bar: bool | None
+TEXTS_PER_TOKENIZER_CALL = 2048  # it returns Python integers, which take ten times the memory of arrays
 
 
 class Encoder:
@@ -164,6 +151,7 @@ class Encoder:
         self.batch_size = batch_size
         self.convert_to_numpy = convert_to_numpy
         self.truncate_dim = self._width(truncate_dim) if truncate_dim is not None else None
+        self.padding_reason: str | None = None  # why texts are padded on a GPU, once the model has run
         self._copy_to_devices()
 
     def __repr__(self) -> str:
@@ -175,6 +163,7 @@ class Encoder:
 
     def _copy_to_devices(self) -> None:
         """Copy the current model to all devices except the first."""
+        self._is_prepared = False
         self._copies = [copy.deepcopy(self.model).to(device) for device in self._devices[1:]]
 
     @property
@@ -191,11 +180,7 @@ class Encoder:
 
     def _limit(self, max_length: int | None) -> int:
         """Return the maximal length in tokens: the argument, else the folder's, at most the model's own."""
-        if max_length is not None and max_length < 1:
-            raise UserError(f"a maximal length must be at least 1 token, found {max_length}")
-        limit = max_positions(self.model.backbone)
-        length = max_length or self.settings.max_length or limit or _DEFAULT_MAX_LENGTH
-        return length if limit is None else min(length, limit)
+        return limit_length(max_length, self.settings, max_positions(self.model.backbone))
 
     def query_text(self, text: str, prompt: str | None = None) -> str:
         """Return the query with its instruction: the row's `prompt`, else the constructor's, else the folder's."""
@@ -289,25 +274,55 @@ class Encoder:
         sentences = [texts] if isinstance(texts, str) else texts
         if unknown := output.keys() - OutputOptions.__annotations__.keys():
             raise TypeError(f"unexpected argument {', '.join(sorted(unknown))}")
-        width = output.get("truncate_dim")
-        width = self._width(self.truncate_dim if width is None else width)
         max_length = self._limit(max_length)
-        token_ids = [
-            np.array(ids, np.int32)
-            for start in range(0, len(sentences), _TEXTS_PER_TOKENIZER_CALL)
-            for ids in self.tokenize(
-                [instructed(text) for text in sentences[start : start + _TEXTS_PER_TOKENIZER_CALL]], max_length
-            )
-        ]
-        budget = (batch_size or self.batch_size) * max_length
-        budget = min(budget, CPU_TOKENS_PER_CHUNK) if self._on_cpu else budget
-        e_ND = embed_texts([self.model, *self._copies], token_ids, width, budget, output.get("show_progress_bar"))
+        parts = (
+            sentences[start : start + TEXTS_PER_TOKENIZER_CALL]
+            for start in range(0, len(sentences), TEXTS_PER_TOKENIZER_CALL)
+        )
+        groups: Iterable[list[np.ndarray]] = (
+            [np.array(ids, np.int32) for ids in self.tokenize([instructed(text) for text in part], max_length)]
+            for part in parts
+        )
+        # While a GPU computes, the CPU is free to tokenize; on a CPU both would share its cores.
+        groups = groups if self._on_cpu else computed_ahead(groups)
+        e_ND = self._embed(groups, len(sentences), max_length, batch_size, output)
         result = e_ND[0] if isinstance(texts, str) else e_ND
         precision = output.get("precision", "float32")
         if precision != "float32":
             ranges = output.get("ranges"), output.get("calibration_embeddings")
             result = torch.from_numpy(quantize_embeddings(result, precision, *ranges))
         return result.numpy() if (self.convert_to_numpy if as_numpy is None else as_numpy) else result
+
+    def encode_token_ids(self, token_ids: Sequence[np.ndarray], max_length: int) -> np.ndarray:
+        """Return the vectors (N, D), fp32, of texts that `tokenize` has truncated to `max_length` tokens."""
+        return self._embed([token_ids], len(token_ids), max_length, None, {}).numpy()
+
+    def _embed(
+        self,
+        token_groups: Iterable[Sequence[np.ndarray]],
+        texts: int,
+        max_length: int,
+        batch_size: int | None,
+        output: OutputOptions,
+    ) -> Tensor:
+        """Return the vectors of tokenized texts, which come in groups."""
+        self._prepare()
+        width = output.get("truncate_dim")
+        width = self._width(self.truncate_dim if width is None else width)
+        budget = (batch_size or self.batch_size) * max_length
+        budget = min(budget, CPU_TOKENS_PER_CHUNK) if self._on_cpu else budget
+        models = [self.model, *self._copies]
+        return embed_texts(models, token_groups, texts, max_length, width, budget, output.get("show_progress_bar"))
+
+    def _prepare(self) -> None:
+        """Have the models pack texts on GPUs, before they are first used and after new weights."""
+        if self._is_prepared:
+            return
+        failures = [prepare_for_inference(model) for model in (self.model, *self._copies)]
+        self.padding_reason = next(filter(None, failures), None)
+        self._is_prepared = True
+        if self.padding_reason:
+            warnings.warn(f"texts are padded, not packed: {self.padding_reason}", stacklevel=4)
 
     def similarity(self, a: np.ndarray | Tensor, b: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Compute the inner products of vectors: cosines if the model normalizes.
@@ -372,23 +387,7 @@ class Encoder:
         Raises:
             UserError: names or shapes of the weights differ from this model's.
         """
-        check_model_folder(str(path), "the checkpoint")
-        settings = read_settings(str(path))
-        if (settings.base is None) != (self.lora is None):
-            kinds = ["a full model", "adapters"]
-            saved, expected = kinds if settings.base is None else reversed(kinds)
-            raise UserError(f"the checkpoint {path} holds {saved}, expected {expected}: use --use_lora as in that run")
-        if self.lora:
-            load_adapters(self._backbone, str(path), {})
-            self._copy_to_devices()
-            return
-        # through transformers: some models name their weights differently in a file and in memory
-        source = ModelLocation(str(path), settings, trust_remote_code=self._source.trust_remote_code)
-        weights = load_backbone(source, self._backbone.dtype).state_dict()
-        try:
-            self._backbone.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint {path} does not match this model: {error}") from error
+        copy_weights(self._backbone, str(path), self.lora is not None, self._source.trust_remote_code)
         self._copy_to_devices()
 
     @property

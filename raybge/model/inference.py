@@ -6,10 +6,9 @@ Letters in tensor names: N texts handed in, B texts in a chunk, D width of a vec
 from __future__ import annotations
 
 import contextlib
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,15 +41,24 @@ def pick_device(devices: Devices) -> torch.device:
 
 
 def embed_texts(
-    copies: Sequence[EmbeddingModel], token_ids: Sequence[np.ndarray], width: int, budget: int, bar: bool | None
+    copies: Sequence[EmbeddingModel],
+    token_groups: Iterable[Sequence[np.ndarray]],
+    texts: int,
+    longest: int,
+    width: int,
+    budget: int,
+    bar: bool | None,
 ) -> Tensor:
     """Compute the vectors of tokenized texts, without gradients or dropout.
 
-    The chunks depend on the texts and the budget alone: several devices of one kind give the same vectors as one.
+    The chunks depend on the texts and the budget alone: several devices of one kind give the same vectors as one, and
+    so do other groups of the same texts.
 
     Args:
         copies: a model, and copies of it on other devices that share the work.
-        token_ids: ids of each of N texts.
+        token_groups: ids of each of N texts, in groups.
+        texts: number of texts, N.
+        longest: tokens of the longest text that there may be.
         width: leading numbers of each vector to keep; if fewer than all, a model that normalizes scales them to length
             1 again.
         budget: maximal number of tokens in a chunk, with padding; a longer text runs alone.
@@ -59,9 +67,9 @@ def embed_texts(
     Returns:
         (N, width) fp32 on the CPU.
     """
-    e_ND = torch.empty(len(token_ids), width)
+    e_ND = torch.empty(texts, width)
     progress = tqdm(
-        total=len(token_ids),
+        total=texts,
         desc="encode",
         unit=" texts",
         dynamic_ncols=True,
@@ -69,11 +77,14 @@ def embed_texts(
         delay=_BAR_DELAY if bar is None else 0,
     )
 
-    def run(model: EmbeddingModel, rows: list[int]) -> None:
-        e_BD = model(*model.pad(token_ids, rows))
+    def run(model: EmbeddingModel, token_ids: list[np.ndarray]) -> Tensor:
+        e_BD = model.embed_chunk(token_ids)
         if width < model.dim:
             e_BD = e_BD[:, :width]
             e_BD = nn.functional.normalize(e_BD, dim=-1) if model.normalize else e_BD
+        return e_BD
+
+    def store(rows: list[int], e_BD: Tensor) -> None:
         # chunk by chunk to the host: all vectors together may not fit into the device's memory next to the model
         e_ND[rows] = e_BD.cpu()
         progress.update(len(rows))
@@ -81,32 +92,81 @@ def embed_texts(
     with progress, contextlib.ExitStack() as stack:
         for model in copies:
             stack.enter_context(eval_mode(model))
-        _share_chunks(copies, plan_chunks([len(ids) for ids in token_ids], budget), run)
+        _share_chunks(copies, plan_groups(token_groups, longest, budget), run, store)
     return e_ND
 
 
-def _share_chunks(models: Sequence[EmbeddingModel], chunks: Iterable[Any], run: Callable[[Any, Any], None]) -> None:
-    """Call `run(model, chunk)` once for each chunk.
+Chunk = tuple[list[int], list[np.ndarray]]  # row numbers of its texts, and their token ids
+
+
+def plan_groups(token_groups: Iterable[Sequence[np.ndarray]], longest: int, budget: int) -> Iterator[Chunk]:
+    """Yield the chunks that `plan_chunks` makes of all texts, the first ones before the last groups are known.
+
+    The plan starts with the texts of the greatest length, in their order: a chunk full of them is certain, and its
+    tokens need not be held. All others depend on texts that may follow.
+
+    Args:
+        token_groups: token ids of the texts, in groups.
+        longest: tokens of the longest text that there may be.
+        budget: maximal number of tokens in a chunk, see `plan_chunks`.
+
+    Yields:
+        The chunks.
+    """
+    size = max(1, budget // longest)
+    long: list[tuple[int, np.ndarray]] = []
+    others: list[tuple[int, np.ndarray]] = []
+    count = 0
+    for group in token_groups:
+        for row, ids in enumerate(group, count):
+            (long if len(ids) == longest else others).append((row, ids))
+        count += len(group)
+        whole = len(long) // size * size
+        for start in range(0, whole, size):
+            certain = long[start : start + size]
+            yield [row for row, _ in certain], [ids for _, ids in certain]
+        long = long[whole:]
+    rest = long + others
+    for rows in plan_chunks([len(ids) for _, ids in rest], budget):
+        yield [rest[row][0] for row in rows], [rest[row][1] for row in rows]
+
+
+def _share_chunks(
+    models: Sequence[EmbeddingModel],
+    chunks: Iterator[Chunk],
+    run: Callable[[EmbeddingModel, list[np.ndarray]], Tensor],
+    store: Callable[[list[int], Tensor], None],
+) -> None:
+    """Call `store(rows, run(model, token_ids))` once for each chunk.
+
+    A result is stored after the next chunk has been started: the host prepares that one while a GPU computes.
 
     Several models run in a thread each, since torch releases Python's lock, and take the next chunk when they are free.
     An error in one thread ends all of them and is raised.
     """
-    pending = deque(chunks)
+    lock, failed = threading.Lock(), threading.Event()
+
+    def take() -> Chunk | None:
+        with lock:
+            return None if failed.is_set() else next(chunks, None)
 
     def work(model: EmbeddingModel) -> None:
         device = next(model.parameters()).device
+        previous: tuple[list[int], Tensor] | None = None
         # both are per thread: whether gradients are recorded, and the current GPU
         with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            while True:
-                try:
-                    chunk = pending.popleft()
-                except IndexError:
-                    return
-                try:
-                    run(model, chunk)
-                except BaseException:
-                    pending.clear()
-                    raise
+            try:
+                while (chunk := take()) is not None:
+                    rows, token_ids = chunk
+                    current = rows, run(model, token_ids)
+                    if previous is not None:
+                        store(*previous)
+                    previous = current
+                if previous is not None:
+                    store(*previous)
+            except BaseException:
+                failed.set()
+                raise
 
     if len(models) == 1:
         work(models[0])

@@ -17,7 +17,8 @@ import transformers
 from torch import Tensor
 
 from raybge.compat.torch import COMPILED_PREFIX
-from raybge.model.folder import FolderSettings, read_json, write_settings
+from raybge.model.folder import FolderSettings, read_json, read_settings, write_settings
+from raybge.model.folder_checks import check_model_folder
 from raybge.model.loaded_checks import check_same_tokens, check_vocabulary, check_weights, readable
 from raybge.model.lora import Lora, check_adapter_config, load_adapters, merge_adapters, merged_weights
 from raybge.model.setting_types import CONFIG
@@ -321,3 +322,33 @@ def save_tokenizer_and_settings(folder: Path, tokenizer: Any, settings: FolderSe
     mode = (folder / "modules.json").stat().st_mode
     for weights in folder.glob("*.safetensors"):
         weights.chmod(mode)  # safetensors writes files that only their owner can read
+
+
+def copy_weights(backbone: Any, path: str, trains_adapters: bool, trust_remote_code: bool) -> None:
+    """Copy the weights of a folder of `Encoder.save` into a model in memory, in place; adapters into adapters.
+
+    Args:
+        backbone: the model in memory.
+        path: the folder.
+        trains_adapters: the model in memory has adapters.
+        trust_remote_code: run code of the folder.
+
+    Raises:
+        UserError: names or shapes of the weights differ from this model's.
+    """
+    check_model_folder(path, "the checkpoint")
+    settings = read_settings(path)
+    if (settings.base is not None) != trains_adapters:
+        kinds = ["a full model", "adapters"]
+        saved, expected = kinds if settings.base is None else reversed(kinds)
+        raise UserError(f"the checkpoint {path} holds {saved}, expected {expected}: use --use_lora as in that run")
+    if trains_adapters:
+        load_adapters(backbone, path, {})
+        return
+    # through transformers: some models name their weights differently in a file and in memory
+    source = ModelLocation(path, settings, trust_remote_code=trust_remote_code)
+    weights = load_backbone(source, backbone.dtype).state_dict()
+    try:
+        backbone.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint {path} does not match this model: {error}") from error

@@ -30,6 +30,7 @@ from raybge.util.errors import UserError
 
 __all__ = ["Reranker", "check_reranker"]
 
+PairTokens = tuple[list[int], list[int]]  # token ids and token types of a pair
 _MAX_LENGTH = 512  # the recipe's default
 
 
@@ -111,7 +112,10 @@ class Reranker:
         Returns:
             (N,) fp32 in the order of the pairs. A score's last bits may depend on the other pairs of its chunk.
         """
-        tokens = self._tokenize(pairs)
+        return self.score_tokens(self.tokenize(pairs), normalize)
+
+    def score_tokens(self, tokens: Sequence[PairTokens], normalize: bool = False) -> np.ndarray:
+        """Score pairs that are tokenized by `tokenize`, like `compute_score`."""
         budget = self.batch_size * self.max_length
         if self.device.type == "cpu":
             budget = min(budget, CPU_TOKENS_PER_CHUNK)
@@ -124,7 +128,7 @@ class Reranker:
                 score_N[rows] = logits_B1[:, 0].float().cpu()
         return (score_N.sigmoid() if normalize else score_N).numpy()
 
-    def _tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[PairTokens]:
         """Return token ids and token types of each pair: the query is truncated first, then the passage to the rest."""
         if not pairs:
             return []
@@ -143,7 +147,7 @@ class Reranker:
             tokens.append((ids, types) if ids else ([self.tokenizer.pad_token_id], [0]))
         return tokens
 
-    def _pad(self, tokens: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    def _pad(self, tokens: Sequence[PairTokens]) -> dict[str, Tensor]:
         """Return the model's inputs (B, T) for one chunk, padded on the right, on its device."""
         shape = len(tokens), max(len(ids) for ids, _ in tokens)
         ids_BT = np.full(shape, self._fill({ids[-1] for ids, _ in tokens}), dtype=np.int64)

@@ -5,7 +5,8 @@ Letters in array names: N texts, D width of a vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from raybge.cluster.resources import Plan
+from raybge.data.prompts import Instructions
 from raybge.model.folder import vector_width
 from raybge.model.spec import EncoderSpec
 from raybge.search.model_identity import model_identity
@@ -30,18 +32,22 @@ class Embedder:
         load: returns an Encoder on the device that it receives; it also sets the number of threads of the process.
         identity: digest of everything that the vectors depend on.
         dim: width of the vectors, for the memory plan.
+        tokenized: model whose texts CPU tasks tokenize, ahead of the actors; None: the actors do it.
     """
 
     load: Callable[[str], Any]
     identity: str
     dim: int
+    tokenized: EncoderSpec | None = None
 
 
 def make_embedder(model: EncoderSpec, plan: Plan) -> Embedder:
     """Return the embedder of a model; its identity includes the device type, since a GPU computes other vectors."""
     name = model.model_name_or_path, model.cache_dir
     identity = digest(RAYBGE, model_identity(*name), model.keywords(), plan.gpus)
-    return Embedder(partial(_load_encoder, model, plan.cpus), identity, vector_width(*name) or DEFAULT_DIM)
+    # On CPUs tokenizing takes a twentieth of the time of the model, and tasks for it would take its cores.
+    tokenized = model if plan.gpus else None
+    return Embedder(partial(_load_encoder, model, plan.cpus), identity, vector_width(*name) or DEFAULT_DIM, tokenized)
 
 
 def _load_encoder(model: EncoderSpec, threads: int, device: str) -> Any:
@@ -57,7 +63,7 @@ def device_of(plan: Plan) -> str:
 
 
 class TextEncoder:
-    """Encodes texts in an actor; the model is loaded at the first call."""
+    """Encodes texts in an actor, for one thread at a time; the model is loaded at the first call."""
 
     def __init__(self, embedder: Embedder, device: str) -> None:
         """Remember the model; nothing is loaded yet.
@@ -68,11 +74,34 @@ class TextEncoder:
         """
         self._embedder, self._device = embedder, device
         self._encoder: Any = None
+        self.lock = threading.RLock()
 
     def load(self) -> None:
         """Load the model if it is not loaded."""
-        if self._encoder is None:
-            self._encoder = self._embedder.load(self._device)
+        with self.lock:
+            if self._encoder is None:
+                self._encoder = self._embedder.load(self._device)
+
+    def take_instructions(self) -> Instructions:
+        """Return the model's instructions, which it then no longer applies; it is loaded if it is not."""
+        with self.lock:
+            self.load()
+            instructions: Instructions = self._encoder.instructions
+            self._encoder.instructions = Instructions(query="", passage="")
+            return instructions
+
+    @property
+    def padding_reason(self) -> str | None:
+        """Reason why texts are padded on a GPU; None if they are packed, on a CPU, and before the model has run."""
+        return getattr(self._encoder, "padding_reason", None)
+
+    def encode_token_ids(self, token_ids: Sequence[np.ndarray], kind: str) -> np.ndarray:
+        """Encode texts that are tokenized by `load_text_tokenizer`; otherwise like a call."""
+        with self.lock:
+            self.load()
+            encoder = self._encoder
+            max_length = encoder.query_max_length if kind == "query" else encoder.passage_max_length
+            return finite_vectors(encoder.encode_token_ids(token_ids, max_length))
 
     def __call__(self, texts: list[str], kind: str | None) -> np.ndarray:
         """Encode texts.
@@ -84,9 +113,15 @@ class TextEncoder:
         Returns:
             Vectors (N, D) float32.
         """
-        self.load()
         method = {"query": "encode_queries", "passage": "encode_corpus", None: "encode"}[kind]
-        return finite_vectors(getattr(self._encoder, method)(texts, convert_to_numpy=True))
+        with self.lock:
+            self.load()
+            return finite_vectors(getattr(self._encoder, method)(texts, convert_to_numpy=True))
+
+
+def padding_message(reason: str) -> str:
+    """Return the line on texts that are padded on a GPU."""
+    return f"texts are padded, not packed: {reason}"
 
 
 def finite_vectors(vectors_ND: Any) -> np.ndarray:

@@ -39,7 +39,8 @@ def empty_index(dim: int, kind: IndexKind) -> Any:
 
     Args:
         dim: width of the vectors.
-        kind: index type; with `gpu` the index is on GPU 0 and stores float16.
+        kind: index type; with `gpu` the index is on GPU 0, in fp32 as on a CPU: candidates must not depend on the
+            machine.
 
     Returns:
         The faiss index.
@@ -53,10 +54,8 @@ def empty_index(dim: int, kind: IndexKind) -> Any:
         faiss.IndexFlatIP(dim) if kind.exact else faiss.index_factory(dim, kind.factory, faiss.METRIC_INNER_PRODUCT)
     )
     if kind.gpu:
-        options = faiss.GpuClonerOptions()
-        options.useFloat16 = True
         try:
-            index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index, options)
+            index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
         except RuntimeError as error:
             raise UserError(
                 f"--index_factory {kind.factory}: faiss does not support it on a GPU ({_reason(error)}); choose "

@@ -177,7 +177,7 @@ def build_index(
         with unwrap_user_errors():
             for number in range(count):
                 own = {shard: shards[shard] for shard in range(number, len(shards), count)}
-                actor = _actor_class().options(num_cpus=plan.cpus, num_gpus=gpus)
+                actor = _actor_class(2 if gpus and process_on_actors else 1).options(num_cpus=plan.cpus, num_gpus=gpus)
                 actors.append(actor.remote(store, own, spec.shard_size, resident_shards, spec.kind, plan.cpus))
     except BaseException:
         index.__exit__()
@@ -210,8 +210,15 @@ def shard_layout(blocks: Sequence[EncodedBlock], shard_size: int) -> list[list[B
 
 
 @cache
-def _actor_class() -> Any:
-    """Return `ShardSearcher` as a Ray actor: lookups do not wait for a search, or for a task that looks up in turn."""
+def _actor_class(processing: int) -> Any:
+    """Return `ShardSearcher` as a Ray actor: lookups do not wait for a search, or for a task that looks up in turn.
+
+    Args:
+        processing: blocks that it processes at a time: with a model on a GPU two, one of which prepares its input.
+
+    Returns:
+        The actor class.
+    """
     import ray
 
     class SearchActor(ShardSearcher):
@@ -224,7 +231,7 @@ def _actor_class() -> Any:
     return ray.remote(
         max_restarts=-1,
         max_task_retries=-1,
-        concurrency_groups={"lookup": 2, "process": 1},
+        concurrency_groups={"lookup": 2, "process": processing},
         scheduling_strategy="SPREAD",
     )(SearchActor)
 
@@ -282,7 +289,7 @@ def search(
     """
     import ray
 
-    k, batch = min(k, index.passages), index.spec.search_batch_size
+    k, batch = min(k, index.passages), index.spec.batch
     task = ray.remote(_process).options(max_retries=-1)
     # A pass continues with the shards after those of the pass before: candidates are named by all shards so far.
     names = [digest(index.identity, k, batch, covered) for covered in index.covered_shards()]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raybge.cli.checks import check_at_least
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MineOptions
-from raybge.cluster.resources import Cluster
+from raybge.cluster.resources import Cluster, Plan
 from raybge.search.faiss_index import FLAT, GPU_MAX_CANDIDATES, IndexKind, check_factory, check_gpu_search
+from raybge.search.search_gpu import probe_gpu
 from raybge.util.errors import UserError
+
+CPU_SEARCH_BATCH, GPU_SEARCH_BATCH = 64, 1024  # queries of a batch by default: a GPU is not busy with 64
 
 
 @dataclass(frozen=True)
@@ -17,17 +20,19 @@ class IndexSpec:
 
     Args:
         factory: faiss index factory string of each shard; "Flat" is exact.
-        gpu: search on the GPU.
+        gpu: search on the GPU; None: not decided yet, see `on_cluster`.
         shard_size: passages per shard.
         shards_per_actor: shards that a search actor holds in memory at a time; None: as many as its memory holds.
-        search_batch_size: queries searched at a time.
+        search_batch_size: queries searched at a time; None: the default of a CPU or of a GPU.
+        gpu_memory: free bytes of a GPU, once it is decided that the search runs there.
     """
 
     factory: str = FLAT
-    gpu: bool = False
+    gpu: bool | None = None
     shard_size: int = 250_000
     shards_per_actor: int | None = None
-    search_batch_size: int = 64
+    search_batch_size: int | None = None
+    gpu_memory: int = 0
 
     @classmethod
     def from_options(cls, options: MineOptions | EvaluateOptions) -> IndexSpec:
@@ -56,7 +61,12 @@ class IndexSpec:
     @property
     def kind(self) -> IndexKind:
         """Index kind of one shard."""
-        return IndexKind(self.factory, self.gpu)
+        return IndexKind(self.factory, bool(self.gpu))
+
+    @property
+    def batch(self) -> int:
+        """Queries searched at a time."""
+        return self.search_batch_size or (GPU_SEARCH_BATCH if self.gpu else CPU_SEARCH_BATCH)
 
     def check_factory(self, dim: int | None) -> None:
         """Check the factory string, as far as is possible without data.
@@ -69,25 +79,51 @@ class IndexSpec:
         """
         check_factory(self.factory, dim)
 
-    def check_candidates(self, cluster: Cluster, k: int, flag: str) -> None:
-        """Check that the GPU, if requested, can run the search.
+    def on_cluster(self, cluster: Cluster, plan: Plan, k: int, flag: str) -> IndexSpec:
+        """Decide whether the search runs on GPUs, and check that it can.
+
+        Without the flag it does if the actors have GPUs, faiss supports them there, and the result is that of a CPU:
+        with the exact index alone, since others are trained and differ.
 
         Args:
             cluster: the connected cluster.
+            plan: actors and their resources.
             k: candidates per query.
             flag: name of the flag that determines `k`, without dashes.
 
+        Returns:
+            The spec with `gpu` decided.
+
         Raises:
-            UserError: there is no GPU, or faiss returns fewer candidates on a GPU.
+            UserError: the GPU was requested, and there is none, or faiss does not support it or so many candidates.
         """
-        if not self.gpu:
-            return
+        if self.gpu:
+            self._check_gpu(cluster, plan, k, flag)
+        elif self.gpu is False or not plan.gpus or not self.kind.exact or k > GPU_MAX_CANDIDATES:
+            return replace(self, gpu=False)
+        gpu = probe_gpu()
+        if self.gpu and not gpu.has_faiss:
+            raise UserError(
+                "--use_gpu_for_searching: faiss on the cluster's GPU nodes is faiss-cpu; install raybge's extra `gpu` "
+                "there instead of `cpu`, or omit the flag"
+            )
+        return replace(self, gpu=gpu.has_faiss, gpu_memory=gpu.free_memory)
+
+    def _check_gpu(self, cluster: Cluster, plan: Plan, k: int, flag: str) -> None:
         check_gpu_search(cluster.gpus)
+        if not plan.gpus:
+            raise UserError("--use_gpu_for_searching requires actors with GPUs: omit --use_gpu False")
         if k > GPU_MAX_CANDIDATES:
             raise UserError(
                 f"--{flag} requests {k:,} candidates per query: with --use_gpu_for_searching at most "
                 f"{GPU_MAX_CANDIDATES:,} are possible; lower it or search on the CPU"
             )
+
+    def describe_place(self) -> str | None:
+        """Return the plan line on a search that runs on GPUs; None for one on CPUs."""
+        if not self.gpu:
+            return None
+        return f"search: on GPUs in fp32, {self.batch:,} queries at a time"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ def out_of_memory(model: nn.Module, batch: Any, step: int, error: BaseException)
         where = f" in step {step:,}, whose largest chunk has {plural(texts, 'text')} of up to {plural(tokens, 'token')}"
         smaller = min(texts, model.sub_batch_size or texts) // 2
         remedy = f"--sub_batch_size {smaller} or less" if smaller else "a lower --passage_max_len"
+        if smaller and model.sub_batch_tokens:
+            remedy = f"--sub_batch_tokens {smaller * tokens} or less"
     else:
         where = f" in step {step:,}"
         remedy = "a lower --per_device_train_batch_size"

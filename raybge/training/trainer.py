@@ -162,6 +162,7 @@ class StreamTrainer(HookedTrainer):
 
     def complete_checkpoints(self) -> None:
         """Wait for the last checkpoint; with --save_total_limit 1 keep the best one only. Collective."""
+        self.resolve_update()
         self.wait_for_checkpoint()
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best:
@@ -245,16 +246,27 @@ class StreamTrainer(HookedTrainer):
         return loss
 
     def check_gradients(self, model: nn.Module, norm: Any) -> Any:
-        """Delete gradients that are not finite, so that the update has no effect."""
-        if self.stream.rank == 0 and isinstance(norm, float | torch.Tensor) and not isinstance(norm, DTensor):
+        """Delete gradients that are not finite, or have the optimizer ignore them: the update has no effect."""
+        is_plain = isinstance(norm, float | torch.Tensor) and not isinstance(norm, DTensor)
+        if self.stream.rank == 0 and is_plain:
             self.step_metrics.add_norm(norm)
         # DeepSpeed's backward pass has applied the update already.
         if self.nonfinite_guard and not self.is_deepspeed_enabled:
+            self.resolve_update()
             scaled = self.accelerator.scaler is not None
-            skips = self.nonfinite_guard.should_skip(norm, self.state.global_step + 1, self._finite_rows, scaled)
+            # A scaler waits for the device in each update anyway.
+            update, optimizer = self.state.global_step + 1, self.optimizer.optimizer
+            if is_plain and not scaled and self.nonfinite_guard.leaves_to(optimizer, norm, update):
+                return norm
+            skips = self.nonfinite_guard.should_skip(norm, update, self._finite_rows, scaled)
             if skips and not scaled:
                 model.zero_grad(set_to_none=True)  # optimizers ignore parameters without gradient, momentum included
         return norm
+
+    def resolve_update(self) -> None:
+        """Report the last update if it was not finite, where that is not known yet. Collective if so."""
+        if self.nonfinite_guard:
+            self.nonfinite_guard.resolve(self._finite_rows)
 
     def _finite_rows(self, batch: Any) -> list[bool] | None:
         """Return for each group whether its embeddings are finite; None if the model is not contrastive."""
@@ -268,6 +280,7 @@ class StreamTrainer(HookedTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Evaluate the model on all workers together; the metrics are logged as `eval_NAME`."""
         assert self.validation is not None
+        self.resolve_update()
         start = time.monotonic()
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
@@ -298,6 +311,7 @@ class StreamTrainer(HookedTrainer):
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint and start to publish it; nothing if this update's has been written. Collective."""
+        self.resolve_update()
         with self.step_metrics.paused(), activity("saving a checkpoint"), phase("saving a checkpoint"):
             self.wait_for_checkpoint()
             if self._saved_step != self.state.global_step:

@@ -29,7 +29,7 @@ NOT_SEARCHED = {
     r"num_workers|use_gpu.*|cpus_per_worker|max_failures|address|use_cpu|ddp_.*|fsdp|shard_size|shards_per_actor": (
         "training results do not depend on the machine"
     ),
-    r"torch_.*|.*_checkpointing|sub_batch_size|score_block|pad_to_.*|((search|reranker)_)?batch_size|use_cache": (
+    r"torch_.*|.*_checkpointing|sub_batch_.*|score_block|pad_to_.*|((search|reranker)_)?batch_size|use_cache": (
         "it changes speed and memory, not the model"
     ),
     r"config|dry_run|verbose|overwrite.*|resume|do_.*|debug|full_determinism|score_only|keep_scores": (

@@ -109,7 +109,7 @@ def mine(console, screen, clock):
     data, sampling = search_data(2000, 8000, 1), spec.sampling
     start_ray(console, screen, clock)
     memory = SearchMemory.plan(spec.index, CLUSTER, PLAN, 8000, 32)
-    mining_run._print_plan(SimpleNamespace(spec=spec, console=console), data, memory, sampling)
+    mining_run._print_plan(SimpleNamespace(spec=spec, index=spec.index, console=console), data, memory, sampling)
     encode_texts(console, screen, clock, data.texts)
     stages(console, clock, ("encode", 10_000, "text", 52.0), ("search", 2000, "row", 3.25)).report(console)
     statistics = MiningStatistics(
@@ -236,7 +236,7 @@ def encode(console, screen, clock):
     options = build_options(EncodeOptions, dict(model_name_or_path=MODEL, input_file="t.jsonl", output_file="t.npy"))
     spec = EncodingSpec.from_options(options)
     spec = replace(spec, model=replace(spec.model, model_name_or_path=MODEL))
-    encoding_run._print_plan(spec, survey(1), console)
+    encoding_run._print_plan(spec, survey(1), 1, console)
     with console.bar("write", 1, "row"):
         screen.snapshot("writing")
     stages(console, clock, ("encode", 1, "text", 4.0), ("write", 1, "row", 0.1)).report(console)

@@ -31,8 +31,8 @@ def of_nodes(*nodes, own=False):
         (machine(64), {}, 8, 8),
         (machine(4, own=False), {}, 1, 3),  # a cluster that others use: one CPU stays free to read
         (machine(8, own=False, nodes=2), {"cpus_per_worker": 8}, 1, 8),
-        (machine(32, gpus=8), {}, 8, 4),
-        (machine(32, gpus=8), {"num_workers": "4"}, 4, 8),
+        (machine(32, gpus=8), {}, 8, 1),
+        (machine(32, gpus=8), {"num_workers": "4"}, 4, 5),
         (machine(32, gpus=8), {"use_gpu": False}, 4, 8),
         (of_nodes((16, 0), (8, 8)), {}, 8, 1),  # the head's CPUs carry no GPU worker
         (machine(4, own=False, nodes=2), {}, 1, 4),  # no node has 7, though 7 are left beside the reading
@@ -81,7 +81,7 @@ def test_requests_that_do_not_fit_are_refused(place, flags, says):
     [
         (machine(8), "2-4", Plan(4, 2, 0, (2, 4))),
         (machine(3), "2-4", Plan(3, 1, 0, (2, 4))),
-        (machine(32, gpus=3), "2-8", Plan(3, 8, 1, (2, 8))),
+        (machine(32, gpus=3), "2-8", Plan(3, 7, 1, (2, 8))),
         (machine(8), "2-2", Plan(2, 4, 0)),
     ],
 )
@@ -122,6 +122,34 @@ def test_reading_is_shared_evenly(place, plan, share, monkeypatch):
     """In total at most the free CPUs: a paused reading task of one worker cannot block another worker's."""
     monkeypatch.setattr(resources, "available_cores", lambda: place.cpus)
     assert resources.reading_cpus(place, plan) == share
+
+
+@pytest.mark.parametrize(
+    ("place", "cpus", "reading"),
+    [
+        (machine(64, 8, own=False), 5, 3),  # it was 7 and 1
+        (machine(192, 8, own=False), 8, 16),
+        (machine(96, 8, own=False, nodes=4), 8, 4),
+        (machine(64, 8, own=False, nodes=4), 5, 3),
+        (machine(8, 1, own=False, nodes=8), 5, 3),
+        (machine(192, 8, own=False, nodes=64), 8, 16),
+        (machine(4, 1, own=False, nodes=8), 1, 3),
+        (machine(2, 1, own=False, nodes=8), 1, 1),  # too few CPUs for both
+        (machine(8, 8, own=False, nodes=2), 1, None),  # no CPU is left: 16 workers do not fit
+        (machine(64, 8), 5, 5),  # with the slots of a Ray that raybge starts
+    ],
+    ids=lambda value: value.describe() if isinstance(value, Cluster) else None,
+)
+def test_a_gpu_has_cpus_to_read_with(place, cpus, reading, monkeypatch):
+    """The reading of a GPU has 3 CPUs wherever its node has more."""
+    monkeypatch.setattr(resources, "available_cores", lambda: place.cpus)
+    if reading is None:
+        with pytest.raises(UserError, match="leave 1 CPU for reading: at most --num_workers 15"):
+            plan_workers(place, None, None, None)
+        return
+    plan = plan_workers(place, None, None, None)
+    assert (plan.workers, plan.cpus, plan.gpus) == (place.gpus, cpus, 1)
+    assert resources.reading_cpus(place, plan) == reading
 
 
 @pytest.mark.alone  # starts Rays of its own

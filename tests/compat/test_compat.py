@@ -67,6 +67,28 @@ def test_compat_imports_nothing_of_raybge():
         assert not [name for name in names if "raybge" in name and "raybge.compat" not in name], path.name
 
 
+# --- torch: optimizers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD], ids=lambda make: make.__name__)
+def test_a_fused_optimizer_leaves_out_a_step_and_others_say_that_they_cannot(make):
+    """The weights of steps 1 and 3, although step 2 has a gradient that is not finite, equal those without step 2."""
+
+    def weights(gradients: list[float], fused: bool = True) -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.ones(3))
+        optimizer = make([parameter], lr=0.1, weight_decay=0.1, fused=fused)
+        for value in gradients:
+            parameter.grad = torch.full((3,), value)
+            flag = 1 - parameter.grad.norm().isfinite().float()
+            assert compat_torch.skip_step_where(optimizer, flag) is fused
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(weights([1.0, float("nan"), 2.0]), weights([1.0, 2.0]))
+    assert torch.equal(weights([float("inf"), 2.0]), weights([2.0]))
+    weights([1.0], fused=False)
+
+
 # --- Ray --------------------------------------------------------------------------------------------------------------
 
 

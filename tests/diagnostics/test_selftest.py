@@ -115,6 +115,10 @@ def test_families_that_pack_are_named(monkeypatch):
     monkeypatch.setattr(checks, "build_embedding", lambda family, device, dropout: build(family, CPU, dropout))
     with packed_kernels():
         assert checks.packed_texts(device) == "bert, qwen3 are packed, other families padded"
+        with monkeypatch.context() as patch:
+            patch.setattr(checks, "prepare_for_inference", lambda *_: "no kernel in fp16")
+            with pytest.raises(CheckFailedError, match="bert: no kernel in fp16; qwen3: no kernel in fp16"):
+                checks.packed_texts(device)
         monkeypatch.setattr(checks, "packing_failure", lambda *_: "no kernel")
         with pytest.raises(CheckFailedError, match="bert: no kernel; qwen3: no kernel"):
             checks.packed_texts(device)

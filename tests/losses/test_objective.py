@@ -39,10 +39,16 @@ OBJECTIVES = {
         PLAIN, mask_known=True, margin=0.05, bidirectional=True, mrl_dims=(8, 32), distillation="kl_div"
     ),
 }
-# How the same numbers are computed: texts whose activations are held, passages scored at a time.
-WAYS = {"plain": (None, None), "sub-batched": (3, None), "blocked": (None, 5), "both": (2, 4)}
+# How the same numbers are computed: texts and tokens whose activations are held, passages scored at a time.
+WAYS = {
+    "plain": (None, None, None),
+    "sub-batched": (3, None, None),
+    "by tokens": (None, 40, None),
+    "blocked": (None, None, 5),
+    "both": (2, None, 4),
+}
 # Groups of each worker, and the ways that are compared. Blocks of 3 straddle the workers in every one of them.
-SHARES = {(8,): ("plain", "both"), (5, 3): ("plain", "both"), (0, 6, 2): tuple(WAYS)}
+SHARES = {(8,): ("plain", "by tokens", "both"), (5, 3): ("plain", "by tokens", "both"), (0, 6, 2): tuple(WAYS)}
 
 
 @dataclass
@@ -109,10 +115,10 @@ def embedding_of(seed: int) -> EmbeddingModel:
 
 
 def model_of(name: str, way: str = "plain") -> ContrastiveModel:
-    sub_batch_size, score_block = WAYS[way]
+    sub_batch_size, sub_batch_tokens, score_block = WAYS[way]
     objective = replace(OBJECTIVES[name], score_block=score_block)
     guide = embedding_of(1) if "guide" in name else None
-    return ContrastiveModel(embedding_of(0), objective, None, sub_batch_size, guide)
+    return ContrastiveModel(embedding_of(0), objective, None, sub_batch_size, guide, sub_batch_tokens)
 
 
 def gradient_of(model: torch.nn.Module) -> torch.Tensor:
@@ -297,9 +303,9 @@ def position_of(ids, size):
 def test_sub_batches_hold_no_activations():
     """Bytes that autograd holds after the forward pass grow with the batch by the vectors alone."""
 
-    def held(sub_batch_size: int | None) -> int:
+    def held(sub_batch_size: int | None, sub_batch_tokens: int | None = None) -> int:
         model = model_of("cross-worker")
-        model.sub_batch_size = sub_batch_size
+        model.sub_batch_size, model.sub_batch_tokens = sub_batch_size, sub_batch_tokens
         held = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -312,6 +318,7 @@ def test_sub_batches_hold_no_activations():
         return held
 
     assert held(2) < held(None) / 10
+    assert held(None, 40) < held(None) / 10
 
 
 def test_single_worker_gathers_nothing():

@@ -105,6 +105,22 @@ def test_chunks_hold_each_row_once_within_the_budget():
         plan_chunks(lengths, 0)
 
 
+def test_sub_batches_by_tokens_count_the_padding(tiny):
+    """The tensors of each chunk, as the network receives them, hold at most so many tokens; a longer text is alone."""
+    model = load(tiny())
+    texts = [[7] * n for n in (30, 20, 20, 17, 16, 15, 9, 3, 1, 1)]
+    shapes: list[tuple[int, int]] = []
+    model.backbone.embeddings.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    model.embed(texts, 4096, sub_batch_tokens=64)
+    assert sum(rows for rows, _ in shapes) == len(texts) and max(rows * width for rows, width in shapes) == 64
+    assert len(shapes) < len(texts) / 2
+    shapes.clear()
+    model.embed(texts, 4096, sub_batch_tokens=24)
+    assert all(rows * width <= 24 or rows == 1 for rows, width in shapes)
+
+
 def test_maximal_length_of_roberta_is_less_than_its_positions(tiny):
     # 34 rows in both tables' configuration would be wrong by two: positions start behind the padding's id
     assert max_positions(load(tiny("roberta")).backbone) == 32

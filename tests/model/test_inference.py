@@ -1,6 +1,7 @@
 """Encoder options: several devices, truncated and quantized vectors, similarity, the progress bar."""
 
 import io
+import itertools
 import json
 import sys
 import threading
@@ -10,10 +11,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st_
 from tqdm import tqdm
 
 from raybge.model import inference
-from raybge.model.encoder import Encoder
+from raybge.model.embedding import plan_chunks
+from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
 from raybge.util.errors import UserError
 
 TEXTS = [
@@ -46,6 +50,67 @@ def st(folder):
         return library.SentenceTransformer(modules=[*parts, modules.Normalize()] if normalize else parts, device="cpu")
 
     return load
+
+
+# --- chunks of texts whose tokens arrive in groups --------------------------------------------------------------------
+
+
+@given(
+    lengths=st_.lists(st_.integers(0, 9), max_size=60),
+    budget=st_.integers(1, 40),
+    cuts=st_.lists(st_.integers(0, 60), max_size=4),
+)
+def test_chunks_of_groups_are_those_of_all_texts_at_once(lengths, budget, cuts):
+    """In their order too: on a CPU the vectors are the same, bit for bit."""
+    texts = [np.full(length, row) for row, length in enumerate(lengths)]
+    bounds = [0, *sorted(cuts), len(texts)]
+    groups = [texts[start:stop] for start, stop in itertools.pairwise(bounds)]
+    found = list(inference.plan_groups(groups, 9, budget))
+    assert [rows for rows, _ in found] == plan_chunks(lengths, budget)
+    assert all(ids is texts[row] for rows, part in found for row, ids in zip(rows, part, strict=True))
+
+
+def test_texts_of_the_greatest_length_run_before_the_others_are_known():
+    """Their tokens are not held, and the device is busy meanwhile."""
+    known = []
+
+    def groups():
+        for number in range(3):
+            known.append(number)
+            yield [np.zeros(9 if i % 2 else i) for i in range(8)]
+
+    chunks = inference.plan_groups(groups(), 9, 27)
+    assert (next(chunks)[0], known) == ([1, 3, 5], [0])
+    assert (next(chunks)[0], known) == ([7, 9, 11], [0, 1])
+
+
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["on a CPU", "on a GPU"])
+def test_a_thread_tokenizes_for_a_gpu(folder, monkeypatch, on_cpu):
+    """The vectors are the same; on a CPU a thread would take the model's cores."""
+    encoder = Encoder(folder, devices="cpu")
+    expected = encoder.encode(TEXTS)
+    threads = set()
+
+    def tokenize(texts, max_length, tokenize=encoder.tokenize):
+        threads.add(threading.get_ident())
+        return tokenize(texts, max_length)
+
+    monkeypatch.setattr(encoder, "tokenize", tokenize)
+    monkeypatch.setattr("raybge.model.encoder.TEXTS_PER_TOKENIZER_CALL", 5)
+    monkeypatch.setattr(encoder, "batch_size", inference_batch(encoder))
+    monkeypatch.setattr(encoder, "_on_cpu", on_cpu)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
+    assert (threading.get_ident() in threads) == on_cpu and len(threads) == 1
+
+
+def inference_batch(encoder: Encoder) -> int:
+    """Return the batch size with the chunks of a CPU."""
+    return CPU_TOKENS_PER_CHUNK // encoder.passage_max_length
+
+
+def test_token_ids_give_the_vectors_of_their_texts(folder, encoder):
+    ids = [np.array(each, np.int32) for each in encoder.tokenize(TEXTS, 5)]
+    np.testing.assert_array_equal(encoder.encode_token_ids(ids, 5), encoder.encode(TEXTS, max_length=5))
 
 
 # --- several devices --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from raybge.model.attention import use_fast_attention
 from raybge.model.embedding import EmbeddingModel
 from raybge.model.encoder import Encoder
 from raybge.model.lora import Lora
-from raybge.model.packing import packing_failure, prepare_for_training
+from raybge.model.packing import packing_failure, prepare_for_inference, prepare_for_training
 
 TEXTS = [np.random.default_rng(i).integers(6, 20, n) for i, n in enumerate((30, 2, 17, 1, 9, 24, 3, 12))]
 POOLINGS = {"bert": "mean", "qwen3": "last_token"}
@@ -140,6 +140,52 @@ def test_check_does_not_hide_that_memory_runs_out(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_step", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         prepare_for_training(model_of(tmp_path, "bert"))
+
+
+# --- models that are not trained --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_an_encoder_packs(tmp_path, kind, dtype):
+    """Against a text at a time without packing; the padded network is the canary."""
+    folder = make_tiny(tmp_path / kind, kind)
+    texts = [" ".join(["lane"] * n) for n in (9, 1, 5, 3)]
+    encoder, padded = (Encoder(folder, pooling_method=POOLINGS.get(kind, "mean"), devices="cpu") for _ in range(2))
+    padded._is_prepared = True
+    expected = np.stack([padded.encode(text) for text in texts])
+    calls: list[str] = []
+    with packed_kernels(calls):
+        encoder.model.to(dtype)
+        found = encoder.encode(texts)
+    assert encoder.model.packs and encoder.padding_reason is None and calls
+    assert set(calls) == {"efficient" if dtype == torch.float32 else "flash"}
+    np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_an_encoder_whose_model_does_not_pack_says_so_and_pads(tmp_path, monkeypatch):
+    folder = make_tiny(tmp_path / "bert", "bert")
+    encoder = Encoder(folder, pooling_method="mean", devices="cpu")
+    expected = Encoder(folder, pooling_method="mean", devices="cpu")
+    expected._is_prepared = True
+    pack = encoder.model.pack
+    shifted = lambda *texts: (lambda ids, at, bounds: (ids, at.flip(1), bounds))(*pack(*texts))  # noqa: E731
+    monkeypatch.setattr(encoder.model, "pack", shifted)
+    with pytest.warns(UserWarning, match="padded, not packed: the vectors of packed texts differ by .* in float32"):
+        found = encoder.encode(["lane row", "block"])
+    assert not encoder.model.packs and encoder.padding_reason
+    np.testing.assert_allclose(found, expected.encode(["lane row", "block"]), atol=1e-6)
+
+
+def test_a_check_of_vectors_runs_in_the_precision_of_the_run(tmp_path):
+    """Under bf16 autocast the kernel for half precision is checked: the guide of a training has fp32 weights."""
+    calls: list[str] = []
+    with packed_kernels(calls):
+        model = model_of(tmp_path, "bert")
+        assert prepare_for_inference(model, torch.bfloat16) is None and set(calls) == {"flash"}
+        calls.clear()
+        assert prepare_for_inference(model) is None and set(calls) == {"efficient"}
+    assert model.training and model.packs
 
 
 # --- waiting for the device -------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def encoded(actor, table):
     """Encode a block through the store, as in a run."""
     result = actor(table)
     texts = table_digest(table.select(["text", "id"]))
-    assert result.drop_columns(["name", "seconds"]).to_pylist() == [
+    assert result.drop_columns(["name", "seconds", "note"]).to_pylist() == [
         {"block": table["block"][0].as_py(), "rows": len(table), "texts": texts}
     ]
     return actor._store.table(result["name"][0].as_py())
@@ -107,7 +107,7 @@ def test_stored_block_is_not_encoded_again(actor, monkeypatch):
     second = actor()
     monkeypatch.setattr(second, "encoded", None)  # calling it would fail
     again = second(table)
-    assert again.drop_columns(["seconds"]).equals(result.drop_columns(["seconds"])) and second._encoder is None
+    assert again.drop_columns(["seconds"]).equals(result.drop_columns(["seconds"])) and second._encode._encoder is None
     assert again["seconds"][0].as_py() < result["seconds"][0].as_py()
     changed = passages_of(["bk", "cm"])
     with pytest.raises(TypeError):
@@ -130,7 +130,7 @@ def test_nan_vectors_stop_the_run(actor, monkeypatch):
     embed = actor()
     embed._load()
     nan_vectors = np.full((1, 32), np.nan, np.float32)
-    monkeypatch.setattr(embed._encoder, "encode_corpus", lambda texts, convert_to_numpy: nan_vectors)
+    monkeypatch.setattr(embed._encode._encoder, "encode_corpus", lambda texts, convert_to_numpy: nan_vectors)
     with pytest.raises(RuntimeError, match="inf or nan"):
         embed(passages_of(["bk"]))
 

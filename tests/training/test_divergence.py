@@ -38,8 +38,12 @@ def inject_nan(monkeypatch, offset_file, steps) -> None:
     before_each_step(monkeypatch, act)
 
 
-def test_nonfinite_update_is_skipped_on_all_workers_and_two_in_a_row_end_the_run(flags, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("behind_host", [False, True], ids=["host decides", "device decides"])
+def test_nonfinite_update_is_skipped_on_all_workers_and_two_in_a_row_end_the_run(
+    flags, tmp_path, monkeypatch, capfd, behind_host
+):
     """Updates 2, 4 and 5 are not finite on one of the workers: only the other two change the weights."""
+    monkeypatch.setattr("raybge.training.callbacks.nonfinite_guard.runs_behind_host", lambda device: behind_host)
     inject_nan(monkeypatch, tmp_path / "offset", steps={1, 3, 4})
     output = tmp_path / "out"
     with pytest.raises(UserError, match="2 steps in a row") as error:

@@ -46,8 +46,14 @@ def test_evaluation_and_check_of_groups_run_in_the_precision_of_training(make_tr
     assert seen and set(seen) == {torch.bfloat16}
 
 
-def test_memory_that_runs_out_is_explained(make_trainer, monkeypatch):
+@pytest.mark.parametrize(
+    ("tokens", "texts", "remedy"),
+    [(None, 18, "--sub_batch_size 9 or less"), (32, 2, r"--sub_batch_tokens \d\d or less")],
+    ids=["all texts", "tokens"],
+)
+def test_memory_that_runs_out_is_explained(make_trainer, monkeypatch, tokens, texts, remedy):
     trainer = make_trainer(max_steps=1)
+    trainer.components.model.sub_batch_tokens = tokens
 
     def embed(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
@@ -56,8 +62,8 @@ def test_memory_that_runs_out_is_explained(make_trainer, monkeypatch):
     with pytest.raises(UserError) as raised:
         trainer.train()
     assert re.fullmatch(
-        r"the GPU's memory ran out in step 1, whose largest chunk has 18 texts of up to \d+ tokens: give "
-        r"--sub_batch_size 9 or less, or --gradient_checkpointing True \(CUDA out of memory. Tried to allocate .*\)",
+        rf"the GPU's memory ran out in step 1, whose largest chunk has {texts} texts of up to \d+ tokens: give "
+        rf"{remedy}, or --gradient_checkpointing True \(CUDA out of memory. Tried to allocate .*\)",
         str(raised.value),
     )
 

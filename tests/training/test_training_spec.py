@@ -38,6 +38,8 @@ def finetune_spec(model: str, **flags) -> FinetuneSpec:
         ({"train_group_size": 0}, "--train_group_size must be at least 1, found 0"),
         ({"score_block": 0}, "--score_block must be at least 1, found 0"),
         ({"sub_batch_size": 0}, "--sub_batch_size must be at least 1, or -1"),
+        ({"sub_batch_tokens": 0}, "--sub_batch_tokens must be at least 1, found 0"),
+        ({"sub_batch_size": 8, "sub_batch_tokens": 512}, "--sub_batch_size and --sub_batch_tokens .* give one"),
         ({"shuffle_ratio": 1.5}, "--shuffle_ratio must be from 0 to 1, found 1.5"),
         ({"use_mrl": True}, "--use_mrl requires --mrl_dims"),
         ({"use_mrl": True, "mrl_dims": [8, 17]}, "--mrl_dims must be from 1 to 16, the model's width, found 17"),

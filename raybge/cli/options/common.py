@@ -145,8 +145,10 @@ class PrecisionOptions:
 class IndexOptions:
     """Options of the sharded faiss index."""
 
-    use_gpu_for_searching: bool = flag(False, INDEX, "search with faiss on the GPU")
-    search_batch_size: int = flag(64, INDEX, "queries per search batch")
+    use_gpu_for_searching: bool | None = flag(
+        None, INDEX, "search with faiss on GPUs; default: if the cluster has both and the index is exact"
+    )
+    search_batch_size: int | None = flag(None, INDEX, "queries per search batch; default: 64, on GPUs 1,024")
     shard_size: int = flag(250_000, INDEX, "passages per faiss shard")
     shards_per_actor: int | None = flag(
         None, INDEX, "shards that a search actor holds in memory; default: as many as its memory fits"

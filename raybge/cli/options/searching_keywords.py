@@ -43,8 +43,8 @@ class MineKeywords(TypedDict, total=False):
     reranker_max_length: int | None
     reranker_query_max_length: int | None
     normalize_scores: bool  # False
-    use_gpu_for_searching: bool  # False
-    search_batch_size: int  # 64
+    use_gpu_for_searching: bool | None
+    search_batch_size: int | None
     shard_size: int  # 250000
     shards_per_actor: int | None
     index_factory: str | Path  # 'Flat'
@@ -92,8 +92,8 @@ class EvaluateKeywords(TypedDict, total=False):
     metrics_file: str | Path | None
     run_file: str | Path | None
     compare: str | Path | Sequence[str | Path] | None
-    use_gpu_for_searching: bool  # False
-    search_batch_size: int  # 64
+    use_gpu_for_searching: bool | None
+    search_batch_size: int | None
     shard_size: int  # 250000
     shards_per_actor: int | None
     index_factory: str | Path  # 'Flat'

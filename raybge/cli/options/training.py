@@ -183,6 +183,9 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
     negatives_cross_device: bool = flag(True, OBJECTIVE, "use the groups of all workers as negatives")
     use_inbatch_neg: bool = flag(True, OBJECTIVE, "use the passages of other groups as negatives")
     sub_batch_size: int | None = flag(None, OBJECTIVE, "texts whose activations are held in memory at a time (-1: all)")
+    sub_batch_tokens: int | None = flag(
+        None, OBJECTIVE, "tokens, padding included, whose activations are held in memory at a time"
+    )
     knowledge_distillation: bool = flag(False, OBJECTIVE, "distill from pos_scores and neg_scores")
     kd_loss_type: str = flag("kl_div", OBJECTIVE, "distillation loss", choices=("kl_div", "m3_kd_loss"))
     use_mrl: bool = flag(False, OBJECTIVE, "Matryoshka loss: train prefixes of the embedding as well")

@@ -128,6 +128,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     negatives_cross_device: bool  # True
     use_inbatch_neg: bool  # True
     sub_batch_size: int | None
+    sub_batch_tokens: int | None
     knowledge_distillation: bool  # False
     kd_loss_type: Literal["kl_div", "m3_kd_loss"]  # 'kl_div'
     use_mrl: bool  # False

@@ -101,6 +101,7 @@ class FinetuneSpec:
         shuffle_ratio: share of the long positives whose three parts are shuffled.
         scored: rows have a cross-encoder's scores, which are distilled.
         sub_batch_size: texts whose activations are held at a time; None: all.
+        sub_batch_tokens: tokens, with padding, whose activations are held at a time; None: no limit.
         pad_to_multiple_of: lengths are padded to a multiple of this.
         fix_position_embedding: position embeddings are not trained.
         merge_adapters: save the whole model with its adapters added, not the adapters.
@@ -119,6 +120,7 @@ class FinetuneSpec:
     shuffle_ratio: float = 0.0
     scored: bool = False
     sub_batch_size: int | None = None
+    sub_batch_tokens: int | None = None
     pad_to_multiple_of: int | None = None
     fix_position_embedding: bool = False
     merge_adapters: bool = False
@@ -170,6 +172,7 @@ class FinetuneSpec:
             shuffle_ratio=options.shuffle_ratio,
             scored=options.knowledge_distillation,
             sub_batch_size=None if sub_batch_size is None or sub_batch_size < 0 else sub_batch_size,
+            sub_batch_tokens=options.sub_batch_tokens,
             pad_to_multiple_of=options.pad_to_multiple_of,
             fix_position_embedding=options.fix_position_embedding,
             merge_adapters=options.save_merged_lora_model,
@@ -273,11 +276,13 @@ def _guide(options: TrainOptions) -> EncoderSpec | None:
 def _check_finetune_options(options: TrainOptions) -> None:
     """Raise UserError for flags of fine-tuning that are out of range or do not go together."""
     lengths = ("query_max_len", "passage_max_len", "pad_to_multiple_of")
-    check_at_least(1, options, "train_group_size", *lengths, "score_block")
+    check_at_least(1, options, "train_group_size", *lengths, "score_block", "sub_batch_tokens")
     if not 0 <= options.shuffle_ratio <= 1:
         raise UserError(f"--shuffle_ratio must be from 0 to 1, found {options.shuffle_ratio}")
     if options.sub_batch_size == 0:
         raise UserError("--sub_batch_size must be at least 1, or -1 to hold the whole batch, found 0")
+    if options.sub_batch_tokens is not None and options.sub_batch_size is not None:
+        raise UserError("--sub_batch_size and --sub_batch_tokens limit the same memory: give one")
     if options.temperature <= 0:
         raise UserError(f"--temperature must be above 0, found {options.temperature}")
     _requires(options, "kd_loss_type", "knowledge_distillation")

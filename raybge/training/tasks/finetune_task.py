@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raybge.util.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from raybge.data.collate import GroupTokenizer
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from raybge.training.tasks.task import TaskComponents
 
 MEMORY_MESSAGE = "the GPU's memory ran out before the first step: give --use_lora True, or a smaller model"
+
+
+def _autocast_dtype(args: Any) -> torch.dtype | None:
+    """Return the precision of the autocast of a run, None for fp32."""
+    import torch
+
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class FinetuneTask:
         import torch
 
         from raybge.losses.contrastive_model import ContrastiveModel
-        from raybge.model.packing import prepare_for_training
+        from raybge.model.packing import CHECKED_SUB_BATCH, prepare_for_inference, prepare_for_training
         from raybge.training.tasks.task import TaskComponents
 
         spec = self.spec
@@ -67,9 +75,10 @@ class FinetuneTask:
                 options = dict(args.activation_checkpointing_kwargs or {})
                 layers, offload = options.pop("every_n_layers", 1), options.pop("offload", False)
                 encoder.model.backbone.activation_checkpointing_enable(options or None, layers, offload)
-            precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             try:
-                failure = prepare_for_training(encoder.model, precision, spec.sub_batch_size)
+                # for the check it matters that chunks are recomputed, not how large they are
+                texts = CHECKED_SUB_BATCH if spec.sub_batch_tokens else spec.sub_batch_size
+                failure = prepare_for_training(encoder.model, _autocast_dtype(args), texts)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"{MEMORY_MESSAGE} ({first_line(error)})") from error
             if failure:
@@ -78,12 +87,15 @@ class FinetuneTask:
         if dims and max(dims) > encoder.dim:
             raise UserError(f"--mrl_dims must be at most {encoder.dim}, the model's width, found {max(dims)}")
         guide = spec.guide.load(devices=str(args.device)) if spec.guide else None
+        if guide and (failure := prepare_for_inference(guide.model, _autocast_dtype(args))):
+            messages.append(f"texts of the guide model are padded, not packed: {failure}")
         model = ContrastiveModel(
             encoder.model,
             spec.objective.objective(encoder.model.normalize),
             spec.pad_to_multiple_of,
             spec.sub_batch_size,
             guide.model if guide else None,
+            spec.sub_batch_tokens,
         )
         return TaskComponents(model, encoder.model.backbone, self._tokenizer(encoder, guide), encoder, tuple(messages))
 

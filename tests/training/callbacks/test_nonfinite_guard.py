@@ -63,8 +63,10 @@ def test_nonfinite_rows_are_named_first():
     assert lines[0].endswith("b.jsonl:byte 30, a.jsonl:byte 10, a.jsonl:byte 20")
 
 
-def test_skipped_update_has_no_effect(make_trainer, monkeypatch):
+@pytest.mark.parametrize("behind_host", [False, True], ids=["host decides", "device decides"])
+def test_skipped_update_has_no_effect(make_trainer, monkeypatch, behind_host):
     """The final weights equal those of a run whose optimizer does not step in that update."""
+    monkeypatch.setattr("raybge.training.callbacks.nonfinite_guard.runs_behind_host", lambda device: behind_host)
     expected = make_trainer()
     with monkeypatch.context() as patch:
         adamw_step = torch.optim.AdamW.step
@@ -75,7 +77,8 @@ def test_skipped_update_has_no_effect(make_trainer, monkeypatch):
         patch.setattr(torch.optim.AdamW, "step", step)
         expected.train()
     trainer = make_trainer()
-    trainer.nonfinite_guard = make_guard(2, [])
+    lines: list[str] = []
+    trainer.nonfinite_guard = make_guard(2, lines)
     forward = ContrastiveModel.forward
 
     def nan_forward(self, batch):
@@ -85,8 +88,43 @@ def test_skipped_update_has_no_effect(make_trainer, monkeypatch):
     trainer.train()
     for name, value in weights(expected).items():
         torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=0)
+    assert len(lines) == 1 and lines[0].startswith("step 5 is skipped (loss nan)")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert torch.tensor(losses).isfinite().all()  # --logging_nan_inf_filter
+
+
+def test_a_postponed_update_is_judged_as_if_it_had_been_read_at_once():
+    """The right update is named, whichever follows; one that is finite ends a row of others."""
+    lines: list[str] = []
+    guard = make_guard(2, lines)
+    for update, norm in enumerate((INF, 3.0, NAN), start=1):
+        guard.resolve(lambda batch: None)
+        guard.add_step(torch.tensor(1.0), BATCH)
+        guard.postpone(torch.tensor(norm), update)
+    guard.resolve(lambda batch: None)
+    guard.resolve(lambda batch: None)  # nothing is left
+    assert [line.split(" is skipped")[0] for line in lines] == ["step 1", "step 3"]
+    guard.add_step(torch.tensor(1.0), BATCH)
+    guard.postpone(torch.tensor(INF), 4)
+    with pytest.raises(UserError, match=r"2 steps in a row .* the last of them step 4 \(loss 1.0000, gradient inf\)"):
+        guard.resolve(lambda batch: None)
+
+
+@pytest.mark.parametrize("steps", [3, 4], ids=["at the next update", "at the end"])
+def test_a_postponed_update_ends_the_run(make_trainer, monkeypatch, steps):
+    """Update 3 is the second in a row: it is found at update 4, or at the end, before anything is saved."""
+    monkeypatch.setattr("raybge.training.callbacks.nonfinite_guard.runs_behind_host", lambda device: True)
+    trainer = make_trainer(max_steps=steps, save_strategy="no")
+    trainer.nonfinite_guard = make_guard(2, [])
+    forward = ContrastiveModel.forward
+
+    def nan_forward(self, batch):
+        return forward(self, batch) * (NAN if trainer.state.global_step in (1, 2) else 1)
+
+    monkeypatch.setattr(ContrastiveModel, "forward", nan_forward)
+    with pytest.raises(UserError, match="the last of them step 3"):
+        trainer.train()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
 def test_first_nonfinite_loss_ends_a_deepspeed_run(make_trainer, monkeypatch):

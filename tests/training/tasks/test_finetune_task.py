@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packed_kernels import packed_kernels
 from tiny import make_tiny
 
 from raybge.cli.options import TrainOptions
@@ -40,6 +41,7 @@ PLACES: dict[str, Callable[[TaskComponents], Any]] = {
     "shuffle_ratio": lambda c: c.tokenizer.shuffle_ratio,
     "scored": lambda c: c.tokenizer.scored,
     "sub_batch_size": lambda c: c.model.sub_batch_size,
+    "sub_batch_tokens": lambda c: c.model.sub_batch_tokens,
     "pad_to_multiple_of": lambda c: c.model.pad_to_multiple_of,
     "fix_position_embedding": lambda c: not trains_positions(c),
 }
@@ -111,6 +113,23 @@ def test_a_guide_gets_a_tokenizer_of_its_own(spec, tmp_path):
     assert not [name for name, _ in components.model.named_parameters() if "guide" in name]
     plain = FinetuneTask(spec).build(ARGS)
     assert plain.tokenizer.guide is None and plain.model._guide == (None,)
+
+
+def test_a_guide_packs_its_texts_on_a_gpu_or_says_why_not(spec, tmp_path, monkeypatch):
+    """Checked by itself, in the precision of the run."""
+    guide = EncoderSpec(make_tiny(tmp_path / "guide", "roberta"), use_fp16=False)
+    args = SimpleNamespace(**{**vars(ARGS), "bf16": True})
+    calls: list[str] = []
+    with packed_kernels(calls):
+        components = FinetuneTask(replace(spec, guide=guide)).build(args)
+        (own,) = components.model._guide
+        assert own.packs and components.model.embedding.packs and components.messages == ()
+        assert "flash" in calls
+        monkeypatch.setattr("raybge.model.packing._vector_difference", lambda model, precision: f"wrong in {precision}")
+        components = FinetuneTask(replace(spec, guide=guide)).build(args)
+    (own,) = components.model._guide
+    assert components.messages == ("texts of the guide model are padded, not packed: wrong in torch.bfloat16",)
+    assert not own.packs and components.model.embedding.packs
 
 
 def test_files_whose_queries_are_alone_reach_the_tokenizer(spec):
