@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
-from raybge.losses.objective import Objective, gather_counts
+from raybge.losses.global_batch import gather_counts
+from raybge.losses.objective import Objective
 from raybge.model.embedding import EmbeddingModel, eval_mode, gathers_by_layer, plan_chunks, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 
