@@ -129,11 +129,19 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     use_inbatch_neg: bool  # True
     sub_batch_size: int | None
     knowledge_distillation: bool  # False
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"]  # 'kl_div'
+    kd_loss_type: Literal["kl_div", "m3_kd_loss", "margin_mse", "score_mse", "cosent", "soft_labels"]  # 'kl_div'
+    teacher_temperature: float  # 1.0
+    contrastive_weight: float  # 1.0
+    score_bands: str | Path | Sequence[str | Path] | None
     use_mrl: bool  # False
     mrl_dims: int | Sequence[int] | None
     score_block: int | None
+    directions: Literal["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc", None]
+    partition_mode: Literal["joint", "per_direction"]  # 'joint'
     bidirectional: bool  # False
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives", None]
+    hardness_strength: float | None
+    hardness_normalize: bool  # False
     mask_known_positives: bool  # True
     false_negative_margin: float | None
     guide_model: str | Path | None
