@@ -19,6 +19,7 @@ from markupsafe import Markup
 from raybge.evaluation.metric_changes import MetricChange, changes_in
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.evaluation.query_examples import METRIC, QueryExample
+from raybge.evaluation.weight_versions import WeightVersion, versions_in, versions_table
 from raybge.report.page import REPORT, render, write_or_log, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
@@ -46,6 +47,7 @@ class TrainingReport:
         workers: Number of workers.
         start: Updates that were complete when this run resumed from a checkpoint.
         metrics: The Trainer's metrics, such as `train_runtime`.
+        versions: Evaluations of the last and of averaged weights.
     """
 
     run: RunDetails
@@ -58,6 +60,7 @@ class TrainingReport:
     workers: int = 1
     start: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Sequence[WeightVersion] = ()
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------
@@ -103,6 +106,7 @@ def collect_report(
         workers=trainer.stream.world,
         start=spans[0].first - 1 if spans else 0,
         metrics=metrics,
+        versions=versions_in(metrics),
     )
 
 
@@ -146,6 +150,7 @@ def html(report: TrainingReport) -> str:
         figures=_figures(report),
         queries=next((change.queries for change in report.changes if change.queries), None),
         evaluation_charts=_evaluation_charts(report),
+        versions=versions_table(report.versions),
         loss_note=_loss_note(report),
         loss_chart=curve([(span.middle, span.loss) for span in report.spans], "loss", trend=True),
         run_charts=_run_charts(report.spans),

@@ -93,6 +93,12 @@ class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
     max_bad_steps: int = flag(
         3, RUN, "stop the run after this many consecutive steps with a non-finite loss or gradient (0: never)"
     )
+    ema: float | None = flag(
+        None,
+        RUN,
+        "save the exponential moving average of the weights over the updates, with this decay: 0.99 to 0.9999",
+    )
+    average_checkpoints: int | None = flag(None, RUN, "save the mean of the weights of this many last checkpoints")
     warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
     logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
     license: str | None = flag(
@@ -177,6 +183,10 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         VALIDATION,
         "passages {text} to search in; default: every `pos` and `neg` of eval_data",
         aliases=("corpus_path",),
+    )
+
+    keep_better: bool = flag(
+        False, VALIDATION, "with --ema or --average_checkpoints: save the last weights if they are the better ones"
     )
 
     temperature: float = flag(0.02, OBJECTIVE, "divisor of the scores")

@@ -147,6 +147,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     guide_model: str | Path | None
     eval_data: str | Path | Sequence[str | Path] | None
     eval_corpus: str | Path | Sequence[str | Path] | None
+    keep_better: bool  # False
     config: str | Path | None
     dry_run: bool  # False
     verbose: bool  # False
@@ -154,6 +155,8 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     resume: bool  # False
     log_rows: bool  # False
     max_bad_steps: int  # 3
+    ema: float | None
+    average_checkpoints: int | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None
@@ -215,6 +218,8 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     resume: bool  # False
     log_rows: bool  # False
     max_bad_steps: int  # 3
+    ema: float | None
+    average_checkpoints: int | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None
