@@ -160,7 +160,7 @@ class Objective:
         mask: ScoreMask,
         score_B: Tensor,
     ) -> Tensor:
-        """Return a direction's log-sum-exp minus the score of each query and its positive; (B,).
+        """Compute a direction's log-sum-exp minus the score of each query and its positive.
 
         Args:
             direction: one of DIRECTIONS.
@@ -169,6 +169,9 @@ class Objective:
             batch: positions of the own groups.
             mask: mask of the direction.
             score_B: score of each query and its positive.
+
+        Returns:
+            denominator_B.
         """
         row, column = (("query", "doc").index(kind) for kind in direction.split("_to_"))
         row_BD, column_ND = rows[row], columns[column]
@@ -260,13 +263,16 @@ class Objective:
         columns: tuple[Tensor | None, Tensor],
         guide: tuple[Tensor, Tensor] | None,
     ) -> CosineLimit | None:
-        """Return the limit of a negative's cosine; None without a margin. Collective with a guide.
+        """Compute the limit of a negative's cosine. Collective with a guide.
 
         Args:
             batch: positions of the own groups.
             own: vectors of the own queries and passages.
             columns: vectors of all queries, None if no direction needs them, and of all passages.
             guide: vectors of the own queries and passages by the guide model.
+
+        Returns:
+            The limit; None without a margin.
         """
         if self.margin is None:
             return None

@@ -98,7 +98,9 @@ class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
         RUN,
         "save the exponential moving average of the weights over the updates, with this decay: 0.99 to 0.9999",
     )
-    average_checkpoints: int | None = flag(None, RUN, "save the mean of the weights of this many last checkpoints")
+    average_checkpoints: int | None = flag(
+        None, OBJECTIVE, "save the mean of the weights of this many last checkpoints"
+    )
     warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
     logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
     license: str | None = flag(

@@ -123,6 +123,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     passage_max_len: int  # 128
     pad_to_multiple_of: int | None
     shuffle_ratio: float  # 0.0
+    average_checkpoints: int | None
     global_batch_size: int | None
     temperature: float  # 0.02
     negatives_cross_device: bool  # True
@@ -156,7 +157,6 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     log_rows: bool  # False
     max_bad_steps: int  # 3
     ema: float | None
-    average_checkpoints: int | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None
@@ -206,6 +206,7 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     drop_threshold: int  # 0
     dataset_weights: str | Path | Sequence[str | Path] | None
     max_seq_length: int  # 512
+    average_checkpoints: int | None
     global_batch_size: int | None
     encoder_mlm_probability: float  # 0.3
     decoder_mlm_probability: float  # 0.5
@@ -219,7 +220,6 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     log_rows: bool  # False
     max_bad_steps: int  # 3
     ema: float | None
-    average_checkpoints: int | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None
