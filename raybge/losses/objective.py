@@ -20,6 +20,7 @@ a vector, G passages of a group, T targets of a query, W workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,8 @@ from raybge.losses.functional import (
 from raybge.losses.global_batch import GlobalBatch, gather_rows
 from raybge.losses.hardness import HardnessWeights
 from raybge.losses.masks import ScoreMask
+
+Observe = Callable[[Tensor, Tensor, ScoreMask], None]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,12 @@ class Objective:
     score_block: int | None = None
 
     def loss(
-        self, q_BD: Tensor, p_MD: Tensor, groups: Groups[Tensor], guide: tuple[Tensor, Tensor] | None = None
+        self,
+        q_BD: Tensor,
+        p_MD: Tensor,
+        groups: Groups[Tensor],
+        guide: tuple[Tensor, Tensor] | None = None,
+        observe: Observe | None = None,
     ) -> Tensor:
         """Compute this worker's share of the loss; its mean over workers is the mean over all queries of the step.
 
@@ -113,6 +121,7 @@ class Objective:
             groups: how the own passages form groups.
             guide: embeddings (B, D'), (M, D') of a guide model, which give the margin's cosines; no gradient. None: the
                 cosines are those of q_BD and p_MD.
+            observe: called with the own queries, all passages and their mask; it must not call collectives.
 
         Returns:
             A scalar whose gradient is the one described at the top of this file.
@@ -124,6 +133,8 @@ class Objective:
         pick_BG, teacher_BG = self._scored_passages(batch, groups)
         soft_BG = soft_targets(teacher_BG, self.score_bands) if self.distillation == "soft_labels" else None
         masks = self._masks(DirectionMasks(batch, groups, self._mask_block, self.mask_known, limit), pick_BG, soft_BG)
+        if observe is not None:
+            observe(q_BD.detach(), p_ND.detach(), masks[QUERY_TO_DOC])
         teacher_BG = teacher_BG / self.teacher_temperature
 
         total_B, total = q_BD.new_zeros(len(q_BD), dtype=torch.float32), q_BD.new_zeros((), dtype=torch.float32)

@@ -161,9 +161,8 @@ def cosine(a, b):
     return torch.dot(a, b) / (a.norm() * b.norm())
 
 
-def compared(name, cosine_of, limit, g, group, is_known) -> bool:
+def compared(name, objective, cosine_of, limit, g, group, is_known) -> bool:
     """Return True if a text of group g is compared with a text of another group, or with any but its target."""
-    objective = OBJECTIVES[name]
     ok = objective.in_batch or group == g
     ok &= objective.cross_device or group // BLOCK == g // BLOCK
     ok &= "alone" not in name or not ALONE[g] or group == g
@@ -198,8 +197,8 @@ def by_definition(name: str) -> Outcome:
 class Definition:
     """The loss of one Matryoshka dimension, a query at a time."""
 
-    def __init__(self, name, queries, passages, guide_queries, guide_passages):
-        self.name, self.objective = name, OBJECTIVES[name]
+    def __init__(self, name, queries, passages, guide_queries, guide_passages, objective=None):
+        self.name, self.objective = name, objective or OBJECTIVES[name]
         self.vectors, self.guides = {"query": queries, "doc": passages}, {"query": guide_queries, "doc": guide_passages}
         self.owner = [g for g, n in enumerate(SIZES) for _ in range(n)]
         self.first = [self.owner.index(g) for g in range(GROUPS)]
@@ -265,7 +264,9 @@ class Definition:
             Q2Q: lambda: key(QUERIES[g]) == key(QUERIES[n]) or bool({*KNOWN[g]} & {*KNOWN[n]}),
         }[direction]()
         limit = cosine(self.guides["query"][g], positive) - (self.objective.margin or 0)
-        return compared(self.name, lambda: cosine(row_guide, self.guides[column][n]), limit, g, group, known)
+        return compared(
+            self.name, self.objective, lambda: cosine(row_guide, self.guides[column][n]), limit, g, group, known
+        )
 
     def terms(self, direction, g, targets):
         """Return the logarithms of the terms of a direction's denominator."""
