@@ -39,6 +39,8 @@ VALUES = {
     "eval_corpus": None,
     "license": None,  # test_card_spec.py
     "language": None,
+    "keep_better": None,  # test_averaging_spec.py, test_weight_averages.py
+    "average_checkpoints": 2,
     "use_mrl": None,  # required by mrl_dims, and nothing besides: test_training_spec.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
@@ -63,6 +65,7 @@ REQUIRED = {
     # required by soft_labels: compared with other bands
     "score_bands": {"knowledge_distillation": True, "kd_loss_type": "soft_labels", "score_bands": ["0.1=1"]},
     "partition_mode": {"directions": ["query_to_doc", "doc_to_query"]},
+    "average_checkpoints": {"save_steps": 5},
     "hardness_strength": {"hardness_mode": "all_negatives"},
     "hardness_normalize": {"hardness_mode": "all_negatives"},
 }

@@ -221,8 +221,10 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
     directions: list[str] | None = flag(
         None,
         OBJECTIVE,
-        "comparisons in the loss; default: query_to_doc. All four are GTE's loss, all but doc_to_query Qwen3's",
+        "comparisons in the loss: query_to_doc (the default), doc_to_query, query_to_query, doc_to_doc; all four are "
+        "the loss of GTE, all but doc_to_query that of Qwen3-Embedding",
         choices=("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"),
+        metavar="DIRECTION",
     )
     partition_mode: str = flag(
         "joint", OBJECTIVE, "one softmax over all directions, or one for each", choices=("joint", "per_direction")
