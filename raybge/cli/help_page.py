@@ -98,7 +98,7 @@ def _settings(f: Flag) -> dict[str, Any]:
         return settings | {"nargs": "?", "const": True, "metavar": "BOOL"}
     settings |= {"nargs": "+"} if f.many else {}
     settings |= {"metavar": f.metavar or ("TEXT" if f.kind == "str" else f.kind.upper())}
-    return settings | ({"choices": f.choices, "metavar": "|".join(f.choices)} if f.choices else {})
+    return settings | ({"choices": f.choices, "metavar": f.metavar or "|".join(f.choices)} if f.choices else {})
 
 
 def _reader(f: Flag) -> Callable[[str], Any]:

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("file", pa.list_(pa.int32())),
         ("offset", pa.list_(pa.int64())),
         ("passages", pa.list_(pa.int64())),
+        ("query_keys", pa.list_(pa.int64())),
         ("passage_keys", pa.list_(pa.int64())),
         ("known", pa.list_(pa.int64())),
         ("known_keys", pa.list_(pa.int64())),
@@ -108,6 +109,7 @@ class GroupTokenizer:
             file=[row.file for row in rows],
             offset=[row.offset for row in rows],
             passages=sizes,
+            query_keys=[short_key(query) for query, _ in queries],
             passage_keys=keys,
             known=[len(row.value.pos) for row in rows],
             known_keys=[short_key(text) for row in rows for text in row.value.pos],
@@ -166,6 +168,7 @@ def unpack(table: pa.Table) -> StepBatch:
             known_B=column["known"],
             known_key_R=column["known_keys"],
             teacher_score_M=column["teacher"] if scored else None,
+            query_key_B=column["query_keys"],
         ),
         guide_ids=split_texts(column["guide_tokens"], column["guide_lengths"]) if guided else None,
     )

@@ -26,6 +26,7 @@ class Groups(Generic[Array]):
         known_B: number of known positives per query, int64.
         known_key_R: keys of the known positives' texts, one query after the other, int64.
         teacher_score_M: teacher score of each passage, fp32.
+        query_key_B: key of each query's text, int64.
     """
 
     passages_B: Array
@@ -34,6 +35,7 @@ class Groups(Generic[Array]):
     known_B: Array | None = None
     known_key_R: Array | None = None
     teacher_score_M: Array | None = None
+    query_key_B: Array | None = None
 
 
 @dataclass(frozen=True)

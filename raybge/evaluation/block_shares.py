@@ -19,7 +19,7 @@ from torch import Tensor
 from raybge.data.groups import text_key
 from raybge.data.token_cache import TokenCache
 from raybge.evaluation.validation_data import ValidationData
-from raybge.losses.objective import gather_counts, gather_rows
+from raybge.losses.global_batch import gather_counts, gather_rows
 from raybge.model.embedding import plan_chunks
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK, Encoder
 from raybge.search import topk

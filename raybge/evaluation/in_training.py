@@ -43,7 +43,7 @@ from raybge.evaluation.query_examples import (
     select_queries,
 )
 from raybge.evaluation.validation_data import ValidationData
-from raybge.losses.objective import gather_counts, gather_rows
+from raybge.losses.global_batch import gather_counts, gather_rows
 from raybge.model.embedding import eval_mode, max_positions
 from raybge.model.encoder import Encoder
 from raybge.model.precision import full_precision

@@ -106,9 +106,14 @@ def to_json(changes: Iterable[MetricChange]) -> dict[str, dict[str, float | int 
 
 def changes_in(results: Mapping[str, Any]) -> list[MetricChange]:
     """Return the changes that the results of a training run contain; none without an evaluation."""
+    return changes_from_json(results.get(METRIC_CHANGES, {}))
+
+
+def changes_from_json(values_by_metric: Mapping[str, Mapping[str, Any]]) -> list[MetricChange]:
+    """Return the changes that `to_json` has written."""
     return [
         MetricChange(metric, **{name: value for name, value in values.items() if name != "difference"})
-        for metric, values in results.get(METRIC_CHANGES, {}).items()
+        for metric, values in values_by_metric.items()
     ]
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from raybge.data.step_batch import Groups, StepBatch
-from raybge.losses.objective import Objective, gather_counts
+from raybge.losses.global_batch import gather_counts
+from raybge.losses.objective import Objective, Observe
 from raybge.model.embedding import EmbeddingModel, eval_mode, gathers_by_layer, send
 from raybge.model.encoder import CPU_TOKENS_PER_CHUNK
 from raybge.model.precision import autocast_dtype
@@ -55,6 +56,7 @@ class ContrastiveModel(nn.Module):
         self._guide = (guide,)
         # Called with each batch and its embeddings e_ND, queries first, without gradient.
         self.embedding_hook: Callable[[Tensor, StepBatch], None] | None = None
+        self.negatives_hook: Observe | None = None  # see `Objective.loss`
 
     def forward(self, batch: StepBatch) -> Tensor:
         """Compute the worker's share of the loss, a scalar; see `Objective.loss`. Collective."""
@@ -68,7 +70,8 @@ class ContrastiveModel(nn.Module):
             with torch.no_grad():
                 guide_ND = self._embed(self._guide[0].eval(), batch.guide_ids)
             guide = guide_ND[:queries], guide_ND[queries:]
-        return self.objective.loss(e_ND[:queries], e_ND[queries:], _to_tensors(batch.groups, e_ND.device), guide)
+        groups = _to_tensors(batch.groups, e_ND.device)
+        return self.objective.loss(e_ND[:queries], e_ND[queries:], groups, guide, self.negatives_hook)
 
     def largest_chunk(self, batch: StepBatch) -> tuple[int, int]:
         """Return the texts of the batch's largest chunk, and the tokens of its longest text."""

@@ -1,7 +1,7 @@
 """Masks: which texts of all workers count as negatives of a worker's own texts, block by block and never as a whole.
 
-Letters in tensor names: B own rows (queries, or positives in the reverse direction), N columns (passages, or queries)
-of all workers, n a block of them, D width of a vector, K (row, column) pairs, R row keys, C column keys.
+Letters in tensor names: B own rows (queries, or their positives), N columns (passages, or queries) of all workers, n a
+block of them, D width of a vector, T targets of a row, K (row, column) pairs, R row keys, C column keys.
 """
 
 from __future__ import annotations
@@ -20,31 +20,14 @@ class FalseNegativeMargin:
     GISTEmbed, https://arxiv.org/abs/2402.16829; with a margin as in NV-Retriever, https://arxiv.org/abs/2407.15831.
 
     Args:
-        row_BD: unit vectors of the rows.
-        column_ND: vectors of the columns, of any length.
+        row_BD: unit vectors of the rows, without gradient.
+        column_ND: vectors of the columns, of any length, without gradient.
         limit_B: highest cosine of a negative.
     """
 
     row_BD: Tensor
     column_ND: Tensor
     limit_B: Tensor
-
-    @classmethod
-    def below_target(cls, row_BD: Tensor, column_ND: Tensor, target_B: Tensor, margin: float) -> FalseNegativeMargin:
-        """Set the limit to the cosine of each row's target minus the margin; no gradient.
-
-        Args:
-            row_BD: vectors of the rows, of any length.
-            column_ND: vectors of the columns, of any length.
-            target_B: index in N of each row's target, int64.
-            margin: least difference between the target's cosine and that of a negative.
-
-        Returns:
-            The mask.
-        """
-        row_BD, column_ND = normalize(row_BD.detach().float(), dim=-1), column_ND.detach()
-        target_BD = normalize(column_ND[target_B].float(), dim=-1)
-        return cls(row_BD, column_ND, (row_BD * target_BD).sum(dim=-1) - margin)
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Return (B, stop - start), True where the column may be a negative."""
@@ -53,10 +36,10 @@ class FalseNegativeMargin:
 
 @dataclass(frozen=True)
 class ScoreMask:
-    """Mask of the score matrix for `functional.softmax_terms`. A row always sees its target, unless `others_only`.
+    """Mask of the score matrix for `functional.softmax_terms`. A row always sees its targets, unless `others_only`.
 
     Args:
-        target_B: column of each row's target.
+        target_BT: columns of each row's targets, -1 for none.
         group_B: number of each row's group.
         group_N: number of each column's group.
         block: groups per block: a row sees the columns of its own block, with 1 those of its own group; None: all.
@@ -66,7 +49,7 @@ class ScoreMask:
         others_only: a row sees nothing of its own group.
     """
 
-    target_B: Tensor
+    target_BT: Tensor
     group_B: Tensor
     group_N: Tensor
     block: int | None = None
@@ -80,9 +63,10 @@ class ScoreMask:
         conditions = (self.block, self.alone_B, self.hidden_K, self.margin)
         if not self.others_only and all(condition is None for condition in conditions):
             return None
-        group_B, group_n = self.group_B[:, None], self.group_N[None, start:stop]
-        own_Bn = group_B == group_n
-        visible_Bn = torch.ones_like(own_Bn) if self.block is None else group_B // self.block == group_n // self.block
+        own_Bn = self.own_group(start, stop)
+        visible_Bn = torch.ones_like(own_Bn)
+        if self.block is not None:
+            visible_Bn = self.group_B[:, None] // self.block == self.group_N[None, start:stop] // self.block
         if self.alone_B is not None:
             visible_Bn &= own_Bn | ~self.alone_B[:, None]
         if self.margin is not None:
@@ -93,9 +77,18 @@ class ScoreMask:
             visible_Bn[row_K[in_block_K], column_K[in_block_K] - start] = False
         if self.others_only:
             return visible_Bn & ~own_Bn
-        in_block_B = (self.target_B >= start) & (self.target_B < stop)
-        visible_Bn[in_block_B.nonzero().squeeze(1), self.target_B[in_block_B] - start] = True
-        return visible_Bn
+        return visible_Bn | self.targets(start, stop)
+
+    def targets(self, start: int, stop: int) -> Tensor:
+        """Return (B, stop - start), True where the column is a target of the row."""
+        target_Bn = torch.zeros(len(self.target_BT), stop - start, dtype=torch.bool, device=self.target_BT.device)
+        in_block_BT = (self.target_BT >= start) & (self.target_BT < stop)
+        target_Bn[in_block_BT.nonzero(as_tuple=True)[0], self.target_BT[in_block_BT] - start] = True
+        return target_Bn
+
+    def own_group(self, start: int, stop: int) -> Tensor:
+        """Return (B, stop - start), True where row and column belong to one group."""
+        return self.group_B[:, None] == self.group_N[None, start:stop]
 
 
 def equal_keys(row_R: Tensor, key_R: Tensor, column_C: Tensor, key_C: Tensor) -> tuple[Tensor, Tensor]:

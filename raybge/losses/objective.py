@@ -2,11 +2,11 @@
 
 The steps of `Objective.loss`:
 
-1. `_GlobalBatch.gather`: exchange the sizes and find the own groups' positions in the global batch.
+1. `GlobalBatch.gather`: exchange the sizes and find the own groups' positions in the global batch.
 2. `gather_rows`: all-gather the passages, so that each worker compares its own B queries with the passages of all W
    workers. The gather is differentiable: its backward pass sums, with a reduce-scatter, the gradients that every
    worker's queries have with respect to a passage.
-3. `_passage_mask`: which passages count as a query's negatives (`masks.py`).
+3. `DirectionMasks`: which texts count as negatives (`direction_masks.py`, `masks.py`).
 4. `softmax_terms` and the losses on it (`functional.py`): one value per own query, for each Matryoshka dimension.
 5. The sum, scaled by W / Q. Data-parallel training averages parameter gradients over workers, so the result is the
    gradient of the mean over all Q queries, whatever W is.
@@ -15,43 +15,71 @@ Memory is bounded in two places: `EmbeddingModel.embed` recomputes sub-batches i
 https://arxiv.org/abs/2101.06983), and `score_block` scores that many passages at a time.
 
 Letters in tensor names: B own queries, M own passages, N passages of all workers, Q queries of all workers, D width of
-a vector, G passages of a group, R known positives, K (row, column) pairs, W workers.
+a vector, G passages of a group, T targets of a query, W workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from raybge.data.step_batch import Groups
-from raybge.losses.functional import info_nce, kl_divergence, m3_distillation, softmax_terms
-from raybge.losses.masks import FalseNegativeMargin, ScoreMask, equal_keys
-from raybge.util.activity import collective
+from raybge.losses.direction_masks import (
+    DOC_TO_DOC,
+    DOC_TO_QUERY,
+    QUERY_TO_DOC,
+    QUERY_TO_QUERY,
+    CosineLimit,
+    DirectionMasks,
+)
+from raybge.losses.functional import (
+    cosent,
+    info_nce,
+    kl_divergence,
+    m3_distillation,
+    margin_mse,
+    score_mse,
+    soft_targets,
+    softmax_terms,
+)
+from raybge.losses.global_batch import GlobalBatch, gather_rows
+from raybge.losses.hardness import HardnessWeights
+from raybge.losses.masks import ScoreMask
+
+Observe = Callable[[Tensor, Tensor, ScoreMask], None]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Training objective: the loss, and which passages count as a query's negatives.
+    """Training objective: the loss, and which texts count as negatives.
 
     Args:
         temperature: scores are divided by it.
         in_batch: passages of other groups are negatives.
         cross_device: negatives come from the whole global batch, otherwise from the query's block.
         block: groups per block of the global batch; a block does not depend on which workers hold its groups.
-        bidirectional: mean of the InfoNCE loss from query to passage and that from positive to query, as in CLIP,
-            https://arxiv.org/abs/2103.00020.
-        distillation: "kl_div" is added to InfoNCE; "m3_kd_loss" (BGE-M3, https://arxiv.org/abs/2402.03216) replaces it.
+        directions: comparisons in the loss, "query_to_doc" among them; see `direction_masks.DIRECTIONS`. With all four
+            it is the improved contrastive loss of GTE, https://arxiv.org/abs/2308.03281; without "doc_to_query" that of
+            Qwen3-Embedding, https://arxiv.org/abs/2506.05176.
+        partition_mode: "joint" is one softmax over all directions; "per_direction" is the mean of one loss for each of
+            "query_to_doc" and "doc_to_query", as in CLIP, https://arxiv.org/abs/2103.00020.
+        hardness_mode: negatives that are weighted by their closeness; see `HardnessWeights`. None: no weights.
+        hardness_strength: factor of the cosine in these weights.
+        hardness_normalize: the weights of a query's negatives have mean 1.
+        distillation: "kl_div", "margin_mse", "score_mse" and "cosent" are added to the contrastive loss; "m3_kd_loss"
+            (BGE-M3, https://arxiv.org/abs/2402.03216) replaces it; "soft_labels" gives it several targets.
+        teacher_temperature: teacher scores are divided by it.
+        contrastive_weight: factor of the contrastive loss where a distillation loss is added to it.
+        score_bands: bounds and labels of "soft_labels"; see `functional.soft_targets`.
         mrl_dims: Matryoshka dimensions, https://arxiv.org/abs/2205.13147: the loss is the mean over these prefixes of
             the vectors.
         normalized: vectors have length 1, and their prefixes are scaled to it.
-        mask_known: a passage whose text is a known positive of the query is no negative.
-        margin: a passage whose cosine is above the positive's cosine minus the margin is no negative (GISTEmbed,
+        mask_known: texts that the data states to be no negatives are none; see `DirectionMasks`.
+        margin: a text whose cosine is above the positive's cosine minus the margin is no negative (GISTEmbed,
             https://arxiv.org/abs/2402.16829).
         score_block: passages scored at a time; None scores all at once.
     """
@@ -60,8 +88,15 @@ class Objective:
     in_batch: bool = True
     cross_device: bool = True
     block: int = 0
-    bidirectional: bool = False
+    directions: tuple[str, ...] = (QUERY_TO_DOC,)
+    partition_mode: str = "joint"
+    hardness_mode: str | None = None
+    hardness_strength: float = 0.0
+    hardness_normalize: bool = False
     distillation: str | None = None
+    teacher_temperature: float = 1.0
+    contrastive_weight: float = 1.0
+    score_bands: tuple[tuple[float, float], ...] = ()
     mrl_dims: tuple[int, ...] = ()
     normalized: bool = True
     mask_known: bool = True
@@ -69,7 +104,12 @@ class Objective:
     score_block: int | None = None
 
     def loss(
-        self, q_BD: Tensor, p_MD: Tensor, groups: Groups[Tensor], guide: tuple[Tensor, Tensor] | None = None
+        self,
+        q_BD: Tensor,
+        p_MD: Tensor,
+        groups: Groups[Tensor],
+        guide: tuple[Tensor, Tensor] | None = None,
+        observe: Observe | None = None,
     ) -> Tensor:
         """Compute this worker's share of the loss; its mean over workers is the mean over all queries of the step.
 
@@ -81,33 +121,94 @@ class Objective:
             groups: how the own passages form groups.
             guide: embeddings (B, D'), (M, D') of a guide model, which give the margin's cosines; no gradient. None: the
                 cosines are those of q_BD and p_MD.
+            observe: called with the own queries, all passages and their mask; it must not call collectives.
 
         Returns:
             A scalar whose gradient is the one described at the top of this file.
         """
-        batch = _GlobalBatch.gather(groups)
+        batch = GlobalBatch.gather(groups)
         p_ND = gather_rows(p_MD, batch.passages_W)
-        q_QD = gather_rows(q_BD, batch.queries_W) if self.bidirectional else None
-        mask = self._passage_mask(batch, groups, q_BD, p_ND, guide)
-        reverse_mask = None if q_QD is None else self._query_mask(batch, groups, p_MD, q_QD, guide)
+        q_QD = gather_rows(q_BD, batch.queries_W) if {*self.directions} - {QUERY_TO_DOC, DOC_TO_DOC} else None
+        limit = self._limit(batch, (q_BD, p_MD), (q_QD, p_ND), guide)
         pick_BG, teacher_BG = self._scored_passages(batch, groups)
+        soft_BG = soft_targets(teacher_BG, self.score_bands) if self.distillation == "soft_labels" else None
+        masks = self._masks(DirectionMasks(batch, groups, self._mask_block, self.mask_known, limit), pick_BG, soft_BG)
+        if observe is not None:
+            observe(q_BD.detach(), p_ND.detach(), masks[QUERY_TO_DOC])
+        teacher_BG = teacher_BG / self.teacher_temperature
 
-        total_B = q_BD.new_zeros(len(q_BD), dtype=torch.float32)
+        total_B, total = q_BD.new_zeros(len(q_BD), dtype=torch.float32), q_BD.new_zeros((), dtype=torch.float32)
         for dim in self.mrl_dims or (q_BD.shape[1],):
-            q, p = self._prefix(q_BD, dim), self._prefix(p_ND, dim)
-            denominator_B, score_BG = softmax_terms(q, p, pick_BG, mask, self.temperature, self.score_block)
+            q, p, positive = (self._prefix(each, dim) for each in (q_BD, p_ND, p_MD[batch.own_target_B]))
+            weights = self._hardness(masks[QUERY_TO_DOC], q, p)
+            terms = softmax_terms(q, p, pick_BG, masks[QUERY_TO_DOC], self.temperature, self.score_block, weights)
+            denominator_B, score_BG = terms
             if self.distillation == "m3_kd_loss":
-                loss_B = m3_distillation(denominator_B, score_BG, teacher_BG)
-            else:
-                loss_B = denominator_B  # which is InfoNCE
-            if q_QD is not None:
-                positive, queries = self._prefix(p_MD[batch.own_target_B], dim), self._prefix(q_QD, dim)
-                reverse_B = info_nce(positive, queries, batch.query_B, reverse_mask, self.temperature, self.score_block)
-                loss_B = (loss_B + reverse_B) / 2
-            if self.distillation == "kl_div":
-                loss_B = loss_B + kl_divergence(score_BG, teacher_BG)
+                denominator_B = m3_distillation(denominator_B, score_BG, teacher_BG)
+            queries = None if q_QD is None else self._prefix(q_QD, dim)
+            others = [
+                self._denominator(name, (q, positive), (queries, p), batch, mask, score_BG[:, 0])
+                for name, mask in masks.items()
+                if name != QUERY_TO_DOC
+            ]
+            loss_B = self._combine([denominator_B, *others], score_BG, soft_BG)
+            if self.distillation in _ADDED:
+                loss_B = self.contrastive_weight * loss_B + self._distilled(score_BG, teacher_BG)
             total_B = total_B + loss_B
-        return total_B.sum() * len(batch.queries_W) / sum(batch.queries_W) / max(1, len(self.mrl_dims))
+            if self.distillation == "cosent":
+                total = total + self._cosent(score_BG, teacher_BG, batch)
+        share = total_B.sum() * len(batch.queries_W) / sum(batch.queries_W)
+        return (share + total) / max(1, len(self.mrl_dims))
+
+    # --- the contrastive loss ---
+
+    def _denominator(
+        self,
+        direction: str,
+        rows: tuple[Tensor, Tensor],
+        columns: tuple[Tensor | None, Tensor],
+        batch: GlobalBatch,
+        mask: ScoreMask,
+        score_B: Tensor,
+    ) -> Tensor:
+        """Compute a direction's log-sum-exp minus the score of each query and its positive.
+
+        Args:
+            direction: one of DIRECTIONS.
+            rows: the own queries and their positives, (B, D) each.
+            columns: all queries (Q, D), None if no direction needs them, and all passages (N, D).
+            batch: positions of the own groups.
+            mask: mask of the direction.
+            score_B: score of each query and its positive.
+
+        Returns:
+            denominator_B.
+        """
+        row, column = (("query", "doc").index(kind) for kind in direction.split("_to_"))
+        row_BD, column_ND = rows[row], columns[column]
+        assert column_ND is not None
+        if direction == DOC_TO_QUERY:
+            return info_nce(row_BD, column_ND, batch.query_B, mask, self.temperature, self.score_block)
+        none = batch.query_B[:, None][:, :0]
+        return softmax_terms(row_BD, column_ND, none, mask, self.temperature, self.score_block, reference_B=score_B)[0]
+
+    def _combine(self, denominators: list[Tensor], score_BG: Tensor, soft_BG: Tensor | None) -> Tensor:
+        """Return the contrastive loss of each query from the denominators of all directions, (B,) each."""
+        target_B = 0.0
+        if soft_BG is not None:  # the denominators are relative to the positive's score
+            target_B = (soft_BG * torch.where(soft_BG > 0, score_BG - score_BG[:, :1], 0.0)).sum(dim=-1)
+        if len(denominators) == 1:  # which is InfoNCE
+            return denominators[0] - target_B
+        if self.partition_mode == "per_direction":
+            return (sum(denominators[1:], denominators[0]) - target_B) / len(denominators)
+        return torch.stack(denominators).logsumexp(dim=0) - target_B
+
+    def _hardness(self, mask: ScoreMask, q_BD: Tensor, p_ND: Tensor) -> HardnessWeights | None:
+        """Return the weights of the negatives of "query_to_doc"."""
+        if self.hardness_mode is None:
+            return None
+        weights = HardnessWeights(self.hardness_mode, self.hardness_strength, mask)
+        return weights.normalized(q_BD, p_ND, self.score_block) if self.hardness_normalize else weights
 
     def _prefix(self, x_RD: Tensor, dim: int) -> Tensor:
         """Return the first `dim` numbers of each vector, at length 1 if the vectors have it."""
@@ -115,7 +216,28 @@ class Objective:
             return x_RD
         return normalize(x_RD[:, :dim], dim=-1) if self.normalized else x_RD[:, :dim]
 
-    def _scored_passages(self, batch: _GlobalBatch, groups: Groups[Tensor]) -> tuple[Tensor, Tensor]:
+    # --- distillation ---
+
+    def _distilled(self, score_BG: Tensor, teacher_BG: Tensor) -> Tensor:
+        """Return the distillation loss of each query that is added to the contrastive one; (B,)."""
+        if self.distillation == "kl_div":
+            return kl_divergence(score_BG, teacher_BG)
+        if self.distillation == "cosent":  # one loss over all pairs
+            return score_BG.new_zeros(len(score_BG))
+        similarity_BG = torch.where(teacher_BG == -torch.inf, 0.0, score_BG) * self.temperature
+        return (margin_mse if self.distillation == "margin_mse" else score_mse)(similarity_BG, teacher_BG)
+
+    def _cosent(self, score_BG: Tensor, teacher_BG: Tensor, batch: GlobalBatch) -> Tensor:
+        """Return the CoSENT loss of all pairs of the global batch, the same on every worker.
+
+        Each worker has the gradient of the whole loss with respect to all scores. The gather's backward pass adds up
+        these W equal gradients and data-parallel training divides by W.
+        """
+        exists_BG = teacher_BG != -torch.inf
+        scores_N, teacher_N = (gather_rows(each[exists_BG], batch.passages_W) for each in (score_BG, teacher_BG))
+        return cosent(scores_N, teacher_N)
+
+    def _scored_passages(self, batch: GlobalBatch, groups: Groups[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the indices in N of the passages whose scores the loss needs, and their teacher scores.
 
         Args:
@@ -136,6 +258,8 @@ class Objective:
         teacher_BG[exists_BG] = groups.teacher_score_M
         return torch.where(exists_BG, batch.target_B[:, None] + rank_G, -1), teacher_BG
 
+    # --- masks ---
+
     @property
     def _mask_block(self) -> int | None:
         """Groups whose passages a query is compared with: a block of this size, or None for all."""
@@ -143,174 +267,38 @@ class Objective:
             return 1
         return None if self.cross_device else self.block
 
-    def _passage_mask(
+    def _limit(
         self,
-        batch: _GlobalBatch,
-        groups: Groups[Tensor],
-        q_BD: Tensor,
-        p_ND: Tensor,
+        batch: GlobalBatch,
+        own: tuple[Tensor, Tensor],
+        columns: tuple[Tensor | None, Tensor],
         guide: tuple[Tensor, Tensor] | None,
-    ) -> ScoreMask:
-        """Return the mask of own queries (B) and passages of all workers (N)."""
-        group_N = torch.repeat_interleave(batch.passages_Q, output_size=len(p_ND))
-        hidden_K = None
-        if self.mask_known and groups.passage_key_M is not None:
-            assert groups.known_B is not None and groups.known_key_R is not None
-            key_N = gather_rows(groups.passage_key_M, batch.passages_W)
-            row_R = torch.repeat_interleave(groups.known_B, output_size=len(groups.known_key_R))
-            column_N = torch.arange(len(key_N), device=key_N.device)
-            hidden_K = _without_targets(batch.target_B, *equal_keys(row_R, groups.known_key_R, column_N, key_N))
-        margin = None
-        if self.margin is not None:
-            row_BD, column_ND = (q_BD, p_ND) if guide is None else (guide[0], gather_rows(guide[1], batch.passages_W))
-            margin = FalseNegativeMargin.below_target(row_BD, column_ND, batch.target_B, self.margin)
-        others_only = self.distillation == "m3_kd_loss"  # it adds the own group itself
-        return ScoreMask(
-            batch.target_B, batch.query_B, group_N, self._mask_block, groups.alone_B, hidden_K, margin, others_only
-        )
+    ) -> CosineLimit | None:
+        """Compute the limit of a negative's cosine. Collective with a guide.
 
-    def _query_mask(
-        self,
-        batch: _GlobalBatch,
-        groups: Groups[Tensor],
-        p_MD: Tensor,
-        q_QD: Tensor,
-        guide: tuple[Tensor, Tensor] | None,
-    ) -> ScoreMask:
-        """Return the mask of own positives (B) and queries of all workers (Q), for the reverse direction."""
-        group_Q = torch.arange(len(q_QD), device=q_QD.device)
-        hidden_K = None
-        if self.mask_known and groups.passage_key_M is not None:
-            assert groups.known_B is not None and groups.known_key_R is not None
-            known_Q = gather_rows(groups.known_B, batch.queries_W)
-            known_key = gather_rows(groups.known_key_R, batch.known_W)
-            row_B = torch.arange(len(batch.own_target_B), device=q_QD.device)
-            column_R = torch.repeat_interleave(known_Q, output_size=len(known_key))
-            key_B = groups.passage_key_M[batch.own_target_B]
-            hidden_K = _without_targets(batch.query_B, *equal_keys(row_B, key_B, column_R, known_key))
-        margin = None
-        if self.margin is not None:
-            row_MD, column_QD = (p_MD, q_QD) if guide is None else (guide[1], gather_rows(guide[0], batch.queries_W))
-            row_BD = row_MD[batch.own_target_B]
-            margin = FalseNegativeMargin.below_target(row_BD, column_QD, batch.query_B, self.margin)
-        return ScoreMask(batch.query_B, batch.query_B, group_Q, self._mask_block, groups.alone_B, hidden_K, margin)
+        Args:
+            batch: positions of the own groups.
+            own: vectors of the own queries and passages.
+            columns: vectors of all queries, None if no direction needs them, and of all passages.
+            guide: vectors of the own queries and passages by the guide model.
+
+        Returns:
+            The limit; None without a margin.
+        """
+        if self.margin is None:
+            return None
+        if guide is not None:
+            queries = None if columns[0] is None else gather_rows(guide[0], batch.queries_W)
+            own, columns = guide, (queries, gather_rows(guide[1], batch.passages_W))
+        return CosineLimit.below_positive(own[0], own[1][batch.own_target_B], *columns, self.margin)
+
+    def _masks(self, masks: DirectionMasks, pick_BG: Tensor, soft_BG: Tensor | None) -> dict[str, ScoreMask]:
+        """Return the mask of each direction, that of "query_to_doc" first."""
+        target_BT = None if soft_BG is None else torch.where(soft_BG > 0, pick_BG, pick_BG[:, :1])
+        # m3_kd_loss adds the own group itself.
+        first = masks.mask(QUERY_TO_DOC, target_BT, others_only=self.distillation == "m3_kd_loss")
+        others = [name for name in (DOC_TO_QUERY, QUERY_TO_QUERY, DOC_TO_DOC) if name in self.directions]
+        return {QUERY_TO_DOC: first} | {name: masks.mask(name) for name in others}
 
 
-@dataclass(frozen=True)
-class _GlobalBatch:
-    """Sizes of the global batch, and the positions of this worker's groups in it.
-
-    Args:
-        queries_W: queries of each worker.
-        passages_W: passages of each worker.
-        known_W: known positives of each worker's queries.
-        passages_Q: passages of each group.
-        query_B: indices in Q of the own queries.
-        target_B: indices in N of the own positives.
-        own_target_B: indices in M of the own positives.
-    """
-
-    queries_W: list[int]
-    passages_W: list[int]
-    known_W: list[int]
-    passages_Q: Tensor
-    query_B: Tensor
-    target_B: Tensor
-    own_target_B: Tensor
-
-    @classmethod
-    def gather(cls, groups: Groups[Tensor]) -> _GlobalBatch:
-        """Exchange the sizes with all workers. Collective."""
-        passages_B = groups.passages_B
-        known = 0 if groups.known_key_R is None else len(groups.known_key_R)
-        own_counts = [len(passages_B), int(passages_B.sum()), known]
-        queries_W, passages_W, known_W = gather_counts(own_counts, passages_B.device)
-        _, rank = _world()
-        own_target_B = passages_B.cumsum(0) - passages_B
-        return cls(
-            queries_W,
-            passages_W,
-            known_W,
-            passages_Q=gather_rows(passages_B, queries_W),
-            query_B=torch.arange(len(passages_B), device=passages_B.device) + sum(queries_W[:rank]),
-            target_B=own_target_B + sum(passages_W[:rank]),
-            own_target_B=own_target_B,
-        )
-
-
-def _without_targets(target_B: Tensor, row_K: Tensor, column_K: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the pairs whose column is not the row's target; None if there are none: most steps then need no mask."""
-    other_K = target_B[row_K] != column_K
-    return (row_K[other_K], column_K[other_K]) if bool(other_K.any()) else None
-
-
-# --- collectives ------------------------------------------------------------------------------------------------------
-
-
-def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Gather several numbers of each worker in one collective.
-
-    Args:
-        counts: this worker's numbers, equally many on each worker.
-        device: the process group's device.
-
-    Returns:
-        For each number a list of W values in the order of ranks.
-    """
-    world, _ = _world()
-    if world == 1:
-        return [[count] for count in counts]
-    counts_Wc = torch.zeros(world * len(counts), dtype=torch.int64, device=device)
-    with collective("gathering"):
-        dist.all_gather_single(counts_Wc, torch.tensor(counts, dtype=torch.int64, device=device))
-        gathered: list[list[int]] = counts_Wc.view(world, len(counts)).T.tolist()
-    return gathered
-
-
-def gather_rows(x_r: Tensor, counts_W: Sequence[int]) -> Tensor:
-    """Gather the rows of all workers in the order of ranks; differentiable.
-
-    Args:
-        x_r: this worker's rows, (counts_W[rank], ...).
-        counts_W: rows of each worker, which may differ.
-
-    Returns:
-        (sum(counts_W), ...).
-    """
-    if len(counts_W) == 1:
-        return x_r
-    return _GatherRows.apply(x_r, list(counts_W))
-
-
-class _GatherRows(torch.autograd.Function):
-    """All-gather of uneven shares; backward sums over workers the gradient of each worker's rows.
-
-    Backends require equal shares, so shares are padded to the longest and trimmed afterwards.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_r: Tensor, counts_W: list[int]) -> Tensor:
-        ctx.counts_W = counts_W
-        longest = max(counts_W)
-        padded = x_r.new_zeros((longest, *x_r.shape[1:]))
-        padded[: len(x_r)] = x_r
-        out = x_r.new_empty((len(counts_W) * longest, *x_r.shape[1:]))
-        with collective("gathering"):
-            dist.all_gather_single(out, padded)
-        return torch.cat([part[:n] for part, n in zip(out.split(longest), counts_W, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad_N,) = grads
-        longest = max(ctx.counts_W)
-        parts = grad_N.split(ctx.counts_W)
-        padded = torch.cat([torch.cat([g, g.new_zeros((longest - len(g), *g.shape[1:]))]) for g in parts])
-        own = grad_N.new_empty((longest, *grad_N.shape[1:]))
-        with collective("gathering gradients"):
-            dist.reduce_scatter_single(own, padded)
-        return own[: ctx.counts_W[dist.get_rank()]], None
-
-
-def _world() -> tuple[int, int]:
-    """Return the number of workers and the own rank."""
-    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+_ADDED = ("kl_div", "margin_mse", "score_mse", "cosent")  # distillation losses that are added to the contrastive one

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from raybge.data.masking import MaskedBatch, MaskedText
 from raybge.losses.contrastive_model import GPU_TOKENS_PER_CHUNK
 from raybge.losses.enhanced_decoder import EnhancedDecoder, visible_context
-from raybge.losses.objective import gather_counts
+from raybge.losses.global_batch import gather_counts
 from raybge.model.attention import use_fast_attention
 from raybge.model.embedding import (
     EmbeddingModel,

@@ -103,6 +103,7 @@ class TrainingCard:
         sample: Sample of the training rows.
         hyperparameters: All flags and arguments that the weights depend on, by name.
         training: Names and values of steps, hardware and time.
+        weight_versions: Table with its head: evaluations of the last and of averaged weights.
     """
 
     base: ModelOrigin | None
@@ -121,6 +122,7 @@ class TrainingCard:
     sample: RowSample | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     training: Sequence[tuple[str, str]] = ()
+    weight_versions: Sequence[list[str]] = ()
 
     def write(self, folder: Path) -> None:
         """Write the card as README.md of a model's folder."""
@@ -242,7 +244,8 @@ class TrainingCard:
         if any(each.low is not None for each in self.metrics):
             note += "95% interval of the difference: paired bootstrap over the queries."
         heads = ["metric", "before", "after", "difference", "95% interval", "verdict"]
-        return "\n\n".join(filter(None, ["## Results", note.strip(), markdown_table(heads, rows)]))
+        versions = markdown_table(self.weight_versions[0], self.weight_versions[1:]) if self.weight_versions else ""
+        return "\n\n".join(filter(None, ["## Results", note.strip(), markdown_table(heads, rows), versions]))
 
     def _data(self) -> str:
         if not self.data:

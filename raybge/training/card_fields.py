@@ -11,6 +11,7 @@ import torch
 from raybge.data.row_sample import RowSample, sample_rows
 from raybge.data.tokenize import token_ids
 from raybge.evaluation.metric_changes import changes_in
+from raybge.evaluation.weight_versions import versions_in, versions_table
 from raybge.model.embedding import max_positions
 from raybge.model.folder import read_settings, vector_width
 from raybge.model.training_card import TrainingCard
@@ -52,6 +53,7 @@ def training_card(
         **fields,
         history=trainer.state.log_history,
         metrics=changes_in(metrics),
+        weight_versions=versions_table(versions_in(metrics)),
         settings=read_settings(str(folder)),
         width=vector_width(str(folder)) or getattr(trainer.components.encoder, "dim", None),
         lengths=_trained_lengths(config, trainer),

@@ -57,3 +57,22 @@ class BatchScores:
     positives: Sequence[float]
     negatives: Sequence[float]
     others: Sequence[float]
+
+
+@dataclass(frozen=True)
+class NegativeCounts:
+    """Negatives of one worker's queries in a step, among the passages of all workers.
+
+    Args:
+        step: Number of the step, counted from 1.
+        total: Pairs of a query and a passage that are negatives by their position in the batch.
+        known: Of these, masked because the data states the passage to be relevant.
+        likely: Of the others, masked by the margin.
+        close: Of those that are left, with a cosine close to that of the positive.
+    """
+
+    step: int
+    total: int
+    known: int
+    likely: int
+    close: int

@@ -19,11 +19,13 @@ from markupsafe import Markup
 from raybge.evaluation.metric_changes import MetricChange, changes_in
 from raybge.evaluation.metrics import retrieval_metrics
 from raybge.evaluation.query_examples import METRIC, QueryExample
+from raybge.evaluation.weight_versions import WeightVersion, versions_in, versions_table
+from raybge.losses.negative_counts import CLOSE
 from raybge.report.page import REPORT, render, write_or_log, write_page
 from raybge.report.run_details import RunDetails
 from raybge.report.series import Bars, bin_width, binned, curve, histogram, legend, small_curve
 from raybge.report.text import format_duration, format_metric, format_value
-from raybge.training.measurements import BatchScores, UpdateSpan
+from raybge.training.measurements import BatchScores, NegativeCounts, UpdateSpan
 from raybge.util.plural import plural, plural_noun
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class TrainingReport:
         workers: Number of workers.
         start: Updates that were complete when this run resumed from a checkpoint.
         metrics: The Trainer's metrics, such as `train_runtime`.
+        versions: Evaluations of the last and of averaged weights.
+        negatives: Counts of negatives in some steps.
     """
 
     run: RunDetails
@@ -58,6 +62,8 @@ class TrainingReport:
     workers: int = 1
     start: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Sequence[WeightVersion] = ()
+    negatives: Sequence[NegativeCounts] = ()
 
 
 # --- collect ----------------------------------------------------------------------------------------------------------
@@ -103,6 +109,8 @@ def collect_report(
         workers=trainer.stream.world,
         start=spans[0].first - 1 if spans else 0,
         metrics=metrics,
+        versions=versions_in(metrics),
+        negatives=trainer.score_sampler.negatives(),
     )
 
 
@@ -146,9 +154,12 @@ def html(report: TrainingReport) -> str:
         figures=_figures(report),
         queries=next((change.queries for change in report.changes if change.queries), None),
         evaluation_charts=_evaluation_charts(report),
+        versions=versions_table(report.versions),
         loss_note=_loss_note(report),
         loss_chart=curve([(span.middle, span.loss) for span in report.spans], "loss", trend=True),
         run_charts=_run_charts(report.spans),
+        negatives_note=_negatives_note(report.negatives),
+        negatives_charts=_negatives_charts(report.negatives),
         score_legend=_score_legend(report.scores),
         score_charts=_score_charts(report.scores),
         metric=METRIC,
@@ -223,6 +234,36 @@ def _run_charts(spans: Sequence[UpdateSpan]) -> list[Markup]:
         small_curve([(s.middle, s.rate) for s in spans], "learning rate"),
         small_curve([(s.middle, s.seconds / s.updates) for s in timed], "seconds per step", steady=True),
         small_curve([(s.middle, s.tokens / s.seconds) for s in timed], "tokens per second", steady=True),
+    ]
+
+
+# --- negatives --------------------------------------------------------------------------------------------------------
+
+# Name, reason and count of each kind of negative that the page shows.
+_NEGATIVES: Sequence[tuple[str, str, Callable[[NegativeCounts], int]]] = (
+    ("known positives", "masked because a row states them to be relevant to the query", lambda counts: counts.known),
+    ("likely positives", "masked by --false_negative_margin", lambda counts: counts.likely),
+    ("close", f"used, with a cosine above that of the positive minus {CLOSE:g}", lambda counts: counts.close),
+)
+
+
+def _negatives_note(negatives: Sequence[NegativeCounts]) -> str:
+    total = sum(counts.total for counts in negatives)
+    if not total:
+        return ""
+    shares = [f"{name}: {sum(map(count_of, negatives)) / total:.2%}, {reason}" for name, reason, count_of in _NEGATIVES]
+    return (
+        "Pairs of one worker's queries with the passages that are their negatives, those of other workers included, in "
+        f"{plural(len(negatives), 'step')}: {total / len(negatives):,.0f} a step. Shares: {'; '.join(shares)}."
+    )
+
+
+def _negatives_charts(negatives: Sequence[NegativeCounts]) -> list[Markup]:
+    """Draw the share of each kind of negative over the steps; none where it is 0 throughout."""
+    return [
+        small_curve([(counts.step, count_of(counts) / counts.total) for counts in negatives], f"share {name}")
+        for name, _, count_of in _NEGATIVES
+        if any(map(count_of, negatives))
     ]
 
 

@@ -195,6 +195,7 @@ def _description(planned: PlannedRun) -> Iterator[str]:
         f"{plural(order.steps, 'step')} an epoch of {plural(order.global_batch, row)}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)
+    yield from spec.averaging.describe()
     if spec.trainer.flags.get("fp16") and not planned.plan.gpus:
         yield "--fp16 is off: there is no GPU, and fp16 gains nothing on a CPU; --bf16 does on some"
     if planned.start:
@@ -264,6 +265,7 @@ def _remove_previous_run(run: RunSpec) -> None:
 
 def _summarize(spec: TrainingSpec, metrics: dict[str, float], console: Console) -> None:
     from raybge.evaluation.metric_changes import changes_in, print_changes
+    from raybge.evaluation.weight_versions import versions_in, versions_table
 
     console.info(
         f"trained {plural(int(metrics['steps']), 'step')} in {format_duration(metrics['train_runtime'])} "
@@ -274,6 +276,9 @@ def _summarize(spec: TrainingSpec, metrics: dict[str, float], console: Console) 
         queries = f" of {plural(changes[0].queries, 'query')}" if changes[0].queries else ""
         console.info(f"\nretrieval{queries} before and after training")
         print_changes(changes, console)
+        console.info("")
+    if versions := versions_table(versions_in(metrics)):
+        console.table(versions[0], versions[1:])
         console.info("")
     folder = spec.run.output_dir
     model = os.path.join(folder, spec.task.model_folder).rstrip("/")

@@ -1,4 +1,4 @@
-"""Samples of query-passage scores at the beginning and the end of training, for the report.
+"""Samples of query-passage scores at the beginning and the end of training, and counts of negatives, for the report.
 
 Shape suffixes: N texts of the batch (queries, then passages), D dimensions, B queries, b the first QUERIES of them,
 M passages.
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from raybge.data.step_batch import StepBatch
 from raybge.losses.contrastive_model import ContrastiveModel
-from raybge.training.measurements import BatchScores
+from raybge.losses.negative_counts import count_negatives
+from raybge.training.measurements import BatchScores, NegativeCounts
 
 QUERIES, SAMPLE_SIZE = 256, 2000  # queries used of a step; scores kept of each kind
+COUNTED_STEPS = 100  # of a run, in which negatives are counted
 
 
 class ScoreSampler:
@@ -32,11 +34,12 @@ class ScoreSampler:
 
     def __init__(self, model: Any):
         self.samples: list[BatchScores] = []
+        self._counts: list[tuple[int, Tensor]] = []  # numbers only at the end: to convert them waits for the device
         self._model = model
 
     @contextlib.contextmanager
     def sampling(self, updates: int, max_updates: int) -> Iterator[None]:
-        """Sample the forward pass in the block if it belongs to the first or the last update.
+        """Sample the forward pass in the block if it belongs to the first or the last update, and count negatives.
 
         This worker may have no rows in the last step of an epoch: then the sample of the step before is kept.
 
@@ -44,18 +47,27 @@ class ScoreSampler:
             updates: updates done.
             max_updates: updates of the whole run.
         """
-        is_sampled = not self.samples or (updates != self.samples[0].step - 1 and updates >= max_updates - 2)
-        if not is_sampled or not isinstance(self._model, ContrastiveModel):
+        if not isinstance(self._model, ContrastiveModel):
             yield
             return
+        model = self._model
+        if updates % max(1, max_updates // COUNTED_STEPS) == 0:
+            model.negatives_hook = lambda *batch: self._counts.append((updates + 1, count_negatives(*batch)))
+        is_sampled = not self.samples or (updates != self.samples[0].step - 1 and updates >= max_updates - 2)
         scores: list[BatchScores] = []
-        self._model.embedding_hook = lambda e_ND, batch: scores.append(sample_scores(updates + 1, e_ND, batch))
+        if is_sampled:
+            model.embedding_hook = lambda e_ND, batch: scores.append(sample_scores(updates + 1, e_ND, batch))
         try:
             yield
         finally:
-            self._model.embedding_hook = None
+            model.embedding_hook = model.negatives_hook = None
         if scores and scores[0].positives:
             self.samples = [*self.samples[:1], *scores]
+
+    def negatives(self) -> list[NegativeCounts]:
+        """Return the counts of negatives; waits for the device."""
+        counts = [(step, *count_C.tolist()) for step, count_C in self._counts]
+        return [NegativeCounts(*each) for each in counts if each[1]]
 
 
 def sample_scores(step: int, e_ND: Tensor, batch: StepBatch) -> BatchScores:

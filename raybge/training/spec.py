@@ -18,6 +18,7 @@ from raybge.cli.checks import check_at_least
 from raybge.cli.options import LoopOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
+from raybge.training.averaging_spec import AveragingSpec
 from raybge.training.card_spec import CardSpec
 from raybge.training.checkpoint.manifest import resume_requested
 from raybge.training.trainer_arguments import check_trainer_flags
@@ -359,6 +360,7 @@ class TrainingSpec:
     inputs: InputPaths
     scale: ScaleSpec
     card: CardSpec
+    averaging: AveragingSpec
 
     @classmethod
     def from_options(cls, options: LoopOptions, task: type[TaskSpec]) -> TrainingSpec:
@@ -384,4 +386,5 @@ class TrainingSpec:
             inputs=InputPaths.from_options(options),
             scale=replace(scale, use_gpu=False) if options.training.get("use_cpu") else scale,
             card=CardSpec.from_options(options),
+            averaging=AveragingSpec.from_options(options),
         )

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +21,9 @@ from raybge.compat.hooked_trainer import HookedTrainer
 from raybge.data.stream import StepStream
 from raybge.evaluation.query_examples import RetrievalResult
 from raybge.losses.contrastive_model import ContrastiveModel
+from raybge.training.averaging_spec import AveragingPlan
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
+from raybge.training.callbacks.state_loader import FIRST_RESULT, StateLoader
 from raybge.training.checkpoint.manifest import (
     RunIdentity,
     checkpoint_name,
@@ -36,7 +37,6 @@ from raybge.training.checkpoint.safe_load import safe_loading
 from raybge.training.checkpoint.training_state import (
     load_random_state,
     load_sharded_model,
-    load_training_state,
     save_training_state,
 )
 from raybge.training.checkpoint.writer import CheckpointWriter, PublishRequest, StagingFolder
@@ -46,6 +46,7 @@ from raybge.training.score_sampling import ScoreSampler
 from raybge.training.sharding import call_sharded, prepare_sharding
 from raybge.training.step_metrics import StepRecorder
 from raybge.training.tasks.task import TaskComponents
+from raybge.training.weight_averages import EmaCallback, WeightEma
 from raybge.util.activity import READING, STARTING, activity, collective, current_activity, phase, set_activity
 from raybge.util.redaction import redact
 
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from raybge.evaluation.in_training import RetrievalValidator
     from raybge.evaluation.query_examples import QueryExample, RetrievalResult
 
-FIRST_RESULT = "first_evaluation.npz"  # in a checkpoint: each query's result before the first step
 PUBLISH_WAIT_SECONDS = 1.0  # between two collectives that ask whether a checkpoint is published
 
 
@@ -71,6 +71,7 @@ class TrainerContext:
         nonfinite_guard: skips updates that are not finite.
         storage: folder or URI of the checkpoints; None: the output folder of the TrainingArguments.
         attempt: name of this attempt, unique among those of the run; None: a random name.
+        averaging: averages of the weights that the run makes.
     """
 
     identity: RunIdentity
@@ -81,21 +82,7 @@ class TrainerContext:
     nonfinite_guard: NonFiniteGuard | None = None
     storage: str | None = None
     attempt: str | None = None
-
-
-class StateLoader(transformers.TrainerCallback):
-    """Loads the state of training once the Trainer has prepared model, optimizer and schedule."""
-
-    def __init__(self, trainer: StreamTrainer):
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Load the state if the run continues from a checkpoint."""
-        if self._trainer.resume_folder:
-            load_training_state(self._trainer, self._trainer.resume_folder)
-            first = Path(self._trainer.resume_folder, FIRST_RESULT)
-            if first.is_file():
-                self._trainer.first_result = RetrievalResult.load(first)
+    averaging: AveragingPlan = AveragingPlan()
 
 
 class StreamTrainer(HookedTrainer):
@@ -128,6 +115,9 @@ class StreamTrainer(HookedTrainer):
         self.step_metrics = StepRecorder()
         self.score_sampler = ScoreSampler(components.model)
         self.first_result: RetrievalResult | None = None  # of each query before the first step
+        self.ema: WeightEma | None = None
+        if context.averaging.ema is not None:
+            self.add_callback(EmaCallback(self, context.averaging.ema))
         self.storage = context.storage or str(self.args.output_dir)
         self.staging = StagingFolder(self.storage, context.attempt or uuid.uuid4().hex)
         local_rank = self.args.local_process_index
@@ -284,19 +274,26 @@ class StreamTrainer(HookedTrainer):
         start = time.monotonic()
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
-            validation, step = self.validation, self.state.global_step
-            # The encoder is not the module that accelerate has wrapped.
-            when = "" if 0 < step < self.state.max_steps else " after training" if step else " before training"
-            with self.step_metrics.paused(), activity("an evaluation"), phase(f"evaluating{when}"):
-                with self.accelerator.autocast():
-                    values = call_sharded(self.model, lambda: validation.measure(self.encoder, step))
-            if not self.state.global_step:
+            step = self.state.global_step
+            values = self.measure(
+                "" if 0 < step < self.state.max_steps else " after training" if step else " before training"
+            )
+            if not step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}
         metrics["eval_runtime"] = round(time.monotonic() - start, 4)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, name: str) -> dict[str, float]:
+        """Return the retrieval metrics of the model as it is; `name` follows «evaluating» on the screen. Collective."""
+        assert self.validation is not None
+        validation, step = self.validation, self.state.global_step
+        # The encoder is not the module that accelerate has wrapped.
+        with self.step_metrics.paused(), activity("an evaluation"), phase(f"evaluating{name}"):
+            with self.accelerator.autocast():
+                return call_sharded(self.model, lambda: validation.measure(self.encoder, step))
 
     def query_examples(self) -> list[QueryExample]:
         """Return the queries that the report shows, on worker 0. Collective.
@@ -331,6 +328,8 @@ class StreamTrainer(HookedTrainer):
                 write(lambda: self.encoder.save(folder, weights))
         if not self.args.save_only_model:
             save_training_state(self, folder, write)
+            if self.ema is not None:
+                self.ema.save(folder, self.args.should_save, write)
             if self.first_result and self.args.should_save:
                 write(partial(self.first_result.save, os.path.join(folder, FIRST_RESULT)))
         if step == self.state.best_global_step:
@@ -354,9 +353,14 @@ class StreamTrainer(HookedTrainer):
                 parts,
                 None if self.args.save_only_model else commit,
                 self.args.save_total_limit,
-                self.state.best_model_checkpoint,
+                self._kept_checkpoints(),
             )
         )
+
+    def _kept_checkpoints(self) -> list[str]:
+        """Return the paths of checkpoints that --save_total_limit must not delete."""
+        best = self.state.best_model_checkpoint
+        return [checkpoint_path(self.storage, n) for n in self.context.averaging.steps] + ([best] if best else [])
 
     def wait_for_checkpoint(self) -> None:
         """Wait until the last checkpoint is complete, and report it. Collective.
@@ -388,9 +392,13 @@ class StreamTrainer(HookedTrainer):
         # A URI in the state is redacted: the real one has to be assembled.
         best = str(self.state.best_model_checkpoint)
         path = checkpoint_path(self.storage, self.state.best_global_step) if "://" in best else best
+        self.load_weights(path)
+
+    def load_weights(self, path: str) -> None:
+        """Load the model of a checkpoint, given its folder or URI. Collective."""
         folder = self.staging.fetch(path)
         if self.is_sharded:
-            with safe_loading(folder, "best model"):
+            with safe_loading(folder, "model"):
                 load_sharded_model(self, folder)
         else:
             self.encoder.load_weights(folder)

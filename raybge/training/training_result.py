@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, changes_in
+from raybge.evaluation.weight_versions import WEIGHT_VERSIONS, WeightVersion, versions_in
 from raybge.report.page import REPORT
 from raybge.training.spec import TrainingSpec
 
@@ -23,12 +24,15 @@ class TrainingResult:
         changes: with `eval_data`, each retrieval metric before and after training, and the 95% interval of the
             difference.
         report: the run's page; None with `dry_run`.
+        versions: with `eval_data` and `ema` or `average_checkpoints`, the evaluation of the last and of the averaged
+            weights.
     """
 
     model: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     changes: Sequence[MetricChange] = ()
     report: str | None = None
+    versions: Sequence[WeightVersion] = ()
 
     @classmethod
     def of(cls, spec: TrainingSpec, metrics: Mapping[str, float]) -> Self:
@@ -38,7 +42,8 @@ class TrainingResult:
         folder = spec.run.output_dir
         return cls(
             os.path.join(folder, spec.task.model_folder).rstrip("/"),
-            {name: value for name, value in metrics.items() if name != METRIC_CHANGES},
+            {name: value for name, value in metrics.items() if name not in (METRIC_CHANGES, WEIGHT_VERSIONS)},
             tuple(changes_in(metrics)),
             os.path.join(folder, REPORT),
+            tuple(versions_in(metrics)),
         )

@@ -17,14 +17,13 @@ import torch
 import transformers
 
 from raybge.data.stream import StepStream, read_in_process
-from raybge.evaluation.metric_changes import METRIC_CHANGES, MetricChange, to_json, training_changes
-from raybge.evaluation.metrics import retrieval_metrics
 from raybge.model.precision import bf16_message, cpu_bf16_message, cpu_has_bf16_units
 from raybge.training.callbacks.graceful_stop import GracefulStopCallback, TrainingStopped
 from raybge.training.callbacks.nonfinite_guard import NonFiniteGuard
 from raybge.training.callbacks.progress import ProgressCallback
 from raybge.training.card_fields import training_card
 from raybge.training.checkpoint.final_model import RESULTS, publish_model
+from raybge.training.final_weights import final_metrics
 from raybge.training.health.heartbeat import Heartbeat
 from raybge.training.page import write_report
 from raybge.training.trainer import StreamTrainer, TrainerContext
@@ -68,6 +67,7 @@ def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -
     try:
         start = trainer.staging.fetch(config.resume_from) if config.resume_from else None
         result = trainer.train(resume_from_checkpoint=start)
+        final = final_metrics(trainer)
     except TrainingStopped:
         trainer.wait_for_checkpoint()
         if rank == 0:
@@ -75,16 +75,13 @@ def _train(config: WorkerConfig, context: WorkerContext, heartbeat: Heartbeat) -
         return
     finally:
         trainer.writer.close()
-    final_metrics = _evaluate_final_model(trainer)
     with phase("writing the model"):
         examples = trainer.query_examples()
         weights = trainer.gather_weights()
         if rank == 0:
             # A driver that has ended has deleted its markers: the output folder may belong to another run now.
             _check_shared_folders(config, rank)
-            metrics = {**result.metrics, **final_metrics, "steps": trainer.state.global_step}
-            if trainer.validation:
-                metrics[METRIC_CHANGES] = to_json(_metric_changes(trainer, metrics))
+            metrics = {**result.metrics, "steps": trainer.state.global_step, **final}
             _write_result(config, trainer, weights, metrics, examples)
             config.run_state.set_finished(metrics)
 
@@ -153,6 +150,7 @@ def build_trainer(config: WorkerConfig, args: transformers.TrainingArguments, co
             nonfinite_guard=nonfinite_guard,
             storage=config.storage,
             attempt=context.attempt,
+            averaging=config.averaging,
         ),
         args=args,
         callbacks=[progress],
@@ -169,24 +167,6 @@ def _check_shared_folders(config: WorkerConfig, rank: int) -> None:
                 f"worker {rank} cannot see {os.path.dirname(marker)}: on several nodes, --output_dir and "
                 "--storage_path must be on folders that all nodes share"
             )
-
-
-def _evaluate_final_model(trainer: StreamTrainer) -> dict[str, float]:
-    """Return the saved model's retrieval metrics as "eval_NAME"; evaluate it unless the last evaluation did."""
-    if trainer.validation is None:
-        return {}
-    last = [entry for entry in trainer.state.log_history if retrieval_metrics(entry)][-1:]
-    is_final = last and last[0]["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    values = retrieval_metrics(last[0] if is_final else trainer.evaluate())
-    return {f"eval_{name}": value for name, value in values.items()}
-
-
-def _metric_changes(trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[MetricChange]:
-    """Compare the evaluations before the first step and after the last one."""
-    last = trainer.validation.last_result if trainer.validation else None
-    history = trainer.state.log_history
-    before = next((values for entry in history if not entry["step"] and (values := retrieval_metrics(entry))), {})
-    return training_changes(trainer.first_result, last, before, retrieval_metrics(metrics))
 
 
 def _write_result(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybge.data.token_cache import TokenCache
+from raybge.training.averaging_spec import AveragingPlan
 from raybge.training.checkpoint.manifest import RunIdentity, load_checkpoint
 from raybge.training.row_records import RowLog
+from raybge.training.schedule_check import update_count
 from raybge.training.trainer_arguments import training_arguments
 from raybge.util.digest import fingerprint
 from raybge.util.filesystem import last_part
@@ -69,6 +71,12 @@ class PlannedRun:
     context: TrialContext
     reads_in_process: bool = False
 
+    def averaging(self) -> AveragingPlan:
+        """Return the averages of the weights; UserError if the run writes too few checkpoints for them."""
+        trainer, steps = self.spec.trainer, self.data.order.steps
+        per_epoch = max(1, -(-steps // trainer.accumulation))
+        return self.spec.averaging.plan(trainer.flags, update_count(trainer, steps), per_epoch)
+
 
 @dataclass(frozen=True, repr=False)  # Ray Train shows str() of it on the dashboard: no token may be in it
 class WorkerConfig:
@@ -97,6 +105,7 @@ class WorkerConfig:
         storage: folder or URI of the checkpoints; None: `output_dir` of `training`.
         stall_timeout: seconds that workers wait for a missing one; 0: off.
         reads_in_process: workers read their rows themselves instead of by Ray Data.
+        averaging: averages of the weights.
     """
 
     task: TrainingTask
@@ -121,6 +130,7 @@ class WorkerConfig:
     storage: str | None = None
     stall_timeout: float = 0.0
     reads_in_process: bool = False
+    averaging: AveragingPlan = AveragingPlan()
 
     def for_attempt(self, workers: int, reading_cpus: float, resume_from: str | None) -> WorkerConfig:
         """Make the configuration of an attempt: shares of the same global batch, and a row record of its own.
@@ -191,6 +201,7 @@ class WorkerConfig:
             storage=run.storage,
             stall_timeout=run.stall_timeout,
             reads_in_process=planned.reads_in_process,
+            averaging=planned.averaging(),
         )
 
 

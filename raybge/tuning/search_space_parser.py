@@ -39,6 +39,7 @@ NOT_SEARCHED = {
     r"eval_.*|per_device_eval_.*|metric_for_best_model|greater_is_better|load_best_model_at_end": (
         "trials are compared by their evaluation, which must be the same for all"
     ),
+    r"ema|average_checkpoints|keep_better": "trials are compared by their last weights",
     r"trust_remote_code|on_bad_rows|accept_any_text": "it is a decision about safety, not about quality",
 }
 

@@ -178,6 +178,11 @@ class TuningSpec:
         mining = read_mine_config(options)
         space = parse_search_space(options.search or DEFAULT_SEARCH, searchable_flags(mining))
         search = SearchAlgorithmSpec.from_options(options, space, mining is not None)
+        for name in ("ema", "average_checkpoints", "keep_better"):
+            if getattr(options, name):
+                raise UserError(
+                    f"--{name}: trials are compared by their last weights; train with it and the best trial's flags"
+                )
         if not 0 < options.held_out < 1:
             raise UserError(f"--held_out must be between 0 and 1, found {options.held_out:g}")
         training = training_flags(options)

@@ -26,6 +26,8 @@ OPTIMIZER_FLAGS = {
     *("learning_rate", "temperature", "weight_decay", "max_grad_norm", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "warmup_ratio", "warmup_steps"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "use_inbatch_neg", "negatives_cross_device", "kd_loss_type"),
+    *("teacher_temperature", "contrastive_weight", "score_bands", "directions", "partition_mode", "bidirectional"),
+    *("hardness_mode", "hardness_strength", "hardness_normalize"),
 }
 _TRAINING_PATHS = (
     *("model_name_or_path", "config_name", "tokenizer_name", "cache_dir"),

@@ -91,7 +91,7 @@ def test_an_empty_batch_stays_empty(tokenizer):
     guide = TextTokenizer(tokenizer, Instructions(), 8, 8)
     batch = unpack(make(tokenizer, scored=True, guide=guide)(0, 3, []))
     assert (batch.step, batch.rows, batch.token_ids, batch.guide_ids) == (3, [], [], [])
-    for name in ("passages_B", "passage_key_M", "known_B", "known_key_R", "alone_B", "teacher_score_M"):
+    for name in ("passages_B", "passage_key_M", "query_key_B", "known_B", "known_key_R", "alone_B", "teacher_score_M"):
         assert getattr(batch.groups, name).shape == (0,)
     assert batch.groups.alone_B.dtype == bool and batch.groups.teacher_score_M.dtype == np.float32
 
@@ -109,6 +109,7 @@ def test_keys_ignore_instructions(tokenizer):
     assert batch.groups.passage_key_M.dtype == batch.groups.known_key_R.dtype == np.int64
     assert batch.groups.known_B.tolist() == [2, 1]
     assert batch.groups.known_key_R.tolist() == [key("a"), key("b"), key("e")]
+    assert batch.groups.query_key_B.tolist() == [key("q")] * 2
 
 
 def test_queries_of_some_files_use_their_own_group_only(tokenizer):

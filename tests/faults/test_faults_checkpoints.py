@@ -52,7 +52,7 @@ def stage(writer: CheckpointWriter, step: int, files: dict[str, str]) -> None:
 def save(storage: str, step: int, limit: int | None = 2, attempt: str = "a", files: dict | None = None) -> None:
     writer = CheckpointWriter(storage, StagingFolder(storage, attempt), 0, 0)
     stage(writer, step, files or files_of(step))
-    writer.publish(PublishRequest(step, 0, 1, partial(commit, step), limit, None))
+    writer.publish(PublishRequest(step, 0, 1, partial(commit, step), limit, ()))
     writer.wait()
     writer.close()
 
@@ -242,7 +242,7 @@ def test_publication_does_not_block(tmp_path):
     writer = CheckpointWriter(URI, StagingFolder(URI, "a"), 0, 0)
     stage(writer, 2, files_of(2))
     start = time.monotonic()
-    writer.publish(PublishRequest(2, 0, 1, partial(commit, 2), None, None))
+    writer.publish(PublishRequest(2, 0, 1, partial(commit, 2), None, ()))
     assert not writer.wait(0.05) and time.monotonic() - start < 5
     assert latest_checkpoint(URI) is None
     released.set()
@@ -270,7 +270,7 @@ def test_checkpoint_is_not_published_while_its_files_are_deleted(tmp_path, monke
     monkeypatch.setattr(shutil, "rmtree", delete_slowly)
     publish = writer._publish
     monkeypatch.setattr(writer, "_publish", lambda request: deleting.wait() and publish(request))
-    writer.publish(PublishRequest(2, part, 1 + part, partial(commit, 2), None, None))
+    writer.publish(PublishRequest(2, part, 1 + part, partial(commit, 2), None, ()))
     StagingFolder(storage, "b")
     assert latest_checkpoint(storage) is None
     assert not (tmp_path / "kept" / "checkpoint-2" / f"{MARKER}{part}").exists()
@@ -288,9 +288,9 @@ def test_checkpoint_of_two_nodes_is_complete_when_both_have_published(tmp_path, 
         writers.append(CheckpointWriter(URI, staging, rank=2 * node, local_rank=0))
     stage(writers[0], 2, files_of(2) | {"shard_0": "0"})
     stage(writers[1], 2, {"shard_1": "1"})
-    writers[0].publish(PublishRequest(2, 0, 2, partial(commit, 2), None, None))
+    writers[0].publish(PublishRequest(2, 0, 2, partial(commit, 2), None, ()))
     assert polled.wait(20) and not writers[0].wait(0) and latest_checkpoint(URI) is None
-    writers[1].publish(PublishRequest(2, 1, 2, partial(commit, 2), None, None))
+    writers[1].publish(PublishRequest(2, 1, 2, partial(commit, 2), None, ()))
     assert writers[1].wait() and writers[0].wait() and latest_checkpoint(URI).step == 2
     files = contents(tmp_path / "kept" / "checkpoint-2")
     assert files.pop(MANIFEST) and files == files_of(2) | {"shard_0": "0", "shard_1": "1"}

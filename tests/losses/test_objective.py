@@ -13,30 +13,63 @@ from transformers import BertConfig, BertModel
 
 from raybge.data.step_batch import Groups, StepBatch
 from raybge.losses.contrastive_model import ContrastiveModel
-from raybge.losses.objective import Objective, gather_counts, gather_rows
-from raybge.model.embedding import SUB_BATCH_MULTIPLE, EmbeddingModel
+from raybge.losses.global_batch import gather_counts, gather_rows
+from raybge.losses.objective import Objective
+from raybge.model.embedding import EmbeddingModel
 
 GROUPS = 8
 TEMPERATURE = 0.05
 BLOCK = 3
+Q2D, D2Q, Q2Q, D2D = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
+BOTH = {"directions": (Q2D, D2Q), "partition_mode": "per_direction"}
+NORMALIZED = {"hardness_normalize": True}
+BANDS = ((-1.0, 0.25), (0.5, 1.0), (2.5, 2.0))
 PLAIN = Objective(TEMPERATURE, mask_known=False)
 OBJECTIVES = {
     "cross-worker": PLAIN,
     "blocks": replace(PLAIN, cross_device=False, block=BLOCK),
     "no in-batch": replace(PLAIN, in_batch=False),
-    "bidirectional": replace(PLAIN, bidirectional=True),
+    "bidirectional": replace(PLAIN, **BOTH),
+    "joint, both": replace(PLAIN, directions=(Q2D, D2Q)),
+    "joint, all": replace(PLAIN, directions=(Q2D, D2Q, Q2Q, D2D)),
+    "joint, all, blocks": replace(PLAIN, directions=(Q2D, D2Q, Q2Q, D2D), cross_device=False, block=BLOCK),
+    "joint, Qwen3": replace(PLAIN, directions=(Q2D, Q2Q, D2D), margin=-0.1, mask_known=True),
+    "joint, all, alone": replace(PLAIN, directions=(Q2D, D2Q, Q2Q, D2D), mask_known=True),
+    "joint, all, margin by guide": replace(PLAIN, directions=(Q2D, D2Q, Q2Q, D2D), margin=0.05),
+    "hardness, in-batch": replace(PLAIN, hardness_mode="in_batch_negatives", hardness_strength=9.0),
+    "hardness, hard": replace(PLAIN, hardness_mode="hard_negatives", hardness_strength=5.0),
+    "hardness, all": replace(PLAIN, hardness_mode="all_negatives", hardness_strength=5.0, mask_known=True),
+    "hardness, all, mean 1": replace(PLAIN, hardness_mode="all_negatives", hardness_strength=8.0, **NORMALIZED),
+    "hardness, in-batch, mean 1, alone": replace(
+        PLAIN, hardness_mode="in_batch_negatives", hardness_strength=8.0, mask_known=True, margin=0.05, **NORMALIZED
+    ),
+    "margin_mse": replace(PLAIN, distillation="margin_mse", teacher_temperature=4.0, contrastive_weight=0.5),
+    "score_mse": replace(PLAIN, distillation="score_mse", teacher_temperature=4.0, contrastive_weight=0.0),
+    "cosent": replace(PLAIN, distillation="cosent", contrastive_weight=0.5),
+    "kl_div, teacher's temperature": replace(PLAIN, distillation="kl_div", teacher_temperature=3.0),
+    "soft_labels": replace(PLAIN, distillation="soft_labels", score_bands=BANDS, mask_known=True, margin=0.05),
+    "soft_labels, bidirectional": replace(PLAIN, distillation="soft_labels", score_bands=BANDS, **BOTH),
     "Matryoshka": replace(PLAIN, mrl_dims=(8, 32)),
     "kl_div": replace(PLAIN, distillation="kl_div"),
     "m3_kd_loss": replace(PLAIN, distillation="m3_kd_loss"),
     "m3_kd_loss, no in-batch": replace(PLAIN, distillation="m3_kd_loss", in_batch=False),
     "known masked": replace(PLAIN, mask_known=True),
-    "known masked, bidirectional": replace(PLAIN, mask_known=True, bidirectional=True),
+    "known masked, bidirectional": replace(PLAIN, mask_known=True, **BOTH),
     "margin": replace(PLAIN, margin=0.05),
     "margin by guide": replace(PLAIN, margin=0.05),
-    "margin by guide, bidirectional": replace(PLAIN, margin=0.05, bidirectional=True),
+    "margin by guide, bidirectional": replace(PLAIN, margin=0.05, **BOTH),
     "alone": PLAIN,
-    "everything": replace(
-        PLAIN, mask_known=True, margin=0.05, bidirectional=True, mrl_dims=(8, 32), distillation="kl_div"
+    "everything": replace(PLAIN, mask_known=True, margin=0.05, mrl_dims=(8, 32), distillation="kl_div", **BOTH),
+    "everything, joint": replace(
+        PLAIN,
+        mask_known=True,
+        margin=0.05,
+        directions=(Q2D, D2Q, Q2Q, D2D),
+        hardness_mode="all_negatives",
+        hardness_strength=8.0,
+        mrl_dims=(8, 32),
+        distillation="cosent",
+        **NORMALIZED,
     ),
 }
 # How the same numbers are computed: texts and tokens whose activations are held, passages scored at a time.
@@ -65,6 +98,7 @@ QUERIES = [_random.integers(5, 90, _random.integers(2, 9)) for _ in range(GROUPS
 PASSAGES = [[_random.integers(5, 90, _random.integers(2, 15)) for _ in range(n)] for n in SIZES]
 PASSAGES[5][1] = PASSAGES[1][0]  # a negative with the text of another group's positive
 PASSAGES[7][0] = PASSAGES[3][0]  # two groups with one positive
+QUERIES[6] = QUERIES[0]  # two groups with one query
 TEACHER = [_random.normal(0, 2, n).astype(np.float32) for n in SIZES]
 ALONE = [False, True, False, False, True, False, False, False]
 
@@ -93,6 +127,7 @@ def batch_of(first: int, count: int, alone: bool) -> StepBatch:
             known_B=np.array([len(KNOWN[i]) for i in held], dtype=np.int64),
             known_key_R=np.array([k for i in held for k in KNOWN[i]], dtype=np.int64),
             teacher_score_M=np.concatenate([np.zeros(0, np.float32), *(TEACHER[i] for i in held)]),
+            query_key_B=np.array([key(QUERIES[i]) for i in held], dtype=np.int64),
         ),
         guide_ids=token_ids,
     )
@@ -132,23 +167,18 @@ def cosine(a, b):
     return torch.dot(a, b) / (a.norm() * b.norm())
 
 
-def visible(name, objective, q, target, texts, groups, known_of, guide_q, guide_texts, row_key=None):
-    """Return True for each of `texts` that group q's text is compared with; `known_of` are keys that hide a text."""
-    limit = cosine(guide_q, guide_texts[target]) - objective.margin if objective.margin is not None else None
-    seen = []
-    for n, group in enumerate(groups):
-        ok = objective.in_batch or group == q
-        ok &= objective.cross_device or group // BLOCK == q // BLOCK
-        ok &= name != "alone" or not ALONE[q] or group == q
-        ok &= not (objective.mask_known and known_of(n))
-        ok &= limit is None or bool(cosine(guide_q, guide_texts[n]) <= limit)
-        seen.append(ok or n == target)
-    return seen
+def compared(name, objective, cosine_of, limit, g, group, is_known) -> bool:
+    """Return True if a text of group g is compared with a text of another group, or with any but its target."""
+    ok = objective.in_batch or group == g
+    ok &= objective.cross_device or group // BLOCK == g // BLOCK
+    ok &= "alone" not in name or not ALONE[g] or group == g
+    ok &= not (objective.mask_known and is_known)
+    return bool(ok and (objective.margin is None or cosine_of() <= limit))
 
 
-def cross_entropy(query, texts, target, seen):
-    scores = torch.stack([torch.dot(query, p) / TEMPERATURE for p, ok in zip(texts, seen, strict=True) if ok])
-    return torch.logsumexp(scores, 0) - torch.dot(query, texts[target]) / TEMPERATURE
+def labels_of(teacher) -> list[float]:
+    labels = [max([0.0, *(label for bound, label in BANDS if score >= bound)]) for score in teacher.tolist()]
+    return labels if sum(labels) else [1.0] + [0.0] * (len(labels) - 1)
 
 
 def by_definition(name: str) -> Outcome:
@@ -157,57 +187,115 @@ def by_definition(name: str) -> Outcome:
     model = embedding_of(0)
     guide = embedding_of(1) if "guide" in name else model
     flat = [p for group in PASSAGES for p in group]
-    owner = [g for g, n in enumerate(SIZES) for _ in range(n)]
-    first = [owner.index(g) for g in range(GROUPS)]
     with torch.no_grad():
-        guide_q = [guide.embed([ids], 64)[0] for ids in QUERIES]
-        guide_p = [guide.embed([ids], 64)[0] for ids in flat]
+        guides = [[guide.embed([ids], 64)[0] for ids in texts] for texts in (QUERIES, flat)]
+    vectors = [[model.embed([ids], 64)[0] for ids in texts] for texts in (QUERIES, flat)]
     total = torch.zeros(())
-    full_q = [model.embed([ids], 64)[0] for ids in QUERIES]
-    full_p = [model.embed([ids], 64)[0] for ids in flat]
     for dim in objective.mrl_dims or (32,):
-        queries = [v[:dim] / v[:dim].norm() for v in full_q]
-        passages = [v[:dim] / v[:dim].norm() for v in full_p]
-        for g, q in enumerate(queries):
-            own = [n for n, o in enumerate(owner) if o == g]
-            seen = visible(
-                name,
-                objective,
-                g,
-                first[g],
-                passages,
-                owner,
-                lambda n, g=g: key(flat[n]) in KNOWN[g],
-                guide_q[g],
-                guide_p,
-            )
-            loss = cross_entropy(q, passages, first[g], seen)
-            weights = torch.softmax(torch.tensor(TEACHER[g]), 0)
-            if objective.distillation == "m3_kd_loss":
-                loss = torch.zeros(())
-                for i, n in enumerate(own):
-                    still = [ok and m not in own[:i] for m, ok in enumerate(seen)]
-                    loss = loss + weights[i] * cross_entropy(q, passages, n, still)
-            if objective.bidirectional:
-                back = visible(
-                    name,
-                    objective,
-                    g,
-                    g,
-                    queries,
-                    range(GROUPS),
-                    lambda j, g=g: key(PASSAGES[g][0]) in KNOWN[j],
-                    guide_p[first[g]],
-                    guide_q,
-                )
-                loss = (loss + cross_entropy(passages[first[g]], queries, g, back)) / 2
-            if objective.distillation == "kl_div":
-                student = torch.log_softmax(torch.stack([torch.dot(q, passages[n]) for n in own]) / TEMPERATURE, 0)
-                loss = loss - (weights * student).sum()
-            total = total + loss
-    total = total / GROUPS / max(1, len(objective.mrl_dims))
+        total = (
+            total + Definition(name, *([v[:dim] / v[:dim].norm() for v in each] for each in vectors), *guides).loss()
+        )
+    total = total / max(1, len(objective.mrl_dims))
     total.backward()
     return Outcome(total.item(), gradient_of(model))
+
+
+class Definition:
+    """The loss of one Matryoshka dimension, a query at a time."""
+
+    def __init__(self, name, queries, passages, guide_queries, guide_passages, objective=None):
+        self.name, self.objective = name, objective or OBJECTIVES[name]
+        self.vectors, self.guides = {"query": queries, "doc": passages}, {"query": guide_queries, "doc": guide_passages}
+        self.owner = [g for g, n in enumerate(SIZES) for _ in range(n)]
+        self.first = [self.owner.index(g) for g in range(GROUPS)]
+        self.keys = [key(p) for group in PASSAGES for p in group]
+
+    def loss(self):
+        total = sum(self.query_loss(g) for g in range(GROUPS)) / GROUPS
+        if self.objective.distillation == "cosent":
+            pairs = [(self.score(self.owner[n], n), t) for n, t in enumerate(np.concatenate(TEACHER).tolist())]
+            worse = [torch.exp(b - a) for a, teacher_a in pairs for b, teacher_b in pairs if teacher_a > teacher_b]
+            total = total + torch.log(1 + torch.stack(worse).sum())
+        return total
+
+    def score(self, g, n):
+        return torch.dot(self.vectors["query"][g], self.vectors["doc"][n]) / TEMPERATURE
+
+    def query_loss(self, g):
+        objective, own = self.objective, [n for n, o in enumerate(self.owner) if o == g]
+        teacher = torch.tensor(TEACHER[g]) / objective.teacher_temperature
+        weights, scores = torch.softmax(teacher, 0), torch.stack([self.score(g, n) for n in own])
+        label = torch.tensor(labels_of(TEACHER[g])) if objective.distillation == "soft_labels" else None
+        targets = {self.first[g]} | (
+            {n for n, each in zip(own, label, strict=True) if each} if label is not None else set()
+        )
+        seen = {direction: self.terms(direction, g, targets) for direction in objective.directions}
+        if objective.distillation == "m3_kd_loss":
+            seen[Q2D] = None
+        sums = [torch.logsumexp(torch.stack(terms), 0) for terms in seen.values() if terms]
+        target = scores[0] if label is None else (label / label.sum() * scores).sum()
+        if objective.distillation == "m3_kd_loss":
+            loss = sum(w * self.m3_term(g, own[i:]) for i, w in enumerate(weights))
+            loss = (loss + sums[0] - scores[0]) / 2 if sums else loss
+        elif objective.partition_mode == "per_direction":
+            loss = (sums[0] - target + sums[1] - scores[0]) / 2
+        else:
+            loss = torch.logsumexp(torch.cat([torch.stack(terms) for terms in seen.values() if terms]), 0) - target
+        loss = objective.contrastive_weight * loss
+        if objective.distillation == "kl_div":
+            loss = loss - (weights * torch.log_softmax(scores, 0)).sum()
+        if objective.distillation == "margin_mse" and len(own) > 1:
+            margins = (scores[0] - scores[1:]) * TEMPERATURE - (teacher[0] - teacher[1:])
+            loss = loss + (margins**2).mean()
+        if objective.distillation == "score_mse":
+            loss = loss + ((scores * TEMPERATURE - teacher) ** 2).mean()
+        return loss
+
+    def m3_term(self, g, still):
+        """Cross-entropy of the first of the own passages that are left, among these and all of other groups."""
+        others = [n for n, o in enumerate(self.owner) if o != g and self.is_seen(Q2D, g, n)]
+        return torch.logsumexp(torch.stack([self.score(g, n) for n in still + others]), 0) - self.score(g, still[0])
+
+    def is_seen(self, direction, g, n):
+        row, column = direction.split("_to_")
+        group = self.owner[n] if column == "doc" else n
+        if row == column and group == g:
+            return False
+        positive = self.guides["doc"][self.first[g]]
+        row_guide = self.guides["query"][g] if row == "query" else positive
+        known = {
+            Q2D: lambda: self.keys[n] in KNOWN[g],
+            D2D: lambda: self.keys[n] in KNOWN[g],
+            D2Q: lambda: self.keys[self.first[g]] in KNOWN[n],
+            Q2Q: lambda: key(QUERIES[g]) == key(QUERIES[n]) or bool({*KNOWN[g]} & {*KNOWN[n]}),
+        }[direction]()
+        limit = cosine(self.guides["query"][g], positive) - (self.objective.margin or 0)
+        return compared(
+            self.name, self.objective, lambda: cosine(row_guide, self.guides[column][n]), limit, g, group, known
+        )
+
+    def terms(self, direction, g, targets):
+        """Return the logarithms of the terms of a direction's denominator."""
+        row, column = direction.split("_to_")
+        vector = self.vectors["query"][g] if row == "query" else self.vectors["doc"][self.first[g]]
+        always = {Q2D: targets, D2Q: {g}}.get(direction, set())
+        seen = [n for n in range(len(self.vectors[column])) if n in always or self.is_seen(direction, g, n)]
+        similarity = [torch.dot(vector, self.vectors[column][n]) for n in seen]
+        mode, strength = self.objective.hardness_mode, self.objective.hardness_strength
+        if mode is None or direction != Q2D:
+            return [s / TEMPERATURE for s in similarity]
+        own = [self.owner[n] == g for n in seen]
+        hard = [
+            n not in targets and (mode == "all_negatives" or is_own == (mode == "hard_negatives"))
+            for n, is_own in zip(seen, own, strict=True)
+        ]
+        weight = [torch.exp(strength * s.detach()) for s in similarity]
+        weighted = [w for w, is_hard in zip(weight, hard, strict=True) if is_hard]
+        mean = torch.stack(weighted).mean() if weighted and self.objective.hardness_normalize else torch.ones(())
+        return [
+            s / TEMPERATURE + (torch.log(w / mean) if is_hard else 0)
+            for s, w, is_hard in zip(similarity, weight, hard, strict=True)
+        ]
 
 
 # --- W processes ------------------------------------------------------------------------------------------------------
@@ -221,7 +309,7 @@ def one_worker(rank: int, shares: tuple[int, ...], folder: str) -> None:
     outcome = {}
     for name, way in itertools.product(OBJECTIVES, SHARES[shares]):
         model = torch.nn.parallel.DistributedDataParallel(model_of(name, way))
-        loss = model(batch_of(sum(shares[:rank]), shares[rank], name == "alone"))
+        loss = model(batch_of(sum(shares[:rank]), shares[rank], "alone" in name))
         loss.backward()
         mean = loss.detach() / world
         torch.distributed.all_reduce(mean)
@@ -262,63 +350,6 @@ def test_loss_and_gradient_equal_the_definition(outcomes, expected, name, shares
 def test_objectives_differ(expected):
     """Canary: a mask without effect would pass every comparison above."""
     assert len({round(outcome.loss, 4) for outcome in expected.values()}) == len(expected)
-
-
-# --- sub-batches under dropout ----------------------------------------------------------------------------------------
-
-
-def test_sub_batches_replay_dropout():
-    """Against the same chunks with their graphs held: the gradient is equal only if each dropout mask is repeated."""
-
-    def gradient(recompute: bool, dropout: float) -> torch.Tensor:
-        model = model_of("cross-worker", "sub-batched").train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = dropout
-        if not recompute:
-            model.sub_batch_size = None
-            chunks = model.embedding.embed
-            model.embedding.embed = lambda ids, tokens, multiple, *_: torch.cat(  # the same chunks of 3, sorted
-                [chunks([ids[i] for i in rows], tokens, SUB_BATCH_MULTIPLE) for rows in by_length(ids, 3)]
-            )[position_of(ids, 3)]
-        torch.manual_seed(3)
-        model(batch_of(0, GROUPS, alone=False)).backward()
-        return gradient_of(model)
-
-    reference, again = gradient(False, 0.3), gradient(True, 0.3)
-    assert (reference - again).norm() / reference.norm() < 1e-6
-    assert (gradient(True, 0.0) - again).norm() / again.norm() > 0.1  # dropout was on
-
-
-def by_length(ids, size):
-    rows = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def position_of(ids, size):
-    rows = [row for chunk in by_length(ids, size) for row in chunk]
-    return torch.tensor(rows).argsort()
-
-
-def test_sub_batches_hold_no_activations():
-    """Bytes that autograd holds after the forward pass grow with the batch by the vectors alone."""
-
-    def held(sub_batch_size: int | None, sub_batch_tokens: int | None = None) -> int:
-        model = model_of("cross-worker")
-        model.sub_batch_size, model.sub_batch_tokens = sub_batch_size, sub_batch_tokens
-        held = 0
-
-        def count(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal held
-            held += tensor.numel() * tensor.element_size()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            model(batch_of(0, GROUPS, alone=False))
-        return held
-
-    assert held(2) < held(None) / 10
-    assert held(None, 40) < held(None) / 10
 
 
 def test_single_worker_gathers_nothing():

@@ -22,6 +22,7 @@ from raybge.data.tokenize import TextTokenizer
 from raybge.losses.contrastive_model import ContrastiveModel
 from raybge.losses.objective import Objective
 from raybge.model.encoder import Encoder
+from raybge.training.averaging_spec import AveragingPlan
 from raybge.training.callbacks.progress import ProgressCallback
 from raybge.training.checkpoint.manifest import RunIdentity
 from raybge.training.tasks.task import TaskComponents
@@ -101,6 +102,8 @@ def build_trainer(
     storage: str | None = None,
     rank: int = 0,
     world: int = 1,
+    averaging: AveragingPlan | None = None,
+    lora: Any = None,
     **flags: Any,
 ) -> StreamTrainer:
     """Build a worker's trainer; global batches of 6 groups of 3 passages, `flags` are those of TrainingArguments."""
@@ -109,7 +112,7 @@ def build_trainer(
         output_dir=str(folder), use_cpu=True, ignore_data_skip=True, disable_tqdm=True, **flags
     )
     transformers.set_seed(args.seed)
-    encoder = Encoder(model, devices="cpu")
+    encoder = Encoder(model, devices="cpu", lora=lora)
     order = Order(data.rows, 6, seed=1)
     tokenizer = GroupTokenizer(TextTokenizer(encoder.tokenizer, Instructions(), 8, 12), 3, seed=1)
     progress = ProgressCallback(None)
@@ -123,6 +126,7 @@ def build_trainer(
             on_checkpoint=on_checkpoint,
             initial_metrics=initial_metrics,
             storage=storage,
+            averaging=averaging or AveragingPlan(),
         ),
         args=args,
         callbacks=[progress, *callbacks],

@@ -2,10 +2,14 @@
 
 import numpy as np
 import torch
+from transformers import BertConfig, BertModel
 
 from raybge.data.step_batch import Groups, StepBatch
+from raybge.losses.contrastive_model import ContrastiveModel
+from raybge.losses.objective import Objective
+from raybge.model.embedding import EmbeddingModel
 from raybge.training import score_sampling
-from raybge.training.score_sampling import sample_scores
+from raybge.training.score_sampling import ScoreSampler, sample_scores
 
 
 def make_batch(passages: list[int], keys: np.ndarray | None = None) -> StepBatch:
@@ -34,3 +38,19 @@ def test_sample_size_is_limited(monkeypatch):
     monkeypatch.setattr(score_sampling, "SAMPLE_SIZE", 10)
     scores = sample_scores(1, torch.randn(8 + 80, 3), make_batch([10] * 8))
     assert len(scores.positives) == 4 and 5 < len(scores.negatives) <= 10 and 5 < len(scores.others) <= 10
+
+
+def test_negatives_are_counted_in_a_share_of_the_steps():
+    """Groups of 3 and 2 passages: 4 negatives of each query."""
+    config = BertConfig(**dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 8), num_attention_heads=1)
+    model = ContrastiveModel(EmbeddingModel(BertModel(config), "cls"), Objective(0.1))
+    sampler = ScoreSampler(model)
+    for update in range(250):
+        with sampler.sampling(update, 250):
+            if update < 20:
+                model(make_batch([] if update == 2 else [3, 2]))
+        assert model.negatives_hook is None and model.embedding_hook is None
+    counts = sampler.negatives()
+    assert [each.step for each in counts] == [step for step in range(1, 20, 2) if step != 3]
+    assert {(each.total, each.known, each.likely) for each in counts} == {(8, 0, 0)}
+    assert all(0 <= each.close <= 8 for each in counts)

@@ -25,6 +25,7 @@ from raybge.losses.retromae import RetroMAE
 from raybge.model.embedding import EmbeddingModel
 from raybge.training.checkpoint.safe_load import safe_loading
 from raybge.training.sharding import call_sharded, layer_classes, prepare_sharding
+from raybge.training.weight_averages import WeightEma, held_weights, set_weights
 from raybge.util.errors import UserError
 
 SIZE = dict(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -174,6 +175,44 @@ def test_sharded_model_trains_and_evaluates_like_an_unsharded_one(tmp_path, kind
         for name, value in model.state_dict().items():
             torch.testing.assert_close(results[rank][2][name], value, atol=1e-5, rtol=1e-4)
     assert (results[0][1] - results[0][0]).abs().max() > 1e-2
+
+
+def average_worker(rank: int, folder: str) -> None:
+    """Average the weights of three steps; write the average, read it, and set the model's weights to it."""
+    start_worker(rank, folder)
+    model: Any = shard(build_model())
+    averages = [WeightEma(model, 0.5) for _ in range(2)]
+    weights = []
+    batch = build_batch("plain", *((0, 7), (7, 1))[rank])
+    for number in (1, 2, 3):
+        step(model, batch)
+        averages[0].update(number)
+        weights.append({name: value.full_tensor() for name, value in model.state_dict().items()})
+    averages[0].save(folder, rank == 0, lambda action: action())
+    torch.distributed.barrier()
+    averages[1].load(folder)
+    held = held_weights(model)
+    set_weights(model, averages[1].held())
+    actual = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    set_weights(model, held)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.full_tensor(), weights[-1][name])
+    torch.save((weights, actual), f"{folder}/{rank}")
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def test_shards_are_averaged_written_and_read(tmp_path):
+    run_in_processes(average_worker, (str(tmp_path),), 2)
+    written = torch.load(tmp_path / "ema.pt", weights_only=True)
+    for rank in (0, 1):
+        weights, actual = torch.load(tmp_path / str(rank))
+        assert written.keys() <= actual.keys()
+        for name, value in actual.items():
+            expected = sum(f * each[name].double() for f, each in zip((1, 2, 4), weights, strict=True)) / 7
+            torch.testing.assert_close(value, expected.float(), atol=1e-7, rtol=1e-6)
+            assert torch.equal(written[name], value)
+            assert not name.endswith("weight") or not torch.equal(weights[0][name], weights[2][name])
 
 
 def half_precision_worker(rank: int, folder: str) -> None:

@@ -39,9 +39,15 @@ VALUES = {
     "eval_corpus": None,
     "license": None,  # test_card_spec.py
     "language": None,
+    "keep_better": None,  # test_averaging_spec.py, test_weight_averages.py
+    "average_checkpoints": 2,
     "use_mrl": None,  # required by mrl_dims, and nothing besides: test_training_spec.py
     "storage_path": "elsewhere",
     "kd_loss_type": "m3_kd_loss",
+    "score_bands": "0.5=1",
+    "directions": ["query_to_doc", "doc_to_query"],
+    "partition_mode": "per_direction",
+    "hardness_mode": "all_negatives",
     "pooling_method": "mean",
     "query_instruction_format": "{}: {}",
     "passage_instruction_format": "{}: {}",
@@ -54,6 +60,14 @@ REQUIRED = {
     "kd_loss_type": {"knowledge_distillation": True},
     "mrl_dims": {"use_mrl": True, "mrl_dims": [8]},
     "guide_model": {"false_negative_margin": 0.1},
+    "teacher_temperature": {"knowledge_distillation": True},
+    "contrastive_weight": {"knowledge_distillation": True},
+    # required by soft_labels: compared with other bands
+    "score_bands": {"knowledge_distillation": True, "kd_loss_type": "soft_labels", "score_bands": ["0.1=1"]},
+    "partition_mode": {"directions": ["query_to_doc", "doc_to_query"]},
+    "average_checkpoints": {"save_steps": 5},
+    "hardness_strength": {"hardness_mode": "all_negatives"},
+    "hardness_normalize": {"hardness_mode": "all_negatives"},
 }
 
 
@@ -91,7 +105,7 @@ def test_every_flag_changes_the_worker_config(name, tmp_path):
     flags |= REQUIRED.get(name, {})
     first, again, changed = (
         worker_config(build_options(TrainOptions, given), tmp_path)
-        for given in (flags, dict(flags), {**flags, name: [value] if f.many else value})
+        for given in (flags, dict(flags), {**flags, name: value if isinstance(value, list) or not f.many else [value]})
     )
     assert first == again  # depends on the flags alone
     assert changed != first

@@ -8,8 +8,9 @@ from pages import EVIL, LONG, Page, assert_escaped, run, spans, training
 
 from raybge.evaluation.metric_changes import MetricChange
 from raybge.evaluation.query_examples import PassageHit, QueryExample
+from raybge.evaluation.weight_versions import WeightVersion
 from raybge.report.run_details import RunDetails
-from raybge.training.measurements import BatchScores, UpdateSpan
+from raybge.training.measurements import BatchScores, NegativeCounts, UpdateSpan
 from raybge.training.page import TrainingReport, html, write
 
 
@@ -97,6 +98,25 @@ def test_values_that_are_not_finite_are_reported_and_not_drawn():
     every = html(training(4, spans=[UpdateSpan(1, 1, nan, 6, nan, 1.0, 3)], changes=()))
     assert "Training run without a loss" in every and "<h2>Loss</h2>" not in every
     Page(every)
+
+
+def test_negatives_are_shown_by_kind():
+    counts = [NegativeCounts(1, 100, 5, 0, 20), NegativeCounts(3, 100, 5, 0, 10)]
+    page = html(training(4, negatives=counts))
+    text = Page(page).text
+    assert "in 2 steps: 100 a step. Shares: known positives: 5.00%, masked because" in text
+    assert "likely positives: 0.00%, masked by --false_negative_margin; close: 15.00%, used" in text
+    assert "share close" in page and "share known positives" in page and "share likely positives" not in page
+    assert "<h2>Negatives</h2>" not in html(training(4))
+
+
+def test_weight_versions_are_in_a_table():
+    versions = [
+        WeightVersion("last", False, [MetricChange("nDCG@10", 0.5, 0.5, 0.0, 0.0, 30)]),
+        WeightVersion("EMA 0.9", True, [MetricChange("nDCG@10", 0.5, 0.625, 0.1, 0.15, 30)]),
+    ]
+    text = Page(html(training(4, versions=versions))).text
+    assert "EMA 0.9 (saved)nDCG@100.6250+0.1250+0.1000 to +0.1500better" in text and "lastnDCG@100.5000" in text
 
 
 def test_size_is_bounded_for_long_texts_and_thousands_of_steps():

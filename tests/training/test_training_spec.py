@@ -14,6 +14,7 @@ from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.finetune_task import FinetuneTask
 from raybge.util.errors import UserError
 
+DISTILLED = {"knowledge_distillation": True}
 ARGS = SimpleNamespace(device="cpu", torch_compile=False, activation_checkpointing=False, bf16=False, fp16=False)
 
 
@@ -49,6 +50,57 @@ def finetune_spec(model: str, **flags) -> FinetuneSpec:
         ({"kd_loss_type": "m3_kd_loss"}, "--kd_loss_type requires --knowledge_distillation"),
         ({"knowledge_distillation": True, "train_group_size": 1}, "--train_group_size must be above 1"),
         ({"bidirectional": True, "use_inbatch_neg": False}, "--bidirectional .* requires --use_inbatch_neg"),
+        ({"bidirectional": True, "directions": ["query_to_doc"]}, "give one of --bidirectional and --directions"),
+        ({"directions": ["doc_to_query"]}, "--directions must have query_to_doc"),
+        ({"directions": ["query_to_doc", "doc_to_doc"], "use_inbatch_neg": False}, "doc_to_doc .* --use_inbatch_neg"),
+        ({"partition_mode": "per_direction"}, "--partition_mode requires --directions"),
+        ({"directions": ["query_to_doc"], "partition_mode": "per_direction"}, "a direction besides query_to_doc"),
+        (
+            {"directions": ["query_to_doc", "query_to_query"], "partition_mode": "per_direction"},
+            "--partition_mode per_direction: query_to_query has no positive",
+        ),
+        (
+            {"directions": ["query_to_doc", "doc_to_query"], **DISTILLED, "kd_loss_type": "m3_kd_loss"},
+            "--directions: --kd_loss_type m3_kd_loss replaces the softmax",
+        ),
+        ({"hardness_strength": 5.0}, "--hardness_strength requires --hardness_mode"),
+        ({"hardness_normalize": True}, "--hardness_normalize requires --hardness_mode"),
+        (
+            {"hardness_mode": "all_negatives", "hardness_strength": 0.0},
+            "--hardness_strength must be above 0, found 0.0",
+        ),
+        (
+            {"hardness_mode": "all_negatives", **DISTILLED, "kd_loss_type": "m3_kd_loss"},
+            "--hardness_mode weights the negatives of the loss that --kd_loss_type m3_kd_loss replaces",
+        ),
+        (
+            {"hardness_mode": "in_batch_negatives", "use_inbatch_neg": False},
+            "in_batch_negatives requires --use_inbatch",
+        ),
+        ({"hardness_mode": "hard_negatives", "train_group_size": 1}, "--train_group_size must be above 1"),
+        ({"teacher_temperature": 2.0}, "--teacher_temperature requires --knowledge_distillation"),
+        ({"contrastive_weight": 2.0}, "--contrastive_weight requires --knowledge_distillation"),
+        ({"score_bands": ["1=1"]}, "--score_bands requires --knowledge_distillation"),
+        ({**DISTILLED, "teacher_temperature": 0.0}, "--teacher_temperature must be above 0, found 0.0"),
+        (
+            {**DISTILLED, "kd_loss_type": "cosent", "teacher_temperature": 2.0},
+            "--teacher_temperature has no effect with --kd_loss_type cosent",
+        ),
+        ({**DISTILLED, "contrastive_weight": -1.0}, "--contrastive_weight must be at least 0, found -1.0"),
+        (
+            {**DISTILLED, "kd_loss_type": "m3_kd_loss", "contrastive_weight": 0.5},
+            "--contrastive_weight has no effect with --kd_loss_type m3_kd_loss",
+        ),
+        ({**DISTILLED, "kd_loss_type": "soft_labels"}, "soft_labels and --score_bands belong together"),
+        ({**DISTILLED, "score_bands": ["0.5=1"]}, "soft_labels and --score_bands belong together"),
+        (
+            {**DISTILLED, "kd_loss_type": "soft_labels", "score_bands": ["0.5"]},
+            "--score_bands 0.5: expected BOUND=LABEL",
+        ),
+        ({**DISTILLED, "kd_loss_type": "soft_labels", "score_bands": ["1=-1"]}, "--score_bands 1=-1: expected"),
+        ({**DISTILLED, "kd_loss_type": "soft_labels", "score_bands": ["1=1", "1.0=2"]}, "each bound once"),
+        ({**DISTILLED, "kd_loss_type": "soft_labels", "score_bands": ["1=0"]}, "at least one label must be above 0"),
+        ({**DISTILLED, "kd_loss_type": "cosent", "negatives_cross_device": False}, "cosent .*--negatives_cross_device"),
         ({"guide_model": "nowhere/at/all", "false_negative_margin": 0.1}, "--guide_model nowhere/at/all: no such"),
         ({"guide_model": "m"}, "--guide_model requires --false_negative_margin"),
         ({"query_max_len": 0}, "--query_max_len must be at least 1, found 0"),
@@ -98,7 +150,8 @@ def test_use_cpu_leaves_the_gpus_alone(tiny):
 def test_valid_flags_pass(tiny):
     flags = {"use_mrl": True, "mrl_dims": [8, 16], "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss"}
     flags |= {"guide_model": tiny, "false_negative_margin": 0.0, "bidirectional": True, "sub_batch_size": -1}
-    assert finetune_spec(tiny, **flags).objective.objective(normalized=True).bidirectional
+    objective = finetune_spec(tiny, **flags).objective.objective(normalized=True)
+    assert (objective.directions, objective.partition_mode) == (("query_to_doc", "doc_to_query"), "per_direction")
     scores_of_any_size = finetune_spec(tiny, temperature=0.9, normalize_embeddings=False)
     assert scores_of_any_size.objective.objective(normalized=False).temperature == 0.9
 
@@ -114,10 +167,46 @@ def test_every_flag_of_the_objective_has_its_field(tiny):
         "per_device_train_batch_size": 3,
     }
     assert finetune_spec(tiny, **flags).objective.objective(normalized=False) == Objective(
-        0.05, False, False, 3, False, "m3_kd_loss", (4, 8), False, False, 0.2, 64
+        0.05,
+        in_batch=False,
+        cross_device=False,
+        block=3,
+        distillation="m3_kd_loss",
+        mrl_dims=(4, 8),
+        normalized=False,
+        mask_known=False,
+        margin=0.2,
+        score_block=64,
     )
-    spec = finetune_spec(tiny, bidirectional=True)
-    assert spec.objective.objective(normalized=True) == Objective(0.02, block=8, bidirectional=True)
+    flags = {"directions": ["query_to_doc", "doc_to_doc"], "hardness_mode": "all_negatives", "hardness_strength": 3.0}
+    flags |= {"hardness_normalize": True, "knowledge_distillation": True, "kd_loss_type": "margin_mse"}
+    flags |= {"teacher_temperature": 4.0, "contrastive_weight": 0.5}
+    assert finetune_spec(tiny, **flags).objective.objective(normalized=True) == Objective(
+        0.02,
+        block=8,
+        directions=("query_to_doc", "doc_to_doc"),
+        hardness_mode="all_negatives",
+        hardness_strength=3.0,
+        hardness_normalize=True,
+        distillation="margin_mse",
+        teacher_temperature=4.0,
+        contrastive_weight=0.5,
+    )
+
+
+def test_bidirectional_is_short_for_two_directions(tiny):
+    directions = {"directions": ["query_to_doc", "doc_to_query"], "partition_mode": "per_direction"}
+    assert finetune_spec(tiny, bidirectional=True).objective == finetune_spec(tiny, **directions).objective
+
+
+def test_score_bands_are_in_the_order_of_their_bounds(tiny):
+    flags = {"knowledge_distillation": True, "kd_loss_type": "soft_labels", "score_bands": ["0.8=1", "-2=.25"]}
+    assert finetune_spec(tiny, **flags).objective.score_bands == ((-2.0, 0.25), (0.8, 1.0))
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("in_batch_negatives", 9.0), ("hard_negatives", 5.0)])
+def test_hardness_has_the_published_strength(tiny, mode, strength):
+    assert finetune_spec(tiny, hardness_mode=mode).objective.hardness_strength == strength
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])

@@ -158,9 +158,9 @@ expected a value; the empty text is written ""
 normalize_embeddings takes True or False, found yep
     normalize_embeddings=choice(True,yep)
                                      ^
-kd_loss_type takes one of kl_div, m3_kd_loss, found kl_dib; did you mean kl_div?
-    kd_loss_type=choice(kl_dib)
-                        ^
+partition_mode takes one of joint, per_direction, found join; did you mean joint?
+    partition_mode=choice(join)
+                          ^
 this quote is never closed
     query_instruction_format=choice(a, "b)
                                        ^

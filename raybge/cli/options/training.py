@@ -93,6 +93,14 @@ class LoopOptions(TokenizerOptions, ModelOptions, CommonOptions):
     max_bad_steps: int = flag(
         3, RUN, "stop the run after this many consecutive steps with a non-finite loss or gradient (0: never)"
     )
+    ema: float | None = flag(
+        None,
+        RUN,
+        "save the exponential moving average of the weights over the updates, with this decay: 0.99 to 0.9999",
+    )
+    average_checkpoints: int | None = flag(
+        None, OBJECTIVE, "save the mean of the weights of this many last checkpoints"
+    )
     warmup_ratio: float = flag(0.0, RUN, "share of the steps for learning-rate warm-up")
     logging_dir: str | None = flag(None, RUN, "TensorBoard folder")
     license: str | None = flag(
@@ -179,6 +187,10 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         aliases=("corpus_path",),
     )
 
+    keep_better: bool = flag(
+        False, VALIDATION, "with --ema or --average_checkpoints: save the last weights if they are the better ones"
+    )
+
     temperature: float = flag(0.02, OBJECTIVE, "divisor of the scores")
     negatives_cross_device: bool = flag(True, OBJECTIVE, "use the groups of all workers as negatives")
     use_inbatch_neg: bool = flag(True, OBJECTIVE, "use the passages of other groups as negatives")
@@ -187,15 +199,56 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         None, OBJECTIVE, "tokens, padding included, whose activations are held in memory at a time"
     )
     knowledge_distillation: bool = flag(False, OBJECTIVE, "distill from pos_scores and neg_scores")
-    kd_loss_type: str = flag("kl_div", OBJECTIVE, "distillation loss", choices=("kl_div", "m3_kd_loss"))
+    kd_loss_type: str = flag(
+        "kl_div",
+        OBJECTIVE,
+        "distillation loss; m3_kd_loss replaces the contrastive loss, soft_labels gives it several targets, the others "
+        "are added to it",
+        choices=("kl_div", "m3_kd_loss", "margin_mse", "score_mse", "cosent", "soft_labels"),
+    )
+    teacher_temperature: float = flag(1.0, OBJECTIVE, "divisor of the teacher scores")
+    contrastive_weight: float = flag(
+        1.0, OBJECTIVE, "factor of the contrastive loss to which a distillation loss is added (0: distillation alone)"
+    )
+    score_bands: list[str] | None = flag(
+        None,
+        OBJECTIVE,
+        "label of a passage by its teacher score for soft_labels: BOUND=LABEL ..., that of the highest bound reached; "
+        "0 below all",
+    )
     use_mrl: bool = flag(False, OBJECTIVE, "Matryoshka loss: train prefixes of the embedding as well")
     mrl_dims: list[int] | None = flag(None, OBJECTIVE, "Matryoshka dimensions, for example 64 128")
     score_block: int | None = flag(
         None, OBJECTIVE, "passages scored at a time, to bound the memory of the score matrix"
     )
-    bidirectional: bool = flag(False, OBJECTIVE, "add the loss of each positive against all queries")
+    directions: list[str] | None = flag(
+        None,
+        OBJECTIVE,
+        "comparisons in the loss: query_to_doc (the default), doc_to_query, query_to_query, doc_to_doc; all four are "
+        "the loss of GTE, all but doc_to_query that of Qwen3-Embedding",
+        choices=("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"),
+        metavar="DIRECTION",
+    )
+    partition_mode: str = flag(
+        "joint", OBJECTIVE, "one softmax over all directions, or one for each", choices=("joint", "per_direction")
+    )
+    bidirectional: bool = flag(
+        False, OBJECTIVE, "short for --directions query_to_doc doc_to_query --partition_mode per_direction"
+    )
+    hardness_mode: str | None = flag(
+        None,
+        OBJECTIVE,
+        "negatives that count the more, the closer they are to the query; default: none",
+        choices=("in_batch_negatives", "hard_negatives", "all_negatives"),
+    )
+    hardness_strength: float | None = flag(
+        None, OBJECTIVE, "weight exp(strength * cosine) of a negative; default: 9 for in_batch_negatives, else 5"
+    )
+    hardness_normalize: bool = flag(False, OBJECTIVE, "scale the weights of a query's negatives to mean 1 (Robinson)")
     mask_known_positives: bool = flag(
-        True, OBJECTIVE, "exclude passages with the text of one of the query's positives from its negatives"
+        True,
+        OBJECTIVE,
+        "exclude passages with the text of one of the query's positives from its negatives, and equal queries",
     )
     false_negative_margin: float | None = flag(
         None, OBJECTIVE, "exclude negatives whose cosine is above the positive's minus this margin"

@@ -123,6 +123,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     passage_max_len: int  # 128
     pad_to_multiple_of: int | None
     shuffle_ratio: float  # 0.0
+    average_checkpoints: int | None
     global_batch_size: int | None
     temperature: float  # 0.02
     negatives_cross_device: bool  # True
@@ -130,16 +131,25 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     sub_batch_size: int | None
     sub_batch_tokens: int | None
     knowledge_distillation: bool  # False
-    kd_loss_type: Literal["kl_div", "m3_kd_loss"]  # 'kl_div'
+    kd_loss_type: Literal["kl_div", "m3_kd_loss", "margin_mse", "score_mse", "cosent", "soft_labels"]  # 'kl_div'
+    teacher_temperature: float  # 1.0
+    contrastive_weight: float  # 1.0
+    score_bands: str | Path | Sequence[str | Path] | None
     use_mrl: bool  # False
     mrl_dims: int | Sequence[int] | None
     score_block: int | None
+    directions: Literal["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc", None]
+    partition_mode: Literal["joint", "per_direction"]  # 'joint'
     bidirectional: bool  # False
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives", None]
+    hardness_strength: float | None
+    hardness_normalize: bool  # False
     mask_known_positives: bool  # True
     false_negative_margin: float | None
     guide_model: str | Path | None
     eval_data: str | Path | Sequence[str | Path] | None
     eval_corpus: str | Path | Sequence[str | Path] | None
+    keep_better: bool  # False
     config: str | Path | None
     dry_run: bool  # False
     verbose: bool  # False
@@ -147,6 +157,7 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     resume: bool  # False
     log_rows: bool  # False
     max_bad_steps: int  # 3
+    ema: float | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None
@@ -196,6 +207,7 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     drop_threshold: int  # 0
     dataset_weights: str | Path | Sequence[str | Path] | None
     max_seq_length: int  # 512
+    average_checkpoints: int | None
     global_batch_size: int | None
     encoder_mlm_probability: float  # 0.3
     decoder_mlm_probability: float  # 0.5
@@ -208,6 +220,7 @@ class PretrainKeywords(TrainingArgumentKeywords, total=False):
     resume: bool  # False
     log_rows: bool  # False
     max_bad_steps: int  # 3
+    ema: float | None
     warmup_ratio: float  # 0.0
     logging_dir: str | Path | None
     license: str | Path | None

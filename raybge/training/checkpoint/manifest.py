@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,16 +202,16 @@ def delete_checkpoint(path: str | Path) -> None:
         store.delete_dir(inner_path)
 
 
-def rotate_checkpoints(path: str | Path, limit: int | None, best: str | None) -> None:
+def rotate_checkpoints(path: str | Path, limit: int | None, keep: Sequence[str] = ()) -> None:
     """Delete the oldest checkpoints until `limit` are left.
 
     Args:
         path: the checkpoint that was just written, which stays.
         limit: checkpoints to keep; None or 0: all.
-        best: another checkpoint that stays.
+        keep: other checkpoints that stay.
     """
     older = [each for each in list_checkpoints(_split(str(path))[0]) if _step(each) < _step(path)]
-    protected = {checkpoint_name(path)} | ({checkpoint_name(best)} if best else set())
+    protected = {checkpoint_name(path)} | {checkpoint_name(each) for each in keep} & {*map(checkpoint_name, older)}
     excess = 1 + len(older) - max(limit, len(protected)) if limit and limit > 0 else 0
     for each in [each for each in reversed(older) if checkpoint_name(each) not in protected][: max(0, excess)]:
         delete_checkpoint(each)

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ class PublishRequest:
         parts: number of parts.
         commit: writes the manifest into the given folder; None for a model without the state to resume training.
         limit: checkpoints to keep.
-        best: path of the best checkpoint, which is kept in addition.
+        keep: paths of checkpoints that are kept in addition.
     """
 
     step: int
@@ -113,7 +113,7 @@ class PublishRequest:
     parts: int
     commit: Callable[[Path], None] | None
     limit: int | None
-    best: str | None
+    keep: Sequence[str]
 
 
 class CheckpointWriter:
@@ -199,7 +199,7 @@ class CheckpointWriter:
         else:
             self._upload(request, staged, path)
         if not request.part:  # only now: until here the older checkpoints were the only complete ones
-            self._with_retries(request.step, lambda: rotate_checkpoints(path, request.limit, request.best))
+            self._with_retries(request.step, lambda: rotate_checkpoints(path, request.limit, request.keep))
 
     def _upload(self, request: PublishRequest, staged: Path, path: str) -> None:
         step = request.step

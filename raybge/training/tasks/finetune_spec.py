@@ -1,4 +1,4 @@
-"""Spec of fine-tuning and of its objective: read from the flags and checked before anything loads.
+"""Spec of fine-tuning: read from the flags and checked before anything loads.
 
 Importing this module imports no torch: the driver makes a spec, the workers build the model from it.
 """
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from raybge.cli.checks import check_at_least
+from raybge.cli.checks import check_at_least, check_requires
 from raybge.cli.options import TrainOptions
-from raybge.cli.parser import declared_flags
-from raybge.model.folder import read_settings, vector_width
+from raybge.model.folder import read_settings
 from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import EncoderSpec, absolute_model_path
-from raybge.training.spec import data_seed_of, device_batch_of
+from raybge.training.spec import data_seed_of
+from raybge.training.tasks.objective_spec import ObjectiveSpec, check_objective_options
 from raybge.util.errors import UserError
 from raybge.util.plural import plural
 
@@ -25,65 +25,8 @@ if TYPE_CHECKING:
     from raybge.data.jsonl import Parse
     from raybge.data.survey import Survey
     from raybge.evaluation.spec import ValidationSpec
-    from raybge.losses.objective import Objective
     from raybge.model.lora import Lora
     from raybge.training.tasks.finetune_task import FinetuneTask
-
-# With normalized vectors scores lie between -1 and 1: divided by more than this, no passage stands out.
-HIGHEST_TEMPERATURE = 0.5
-
-
-@dataclass(frozen=True)
-class ObjectiveSpec:
-    """Keyword arguments of `Objective`, with the same names; see `Objective` for their meaning.
-
-    `normalized` is not among them: without a flag the model's folder decides.
-    """
-
-    temperature: float
-    in_batch: bool
-    cross_device: bool
-    block: int
-    bidirectional: bool
-    distillation: str | None
-    mrl_dims: tuple[int, ...]
-    mask_known: bool
-    margin: float | None
-    score_block: int | None
-
-    @classmethod
-    def from_options(cls, options: TrainOptions) -> ObjectiveSpec:
-        """Read and check the flags of the objective.
-
-        Args:
-            options: the command's flags.
-
-        Returns:
-            The spec.
-
-        Raises:
-            UserError: a temperature or Matryoshka dimension that this model cannot be trained with.
-        """
-        _check_temperature(options)
-        _check_mrl_dims(options)
-        return cls(
-            temperature=options.temperature,
-            in_batch=options.use_inbatch_neg,
-            cross_device=options.negatives_cross_device,
-            block=device_batch_of(options),
-            bidirectional=options.bidirectional,
-            distillation=options.kd_loss_type if options.knowledge_distillation else None,
-            mrl_dims=tuple(options.mrl_dims or ()),
-            mask_known=options.mask_known_positives,
-            margin=options.false_negative_margin,
-            score_block=options.score_block,
-        )
-
-    def objective(self, normalized: bool) -> Objective:
-        """Return the objective for vectors that are `normalized` to length 1, or not; imports torch."""
-        from raybge.losses.objective import Objective
-
-        return Objective(**vars(self), normalized=normalized)
 
 
 @dataclass(frozen=True)
@@ -283,60 +226,15 @@ def _check_finetune_options(options: TrainOptions) -> None:
         raise UserError("--sub_batch_size must be at least 1, or -1 to hold the whole batch, found 0")
     if options.sub_batch_tokens is not None and options.sub_batch_size is not None:
         raise UserError("--sub_batch_size and --sub_batch_tokens limit the same memory: give one")
-    if options.temperature <= 0:
-        raise UserError(f"--temperature must be above 0, found {options.temperature}")
-    _requires(options, "kd_loss_type", "knowledge_distillation")
-    if options.knowledge_distillation and options.train_group_size < 2:
-        raise UserError("--knowledge_distillation compares the passages of a group: --train_group_size must be above 1")
-    _requires(options, "mrl_dims", "use_mrl")
-    if options.bidirectional and not options.use_inbatch_neg:
-        raise UserError("--bidirectional searches a query among those of other groups: it requires --use_inbatch_neg")
-    _requires(options, "guide_model", "false_negative_margin")
-
-
-def _check_temperature(options: TrainOptions) -> None:
-    """Raise UserError for a temperature at which no score of normalized vectors stands out."""
-    if options.temperature <= HIGHEST_TEMPERATURE:
-        return
-    normalized = options.normalize_embeddings
-    if normalized is None:
-        normalized = read_settings(options.model_name_or_path, options.cache_dir, options.token).normalize
-    if normalized:
-        raise UserError(
-            f"--temperature must be at most {HIGHEST_TEMPERATURE} with normalized vectors, found "
-            f"{options.temperature}: common values are 0.01 to 0.05"
-        )
-
-
-def _check_mrl_dims(options: TrainOptions) -> None:
-    """Raise UserError for Matryoshka dimensions that are missing, repeated or wider than the model's vectors."""
-    if not options.use_mrl:
-        return
-    dims = options.mrl_dims
-    if not dims:
-        raise UserError("--use_mrl requires --mrl_dims, for example --mrl_dims 64 128 256")
-    width = vector_width(options.config_name or options.model_name_or_path, options.cache_dir, options.token)
-    for dim in dims:
-        if dim < 1 or (width is not None and dim > width):
-            most = f" to {width}, the model's width" if width else " up"
-            raise UserError(f"--mrl_dims must be from 1{most}, found {dim}")
-    if len(set(dims)) < len(dims):
-        raise UserError(f"--mrl_dims must be different lengths, found {' '.join(map(str, dims))}")
+    check_objective_options(options)
+    check_requires(options, "guide_model", "false_negative_margin")
 
 
 def _check_lora_options(options: TrainOptions) -> None:
     """Raise UserError for flags of low-rank adapters without --use_lora, or that do not go together with it."""
     for name in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "save_merged_lora_model"):
-        _requires(options, name, "use_lora")
+        check_requires(options, name, "use_lora")
     if options.use_lora and options.fix_position_embedding:
         raise UserError("--fix_position_embedding has no effect with --use_lora, which trains adapters only: remove it")
     if options.use_lora and options.config_name and not options.save_merged_lora_model:
         raise UserError("--config_name: adapters have no configuration of their own: add --save_merged_lora_model")
-
-
-def _requires(options: TrainOptions, name: str, other: str) -> None:
-    """Raise UserError if a flag is set that has no effect without another one."""
-    is_set = getattr(options, name) != declared_flags(TrainOptions)[name].default
-    needed = getattr(options, other)
-    if is_set and (needed is None or needed is False):
-        raise UserError(f"--{name} requires --{other}")

@@ -55,13 +55,13 @@ def test_latest_complete_checkpoint(tmp_path):
 def test_rotation_keeps_the_last_and_the_best(tmp_path):
     folders = {step: write_checkpoint(tmp_path, step) for step in (2, 4, 6, 8)}
     write_checkpoint(tmp_path, 10, complete=False)  # of a run that was lost later: does not count
-    rotate_checkpoints(folders[8], None, None)
+    rotate_checkpoints(folders[8], None)
     assert all(folder.exists() for folder in folders.values())
-    rotate_checkpoints(folders[8], 3, str(folders[2]))
+    rotate_checkpoints(folders[8], 3, [str(folders[2])])
     assert [step for step, folder in folders.items() if folder.exists()] == [2, 6, 8]
-    rotate_checkpoints(folders[8], 1, str(folders[2]))
+    rotate_checkpoints(folders[8], 1, [str(folders[2])])
     assert [step for step, folder in folders.items() if folder.exists()] == [2, 8]
-    rotate_checkpoints(folders[8], 1, None)
+    rotate_checkpoints(folders[8], 1)
     assert [step for step, folder in folders.items() if folder.exists()] == [8]
 
 
@@ -143,7 +143,7 @@ def test_checkpoints_in_a_store(tmp_path):
         with pytest.raises(UserError, match=r"checkpoint-11.* is not a complete checkpoint"):
             load_checkpoint(f"{URI}/bucket/checkpoint-11{query}", "--resume_from_checkpoint")
         assert latest_checkpoint(f"{URI}/nowhere{query}") is None
-    rotate_checkpoints(f"{URI}/bucket/checkpoint-10?region=eu", 1, None)
+    rotate_checkpoints(f"{URI}/bucket/checkpoint-10?region=eu", 1)
     assert sorted(p.name for p in (tmp_path / "bucket").iterdir()) == ["checkpoint-10", "checkpoint-11"]
     assert latest_checkpoint(f"file://{tmp_path}/bucket").path == str(tmp_path / "bucket" / "checkpoint-10")
 
