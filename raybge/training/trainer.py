@@ -275,9 +275,8 @@ class StreamTrainer(HookedTrainer):
         values = None if self.state.global_step else self.context.initial_metrics
         if values is None:
             step = self.state.global_step
-            values = self.measure(
-                "" if 0 < step < self.state.max_steps else " after training" if step else " before training"
-            )
+            when = "" if 0 < step < self.state.max_steps else " after training" if step else " before training"
+            values = self.measure(when)
             if not step:
                 self.first_result = self.validation.last_result
         metrics = {f"eval_{name}": value for name, value in values.items()}
@@ -341,21 +340,14 @@ class StreamTrainer(HookedTrainer):
         self._saved_step = step
         if not self.writer.is_publisher:
             return
-        # Without the optimizer it is a model to use, and not a checkpoint to resume from.
         epoch, position = self.position()
         identity = self.context.identity
         commit = partial(commit_checkpoint, step=step, epoch=epoch, position=position, identity=identity)
+        # Without the optimizer it is a model to use, and not a checkpoint to resume from.
+        completion = None if self.args.save_only_model else commit
         part, parts = sum(publishers[: self.args.process_index]), sum(publishers)
-        self.writer.publish(
-            PublishRequest(
-                step,
-                part,
-                parts,
-                None if self.args.save_only_model else commit,
-                self.args.save_total_limit,
-                self._kept_checkpoints(),
-            )
-        )
+        limit = self.args.save_total_limit, self._kept_checkpoints()
+        self.writer.publish(PublishRequest(step, part, parts, completion, *limit))
 
     def _kept_checkpoints(self) -> list[str]:
         """Return the paths of checkpoints that --save_total_limit must not delete."""
