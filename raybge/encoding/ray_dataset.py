@@ -18,7 +18,7 @@ from raybge.data.groups import RowError, parse_field
 from raybge.encoding.spec import EncodingSpec
 from raybge.model.quantization import quantize_embeddings
 from raybge.search.columns import vectors_column
-from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
+from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder, prepare_export
 from raybge.util.errors import UserError
 from raybge.util.process_state import preserve_process_state
 
@@ -54,9 +54,10 @@ def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
     connection: AbstractContextManager[Any] = (
         nullcontext() if ray.is_initialized() else spec.scale.connect(Console(keeps_ray=True))
     )
-    with preserve_process_state(), connection:
-        plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     assert spec.model is not None
+    with preserve_process_state(), connection:
+        prepare_export(spec.model, Console(keeps_ray=True))  # in the user's cache folder: a Dataset has no storage path
+        plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     return dataset.map_batches(
         ColumnEncoder,
         fn_constructor_args=(

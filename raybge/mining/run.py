@@ -7,7 +7,7 @@ continues; the output depends on the data alone, not on the number of workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
 from raybge.search.deduplication import deduplicate, find_shared_positives
-from raybge.search.embedder import Embedder, make_embedder
+from raybge.search.embedder import Embedder, make_embedder, with_export_dir
 from raybge.search.index import ShardedIndex, build_index, report_recall, search
 from raybge.search.inputs import open_inputs
 from raybge.search.memory import SearchMemory
@@ -68,10 +68,11 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
     if finished and not spec.output.overwrite:
         console.info(f"{spec.output.path} exists already: nothing to do (--overwrite mines again)")
         return MiningResult(spec.output.path)
-    with (
-        run_store(spec.output, "mine", finished, console) as store,
-        open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, surveys),
-    ):
+    with run_store(spec.output, "mine", finished, console) as store, ExitStack() as stack:
+        model = spec.model and with_export_dir(spec.model, store.folder, spec.output.storage_path)
+        exports = [model] if model and not spec.output.dry_run else []
+        inputs = open_inputs(spec.inputs, spec.scale, store.folder, console, exports)
+        cluster, surveys = stack.enter_context(inputs)
         spec.index.check_candidates(cluster, spec.sampling.hi, "range_for_sampling")
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
@@ -81,8 +82,8 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
             assert scorer is not None
             return _score_only(run, scorer)
         if embedder is None:
-            assert spec.model is not None
-            embedder = make_embedder(spec.model, plan)
+            assert model is not None
+            embedder = make_embedder(model, plan)
         return _mine_negatives(run, embedder, scorer)
 
 

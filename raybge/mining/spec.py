@@ -83,7 +83,7 @@ class MiningSpec:
             sampling=_sampling_spec(options),
             keep_scores=options.keep_scores,
             output=OutputSpec.from_options(options),
-            scale=ScaleSpec.from_options(options),
+            scale=ScaleSpec.from_options(options, on_cpu=model is not None and model.backend.exported),
             options=asdict(options),
             flags=changed_values(options),
         )

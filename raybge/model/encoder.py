@@ -13,7 +13,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from raybge.data.prompts import Instructions
 from raybge.data.tokenize import token_ids
+from raybge.model.backends.choice import BackendChoice
+from raybge.model.backends.opening import open_exported
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, read_settings, remove_weights
 from raybge.model.folder_checks import check_model_folder
@@ -36,7 +38,7 @@ from raybge.model.loading import (
 )
 from raybge.model.lora import Lora, load_adapters
 from raybge.model.precision import inference_dtype
-from raybge.model.quantization import Precision, quantize_embeddings
+from raybge.model.quantization import OutputOptions, quantize_embeddings
 from raybge.util.errors import UserError
 
 __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", "read_settings"]
@@ -45,24 +47,6 @@ __all__ = ["EmbeddingModel", "Encoder", "FolderSettings", "check_model_folder", 
 CPU_TOKENS_PER_CHUNK = 2048
 _DEFAULT_MAX_LENGTH = 512  # FlagEmbedding's default, if neither flag nor folder nor model sets a length
 _TEXTS_PER_TOKENIZER_CALL = 8192  # it returns Python integers, which take ten times the memory of arrays
-
-
-class OutputOptions(TypedDict, total=False):
-    """Output options of the encode methods; if unset, vectors are those of the model, in fp32.
-
-    Args:
-        truncate_dim: like the constructor's, for this call.
-        precision: like `quantize_embeddings`.
-        ranges: like `quantize_embeddings`.
-        calibration_embeddings: like `quantize_embeddings`.
-        show_progress_bar: None shows one on a terminal if encoding takes long.
-    """
-
-    truncate_dim: int | None
-    precision: Precision
-    ranges: np.ndarray | None
-    calibration_embeddings: np.ndarray | None
-    show_progress_bar: bool | None
 
 
 class Encoder:
@@ -101,6 +85,10 @@ class Encoder:
             is loaded as the full model, adapters merged into their base.
         use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16; bf16 on a CPU that gains by
             it (with AMX).
+        encode_backend: "torch", or on a CPU "onnx" or "openvino": a model is then exported once, into `export_dir`,
+            unless `raybge.export_model` wrote its folder.
+        encode_precision: "fp32", "bf16" (like `use_bf16`) or, except in torch, "int8"; None: `use_fp16` and `use_bf16`.
+        export_dir: folder of exported models; None: raybge/exports in the user's cache folder.
 
     Raises:
         UserError: no such model, or one whose vectors raybge cannot reproduce.
@@ -130,7 +118,11 @@ class Encoder:
         truncate_dim: int | None = None,
         lora: Lora | None = None,
         use_bf16: bool | None = None,
+        encode_backend: str = "torch",
+        encode_precision: str | None = None,
+        export_dir: str | None = None,
     ) -> None:
+        self.backend = BackendChoice.of(encode_backend, encode_precision, use_bf16)
         check_model_folder(model_name_or_path, "model_name_or_path", tokenizer_name)
         self.settings = read_settings(model_name_or_path, cache_dir, token)
         self.instructions = Instructions(
@@ -140,16 +132,20 @@ class Encoder:
             passage_instruction_format,
             self.settings.prompts,
         )
-        self._devices = pick_devices(devices)
+        self._devices = pick_devices("cpu" if self.backend.exported and devices is None else devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
-        self.dtype = inference_dtype(self._on_cpu, use_fp16, use_bf16)
+        precision = self.backend.precision
+        self.dtype = inference_dtype(self._on_cpu, use_fp16 and precision != "fp32", precision == "bf16")
         self.use_fp16 = self.dtype == torch.float16
         self._source = ModelLocation(
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        backbone = load_backbone(self._source, self.dtype, lora)
+        if self.backend.exported:
+            backbone = open_exported(self._source, self.backend, self._devices, lora, tokenizer_name, export_dir)
+        else:
+            backbone = load_backbone(self._source, self.dtype, lora)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         check_token_ids(self.tokenizer, tokenizer_name or model_name_or_path, backbone, model_name_or_path)
@@ -167,10 +163,11 @@ class Encoder:
         self._copy_to_devices()
 
     def __repr__(self) -> str:
+        computes = self.backend if self.backend.exported else f"dtype={self.dtype}"
         return (
             f"Encoder({self._source.name!r}, pooling={self.model.pooling!r}, normalize={self.model.normalize}, "
             f"dim={self._width(self.truncate_dim)}, query_max_length={self.query_max_length}, "
-            f"passage_max_length={self.passage_max_length}, dtype={self.dtype}, devices={[*map(str, self._devices)]})"
+            f"passage_max_length={self.passage_max_length}, {computes}, devices={[*map(str, self._devices)]})"
         )
 
     def _copy_to_devices(self) -> None:
@@ -347,6 +344,7 @@ class Encoder:
         Raises:
             UserError: an instruction format adds something after the text, which such a folder cannot express.
         """
+        self.backend.check_torch()
         settings = dataclasses.replace(
             self.settings,
             pooling=self.model.pooling,
@@ -372,6 +370,7 @@ class Encoder:
         Raises:
             UserError: names or shapes of the weights differ from this model's.
         """
+        self.backend.check_torch()
         check_model_folder(str(path), "the checkpoint")
         settings = read_settings(str(path))
         if (settings.base is None) != (self.lora is None):

@@ -8,7 +8,7 @@ Letters in array names: N vectors, D numbers of each, P = ceil(D / 8) bytes of a
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -18,6 +18,24 @@ Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 SCALAR = ("int8", "uint8")  # precisions that require ranges
 _STEPS = 255  # between the ends of a range, which give 256 values
+
+
+class OutputOptions(TypedDict, total=False):
+    """Output options of the encode methods; if unset, vectors are those of the model, in fp32.
+
+    Args:
+        truncate_dim: like the constructor's, for this call.
+        precision: like `quantize_embeddings`.
+        ranges: like `quantize_embeddings`.
+        calibration_embeddings: like `quantize_embeddings`.
+        show_progress_bar: None shows one on a terminal if encoding takes long.
+    """
+
+    truncate_dim: int | None
+    precision: Precision
+    ranges: np.ndarray | None
+    calibration_embeddings: np.ndarray | None
+    show_progress_bar: bool | None
 
 
 def quantize_embeddings(
