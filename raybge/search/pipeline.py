@@ -151,19 +151,21 @@ class EncodingActor:
             texts = [self._instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
             vectors_ND = finite_vectors(self._encoder.encode_queries(texts, convert_to_numpy=True))
         else:
-            vectors_ND = self._passage_vectors(table["text"].to_pylist())
+            vectors_ND = self.passage_vectors(table["text"].to_pylist())
         positives = table["positives"].combine_chunks()
         flat = pa.array(vectors_ND.ravel(), pa.float32())
         table = table.drop_columns(["query", "prompt", "positives"])
         table = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1]))
         if positives.null_count == 0:
             row_N = np.repeat(np.arange(len(table)), positives.value_lengths().to_numpy())
-            scores = np.einsum("nd,nd->n", vectors_ND[row_N], self._passage_vectors(positives.flatten().to_pylist()))
+            scores = np.einsum("nd,nd->n", vectors_ND[row_N], self.passage_vectors(positives.flatten().to_pylist()))
             scores = pa.LargeListArray.from_arrays(positives.offsets, pa.array(scores, pa.float32()))
             table = table.append_column("pos_scores", scores)
         return table
 
-    def _passage_vectors(self, texts: list[str]) -> np.ndarray:
+    def passage_vectors(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors of passages, (N, D) float32."""
+        self._load()
         instructed = [self._instructions.passage_text(text) for text in texts]
         return finite_vectors(self._encoder.encode_corpus(instructed, convert_to_numpy=True))
 
