@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from raybge.encoding.run import EncodingResult
     from raybge.evaluate import evaluate_retrieval
     from raybge.evaluation.run import EvaluationResult
+    from raybge.export import export_model
+    from raybge.exporting.run import ExportResult
     from raybge.merge import mix_models, mix_models_by_layers, mix_models_with_data
     from raybge.merging.run import MergeResult
     from raybge.mine import mine_hard_negatives
@@ -39,9 +41,11 @@ _HOMES = {
     "mix_models_with_data": "raybge.merge",
     "evaluate_retrieval": "raybge.evaluate",
     "encode_dataset": "raybge.encode",
+    "export_model": "raybge.export",
     "quantize_embeddings": "raybge.model.quantization",
     "EncodingResult": "raybge.encoding.run",
     "EvaluationResult": "raybge.evaluation.run",
+    "ExportResult": "raybge.exporting.run",
     "MergeResult": "raybge.merging.run",
     "MiningResult": "raybge.mining.results",
     "TrainingResult": "raybge.training.training_result",
@@ -52,6 +56,7 @@ __all__ = [
     "Encoder",
     "EncodingResult",
     "EvaluationResult",
+    "ExportResult",
     "MergeResult",
     "MiningResult",
     "TrainingResult",
@@ -59,6 +64,7 @@ __all__ = [
     "UserError",
     "encode_dataset",
     "evaluate_retrieval",
+    "export_model",
     "finetune",
     "mine_hard_negatives",
     "mix_models",

@@ -15,7 +15,20 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 MOST_LINES, MOST_FUNCTION_LINES, MOST_COMMAND_LINES = 400, 60, 60
 SHARED_BASENAMES = {"run", "spec", "page", "__init__"}
-COMMANDS = {"mine", "train", "pretrain", "tune", "merge", "evaluate", "encode", "demo", "selftest", "row_log", "runs"}
+COMMANDS = {
+    "mine",
+    "train",
+    "pretrain",
+    "tune",
+    "merge",
+    "evaluate",
+    "encode",
+    "export",
+    "demo",
+    "selftest",
+    "row_log",
+    "runs",
+}
 CLAUSE = re.compile(r"(What|Whether|Those|Of|How|Where|Which|Who|When)\b")
 PARTICIPLES = {"found", "said", "told", "kept", "asked", "given", "made", "about"}
 

@@ -29,8 +29,8 @@ def test_the_exit_code_of_a_job_is_its_commands(job, code, monkeypatch):
 
 
 def test_each_command_has_its_job():
-    """All but the demo and the self-test, which are for one machine."""
-    assert {*JOBS} == {*COMMANDS} - {"demo", "selftest", "runs"} | {"recipe"}
+    """All but the demo, the self-test and the export, which are for one machine."""
+    assert {*JOBS} == {*COMMANDS} - {"demo", "selftest", "runs", "export"} | {"recipe"}
 
 
 def test_a_job_as_a_program():

@@ -20,6 +20,7 @@ OPTIONS: dict[str, type] = {
     "merge": options.MergeOptions,
     "evaluate": options.EvaluateOptions,
     "encode": options.EncodeOptions,
+    "export": options.ExportOptions,
     "demo": options.DemoOptions,
     "selftest": options.SelftestOptions,
 }

@@ -69,6 +69,7 @@ FILES = {
         ),
         KeywordClass("EncodeKeywords", "raybge.encode_dataset", options.EncodeOptions, "EncodeDatasetKeywords"),
     ),
+    "exporting_keywords.py": (KeywordClass("ExportKeywords", "raybge.export_model", options.ExportOptions),),
     "merging_keywords.py": (
         KeywordClass(
             "MixWithDataKeywords",

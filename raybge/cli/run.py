@@ -24,7 +24,7 @@ from raybge.util.process_state import preserve_process_state
 from raybge.util.redaction import SECRET_FLAG, command_line
 from raybge.util.versions import RAYBGE
 
-COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "demo", "selftest", "runs")
+COMMANDS = ("mine", "pretrain", "train", "tune", "merge", "evaluate", "encode", "export", "demo", "selftest", "runs")
 MESSAGE_LINES = 5  # of a failure, shown on the terminal
 Result = TypeVar("Result")
 _REPORTED_VERSIONS: set[str] = set()

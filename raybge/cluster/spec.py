@@ -37,11 +37,11 @@ class ScaleSpec:
     verbose: bool = False
 
     @classmethod
-    def from_options(cls, options: CommonOptions) -> ScaleSpec:
-        """Read the scale flags that every command on Ray has."""
+    def from_options(cls, options: CommonOptions, on_cpu: bool = False) -> ScaleSpec:
+        """Read the scale flags that every command on Ray has; `on_cpu` uses no GPU where the flags leave it open."""
         return cls(
             options.num_workers,
-            options.use_gpu,
+            False if on_cpu and options.use_gpu is None else options.use_gpu,
             options.cpus_per_worker,
             options.address,
             options.storage_path,

@@ -20,7 +20,7 @@ from raybge.model.quantization import quantize_embeddings
 from raybge.model.spec import EncoderSpec
 from raybge.search.actor_pool import map_on_actors, task_tokenizer, tokens_column, tokens_of
 from raybge.search.columns import vectors_column
-from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
+from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder, prepare_export
 from raybge.util.errors import UserError
 from raybge.util.process_state import preserve_process_state
 
@@ -57,9 +57,10 @@ def encode_ray_dataset(dataset: Dataset, flags: Mapping[str, Any]) -> Dataset:
     connection: AbstractContextManager[Any] = (
         nullcontext() if ray.is_initialized() else spec.scale.connect(Console(keeps_ray=True))
     )
-    with preserve_process_state(), connection:
-        plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     assert spec.model is not None
+    with preserve_process_state(), connection:
+        prepare_export(spec.model, Console(keeps_ray=True))  # in the user's cache folder: a Dataset has no storage path
+        plan = spec.scale.plan(current_cluster(), cores_a_worker=1)
     embedder, text_field = make_embedder(spec.model, plan), spec.parser.text
     arguments = embedder, spec.kind, text_field, spec.precision, spec.ranges_2D, device_of(plan)
     if embedder.tokenized:

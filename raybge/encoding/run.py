@@ -7,6 +7,7 @@ continues.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -20,7 +21,7 @@ from raybge.encoding.row_encoder import EncodedRows, RowEncoding, encode_rows
 from raybge.encoding.spec import EncodingSpec
 from raybge.encoding.vector_writer import Layout
 from raybge.search.actor_pool import blocks_in_progress
-from raybge.search.embedder import Embedder, make_embedder
+from raybge.search.embedder import Embedder, make_embedder, with_export_dir
 from raybge.search.inputs import open_inputs
 from raybge.search.metadata import write_metadata
 from raybge.search.plan_lines import describe_model
@@ -68,10 +69,11 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
     if finished and not spec.output.overwrite:
         console.info(f"{path} exists already: nothing to do (--overwrite encodes again)")
         return EncodingResult(path)
-    with (
-        run_store(spec.output, "encode", finished, console) as store,
-        open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, (survey,)),
-    ):
+    with run_store(spec.output, "encode", finished, console) as store, ExitStack() as stack:
+        model = spec.model and with_export_dir(spec.model, store.folder, spec.output.storage_path)
+        exports = [model] if model and not spec.output.dry_run else []
+        inputs = open_inputs(spec.inputs, spec.scale, store.folder, console, exports)
+        cluster, (survey,) = stack.enter_context(inputs)
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         _print_plan(spec, survey, blocks_in_progress(plan), console)
@@ -82,8 +84,8 @@ def encode(options: EncodeOptions, console: Console, embedder: Embedder | None =
             raise UserError(f"--precision {spec.precision}: one vector has no ranges of its own; set --ranges")
         store.keep_on_failure = True
         if embedder is None:
-            assert spec.model is not None
-            embedder = make_embedder(spec.model, plan)
+            assert model is not None
+            embedder = make_embedder(model, plan)
         encoding = RowEncoding(embedder, spec.kind, spec.parser)
         with clock("encode"):
             rows = encode_rows(survey, encoding, store, plan, spec.compute_ranges, console)

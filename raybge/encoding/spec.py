@@ -125,7 +125,7 @@ class EncodingSpec:
             precision=cast(Precision, options.precision),
             ranges_2D=ranges_2D,
             output=OutputSpec.from_options(options),
-            scale=ScaleSpec.from_options(options),
+            scale=ScaleSpec.from_options(options, on_cpu=model is not None and model.backend.exported),
             options=asdict(options),
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from raybge.cluster.remote_calls import results_in_order
 from raybge.cluster.resources import Plan
 from raybge.evaluation import mteb_page
 from raybge.evaluation.spec import EvaluationSpec
+from raybge.model.spec import EncoderSpec
 from raybge.report.page import REPORT, write_or_log
 from raybge.report.run_details import RunDetails, library_versions
-from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder
+from raybge.search.embedder import Embedder, TextEncoder, device_of, make_embedder, with_export_dir
 from raybge.search.inputs import InputSpec, open_inputs
 from raybge.search.plan_lines import describe_model
 from raybge.search.store import work_folder
@@ -59,7 +61,10 @@ def evaluate_tasks(spec: EvaluationSpec, console: Console) -> dict[str, float]:
         encoders=[spec.model.encoder],
     )
     storage = spec.scale.storage_path
-    with work_folder(storage, "mteb") as work, open_inputs(inputs, spec.scale, work, console) as (cluster, _):
+    with work_folder(storage, "mteb") as work, ExitStack() as stack:
+        encoder = with_export_dir(spec.model.encoder, work, storage)
+        exports = [] if spec.dry_run else [encoder]
+        cluster, _ = stack.enter_context(open_inputs(inputs, spec.scale, work, console, exports))
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         console.info(describe_model(spec.model.encoder))
@@ -68,7 +73,7 @@ def evaluate_tasks(spec: EvaluationSpec, console: Console) -> dict[str, float]:
             console.info(f"hits that are the query itself are dropped (ignore_identical_ids): {', '.join(dropping)}")
         if spec.dry_run:
             return {}
-        model = _model_on_actors(spec, plan)
+        model = _model_on_actors(encoder, plan)
         results = []
         with console.bar("evaluate", len(tasks), "task") as bar:
             for task in tasks:
@@ -114,9 +119,9 @@ def _drop_settings(tasks: Sequence[Any]) -> dict[str, bool]:
     return {task.metadata.name: task.ignore_identical_ids for task in tasks if hasattr(task, "ignore_identical_ids")}
 
 
-def _model_on_actors(spec: EvaluationSpec, plan: Plan) -> MtebEncoder:
-    embedder = make_embedder(spec.model.encoder, plan)
-    name = f"raybge/{os.path.basename(spec.model.encoder.model_name_or_path.rstrip('/'))}"
+def _model_on_actors(encoder: EncoderSpec, plan: Plan) -> MtebEncoder:
+    embedder = make_embedder(encoder, plan)
+    name = f"raybge/{os.path.basename(encoder.model_name_or_path.rstrip('/'))}"
     return MtebEncoder(ActorEncoder(embedder, plan), name, embedder.identity)
 
 

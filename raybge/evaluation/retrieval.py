@@ -16,15 +16,15 @@ from raybge.data.survey import Survey
 from raybge.evaluation.estimate import estimate
 from raybge.evaluation.judgments import ModelMetrics, known_texts, search_and_measure, write_judged_queries
 from raybge.evaluation.spec import EvaluationSpec
+from raybge.model.model_identity import model_identity
 from raybge.model.spec import EncoderSpec
 from raybge.search import saved_vectors
 from raybge.search.deduplication import deduplicate
-from raybge.search.embedder import make_embedder
+from raybge.search.embedder import exported_digest, make_embedder, with_export_dir
 from raybge.search.id_conflicts import check_id_conflicts
 from raybge.search.index import build_index, report_recall
 from raybge.search.inputs import InputFiles, InputSpec, check_not_an_input, open_inputs
 from raybge.search.memory import SearchMemory
-from raybge.search.model_identity import model_identity
 from raybge.search.pipeline import encode
 from raybge.search.plan_lines import describe_data, describe_model
 from raybge.search.search_data import Passages, Queries, SearchData, single_passage
@@ -42,12 +42,14 @@ class RetrievalData:
         cluster: the connected cluster.
         store: receives the encoded blocks.
         clock: measures the stages.
+        encoders: the models that are evaluated, exported where their backend requires it.
     """
 
     search: SearchData
     cluster: Cluster
     store: Store
     clock: StageClock
+    encoders: Sequence[EncoderSpec] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,12 +84,14 @@ def open_data(spec: EvaluationSpec, console: Console) -> Iterator[RetrievalData]
             encoders=[model.encoder for model in spec.models],
             allow_unknown_tokens=spec.allow_unknown_tokens,
         )
-        with open_inputs(inputs, spec.scale, work, console) as (cluster, surveys):
+        encoders = [with_export_dir(model.encoder, work, spec.scale.storage_path) for model in spec.models]
+        exports = [] if spec.dry_run else encoders
+        with open_inputs(inputs, spec.scale, work, console, exports) as (cluster, surveys):
             clock, store = StageClock(), Store(work)
             with clock("deduplicate"), console.phase("removing duplicates"):
                 search = _search_data(spec, surveys, store, console)
             clock.count("deduplicate", int(search.unique.total_B.sum()), "passage")
-            yield RetrievalData(search, cluster, store, clock)
+            yield RetrievalData(search, cluster, store, clock, encoders)
 
 
 def _input_files(spec: EvaluationSpec, work: str, console: Console) -> list[InputFiles]:
@@ -201,4 +205,6 @@ def _passage_identity(encoder: EncoderSpec) -> str:
         encoder.pooling_method,
         encoder.passage_max_length,
     ]
+    if encoder.backend.exported:
+        settings += [str(encoder.backend), exported_digest(encoder)]
     return digest(model_identity(encoder.model_name_or_path, encoder.cache_dir), settings)

@@ -79,7 +79,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> EvaluationResult:
         scores = evaluate_tasks(spec, console)
         return EvaluationResult(scores, report=_report_path(spec) if scores else None)
     with open_data(spec, console) as data:
-        results = [evaluate_model(spec, model.encoder, data, console) for model in spec.models]
+        results = [evaluate_model(spec, encoder, data, console) for encoder in data.encoders]
         measured = [each.measured for each in results if each.measured and spec.metrics_file]
         examples = ranking_examples(data.store, measured) if measured else None
     if spec.dry_run:

@@ -219,9 +219,10 @@ class EvaluationSpec:
                 exists(path, f"--{name}")  # raises for a folder
         names = [options.model_name_or_path, *(options.compare or [])]
         files = RetrievalFiles() if options.mteb_tasks else RetrievalFiles.from_options(options)
+        models = tuple(EvaluatedModel(name, evaluation_encoder(options, name)) for name in names)
         drop = files.is_beir if options.drop_self_hits is None else options.drop_self_hits
         return cls(
-            models=tuple(EvaluatedModel(name, evaluation_encoder(options, name)) for name in names),
+            models=models,
             files=files,
             mteb_tasks=tuple(options.mteb_tasks or ()),
             ranking=Ranking(options.k, drop),
@@ -231,7 +232,7 @@ class EvaluationSpec:
             run_file=options.run_file,
             allow_unknown_tokens=options.allow_unknown_tokens,
             dry_run=options.dry_run,
-            scale=ScaleSpec.from_options(options),
+            scale=ScaleSpec.from_options(options, on_cpu=models[0].encoder.backend.exported),
             flags=changed_values(options),
         )
 

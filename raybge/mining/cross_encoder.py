@@ -20,10 +20,10 @@ from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group
 from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
+from raybge.model.model_identity import model_identity
 from raybge.model.spec import RerankerSpec
 from raybge.search.actor_pool import map_on_actors
 from raybge.search.embedder import device_of
-from raybge.search.model_identity import model_identity
 from raybge.search.store import Store
 from raybge.util.digest import digest
 

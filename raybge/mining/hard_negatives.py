@@ -14,6 +14,7 @@ import numpy as np
 
 from raybge.data.groups import Group, parse_group
 from raybge.mining.cross_encoder import CrossEncoderScorer, rounded_scores
+from raybge.mining.rescoring import Rescorer, changed_ranks
 from raybge.mining.sampling import RowCandidates, SampledNegatives, SamplingSpec, sample
 from raybge.mining.statistics import EXAMPLES, MiningStatistics, bin_numbers
 from raybge.search.columns import keys_of, vectors_of
@@ -39,6 +40,7 @@ def mine_block(
     sampling: SamplingSpec,
     scorer: CrossEncoderScorer | None,
     keep_scores: bool,
+    rescorer: Rescorer | None = None,
 ) -> MinedBlock:
     """Choose the negatives of each row of a block. A row's random seed is its position in the input.
 
@@ -48,13 +50,16 @@ def mine_block(
         sampling: rules and choice.
         scorer: cross-encoder whose scores replace the embedding model's and are written.
         keep_scores: write the embedding model's scores.
+        rescorer: scores of the embedding model in fp32, which replace those of `hits`.
 
     Returns:
         The rows with their negatives.
     """
     raws = [json.loads(text) for text in hits.table["text"].to_pylist()]
     groups = [parse_group(raw) for raw in raws]
-    scores = _BlockScores(hits, groups, lookup, scorer)
+    first_QK = hits.ids_QK
+    hits = rescorer.rescored(hits, sampling.hi) if rescorer else hits
+    scores = _BlockScores(hits, groups, lookup, scorer, rescorer)
     positives = scores.of_positives()
     rows = [row.without_excluded() for row in _row_candidates(hits, sampling, positives)]
     if scorer and (sampling.by_score or sampling.strategy == "top"):
@@ -75,6 +80,9 @@ def mine_block(
     statistics.compare(
         [(group.query, group.pos) for group in groups], positives, negatives, [each.ids for each in sampled], texts
     )
+    if rescorer:
+        cut = slice(sampling.lo, sampling.hi)
+        statistics.ranks_changed, statistics.ranks_rescored = changed_ranks(first_QK[:, cut], hits.ids_QK[:, cut])
     statistics.examples = [
         {"query": group.query, "pos": group.pos[0], "neg": [texts[i] for i in each.ids[:1].tolist()]}
         for group, each in zip(groups[:EXAMPLES], sampled[:EXAMPLES], strict=True)
@@ -150,8 +158,10 @@ class _BlockScores:
         groups: Sequence[Group],
         lookup: PassageLookup,
         scorer: CrossEncoderScorer | None,
+        rescorer: Rescorer | None,
     ) -> None:
-        self._hits, self._groups, self._lookup, self._scorer = hits, groups, lookup, scorer
+        self._hits, self._groups, self._lookup = hits, groups, lookup
+        self._scorer, self._rescorer = scorer, rescorer
 
     def of_positives(self) -> list[np.ndarray]:
         """Return positive_P of each row; the embedding model's is nan if the pool lacks the passage."""
@@ -189,7 +199,8 @@ class _BlockScores:
             texts = self._lookup.texts(ids_N)
             pairs = [(self._groups[r].query, texts[i]) for r, i in zip(row_N.tolist(), ids_N.tolist(), strict=True)]
             return self._scorer.scores(pairs)
-        return self._lookup.scores(vectors_of(self._hits.table)[row_N], ids_N)
+        q_ND = vectors_of(self._hits.table)[row_N]
+        return self._rescorer.scores(self._lookup, q_ND, ids_N) if self._rescorer else self._lookup.scores(q_ND, ids_N)
 
     def rescored(self, rows: Sequence[RowCandidates]) -> list[RowCandidates]:
         """Return the rows with the cross-encoder's scores of their candidates."""

@@ -76,6 +76,9 @@ def _figures(report: MiningReport) -> list[tuple[str, str]]:
     if statistics:
         figures.append(("rows completed with random passages", f"{statistics.rows_filled:,}"))
         figures.append(("rows with fewer negatives", f"{statistics.rows_with_fewer:,}"))
+    if statistics and statistics.ranks_rescored:
+        share = _share(statistics.ranks_changed, statistics.ranks_rescored)
+        figures.append(("ranks that hold another passage in fp32", f"{statistics.ranks_changed:,} ({share})"))
     if statistics and statistics.compared:
         share, ends = _share(statistics.above, statistics.compared), statistics.above_interval()
         interval = f", 95% interval {ends[0]:.1%} to {ends[1]:.1%}" if ends[0] < ends[1] else ""

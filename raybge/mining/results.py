@@ -32,8 +32,9 @@ class MiningResult:
         output_file: the groups with mined negatives; a dry run does not write it.
         report: the page next to it; None if this call wrote neither.
         counts: numbers of rows and passages: "rows", "bad_rows" and, unless `score_only`, "passages", "duplicates",
-            "rows_filled" (with random passages) and "rows_with_fewer" (negatives than requested). Empty if the output
-            file existed already.
+            "rows_filled" (with random passages) and "rows_with_fewer" (negatives than requested); with `rescore`
+            "ranks_rescored" and "ranks_changed", which hold another passage by fp32 scores. Empty if the output file
+            existed already.
         recall: share of the nearest passages that an approximate index finds; None for an exact search.
         seconds: duration of each stage.
     """
@@ -145,6 +146,9 @@ def print_summary(
         if sampling.by_score:
             reason = "neither the ranks nor random passages gave enough that satisfy the score limits"
         console.info(f"{plural(summary['rows_with_fewer'], 'row')} with fewer negatives: {reason}")
+    if statistics.ranks_rescored:
+        share = statistics.ranks_changed / statistics.ranks_rescored
+        console.info(f"{share:.1%} of the {statistics.ranks_rescored:,} ranks hold another passage after --rescore")
     for line in above_positive_lines(statistics):
         console.info(line)
     width = min(MAX_EXAMPLE, console.columns - len(f"  {'query':<6} "))

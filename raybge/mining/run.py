@@ -7,7 +7,7 @@ continues; the output depends on the data alone, not on the number of workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from raybge.data.groups import near_key, parse_group, parse_passage
 from raybge.data.survey import Survey
 from raybge.mining.cross_encoder import CrossEncoderScorer, make_scorer, score_groups
 from raybge.mining.hard_negatives import excluded_texts, mine_block
+from raybge.mining.rescoring import Rescorer, rescore_candidates
 from raybge.mining.results import MiningResult, print_summary, report_path, write_mining_metadata, write_report
 from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
 from raybge.search.deduplication import deduplicate, find_shared_positives
-from raybge.search.embedder import Embedder, make_embedder
+from raybge.search.embedder import Embedder, make_embedder, with_export_dir
 from raybge.search.index import ShardedIndex, build_index, report_recall, search
 from raybge.search.inputs import open_inputs
 from raybge.search.memory import SearchMemory
@@ -51,13 +52,16 @@ class MiningRun:
     console: Console
 
 
-def mine(options: MineOptions, console: Console, embedder: Embedder | None = None) -> MiningResult:
+def mine(
+    options: MineOptions, console: Console, embedder: Embedder | None = None, exact: Embedder | None = None
+) -> MiningResult:
     """Run the command.
 
     Args:
         options: the command's options.
         console: the console.
         embedder: makes the vectors instead of the model.
+        exact: makes the vectors of --rescore instead of the model.
 
     Returns:
         The output file, its report, counts, and seconds of each stage.
@@ -70,14 +74,15 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
     if finished and not spec.output.overwrite:
         console.info(f"{spec.output.path} exists already: nothing to do (--overwrite mines again)")
         return MiningResult(spec.output.path)
-    with (
-        run_store(spec.output, "mine", finished, console) as store,
-        open_inputs(spec.inputs, spec.scale, store.folder, console) as (cluster, surveys),
-    ):
+    with run_store(spec.output, "mine", finished, console) as store, ExitStack() as stack:
+        model = spec.model and with_export_dir(spec.model, store.folder, spec.output.storage_path)
+        exports = [model] if model and not spec.output.dry_run else []
+        inputs = open_inputs(spec.inputs, spec.scale, store.folder, console, exports)
+        cluster, surveys = stack.enter_context(inputs)
         plan = spec.scale.plan(cluster, cores_a_worker=1)
         index = spec.index
         if not spec.score_only:
-            index = index.on_cluster(cluster, plan, spec.sampling.hi, "range_for_sampling")
+            index = index.on_cluster(cluster, plan, spec.search_depth, "range_for_sampling")
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
         run = MiningRun(spec, surveys, cluster, plan, index, store, StageClock(), console)
         scorer = make_scorer(spec.cross_encoder, spec.normalize_scores, store, plan) if spec.cross_encoder else None
@@ -85,13 +90,16 @@ def mine(options: MineOptions, console: Console, embedder: Embedder | None = Non
             assert scorer is not None
             return _score_only(run, scorer)
         if embedder is None:
-            assert spec.model is not None
-            embedder = make_embedder(spec.model, plan)
-        return _mine_negatives(run, embedder, scorer)
+            assert model is not None
+            embedder = make_embedder(model, plan)
+            exact = make_embedder(model.in_fp32(), plan)
+        return _mine_negatives(run, embedder, exact if spec.rescore else None, scorer)
 
 
-def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScorer | None) -> MiningResult:
-    """Deduplicate, plan, encode, search and write."""
+def _mine_negatives(
+    run: MiningRun, embedder: Embedder, exact: Embedder | None, scorer: CrossEncoderScorer | None
+) -> MiningResult:
+    """Deduplicate, plan, encode, search, rescore with the model `exact`, and write."""
     spec, clock, console = run.spec, run.clock, run.console
     with clock("deduplicate"), console.phase("removing duplicates"):
         data = _search_data(run, scorer is not None)
@@ -114,15 +122,21 @@ def _mine_negatives(run: MiningRun, embedder: Embedder, scorer: CrossEncoderScor
         with clock("encode"):
             passages, queries = encode(data, embedder, run.store, run.plan, console)
         clock.count("encode", data.texts, "text")
+        on_actors = scorer is not None or exact is not None
         with clock("index"), console.phase("building the index"):
             index = build_index(
-                passages, run.store, run.index, run.plan, memory.resident_shards, process_on_actors=scorer is not None
+                passages, run.store, run.index, run.plan, memory.resident_shards, process_on_actors=on_actors
             )
         with index, clock("search"):
-            statistics = _search_and_write(run, sampling, index, queries, scorer, out)
+            rescorer = None
+            if exact:
+                rescorer = rescore_candidates(index, queries, spec.search_depth, exact, run.plan, console)
+            statistics = _search_and_write(run, sampling, index, queries, scorer, rescorer, out)
             recall = report_recall(index, queries, sampling.hi, console)
         clock.count("search", summary["rows"], "row")
         summary |= {"rows_filled": statistics.rows_filled, "rows_with_fewer": statistics.rows_with_fewer, **recall}
+        if exact:
+            summary |= {"ranks_rescored": statistics.ranks_rescored, "ranks_changed": statistics.ranks_changed}
         write_mining_metadata(spec, embedder.identity, scorer, summary, statistics)
     summary |= {"seconds": clock.seconds, "output_file": spec.output.path}
     clock.report(console)
@@ -173,13 +187,15 @@ def _search_and_write(
     index: ShardedIndex,
     queries: Sequence[EncodedBlock],
     scorer: CrossEncoderScorer | None,
+    rescorer: Rescorer | None,
     out: Any,
 ) -> MiningStatistics:
     """Search all queries and write their rows with negatives; return the statistics of all rows."""
     statistics = MiningStatistics()
-    extra = index.lookup(), sampling, scorer, run.spec.keep_scores
+    extra = index.lookup(), sampling, scorer, run.spec.keep_scores, rescorer
+    on_actors, depth = scorer is not None or rescorer is not None, run.spec.search_depth if rescorer else sampling.hi
     with run.console.bar("search", sum(block.rows for block in queries), "row", start_up="loading the index") as bar:
-        for mined in search(index, queries, sampling.hi, mine_block, *extra, on_actors=scorer is not None):
+        for mined in search(index, queries, depth, mine_block, *extra, on_actors=on_actors):
             out.write(mined.lines)
             statistics.add(mined.statistics)
             bar.update(mined.statistics.rows)

@@ -14,7 +14,9 @@ from raybge.cluster.spec import ScaleSpec
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
+from raybge.mining.rescoring import search_depth
 from raybge.mining.sampling import SamplingSpec
+from raybge.model.backends.choice import TORCH
 from raybge.model.folder import vector_width
 from raybge.model.folder_checks import check_model_folder, check_reranker
 from raybge.model.spec import EncoderSpec, RerankerSpec
@@ -37,6 +39,7 @@ class MiningSpec:
         index: index of the pool.
         sampling: choice of negatives.
         keep_scores: write `pos_scores` and `neg_scores`.
+        rescore: score candidates again in fp32.
         output: output file.
         scale: workers and cluster.
         options: all options, for the metadata.
@@ -51,10 +54,16 @@ class MiningSpec:
     index: IndexSpec
     sampling: SamplingSpec
     keep_scores: bool
+    rescore: bool
     output: OutputSpec
     scale: ScaleSpec
     options: Mapping[str, Any]
     flags: Mapping[str, Any]
+
+    @property
+    def search_depth(self) -> int:
+        """Number of candidates per query: more than ranks if fp32 orders them again."""
+        return search_depth(self.sampling.hi) if self.rescore else self.sampling.hi
 
     @classmethod
     def from_options(cls, options: MineOptions, has_embedder: bool = False) -> MiningSpec:
@@ -82,8 +91,9 @@ class MiningSpec:
             index=IndexSpec.from_options(options),
             sampling=_sampling_spec(options),
             keep_scores=options.keep_scores,
+            rescore=options.rescore,
             output=OutputSpec.from_options(options),
-            scale=ScaleSpec.from_options(options),
+            scale=ScaleSpec.from_options(options, on_cpu=model is not None and model.backend.exported),
             options=asdict(options),
             flags=changed_values(options),
         )
@@ -122,6 +132,7 @@ def check_options(options: MineOptions, has_embedder: bool = False) -> None:
             score = " (or --score_only, which only scores the rows)" if options.cross_encoder else ""
             raise UserError(f"missing: --model_name_or_path{score}")
         check_model_folder(options.model_name_or_path, "--model_name_or_path")
+        _check_rescore(options)
         check_factory(options.index_factory, vector_width(options.model_name_or_path, options.cache_dir))
     _check_scores(options)
 
@@ -147,6 +158,18 @@ def parse_rank_range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _check_rescore(options: MineOptions) -> None:
+    """Raise UserError if --rescore has nothing to do, since the model computes in fp32."""
+    if not options.rescore:
+        return
+    fp16 = options.use_gpu and options.use_fp16 and options.encode_backend == TORCH and not options.encode_precision
+    if not (fp16 or options.use_bf16 or options.encode_precision in ("bf16", "int8")):
+        raise UserError(
+            "--rescore: the candidates are in fp32 already: set --encode_precision bf16, or --encode_backend openvino "
+            "--encode_precision int8, or on GPUs --use_gpu, or omit --rescore"
+        )
+
+
 def _check_scores(options: MineOptions) -> None:
     for name in ("absolute_margin", "relative_margin"):
         if (value := getattr(options, name)) is not None and not 0 <= value < float("inf"):
@@ -157,7 +180,15 @@ def _check_scores(options: MineOptions) -> None:
 
 
 def _check_cross_encoder(options: MineOptions) -> None:
-    mining_only = ("corpus_data", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
+    mining_only = (
+        "corpus_data",
+        "absolute_margin",
+        "relative_margin",
+        "max_score",
+        "min_score",
+        "keep_scores",
+        "rescore",
+    )
     for name in mining_only if options.score_only else ():
         if getattr(options, name) not in (None, False):
             raise UserError(f"--{name}: --score_only mines nothing; omit one of the two")

@@ -49,6 +49,8 @@ class MiningStatistics:
         above_by_row: rows by two numbers: negatives that score above the best of the row's positives, and negatives
             that were compared with it, since both scores are known.
         false_negatives: rows whose negative exceeds the positive most.
+        ranks_rescored: ranks of the range, of all rows, that were rescored in fp32.
+        ranks_changed: those of them that then hold another passage.
     """
 
     rows: int = 0
@@ -61,12 +63,16 @@ class MiningStatistics:
     ranks: Counter[int] = field(default_factory=Counter)
     above_by_row: Counter[tuple[int, int]] = field(default_factory=Counter)
     false_negatives: list[LikelyFalseNegative] = field(default_factory=list)
+    ranks_rescored: int = 0
+    ranks_changed: int = 0
 
     def add(self, other: MiningStatistics) -> None:
         """Add the statistics of later rows."""
         self.rows += other.rows
         self.rows_filled += other.rows_filled
         self.rows_with_fewer += other.rows_with_fewer
+        self.ranks_rescored += other.ranks_rescored
+        self.ranks_changed += other.ranks_changed
         self.positives += other.positives
         self.negatives += other.negatives
         self.examples = (self.examples + other.examples)[:EXAMPLES]

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from raybge.data.prompts import Instructions
 from raybge.data.tokenize import token_ids
+from raybge.model.backends.choice import BackendChoice
+from raybge.model.backends.opening import open_exported
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, read_settings, remove_weights
 from raybge.model.folder_checks import check_model_folder
@@ -88,6 +90,10 @@ class Encoder:
             is loaded as the full model, adapters merged into their base.
         use_bf16: bf16 in place of fp16 on a GPU, for models whose vectors overflow in fp16; bf16 on a CPU that gains by
             it (with AMX).
+        encode_backend: "torch", or on a CPU "onnx" or "openvino": a model is then exported once, into `export_dir`,
+            unless `raybge.export_model` wrote its folder.
+        encode_precision: "fp32", "bf16" (like `use_bf16`) or, except in torch, "int8"; None: `use_fp16` and `use_bf16`.
+        export_dir: folder of exported models; None: raybge/exports in the user's cache folder.
 
     Raises:
         UserError: no such model, or one whose vectors raybge cannot reproduce.
@@ -117,7 +123,11 @@ class Encoder:
         truncate_dim: int | None = None,
         lora: Lora | None = None,
         use_bf16: bool | None = None,
+        encode_backend: str = "torch",
+        encode_precision: str | None = None,
+        export_dir: str | None = None,
     ) -> None:
+        self.backend = BackendChoice.of(encode_backend, encode_precision, use_bf16)
         check_model_folder(model_name_or_path, "model_name_or_path", tokenizer_name)
         self.settings = read_settings(model_name_or_path, cache_dir, token)
         self.instructions = Instructions(
@@ -127,16 +137,20 @@ class Encoder:
             passage_instruction_format,
             self.settings.prompts,
         )
-        self._devices = pick_devices(devices)
+        self._devices = pick_devices("cpu" if self.backend.exported and devices is None else devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
-        self.dtype = inference_dtype(self._on_cpu, use_fp16, use_bf16)
+        precision = self.backend.precision
+        self.dtype = inference_dtype(self._on_cpu, use_fp16 and precision != "fp32", precision == "bf16")
         self.use_fp16 = self.dtype == torch.float16
         self._source = ModelLocation(
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        backbone = load_backbone(self._source, self.dtype, lora)
+        if self.backend.exported:
+            backbone = open_exported(self._source, self.backend, self._devices, lora, tokenizer_name, export_dir)
+        else:
+            backbone = load_backbone(self._source, self.dtype, lora)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         check_token_ids(self.tokenizer, tokenizer_name or model_name_or_path, backbone, model_name_or_path)
@@ -155,10 +169,11 @@ class Encoder:
         self._copy_to_devices()
 
     def __repr__(self) -> str:
+        computes = self.backend if self.backend.exported else f"dtype={self.dtype}"
         return (
             f"Encoder({self._source.name!r}, pooling={self.model.pooling!r}, normalize={self.model.normalize}, "
             f"dim={self._width(self.truncate_dim)}, query_max_length={self.query_max_length}, "
-            f"passage_max_length={self.passage_max_length}, dtype={self.dtype}, devices={[*map(str, self._devices)]})"
+            f"passage_max_length={self.passage_max_length}, {computes}, devices={[*map(str, self._devices)]})"
         )
 
     def _copy_to_devices(self) -> None:
@@ -362,6 +377,7 @@ class Encoder:
         Raises:
             UserError: an instruction format adds something after the text, which such a folder cannot express.
         """
+        self.backend.check_torch()
         settings = dataclasses.replace(
             self.settings,
             pooling=self.model.pooling,
@@ -387,6 +403,7 @@ class Encoder:
         Raises:
             UserError: names or shapes of the weights differ from this model's.
         """
+        self.backend.check_torch()
         copy_weights(self._backbone, str(path), self.lora is not None, self._source.trust_remote_code)
         self._copy_to_devices()
 

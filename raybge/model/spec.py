@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from raybge.model.backends.choice import TORCH, BackendChoice
+
 if TYPE_CHECKING:
     from raybge.model.encoder import Encoder
     from raybge.model.inference import Devices
@@ -76,6 +78,9 @@ class EncoderSpec(_ModelSpec):
     truncate_dim: int | None = None
     lora: Lora | None = None
     use_bf16: bool | None = None
+    encode_backend: str = "torch"
+    encode_precision: str | None = None
+    export_dir: str | None = None
 
     @classmethod
     def from_options(cls, options: Any, **overrides: Any) -> Self:
@@ -91,12 +96,31 @@ class EncoderSpec(_ModelSpec):
                 (`query_max_length=None, passage_max_length=None`), and merging's `batch_size` counts examples.
 
         Returns:
-            The spec.
+            The spec; flags that mean the same precision give equal ones.
+
+        Raises:
+            UserError: the flags of backend, precision and device do not fit each other.
         """
         names = dict(_ENCODER_FIELDS)
         if hasattr(options, "max_length"):
             names = dict.fromkeys(_ENCODER_FIELDS, "max_length")
-        return cls(**_values(cls, options, names, overrides))
+        values = _values(cls, options, names, overrides)
+        if "encode_backend" in values:
+            choice = BackendChoice.of(values["encode_backend"], values["encode_precision"], values["use_bf16"])
+            choice.check_device(getattr(options, "use_gpu", None))
+            values.update(_precision_values(choice, values["use_fp16"]))
+        return cls(**values)
+
+    @property
+    def backend(self) -> BackendChoice:
+        """Backend and precision."""
+        return BackendChoice.of(self.encode_backend, self.encode_precision, self.use_bf16)
+
+    def in_fp32(self) -> Self:
+        """Return the spec of the same model in torch and fp32."""
+        return dataclasses.replace(
+            self, encode_backend=TORCH, encode_precision=None, export_dir=None, use_fp16=False, use_bf16=False
+        )
 
     def check(self, texts: Callable[[], Sequence[str]] | None = None) -> None:
         """Check configuration and tokenizer, and that most words of a sample are known; see `check_model`."""
@@ -168,6 +192,14 @@ class RerankerSpec(_ModelSpec):
         from raybge.model.reranker import Reranker
 
         return Reranker(**{**self.keywords(), **more})
+
+
+def _precision_values(choice: BackendChoice, use_fp16: bool | None) -> dict[str, Any]:
+    """Return the fields of a choice: precisions of torch are stated by `use_fp16` and `use_bf16` alone."""
+    if choice.exported:
+        return {"encode_precision": choice.precision, "use_fp16": None, "use_bf16": None}
+    use_fp16 = False if choice.precision == "fp32" else use_fp16
+    return {"encode_precision": None, "use_fp16": use_fp16, "use_bf16": choice.precision == "bf16"}
 
 
 def absolute_model_path(name: str) -> str:

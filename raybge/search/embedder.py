@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raybge.cluster.resources import Plan
 from raybge.data.prompts import Instructions
+from raybge.model.backends.exported_models import find_exported, find_or_export
 from raybge.model.folder import vector_width
+from raybge.model.model_identity import model_identity
 from raybge.model.spec import EncoderSpec
-from raybge.search.model_identity import model_identity
 from raybge.util.digest import digest
+from raybge.util.errors import UserError
+from raybge.util.filesystem import append_to_path
 from raybge.util.versions import RAYBGE
+
+if TYPE_CHECKING:
+    from raybge.cli.console import Console
 
 DEFAULT_DIM = 1024  # width assumed in the memory plan if the model's configuration does not state one
 
@@ -44,16 +50,60 @@ class Embedder:
 def make_embedder(model: EncoderSpec, plan: Plan) -> Embedder:
     """Return the embedder of a model; its identity includes the device type, since a GPU computes other vectors."""
     name = model.model_name_or_path, model.cache_dir
-    identity = digest(RAYBGE, model_identity(*name), model.keywords(), plan.gpus)
+    keywords = {**model.keywords(), "export_dir": None}  # the exported model counts, not its place
+    identity = digest(RAYBGE, model_identity(*name), keywords, plan.gpus, exported_digest(model))
     # On CPUs tokenizing takes a twentieth of the time of the model, and tasks for it would take its cores.
     tokenized = model if plan.gpus else None
     return Embedder(partial(_load_encoder, model, plan.cpus), identity, vector_width(*name) or DEFAULT_DIM, tokenized)
+
+
+def with_export_dir(model: EncoderSpec, work: str, storage_path: str | None) -> EncoderSpec:
+    """Return the spec with the folder of its export, if it does not run in torch.
+
+    Args:
+        model: the model.
+        work: folder of the command's intermediate results.
+        storage_path: --storage_path, whose exports all commands share; None: the export is part of `work`.
+
+    Returns:
+        The spec.
+    """
+    if not model.backend.exported:
+        return model
+    return replace(model, export_dir=append_to_path(storage_path or work, "/exports"))
+
+
+def prepare_export(model: EncoderSpec, console: Console) -> None:
+    """Export a model unless it runs in torch or its export exists, so that no actor has to.
+
+    Args:
+        model: the model, with the folder of its export.
+        console: names the phase, and prints the backend.
+
+    Raises:
+        UserError: the model cannot be exported.
+    """
+    if model.backend.exported:
+        with console.phase(f"exporting the model to {model.encode_backend}"):
+            exported = find_or_export(model.keywords(), model.backend)
+        console.info(exported.describe())
+
+
+def exported_digest(model: EncoderSpec) -> str | None:
+    """Return the digest of a model's export; None for a model in torch, and before the export of a dry run."""
+    exported = find_exported(model.keywords(), model.backend) if model.backend.exported else None
+    return exported.digest if exported else None
 
 
 def _load_encoder(model: EncoderSpec, threads: int, device: str) -> Any:
     import torch
 
     torch.set_num_threads(threads)
+    if model.backend.exported and find_exported(model.keywords(), model.backend) is None:
+        raise UserError(
+            f"--encode_backend {model.encode_backend}: this node does not see the export in {model.export_dir}: "
+            "set --storage_path to a folder that all nodes share"
+        )
     return model.load(devices=device)
 
 

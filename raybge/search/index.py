@@ -39,12 +39,14 @@ class SearchHits:
         scores_QK: scores of the candidates, descending.
         ids_QK: passage ids of the candidates; -1 for none.
         known: passages that have a known key of the queries.
+        name: name of the encoded queries in the store.
     """
 
     table: pa.Table
     scores_QK: np.ndarray
     ids_QK: np.ndarray
     known: KnownPassages
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,7 @@ def _process(step: _SearchStep, *results: Any) -> Any:
         stored = store.arrays(step.candidates)
         scores_QK, ids_QK = stored["scores_QK"], stored["ids_QK"]
     known = KnownPassages.concatenate(results[step.searches :])
-    return step.process(SearchHits(store.table(step.block), scores_QK, ids_QK, known), *step.extra)
+    return step.process(SearchHits(store.table(step.block), scores_QK, ids_QK, known, step.block), *step.extra)
 
 
 def report_recall(index: ShardedIndex, queries: Sequence[EncodedBlock], k: int, console: Console) -> dict[str, float]:

@@ -18,6 +18,7 @@ from raybge.data.survey import IN_PROCESS_BYTES, Survey, skipped_rows_message, s
 from raybge.data.transcode import transcode
 from raybge.model.preflight import word_sample
 from raybge.model.spec import EncoderSpec, RerankerSpec
+from raybge.search.embedder import prepare_export
 from raybge.util.errors import UserError
 from raybge.util.filesystem import append_to_path, filesystem
 from raybge.util.redaction import redact
@@ -79,7 +80,7 @@ def _real_path(path: str) -> str:
 
 @contextmanager
 def open_inputs(
-    spec: InputSpec, scale: ScaleSpec, work: str, console: Console
+    spec: InputSpec, scale: ScaleSpec, work: str, console: Console, exports: Sequence[EncoderSpec] = ()
 ) -> Iterator[tuple[Cluster, list[Survey]]]:
     """Connect to Ray and survey all inputs. Small inputs are surveyed before Ray starts.
 
@@ -88,12 +89,13 @@ def open_inputs(
         scale: the cluster and the workers that it must hold.
         work: folder for unpacked files and surveys.
         console: prints skipped rows.
+        exports: models that are exported, where their backend requires it, once the rows are checked.
 
     Yields:
         The cluster, and the survey of each input.
 
     Raises:
-        UserError: a bad row, or a path that a node of the cluster does not see.
+        UserError: a bad row, a path that a node of the cluster does not see, or a model that cannot be exported.
     """
 
     def survey_all() -> list[Survey]:
@@ -101,6 +103,8 @@ def open_inputs(
             surveys = [survey_input(source, work, spec.on_bad_rows, console) for source in spec.inputs]
         with console.phase("checking the model"):
             _check_models(spec, surveys)
+        for model in exports:
+            prepare_export(model, console)
         return surveys
 
     small = sum(file.size for source in spec.inputs for file in source.files) <= IN_PROCESS_BYTES

@@ -222,7 +222,7 @@ class EncodingActor:
             texts = [instructions.query_text(q, p) for q, p in zip(queries, prompts, strict=True)]
             vectors_ND = self._encode(texts, kind)
         else:
-            vectors_ND = self._passage_vectors(table["text"].to_pylist())
+            vectors_ND = self.passage_vectors(table["text"].to_pylist())
         positives = table["positives"].combine_chunks()
         flat = pa.array(vectors_ND.ravel(), pa.float32())
         table = table.drop_columns(["query", "prompt", "positives"])
@@ -232,14 +232,15 @@ class EncodingActor:
                 token_ids = tokens_of(tokens[POSITIVE_TOKENS].combine_chunks().flatten())
                 positive_PD = self._encode.encode_token_ids(token_ids, "passage")
             else:
-                positive_PD = self._passage_vectors(positives.flatten().to_pylist())
+                positive_PD = self.passage_vectors(positives.flatten().to_pylist())
             row_P = np.repeat(np.arange(len(table)), positives.value_lengths().to_numpy())
             scores = np.einsum("pd,pd->p", vectors_ND[row_P], positive_PD)
             scores = pa.LargeListArray.from_arrays(positives.offsets, pa.array(scores, pa.float32()))
             table = table.append_column("pos_scores", scores)
         return table
 
-    def _passage_vectors(self, texts: list[str]) -> np.ndarray:
+    def passage_vectors(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors of passages, (N, D) float32."""
         instructions = self._load()
         return self._encode([instructions.passage_text(text) for text in texts], "passage")
 

@@ -14,7 +14,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,14 +199,4 @@ def table_digest(table: pa.Table, *values: object) -> str:
     table = table.take(pa.array(range(len(table)), pa.int64()))  # a slice would serialize its neighboring rows too
     for batch in table.combine_chunks().to_batches():
         state.update(batch.serialize())
-    return state.hexdigest()
-
-
-def files_digest(paths: Iterable[str | Path]) -> str:
-    """Return 32 hexadecimal digits that identify the content of files and their base names."""
-    state = hashlib.blake2b(digest_size=16)
-    for path in sorted(map(Path, paths)):
-        with path.open("rb") as file:
-            state.update(f"{path.name}\0".encode())
-            state.update(hashlib.file_digest(file, "blake2b").digest())
     return state.hexdigest()

@@ -88,7 +88,7 @@ def open_atomic(path: str, flag: str) -> Iterator[pa.NativeFile]:
 
 
 @contextmanager
-def atomic_folder(path: str, flag: str, last: str | None = None) -> Iterator[str]:
+def atomic_folder(path: str, flag: str, last: str | None = None, keep_existing: bool = False) -> Iterator[str]:
     """Create a folder that is complete at the end of the block, and replaces an existing one.
 
     A local folder gets its name at the end. At a URI, where folders cannot be renamed, only the file `last` shows that
@@ -98,6 +98,8 @@ def atomic_folder(path: str, flag: str, last: str | None = None) -> Iterator[str
         path: path or URI of the folder.
         flag: flag that an error message names.
         last: name of an empty file that is written into the folder after everything else.
+        keep_existing: a local folder that exists at the end stays, and the new one is deleted: for folders named by a
+            digest of their content, which another process may be reading.
 
     Yields:
         The folder to write into, as a path within the file system of `path`.
@@ -121,7 +123,9 @@ def atomic_folder(path: str, flag: str, last: str | None = None) -> Iterator[str
         yield partial
         if last is not None:
             store.open_output_stream(posixpath.join(partial, last)).close()
-        if local:
+        if local and keep_existing and os.path.isdir(place):
+            shutil.rmtree(partial)
+        elif local:
             shutil.rmtree(place, ignore_errors=True)
             store.move(partial, place)
     except BaseException:

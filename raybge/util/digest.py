@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import is_dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -37,4 +39,14 @@ def fingerprint(value: object) -> str:
             state.update(repr(part).encode() + b";")
 
     feed(value)
+    return state.hexdigest()
+
+
+def files_digest(paths: Iterable[str | Path]) -> str:
+    """Return 32 hexadecimal digits that identify the content of files and their base names."""
+    state = hashlib.blake2b(digest_size=16)
+    for path in sorted(map(Path, paths)):
+        with path.open("rb") as file:
+            state.update(f"{path.name}\0".encode())
+            state.update(hashlib.file_digest(file, "blake2b").digest())
     return state.hexdigest()

@@ -6,8 +6,8 @@ import pytest
 
 from raybge.cli.console import Console
 from raybge.search.spec import OutputSpec
-from raybge.search.store import Store, files_digest, run_store, table_digest
-from raybge.util.digest import digest
+from raybge.search.store import Store, run_store, table_digest
+from raybge.util.digest import digest, files_digest
 
 
 def table(rows=3, word="text"):

@@ -45,6 +45,15 @@ class StubEncoder:
     encode_queries = encode_corpus
 
 
+class CoarseEncoder(StubEncoder):
+    """Encoder whose vectors are those of `StubEncoder` with one bit per number; their inner products are exact."""
+
+    def encode_corpus(self, texts: Sequence[str], convert_to_numpy: bool = True) -> np.ndarray:
+        return np.where(super().encode_corpus(texts) > 0, 0.125, -0.125).astype(np.float32)
+
+    encode_queries = encode_corpus
+
+
 class SlowShardSearcher(ShardSearcher):
     """ShardSearcher that logs its calls and delays them, as configured by environment variables."""
 
@@ -67,6 +76,11 @@ def log_call(log: str, line: str, seconds: float) -> None:
 def embedder(log: str | Path | None = None, seconds: float = 0.0, dim: int = DIM) -> Embedder:
     """Return an embedder that takes `seconds` per block."""
     return Embedder(partial(StubEncoder, log and str(log), seconds, dim), "stub", dim)
+
+
+def coarse_embedder() -> Embedder:
+    """Return an embedder of `CoarseEncoder`."""
+    return Embedder(partial(CoarseEncoder, None, 0.0, DIM), "coarse", DIM)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from raybge.cli.options.checking import SelftestOptions
 from raybge.cli.options.common import CommonOptions, ModelOptions
+from raybge.cli.options.exporting import ExportOptions
 from raybge.cli.options.merging import MergeOptions
 from raybge.cli.options.searching import (
     FILE_FLAGS,
@@ -29,6 +30,7 @@ __all__ = [
     "DemoOptions",
     "EncodeOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "LoopOptions",
     "MergeOptions",
     "MineOptions",

@@ -125,6 +125,7 @@ class InstructionOptions:
     )
 
 
+BACKENDS, PRECISIONS = ("torch", "onnx", "openvino"), ("fp32", "bf16", "int8")
 FP16_TEXT = "half precision on GPUs; CPUs use fp32, or bf16 with --use_bf16"
 
 
@@ -138,6 +139,15 @@ class PrecisionOptions:
         MODEL,
         "bf16: on GPUs in place of fp16, in place of fp32 on CPUs that gain by it (with AMX)",
         aliases=("bf16",),
+    )
+    encode_backend: str = flag(
+        "torch", MODEL, "library that runs the model; onnx and openvino run it on CPUs, exported once", choices=BACKENDS
+    )
+    encode_precision: str | None = flag(
+        None,
+        MODEL,
+        "precision of encoding, in place of use_fp16; bf16 is use_bf16, int8 requires onnx or openvino",
+        choices=PRECISIONS,
     )
 
 

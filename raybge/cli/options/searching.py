@@ -73,6 +73,9 @@ class MineOptions(
     min_score: float | None = flag(None, MINING, "minimum score of a negative")
     keep_scores: bool = flag(False, MINING, "write `pos_scores` and `neg_scores`")
     seed: int = flag(42, MINING, "seed of the sampling")
+    rescore: bool = flag(
+        False, MINING, "score the candidates of a model in bf16, fp16 or int8 again in fp32, before any is chosen"
+    )
 
     cross_encoder: str | None = flag(
         None,

@@ -15,6 +15,8 @@ class MineKeywords(TypedDict, total=False):
     allow_unknown_tokens: bool  # False
     use_fp16: bool  # True
     use_bf16: bool  # False
+    encode_backend: Literal["torch", "onnx", "openvino"]  # 'torch'
+    encode_precision: Literal["fp32", "bf16", "int8", None]
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -37,6 +39,7 @@ class MineKeywords(TypedDict, total=False):
     min_score: float | None
     keep_scores: bool  # False
     seed: int  # 42
+    rescore: bool  # False
     cross_encoder: str | Path | None
     score_only: bool  # False
     reranker_batch_size: int  # 256
@@ -68,6 +71,8 @@ class EvaluateKeywords(TypedDict, total=False):
     allow_unknown_tokens: bool  # False
     use_fp16: bool  # False
     use_bf16: bool  # False
+    encode_backend: Literal["torch", "onnx", "openvino"]  # 'torch'
+    encode_precision: Literal["fp32", "bf16", "int8", None]
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None
@@ -116,6 +121,8 @@ class EncodeDatasetKeywords(TypedDict, total=False):
     allow_unknown_tokens: bool  # False
     use_fp16: bool  # True
     use_bf16: bool  # False
+    encode_backend: Literal["torch", "onnx", "openvino"]  # 'torch'
+    encode_precision: Literal["fp32", "bf16", "int8", None]
     pooling_method: Literal["cls", "mean", "last_token", None]
     normalize_embeddings: bool | None
     query_instruction_for_retrieval: str | Path | None

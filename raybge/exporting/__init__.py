@@ -1,0 +1,1 @@
+"""Export of a model to ONNX or OpenVINO, as a folder that sentence-transformers opens."""

@@ -1,0 +1,61 @@
+"""Opening of a model in a backend other than torch, in place of its transformers backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from raybge.model.backends.choice import BackendChoice
+from raybge.model.backends.exported_models import find_or_export
+from raybge.model.backends.sessions import ExportedBackbone, open_session
+from raybge.util.errors import UserError
+
+if TYPE_CHECKING:
+    from raybge.model.loading import ModelLocation
+    from raybge.model.lora import Lora
+
+
+def open_exported(
+    source: ModelLocation,
+    choice: BackendChoice,
+    devices: Sequence[torch.device],
+    lora: Lora | None,
+    tokenizer_name: str | None,
+    export_dir: str | None,
+) -> ExportedBackbone:
+    """Open the exported model of `source`, and export it first if there is none.
+
+    Args:
+        source: the model's place.
+        choice: backend and precision.
+        devices: the one CPU.
+        lora: None, since an exported model is not trained.
+        tokenizer_name: another tokenizer than the model's own, for the sample texts of an export.
+        export_dir: folder of exported models; None: in the user's cache folder.
+
+    Returns:
+        The backbone, with as many threads as torch has.
+
+    Raises:
+        UserError: another device than one CPU, adapters to train, or a model that cannot be exported.
+    """
+    from raybge.model.loading import make_empty
+
+    if [device.type for device in devices] != ["cpu"]:
+        raise UserError(
+            f"encode_backend {choice.backend} runs on one CPU, found devices {[*map(str, devices)]}: omit one of both"
+        )
+    if lora:
+        raise UserError(f"encode_backend {choice.backend}: an exported model is not trained; omit lora")
+    keywords = {
+        **source.hub,
+        "model_name_or_path": source.name,
+        "config_name": source.config_name,
+        "tokenizer_name": tokenizer_name,
+        "export_dir": export_dir,
+    }
+    exported = find_or_export(keywords, choice)
+    run = open_session(exported.local_file(), choice.backend, choice.precision or "fp32", torch.get_num_threads())
+    return ExportedBackbone(run, make_empty(source))
