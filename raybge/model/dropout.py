@@ -113,6 +113,9 @@ def _score_gradient(x_STT: Tensor, grad_STT: Tensor, after_STT: Tensor, dot_ST1:
         grad_STT: gradient of the weights after dropout; overwritten.
         after_STT: weights after dropout; overwritten.
         dot_ST1: the weighted mean, in fp32; None in bf16, where torch's own kernel computes in fp32 and rounds once.
+
+    Returns:
+        (S, T, T).
     """
     if dot_ST1 is not None:
         return grad_STT.mul_(after_STT).addcmul_(torch.abs(x_STT, out=after_STT), dot_ST1, value=-1)

@@ -23,7 +23,7 @@ from torch import Tensor
 from raybge.data.prompts import Instructions
 from raybge.data.tokenize import token_ids
 from raybge.model.backends.choice import BackendChoice
-from raybge.model.backends.opening import open_exported
+from raybge.model.backends.opening import open_backbone
 from raybge.model.embedding import EmbeddingModel, max_positions
 from raybge.model.folder import FolderSettings, read_settings, remove_weights
 from raybge.model.folder_checks import check_model_folder
@@ -33,7 +33,6 @@ from raybge.model.loading import (
     ModelLocation,
     backbone_weights,
     copy_weights,
-    load_backbone,
     load_tokenizer,
     save_merged,
     save_tokenizer_and_settings,
@@ -43,6 +42,7 @@ from raybge.model.output_options import OutputOptions
 from raybge.model.packing import prepare_for_inference
 from raybge.model.precision import inference_dtype
 from raybge.model.quantization import quantize_embeddings
+from raybge.model.similarity import inner_products
 from raybge.model.text_lengths import limit_length
 from raybge.util.errors import UserError
 from raybge.util.lookahead import computed_ahead
@@ -130,13 +130,9 @@ class Encoder:
         self.backend = BackendChoice.of(encode_backend, encode_precision, use_bf16)
         check_model_folder(model_name_or_path, "model_name_or_path", tokenizer_name)
         self.settings = read_settings(model_name_or_path, cache_dir, token)
-        self.instructions = Instructions(
-            query_instruction_for_retrieval,
-            query_instruction_format,
-            passage_instruction_for_retrieval,
-            passage_instruction_format,
-            self.settings.prompts,
-        )
+        query = query_instruction_for_retrieval, query_instruction_format
+        passage = passage_instruction_for_retrieval, passage_instruction_format
+        self.instructions = Instructions(*query, *passage, self.settings.prompts)
         self._devices = pick_devices("cpu" if self.backend.exported and devices is None else devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
@@ -147,19 +143,14 @@ class Encoder:
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        if self.backend.exported:
-            backbone = open_exported(self._source, self.backend, self._devices, lora, tokenizer_name, export_dir)
-        else:
-            backbone = load_backbone(self._source, self.dtype, lora)
+        place = tokenizer_name, export_dir
+        backbone = open_backbone(self._source, self.backend, self.dtype, self._devices, lora, *place)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         check_token_ids(self.tokenizer, tokenizer_name or model_name_or_path, backbone, model_name_or_path)
-        self.model = EmbeddingModel(
-            backbone,
-            pooling_method or self.settings.pooling,
-            self.settings.normalize if normalize_embeddings is None else normalize_embeddings,
-        ).to(self.device)
-        self.model.eval()
+        normalize = self.settings.normalize if normalize_embeddings is None else normalize_embeddings
+        model = EmbeddingModel(backbone, pooling_method or self.settings.pooling, normalize)
+        self.model = model.to(self.device).eval()
         self.query_max_length = self._limit(query_max_length)
         self.passage_max_length = self._limit(passage_max_length)
         self.batch_size = batch_size
@@ -346,19 +337,13 @@ class Encoder:
         gives cosines.
 
         Args:
-            a: (N, D), or (D,) for one vector; floats, since inner products of quantized vectors differ.
-            b: (M, D), or (D,) for one vector; numpy or tensor like `a`.
+            a: (N, D), or (D,) for one vector; see `inner_products`.
+            b: (M, D), or (D,).
 
         Returns:
             (N, M), numpy or tensor like `a`.
         """
-        for vectors in (a, b):
-            if not (vectors.is_floating_point() if isinstance(vectors, Tensor) else vectors.dtype.kind == "f"):
-                raise UserError(
-                    f"similarity: expected vectors of floats, found {vectors.dtype}; compare them before quantizing"
-                )
-        a_ND, b_MD = (vectors[None] if vectors.ndim == 1 else vectors for vectors in (a, b))
-        return a_ND @ b_MD.T
+        return inner_products(a, b)
 
     def save(
         self, path: str | Path, state_dict: Mapping[str, Tensor] | None = None, merge_adapters: bool = False

@@ -1,4 +1,4 @@
-"""Opening of a model in a backend other than torch, in place of its transformers backbone."""
+"""Opening of a model in the chosen backend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from raybge.model.backends.choice import BackendChoice
 from raybge.model.backends.exported_models import find_or_export
@@ -17,32 +18,37 @@ if TYPE_CHECKING:
     from raybge.model.lora import Lora
 
 
-def open_exported(
+def open_backbone(
     source: ModelLocation,
     choice: BackendChoice,
+    dtype: torch.dtype,
     devices: Sequence[torch.device],
     lora: Lora | None,
     tokenizer_name: str | None,
     export_dir: str | None,
-) -> ExportedBackbone:
-    """Open the exported model of `source`, and export it first if there is none.
+) -> nn.Module:
+    """Load a model in torch, or open its export in another backend, which is made first if there is none.
 
     Args:
         source: the model's place.
         choice: backend and precision.
-        devices: the one CPU.
-        lora: None, since an exported model is not trained.
+        dtype: type of the weights in torch.
+        devices: devices of the model: one CPU, except in torch.
+        lora: adapters to train; None for an exported model.
         tokenizer_name: another tokenizer than the model's own, for the sample texts of an export.
         export_dir: folder of exported models; None: in the user's cache folder.
 
     Returns:
-        The backbone, with as many threads as torch has.
+        The backbone; an exported one has as many threads as torch has.
 
     Raises:
-        UserError: another device than one CPU, adapters to train, or a model that cannot be exported.
+        UserError: no such model, or for an exported one another device than one CPU, adapters to train, or a model that
+            cannot be exported.
     """
-    from raybge.model.loading import make_empty
+    from raybge.model.loading import load_backbone, make_empty
 
+    if not choice.exported:
+        return load_backbone(source, dtype, lora)
     if [device.type for device in devices] != ["cpu"]:
         raise UserError(
             f"encode_backend {choice.backend} runs on one CPU, found devices {[*map(str, devices)]}: omit one of both"
