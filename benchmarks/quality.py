@@ -1,9 +1,9 @@
-"""Retrieval after equal steps: raybge against FlagEmbedding, on medquad.
+"""Retrieval after equal steps: raybge in fp32 and in bf16 against FlagEmbedding, on medquad.
 
     python benchmarks/quality.py --rows 3200 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
 
-Both fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
-the CPU each, once per seed. Both see each group once: in a part of an epoch, the result would depend on the order. Then
+All fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
+the CPU each, once per seed. Each sees each group once: in a part of an epoch, the result would depend on the order. Then
 `raybge.evaluate` measures every model on the same queries and corpus. FlagEmbedding 1.4.2 runs with its own command
 (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`): its runner, data set, collator, model and Trainer. It
 must be importable:
@@ -14,7 +14,8 @@ must be importable:
 ranks 10 to 210, 7 negatives). The queries are the first --queries rows of medquad's dev split, the corpus --corpus
 passages: all answers of these queries and the first passages of the corpus file.
 
-The claim: the mean nDCG@10 over the seeds is at least FlagEmbedding's.
+The claims: the mean nDCG@10 over the seeds is at least FlagEmbedding's, and that in bf16 differs from that in fp32 by at
+most the spread of the seeds in fp32.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from typing import Any
 import common
 
 from raybge.evaluation.metrics import METRICS
+
+BF16 = "raybge in bf16"
+PEERS = ["raybge", BF16, "FlagEmbedding"]
 
 
 def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[str, Any]:
@@ -61,9 +65,10 @@ def flags(args: argparse.Namespace, data: str, output: Path, seed: int) -> dict[
 def train(peer: str, args: argparse.Namespace, data: str, output: Path, seed: int) -> None:
     """Fine-tune with one of the two commands."""
     values = flags(args, data, output, seed)
-    if peer == "raybge":
+    if peer.startswith("raybge"):
         module = "raybge.train"
         values |= {"num_workers": 1, "cpus_per_worker": args.threads}
+        values |= {"bf16": True} if peer == BF16 else {}
     else:
         module = "FlagEmbedding.finetune.embedder.encoder_only.base"
         values |= {"cache_path": output.parent / "cache"}
@@ -127,11 +132,12 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--queries", type=int, default=700)
     parser.add_argument("--corpus", type=int, default=3000)
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     args = parser.parse_args()
     if not common.MEDQUAD.is_dir():
         raise SystemExit(f"medquad is not at {common.MEDQUAD}")
-    peers = ["raybge", "FlagEmbedding"]
-    if importlib.util.find_spec("FlagEmbedding") is None:
+    peers = args.peers
+    if "FlagEmbedding" in peers and importlib.util.find_spec("FlagEmbedding") is None:
         print("FlagEmbedding is omitted: it cannot be imported (see the docstring of this file)")
         peers.remove("FlagEmbedding")
     work = Path(args.work).absolute()
@@ -152,7 +158,23 @@ def main() -> None:
     means = {peer: {name: statistics.mean(each[name] for each in results[peer]) for name in METRICS} for peer in peers}
     for peer, mean in means.items():
         print(f"mean, {peer}: " + ", ".join(f"{name} {value:.4f}" for name, value in mean.items()))
-    common.write_result({"settings": vars(args), "before": before, "by_seed": results, "mean": means}, args.out)
+    result = {"settings": vars(args), "before": before, "by_seed": results, "mean": means}
+    common.write_result(result, args.out, claims(results))
+
+
+def claims(results: dict[str, list[dict[str, float]]]) -> list[common.Claim]:
+    """Return the differences of the means of nDCG@10 that the claims limit."""
+    by_seed = {peer: [each["nDCG@10"] for each in seeds] for peer, seeds in results.items()}
+    means = {peer: statistics.mean(each) for peer, each in by_seed.items()}
+    lines = []
+    if means.keys() >= {"raybge", "FlagEmbedding"}:
+        difference = means["raybge"] - means["FlagEmbedding"]
+        lines.append(common.Claim("mean nDCG@10 after one epoch, raybge less FlagEmbedding", difference, 0.0))
+    if means.keys() >= {"raybge", BF16}:
+        difference, spread = abs(means[BF16] - means["raybge"]), max(by_seed["raybge"]) - min(by_seed["raybge"])
+        text = "mean nDCG@10 after one epoch, difference of bf16 from fp32 (goal: the spread of the seeds)"
+        lines.append(common.Claim(text, difference, spread, at_most=True))
+    return lines
 
 
 if __name__ == "__main__":
