@@ -53,12 +53,10 @@ def main() -> None:
         common.write_judged(folder, args.queries, args.corpus)
         values = {"fp32": evaluate(folder, "fp32", {})}
         values |= {name: evaluate(folder, name, flags) for name, (flags, _) in PRECISIONS.items()}
-    claims = [
-        common.Claim(
-            f"nDCG@10 in {name}, difference from fp32", abs(values[name] - values["fp32"]), limit, at_most=True
-        )
-        for name, (_, limit) in PRECISIONS.items()
-    ]
+    claims = []
+    for name, (_, limit) in PRECISIONS.items():
+        difference = abs(values[name] - values["fp32"])
+        claims.append(common.Claim(f"nDCG@10 in {name}, difference from fp32", difference, limit, at_most=True))
     print(", ".join(f"{name} {value:.4f}" for name, value in values.items()))
     common.write_result({"settings": vars(args), "nDCG@10": values}, args.out, claims)
 

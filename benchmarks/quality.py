@@ -3,8 +3,8 @@
     python benchmarks/quality.py --rows 3200 --batch 32 --seeds 1 2 3 --out runs/bench/quality.json
 
 All fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
-the CPU each, once per seed. Each sees each group once: in a part of an epoch, the result would depend on the order. Then
-`raybge.evaluate` measures every model on the same queries and corpus. FlagEmbedding 1.4.2 runs with its own command
+the CPU each, once per seed. Each sees each group once: in a part of an epoch, the result would depend on the order.
+Then `raybge.evaluate` measures every model on the same queries and corpus. FlagEmbedding 1.4.2 runs with its own command
 (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`): its runner, data set, collator, model and Trainer. It
 must be importable:
 
@@ -14,8 +14,8 @@ must be importable:
 ranks 10 to 210, 7 negatives). The queries are the first --queries rows of medquad's dev split, the corpus --corpus
 passages: all answers of these queries and the first passages of the corpus file.
 
-The claims: the mean nDCG@10 over the seeds is at least FlagEmbedding's, and that in bf16 differs from that in fp32 by at
-most the spread of the seeds in fp32.
+The claims: the mean nDCG@10 over the seeds is at least FlagEmbedding's, and that in bf16 differs from that in fp32 by
+at most the spread of the seeds in fp32.
 """
 
 from __future__ import annotations
