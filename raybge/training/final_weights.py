@@ -47,7 +47,7 @@ def final_metrics(trainer: StreamTrainer) -> dict[str, Any]:
     if saved is not None:
         metrics, trainer.validation.last_result = dict(saved.metrics), saved.result
     results: dict[str, Any] = {f"eval_{name}": value for name, value in metrics.items()}
-    results[METRIC_CHANGES] = to_json(_metric_changes(trainer, metrics))
+    results[METRIC_CHANGES] = to_json(_metric_changes(trainer, results))
     if saved is not None:
         results[WEIGHT_VERSIONS] = versions_to_json(_compare(versions, saved))
     return results
@@ -116,9 +116,9 @@ def _compare(versions: list[_Version], saved: _Version) -> list[WeightVersion]:
     ]
 
 
-def _metric_changes(trainer: StreamTrainer, metrics: Mapping[str, float]) -> list[MetricChange]:
-    """Compare the evaluation before the first step with that of the weights to save."""
+def _metric_changes(trainer: StreamTrainer, metrics: Mapping[str, Any]) -> list[MetricChange]:
+    """Compare the evaluation before the first step with that of the weights to save, given as "eval_NAME"."""
     last = trainer.validation.last_result if trainer.validation else None
     history = trainer.state.log_history
     before = next((values for entry in history if not entry["step"] and (values := retrieval_metrics(entry))), {})
-    return training_changes(trainer.first_result, last, before, metrics)
+    return training_changes(trainer.first_result, last, before, retrieval_metrics(metrics))

@@ -97,6 +97,19 @@ def test_a_resumed_run_continues_with_its_decoder(flags, runs, tmp_path, capfd):
     assert not (tmp_path / "out" / "encoder_model" / "pretraining.safetensors").exists()
 
 
+def test_the_encoder_is_the_mean_of_its_checkpoints(flags, tmp_path):
+    """Against the files of the checkpoints after updates 6 and 8; the exponential average lies elsewhere."""
+    encoders = []
+    for name, average in (("mean", {"average_checkpoints": 2}), ("ema", {"ema": 0.5})):
+        pretrain_retromae(**flags, **average, output_dir=str(tmp_path / name), num_workers="1")
+        encoders.append(load_file(tmp_path / name / "encoder_model" / "model.safetensors"))
+    saved = [load_file(tmp_path / "mean" / f"checkpoint-{step}" / "model.safetensors") for step in (6, 8)]
+    for name, value in encoders[0].items():
+        torch.testing.assert_close(value, (saved[0][name] + saved[1][name]) / 2, atol=1e-7, rtol=1e-6)
+    for others in (encoders[1], *saved):
+        assert any((value - others[name]).abs().max() > 1e-4 for name, value in encoders[0].items())
+
+
 def test_the_encoder_opens_in_other_libraries(runs, flags):
     import transformers
     from sentence_transformers import SentenceTransformer

@@ -14,8 +14,8 @@ from raybge.evaluation.metric_changes import METRIC_CHANGES, to_json
 from raybge.evaluation.spec import ValidationSpec
 from raybge.evaluation.validation_data import prepare
 from raybge.training.checkpoint.manifest import latest_checkpoint
+from raybge.training.final_weights import _metric_changes
 from raybge.training.page import collect_report, write_report
-from raybge.training.worker import _metric_changes
 
 CARD = dict(data=[("groups", 50)], versions={"a": "1"})
 FLAGS = {"learning_rate": 1e-3, "token": "hf_x"}
