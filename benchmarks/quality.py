@@ -5,8 +5,8 @@
 All fine-tune MiniLM with the same flags for one epoch of the same --rows groups with mined negatives, one process on
 the CPU each, once per seed. Each sees each group once: in a part of an epoch, the result would depend on the order.
 Then `raybge.evaluate` measures every model on the same queries and corpus. FlagEmbedding 1.4.2 runs with its own
-command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`): its runner, data set, collator, model and Trainer. It
-must be importable:
+command (`python -m FlagEmbedding.finetune.embedder.encoder_only.base`): its runner, data set, collator, model and
+Trainer. It must be importable:
 
     pip install --no-deps --target DIR FlagEmbedding==1.4.2 peft; PYTHONPATH=DIR python benchmarks/quality.py ...
 
