@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raybge.evaluation.significance import ratio_interval
+from raybge.mining.relabelling import RelabelStatistics
 
 BIN = 0.05  # width of a histogram bin
 EXAMPLES = 3
@@ -49,6 +50,7 @@ class MiningStatistics:
         above_by_row: rows by two numbers: negatives that score above the best of the row's positives, and negatives
             that were compared with it, since both scores are known.
         false_negatives: rows whose negative exceeds the positive most.
+        relabelling: counts of `--relabel`; the scores and ranks above are those before it.
     """
 
     rows: int = 0
@@ -61,6 +63,7 @@ class MiningStatistics:
     ranks: Counter[int] = field(default_factory=Counter)
     above_by_row: Counter[tuple[int, int]] = field(default_factory=Counter)
     false_negatives: list[LikelyFalseNegative] = field(default_factory=list)
+    relabelling: RelabelStatistics = field(default_factory=RelabelStatistics)
 
     def add(self, other: MiningStatistics) -> None:
         """Add the statistics of later rows."""
@@ -73,6 +76,7 @@ class MiningStatistics:
         self.counts += other.counts
         self.ranks += other.ranks
         self.above_by_row += other.above_by_row
+        self.relabelling.add(other.relabelling)
         pairs = self.false_negatives + other.false_negatives
         self.false_negatives = sorted(pairs, key=lambda each: -each.gap)[:MAX_FALSE_NEGATIVES]
 
