@@ -165,7 +165,8 @@ def _kind(hint: Any) -> tuple[str, bool]:
     if get_origin(hint) is not list:
         hint = next(each for each in (get_args(hint) or (hint,)) if each is not type(None))
     many = get_origin(hint) is list
-    return (get_args(hint)[0] if many else hint).__name__, many
+    kind = get_args(hint)[0] if many else get_origin(hint) or hint
+    return "json" if kind is dict else kind.__name__, many
 
 
 def _unknown(word: str, flags: Mapping[str, Flag]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group
 from raybge.data.ray_datasets import batches_of, to_dataset
 from raybge.data.survey import Survey
+from raybge.mining.relabelling import RelabelSpec, RelabelStatistics, relabel_by_scores
 from raybge.model.model_identity import model_identity
 from raybge.model.spec import RerankerSpec
 from raybge.search.actor_pool import map_on_actors
@@ -95,45 +96,53 @@ def rounded_scores(scores: Sequence[float] | np.ndarray) -> list[float]:
     return [round(float(score), DECIMALS) for score in scores]
 
 
-def score_groups(survey: Survey, scorer: CrossEncoderScorer, plan: Plan) -> Generator[tuple[bytes, int], None, None]:
+def score_groups(
+    survey: Survey, scorer: CrossEncoderScorer, plan: Plan, relabel: RelabelSpec | None = None
+) -> Generator[tuple[bytes, int, RelabelStatistics], None, None]:
     """Score the positives and negatives of all rows.
 
     Args:
         survey: blocks of groups.
         scorer: the cross-encoder.
         plan: workers and their resources.
+        relabel: what becomes of negatives that the cross-encoder takes for positives.
 
     Yields:
-        JSON lines with `pos_scores` and `neg_scores`, and their number, for each block in order.
+        JSON lines with `pos_scores` and `neg_scores`, their number, and counts of the relabelling, for each block in
+        order.
     """
-    scored = map_on_actors(to_dataset(survey, parse_group), ScoringActor, (scorer,), plan, len(survey.blocks))
+    scored = map_on_actors(to_dataset(survey, parse_group), ScoringActor, (scorer, relabel), plan, len(survey.blocks))
     with unwrap_user_errors(), batches_of(scored) as batches:
         for table in batches:
             for result in table.to_pylist():
-                yield result["lines"], result["rows"]
+                yield result["lines"], result["rows"], RelabelStatistics(**json.loads(result["relabelling"]))
 
 
 class ScoringActor:
     """Ray Data actor: adds the cross-encoder's scores to a block of rows."""
 
-    def __init__(self, scorer: CrossEncoderScorer) -> None:
+    def __init__(self, scorer: CrossEncoderScorer, relabel: RelabelSpec | None = None) -> None:
         """Remember the scorer.
 
         Args:
             scorer: the cross-encoder.
+            relabel: what becomes of negatives that it takes for positives.
         """
-        self._scorer = scorer
+        self._scorer, self._relabel = scorer, relabel
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score one block."""
         rows = [json.loads(text) for text in table["json"].to_pylist()]
         groups = [parse_group(row) for row in rows]
         score_N = self._scorer.scores([(group.query, text) for group in groups for text in (*group.pos, *group.neg)])
-        start, lines = 0, []
+        start, lines, relabelling = 0, [], RelabelStatistics()
         for row, group in zip(rows, groups, strict=True):
             middle, end = start + len(group.pos), start + len(group.pos) + len(group.neg)
             row["pos_scores"] = rounded_scores(score_N[start:middle])
             row["neg_scores"] = rounded_scores(score_N[middle:end])
             start = end
+            if self._relabel and group.neg:
+                relabel_by_scores(row, self._relabel, relabelling)
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        return pa.table({"lines": [("".join(lines)).encode()], "rows": [len(rows)]})
+        counts = json.dumps(asdict(relabelling))
+        return pa.table({"lines": [("".join(lines)).encode()], "rows": [len(rows)], "relabelling": [counts]})

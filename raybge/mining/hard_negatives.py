@@ -14,6 +14,7 @@ import numpy as np
 
 from raybge.data.groups import Group, parse_group
 from raybge.mining.cross_encoder import CrossEncoderScorer, rounded_scores
+from raybge.mining.relabelling import RelabelSpec, RelabelStatistics, relabel_by_scores
 from raybge.mining.rescoring import Rescorer, changed_ranks
 from raybge.mining.sampling import RowCandidates, SampledNegatives, SamplingSpec, sample
 from raybge.mining.statistics import EXAMPLES, MiningStatistics, bin_numbers
@@ -41,6 +42,7 @@ def mine_block(
     scorer: CrossEncoderScorer | None,
     keep_scores: bool,
     rescorer: Rescorer | None = None,
+    relabel: RelabelSpec | None = None,
 ) -> MinedBlock:
     """Choose the negatives of each row of a block. A row's random seed is its position in the input.
 
@@ -51,6 +53,7 @@ def mine_block(
         scorer: cross-encoder whose scores replace the embedding model's and are written.
         keep_scores: write the embedding model's scores.
         rescorer: scores of the embedding model in fp32, which replace those of `hits`.
+        relabel: what becomes of negatives that the cross-encoder takes for positives.
 
     Returns:
         The rows with their negatives.
@@ -69,12 +72,14 @@ def mine_block(
     ids_N = np.concatenate([each.ids for each in sampled])
     texts = lookup.texts(ids_N)
     negatives = _split(_negative_scores(rows, sampled, scores, scorer, keep_scores), counts)
-    lines = []
+    lines, relabelling = [], RelabelStatistics()
     for raw, ids, score, positive in zip(raws, _split(ids_N, counts), negatives, positives, strict=True):
         raw["neg"] = [texts[i] for i in ids.tolist()]
         raw.pop("neg_scores", None)  # scores of the input's negatives
         if keep_scores or scorer:
             raw["pos_scores"], raw["neg_scores"] = rounded_scores(positive), rounded_scores(score)
+        if scorer and relabel:
+            relabel_by_scores(raw, relabel, relabelling)
         lines.append(json.dumps(raw, ensure_ascii=False) + "\n")
     statistics = _block_statistics(hits, groups, sampled, positives, negatives, sampling)
     statistics.compare(
@@ -84,9 +89,10 @@ def mine_block(
         cut = slice(sampling.lo, sampling.hi)
         statistics.ranks_changed, statistics.ranks_rescored = changed_ranks(first_QK[:, cut], hits.ids_QK[:, cut])
     statistics.examples = [
-        {"query": group.query, "pos": group.pos[0], "neg": [texts[i] for i in each.ids[:1].tolist()]}
-        for group, each in zip(groups[:EXAMPLES], sampled[:EXAMPLES], strict=True)
+        {"query": group.query, "pos": group.pos[0], "neg": raw["neg"][:1]}
+        for group, raw in zip(groups[:EXAMPLES], raws[:EXAMPLES], strict=True)
     ]
+    statistics.relabelling = relabelling
     return MinedBlock("".join(lines).encode(), statistics)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from raybge.mining.relabelling import RelabelStatistics
 from raybge.mining.statistics import BIN, MiningStatistics
 from raybge.report.page import render, write_page
 from raybge.report.run_details import RunDetails
@@ -27,6 +28,8 @@ class MiningReport:
         seconds: Duration of each stage.
         sampling: Description of how negatives were chosen.
         scored_by: "the cross-encoder" or "the model".
+        outcome: What happened to negatives that were taken for positives.
+        relabelling: Counts and examples of `--relabel`; None without it.
     """
 
     run: RunDetails
@@ -36,6 +39,8 @@ class MiningReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     sampling: str = ""
     scored_by: str = "the model"
+    outcome: str = ""
+    relabelling: RelabelStatistics | None = None
 
 
 def write(path: str, report: MiningReport) -> None:
@@ -53,6 +58,7 @@ def html(report: MiningReport) -> str:
         report.run.head(_title(report)),
         report=report,
         statistics=statistics,
+        relabelling=report.relabelling,
         summary=summary,
         figures=_figures(report),
         scores_note=_scores_note(report, statistics) if statistics else "",
@@ -79,6 +85,9 @@ def _figures(report: MiningReport) -> list[tuple[str, str]]:
     if statistics and statistics.ranks_rescored:
         share = _share(statistics.ranks_changed, statistics.ranks_rescored)
         figures.append(("ranks that hold another passage in fp32", f"{statistics.ranks_changed:,} ({share})"))
+    if (counts := report.relabelling) is not None:
+        figures.append(("negatives taken for positives", f"{counts.relabelled:,} of {counts.judged:,}"))
+        figures.append(("rows without a judgment", f"{counts.rows_failed:,}"))
     if statistics and statistics.compared:
         share, ends = _share(statistics.above, statistics.compared), statistics.above_interval()
         interval = f", 95% interval {ends[0]:.1%} to {ends[1]:.1%}" if ends[0] < ends[1] else ""

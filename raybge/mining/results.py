@@ -11,6 +11,7 @@ from raybge.data.survey import Survey
 from raybge.evaluation.significance import LEVEL
 from raybge.mining import page
 from raybge.mining.cross_encoder import CrossEncoderScorer
+from raybge.mining.relabelling import RelabelSpec, RelabelStatistics
 from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
@@ -33,8 +34,9 @@ class MiningResult:
         report: the page next to it; None if this call wrote neither.
         counts: numbers of rows and passages: "rows", "bad_rows" and, unless `score_only`, "passages", "duplicates",
             "rows_filled" (with random passages) and "rows_with_fewer" (negatives than requested); with `rescore`
-            "ranks_rescored" and "ranks_changed", which hold another passage by fp32 scores. Empty if the output file
-            existed already.
+            "ranks_rescored" and "ranks_changed", which hold another passage by fp32 scores; with `relabel`
+            "negatives_judged", "negatives_relabelled", "rows_relabelled", "rows_without_negatives" (all were taken for
+            positives) and "rows_not_judged" (left as they were). Empty if the output file existed already.
         recall: share of the nearest passages that an approximate index finds; None for an exact search.
         seconds: duration of each stage.
     """
@@ -97,6 +99,7 @@ def write_report(
     summary: Mapping[str, Any],
     statistics: MiningStatistics | None = None,
     sampling: SamplingSpec | None = None,
+    relabelling: RelabelStatistics | None = None,
 ) -> None:
     """Write the report page.
 
@@ -106,6 +109,7 @@ def write_report(
         summary: counts and the seconds of each stage.
         statistics: statistics of the rows; None with `--score_only`.
         sampling: rules by which negatives were chosen.
+        relabelling: counts and examples of `--relabel`.
     """
 
     def content() -> page.MiningReport:
@@ -119,13 +123,19 @@ def write_report(
             seconds=summary["seconds"],
             sampling=sampling.describe() if sampling else "",
             scored_by="the cross-encoder" if spec.cross_encoder else "the model",
+            outcome=spec.relabel.outcome if spec.relabel else "",
+            relabelling=relabelling if spec.relabel else None,
         )
 
     write_or_log(page.write, report_path(spec.output.path), content)
 
 
 def print_summary(
-    summary: Mapping[str, Any], sampling: SamplingSpec, statistics: MiningStatistics, console: Console
+    summary: Mapping[str, Any],
+    sampling: SamplingSpec,
+    statistics: MiningStatistics,
+    console: Console,
+    relabel: RelabelSpec | None = None,
 ) -> None:
     """Print counts, the first rows and the output files.
 
@@ -134,6 +144,7 @@ def print_summary(
         sampling: rules by which negatives were chosen.
         statistics: statistics of the rows.
         console: the console.
+        relabel: what became of negatives that were taken for positives.
     """
     most = "up to " if summary["rows_with_fewer"] else ""
     console.info(f"\n{plural(summary['rows'], 'row')} with {most}{plural(sampling.number, 'negative')} each")
@@ -149,7 +160,8 @@ def print_summary(
     if statistics.ranks_rescored:
         share = statistics.ranks_changed / statistics.ranks_rescored
         console.info(f"{share:.1%} of the {statistics.ranks_rescored:,} ranks hold another passage after --rescore")
-    for line in above_positive_lines(statistics):
+    lines = relabelling_lines(relabel, statistics.relabelling) if relabel else above_positive_lines(statistics)
+    for line in lines:
         console.info(line)
     width = min(MAX_EXAMPLE, console.columns - len(f"  {'query':<6} "))
     for example in statistics.examples:
@@ -178,3 +190,26 @@ def above_positive_lines(statistics: MiningStatistics) -> list[str]:
         "--relative_margin 0.05 leaves them out; --range_for_sampling with a later first rank takes fewer of them; the "
         "report lists the most likely ones",
     ]
+
+
+def relabelling_lines(relabel: RelabelSpec, statistics: RelabelStatistics) -> list[str]:
+    """Return the lines on relabelled negatives, and on rows without a judgment.
+
+    Args:
+        relabel: what became of negatives that were taken for positives.
+        statistics: the counts.
+
+    Returns:
+        The lines.
+    """
+    rows = plural(statistics.rows, "row")
+    lines = [
+        f"{plural(statistics.relabelled, 'negative')} of {statistics.judged:,} taken for positives and "
+        f"{relabel.outcome}, in {rows}; {statistics.rows_without_negatives:,} of these have no negatives any more"
+    ]
+    if statistics.rows_failed:
+        lines.append(
+            f"{plural(statistics.rows_failed, 'row')} left as they were: the judge gave no usable answer, after all "
+            "retries"
+        )
+    return lines

@@ -6,8 +6,8 @@ continues; the output depends on the data alone, not on the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,20 @@ from raybge.cli.options import MineOptions
 from raybge.cluster.resources import Cluster, Plan
 from raybge.data.groups import near_key, parse_group, parse_passage
 from raybge.data.survey import Survey
+from raybge.language_model.chat_client import ChatClient
 from raybge.mining.cross_encoder import CrossEncoderScorer, make_scorer, score_groups
 from raybge.mining.hard_negatives import excluded_texts, mine_block
+from raybge.mining.judge import judged_blocks
+from raybge.mining.relabelling import RelabelStatistics
 from raybge.mining.rescoring import Rescorer, rescore_candidates
-from raybge.mining.results import MiningResult, print_summary, report_path, write_mining_metadata, write_report
+from raybge.mining.results import (
+    MiningResult,
+    print_summary,
+    relabelling_lines,
+    report_path,
+    write_mining_metadata,
+    write_report,
+)
 from raybge.mining.sampling import SamplingSpec
 from raybge.mining.spec import MiningSpec
 from raybge.mining.statistics import MiningStatistics
@@ -50,6 +60,7 @@ class MiningRun:
     store: Store
     clock: StageClock
     console: Console
+    judge: ChatClient | None = None
 
 
 def mine(
@@ -77,6 +88,7 @@ def mine(
     with run_store(spec.output, "mine", finished, console) as store, ExitStack() as stack:
         model = spec.model and with_export_dir(spec.model, store.folder, spec.output.storage_path)
         exports = [model] if model and not spec.output.dry_run else []
+        judge = stack.enter_context(_judge(spec, store, console))
         inputs = open_inputs(spec.inputs, spec.scale, store.folder, console, exports)
         cluster, surveys = stack.enter_context(inputs)
         plan = spec.scale.plan(cluster, cores_a_worker=1)
@@ -84,7 +96,7 @@ def mine(
         if not spec.score_only:
             index = index.on_cluster(cluster, plan, spec.search_depth, "range_for_sampling")
         console.info(f"cluster: {cluster.describe()}; {plan.describe('actor')}")
-        run = MiningRun(spec, surveys, cluster, plan, index, store, StageClock(), console)
+        run = MiningRun(spec, surveys, cluster, plan, index, store, StageClock(), console, judge)
         scorer = make_scorer(spec.cross_encoder, spec.normalize_scores, store, plan) if spec.cross_encoder else None
         if spec.score_only:
             assert scorer is not None
@@ -94,6 +106,18 @@ def mine(
             embedder = make_embedder(model, plan)
             exact = make_embedder(model.in_fp32(), plan)
         return _mine_negatives(run, embedder, exact if spec.rescore else None, scorer)
+
+
+@contextmanager
+def _judge(spec: MiningSpec, store: Store, console: Console) -> Iterator[ChatClient | None]:
+    """Provide the client of the judge, which accepts requests; None without a judge, and in a dry run."""
+    if spec.judge is None or spec.output.dry_run:
+        yield None
+        return
+    with ChatClient(spec.judge, store) as client:
+        with console.phase("checking the judge"):
+            client.check()
+        yield client
 
 
 def _mine_negatives(
@@ -137,11 +161,12 @@ def _mine_negatives(
         summary |= {"rows_filled": statistics.rows_filled, "rows_with_fewer": statistics.rows_with_fewer, **recall}
         if exact:
             summary |= {"ranks_rescored": statistics.ranks_rescored, "ranks_changed": statistics.ranks_changed}
+        summary |= statistics.relabelling.counts() if spec.relabel else {}
         write_mining_metadata(spec, embedder.identity, scorer, summary, statistics)
     summary |= {"seconds": clock.seconds, "output_file": spec.output.path}
     clock.report(console)
-    write_report(spec, run.surveys, summary, statistics, sampling)
-    print_summary(summary, sampling, statistics, console)
+    write_report(spec, run.surveys, summary, statistics, sampling, statistics.relabelling)
+    print_summary(summary, sampling, statistics, console, spec.relabel)
     return MiningResult.of(spec.output.path, summary)
 
 
@@ -179,6 +204,13 @@ def _print_plan(run: MiningRun, data: SearchData, memory: SearchMemory, sampling
         run.console.info(place)
     run.console.detail(memory.describe(data, sampling.hi))
     run.console.info(f"sampling: {sampling.describe()}")
+    _print_relabelling(run.spec, run.console)
+
+
+def _print_relabelling(spec: MiningSpec, console: Console) -> None:
+    if spec.relabel:
+        by = f"the judge {spec.judge.model} at {spec.judge.url}" if spec.judge else "the cross-encoder"
+        console.info(f"relabelling: negatives that {by} takes for positives are {spec.relabel.outcome}")
 
 
 def _search_and_write(
@@ -192,10 +224,14 @@ def _search_and_write(
 ) -> MiningStatistics:
     """Search all queries and write their rows with negatives; return the statistics of all rows."""
     statistics = MiningStatistics()
-    extra = index.lookup(), sampling, scorer, run.spec.keep_scores, rescorer
-    on_actors, depth = scorer is not None or rescorer is not None, run.spec.search_depth if rescorer else sampling.hi
+    spec = run.spec
+    extra = index.lookup(), sampling, scorer, spec.keep_scores, rescorer, spec.relabel
+    on_actors, depth = scorer is not None or rescorer is not None, spec.search_depth if rescorer else sampling.hi
+    blocks = search(index, queries, depth, mine_block, *extra, on_actors=on_actors)
+    if run.judge and spec.judge and spec.relabel:
+        blocks = judged_blocks(blocks, run.judge, spec.relabel, spec.judge.concurrency)
     with run.console.bar("search", sum(block.rows for block in queries), "row", start_up="loading the index") as bar:
-        for mined in search(index, queries, depth, mine_block, *extra, on_actors=on_actors):
+        for mined in blocks:
             out.write(mined.lines)
             statistics.add(mined.statistics)
             bar.update(mined.statistics.rows)
@@ -206,8 +242,10 @@ def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> MiningResult:
     """Write each row with its cross-encoder scores and everything else unchanged."""
     spec, console, survey = run.spec, run.console, run.surveys[0]
     console.info(f"data: {plural(survey.total_rows, 'row')}; cross-encoder: {spec.options['cross_encoder']}")
+    _print_relabelling(spec, console)
     summary: dict[str, Any] = {"rows": survey.total_rows, "bad_rows": survey.bad_count}
     summary["output_file"] = spec.output.path
+    relabelling = RelabelStatistics()
     if spec.output.dry_run:
         return MiningResult.of(spec.output.path, summary)
     run.store.keep_on_failure = True
@@ -215,15 +253,19 @@ def _score_only(run: MiningRun, scorer: CrossEncoderScorer) -> MiningResult:
         open_atomic(spec.output.path, "--output_file") as out,
         run.clock("score"),
         console.bar("score", survey.total_rows, "row", start_up="starting workers, loading the model") as bar,
-        closing(score_groups(survey, scorer, run.plan)) as blocks,
+        closing(score_groups(survey, scorer, run.plan, spec.relabel)) as blocks,
     ):
-        for lines, rows in blocks:
+        for lines, rows, counts in blocks:
             out.write(lines)
+            relabelling.add(counts)
             bar.update(rows)
+        summary |= relabelling.counts() if spec.relabel else {}
         write_mining_metadata(spec, None, scorer, summary, MiningStatistics())
     run.clock.count("score", survey.total_rows, "row")
     run.clock.report(console)
     summary |= {"seconds": run.clock.seconds}
-    write_report(spec, [survey], summary)
+    write_report(spec, [survey], summary, relabelling=relabelling)
+    for line in relabelling_lines(spec.relabel, relabelling) if spec.relabel else ():
+        console.info(line)
     console.info(f"written: {spec.output.path}\nreport: {report_path(spec.output.path)}")
     return MiningResult.of(spec.output.path, summary)

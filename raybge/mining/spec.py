@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raybge.cli.checks import check_at_least
+from raybge.cli.checks import check_at_least, check_requires
 from raybge.cli.options import MineOptions
 from raybge.cli.parser import changed_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
 from raybge.data.source_files import list_files
+from raybge.language_model.spec import ChatSpec
+from raybge.mining.relabelling import RelabelSpec
 from raybge.mining.rescoring import search_depth
 from raybge.mining.sampling import SamplingSpec
 from raybge.model.backends.choice import TORCH
@@ -34,6 +37,8 @@ class MiningSpec:
         model: embedding model; None if the caller supplies an embedder or with `score_only`.
         cross_encoder: cross-encoder whose scores replace the embedding model's; None for none.
         normalize_scores: apply the sigmoid to the cross-encoder's output.
+        relabel: what becomes of negatives that are taken for positives; None leaves them as they are.
+        judge: language model that judges the negatives; None: the cross-encoder does.
         score_only: score the rows with the cross-encoder, mine nothing.
         inputs: groups and, with `corpus_data`, passages.
         index: index of the pool.
@@ -49,6 +54,8 @@ class MiningSpec:
     model: EncoderSpec | None
     cross_encoder: RerankerSpec | None
     normalize_scores: bool
+    relabel: RelabelSpec | None
+    judge: ChatSpec | None
     score_only: bool
     inputs: InputSpec
     index: IndexSpec
@@ -86,6 +93,8 @@ class MiningSpec:
             model=model,
             cross_encoder=cross_encoder,
             normalize_scores=options.normalize_scores,
+            relabel=_relabel_spec(options),
+            judge=ChatSpec.from_options(options) if options.judge_url else None,
             score_only=options.score_only,
             inputs=_input_spec(options, [each for each in (model, cross_encoder) if each]),
             index=IndexSpec.from_options(options),
@@ -125,6 +134,7 @@ def check_options(options: MineOptions, has_embedder: bool = False) -> None:
     if options.output_file.endswith(".parquet"):
         raise UserError(f"--output_file {options.output_file}: groups are written as .jsonl, .jsonl.gz or .jsonl.zst")
     IndexSpec.from_options(options)
+    _check_relabelling(options)
     _check_cross_encoder(options)
     parse_rank_range(options.range_for_sampling)
     if not options.score_only and not has_embedder:
@@ -182,6 +192,7 @@ def _check_scores(options: MineOptions) -> None:
 def _check_cross_encoder(options: MineOptions) -> None:
     mining_only = (
         "corpus_data",
+        "judge_url",
         "absolute_margin",
         "relative_margin",
         "max_score",
@@ -198,6 +209,28 @@ def _check_cross_encoder(options: MineOptions) -> None:
     for name in ("score_only", "normalize_scores", "reranker_max_length", "reranker_query_max_length"):
         if getattr(options, name):
             raise UserError(f"--{name} requires --cross_encoder")
+
+
+def _check_relabelling(options: MineOptions) -> None:
+    if not options.relabel:
+        for name in ("relabel_margin", "judge_url"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} requires --relabel drop, promote or soft")
+    elif not (options.cross_encoder or options.judge_url):
+        raise UserError(f"--relabel {options.relabel} requires --cross_encoder, or --judge_url and --judge_model")
+    if options.judge_url and options.cross_encoder:
+        raise UserError("--judge_url and --cross_encoder both judge the negatives: omit one of the two")
+    for name in ("judge_model", "judge_concurrency", "judge_timeout", "judge_parameters"):
+        check_requires(options, name, "judge_url")
+    check_requires(options, "relabel_margin", "cross_encoder")
+    if options.relabel_margin is not None and not math.isfinite(options.relabel_margin):
+        raise UserError(f"--relabel_margin must be finite, found {options.relabel_margin:g}")
+    if options.judge_url and options.relabel == "soft" and options.keep_scores:
+        raise UserError("--keep_scores and --relabel soft write other values into the same fields: omit one of the two")
+
+
+def _relabel_spec(options: MineOptions) -> RelabelSpec | None:
+    return RelabelSpec(options.relabel, options.relabel_margin or 0.0) if options.relabel else None
 
 
 def _input_spec(options: MineOptions, encoders: Sequence[EncoderSpec | RerankerSpec]) -> InputSpec:

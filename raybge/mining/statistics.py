@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from raybge.evaluation.significance import ratio_interval
+from raybge.mining.relabelling import RelabelStatistics
 
 BIN = 0.05  # width of a histogram bin
 EXAMPLES = 3
@@ -51,6 +52,7 @@ class MiningStatistics:
         false_negatives: rows whose negative exceeds the positive most.
         ranks_rescored: ranks of the range, of all rows, that were rescored in fp32.
         ranks_changed: those of them that then hold another passage.
+        relabelling: counts of `--relabel`; the scores and ranks above are those before it.
     """
 
     rows: int = 0
@@ -65,6 +67,7 @@ class MiningStatistics:
     false_negatives: list[LikelyFalseNegative] = field(default_factory=list)
     ranks_rescored: int = 0
     ranks_changed: int = 0
+    relabelling: RelabelStatistics = field(default_factory=RelabelStatistics)
 
     def add(self, other: MiningStatistics) -> None:
         """Add the statistics of later rows."""
@@ -79,6 +82,7 @@ class MiningStatistics:
         self.counts += other.counts
         self.ranks += other.ranks
         self.above_by_row += other.above_by_row
+        self.relabelling.add(other.relabelling)
         pairs = self.false_negatives + other.false_negatives
         self.false_negatives = sorted(pairs, key=lambda each: -each.gap)[:MAX_FALSE_NEGATIVES]
 

@@ -93,6 +93,15 @@ class Store:
             with np.load(source) as archive:
                 return {key: archive[key] for key in only or archive}
 
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON value."""
+        self._write(name, lambda out: out.write(json.dumps(value).encode()))
+
+    def json(self, name: str) -> Any:
+        """Read the JSON value of a name; ValueError if the file has none."""
+        with self._files.open_input_file(self._path(name)) as stream:
+            return json.loads(stream.read())
+
     def exists(self) -> bool:
         """Return True if the folder exists."""
         return bool(self._files.get_file_info(self._root).type == pafs.FileType.Directory)

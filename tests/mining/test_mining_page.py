@@ -5,6 +5,7 @@ import re
 from pages import EVIL, LONG, Page, assert_escaped, mining
 
 from raybge.mining import page as mine
+from raybge.mining.relabelling import RelabelSpec, RelabelStatistics
 from raybge.mining.statistics import LikelyFalseNegative, MiningStatistics
 
 
@@ -30,6 +31,22 @@ def test_page_shows_statistics():
 
 def test_free_texts_are_escaped():
     assert_escaped(mine.html(mining(EVIL)), 10)
+
+
+def relabelled(text="plain"):
+    example = {"query": text, "positive": text, "negative": text, "verdict": "grade 3 of 3"}
+    return {"relabelling": RelabelStatistics(1200, 34, 20, 1, 5, [example]), "outcome": RelabelSpec("drop").outcome}
+
+
+def test_page_shows_the_relabelling():
+    page = Page(mine.html(mining(**relabelled())))
+    assert "34 of 1,200 negatives were taken for positives and dropped, in 20 rows, of which 1 have no neg" in page.text
+    assert "5 rows without a judgment are as they were" in page.text and "grade 3 of 3" in page.text
+    assert "negatives taken for positives34 of 1,200" in page.text and "rows without a judgment5" in page.text
+    none = Page(mine.html(mining(relabelling=RelabelStatistics(), outcome="dropped", statistics=None)))
+    assert "No negative was taken for a positive" in none.text
+    assert "Relabelled" not in Page(mine.html(mining())).text
+    assert_escaped(mine.html(mining(EVIL, **relabelled(EVIL))), 13)
 
 
 def test_page_without_statistics():

@@ -6,6 +6,8 @@ import pytest
 
 from raybge.cli.options import MineOptions
 from raybge.cli.parser import build_options
+from raybge.language_model.spec import ChatSpec
+from raybge.mining.relabelling import RelabelSpec
 from raybge.mining.spec import MiningSpec, parse_rank_range
 from raybge.util.errors import UserError
 
@@ -61,3 +63,12 @@ def test_model_is_not_required_with_an_embedder(values):
     assert MiningSpec.from_options(options, has_embedder=True).model is None
     with pytest.raises(UserError, match="missing: --model_name_or_path"):
         MiningSpec.from_options(options)
+
+
+def test_flags_of_the_judge_reach_its_spec(values):
+    assert spec(values).relabel is None and spec(values).judge is None
+    judge = {"relabel": "soft", "judge_url": "http://h/v1", "judge_model": "m"}
+    assert spec(values, **judge).judge == ChatSpec("http://h/v1", "m", parameters={"temperature": 0})
+    more = {"judge_concurrency": 3, "judge_timeout": 5.0, "judge_parameters": {"max_tokens": 9}}
+    assert spec(values, **judge, **more).judge == ChatSpec("http://h/v1", "m", 3, 5.0, {"max_tokens": 9})
+    assert spec(values, **judge).relabel == RelabelSpec("soft")

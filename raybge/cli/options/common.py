@@ -15,6 +15,7 @@ TRIALS = "search of training flags"
 VALIDATION = "evaluation during training"
 MINING = "mining"
 CROSS_ENCODER = "cross-encoder"
+RELABELLING = "relabelling"
 METRICS = "evaluation"
 INDEX = "vector search"
 VECTORS = "vectors"
@@ -25,7 +26,7 @@ RUN = "run"
 SCALE = "workers and cluster"
 FLAGEMBEDDING = "other flags of FlagEmbedding"
 GROUPS = (
-    *(MODEL, LORA, DATA, OBJECTIVE, TRIALS, VALIDATION, MINING, CROSS_ENCODER, METRICS, INDEX, VECTORS),
+    *(MODEL, LORA, DATA, OBJECTIVE, TRIALS, VALIDATION, MINING, CROSS_ENCODER, RELABELLING, METRICS, INDEX, VECTORS),
     *(MERGE, EXAMPLES, WEIGHT_SEARCH, RUN, SCALE, FLAGEMBEDDING),
 )
 POOLING = ("cls", "mean", "last_token")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raybge.cli.flag import Flag, flag
 from raybge.cli.options import flagembedding
@@ -18,6 +18,7 @@ from raybge.cli.options.common import (
     MODEL_NAMES,
     PASSAGE_LENGTHS,
     QUERY_LENGTHS,
+    RELABELLING,
     RUN,
     SCALE,
     VECTORS,
@@ -89,6 +90,31 @@ class MineOptions(
     reranker_query_max_length: int | None = flag(None, CROSS_ENCODER, "maximum query length in tokens")
     normalize_scores: bool = flag(
         False, CROSS_ENCODER, "apply the sigmoid to the cross_encoder's scores", aliases=("normalize",)
+    )
+    relabel: str | None = flag(
+        None,
+        RELABELLING,
+        "what to do with negatives that the cross_encoder or the judge takes for positives: drop them, promote them to "
+        "`pos`, or keep them with soft labels in `pos_scores` and `neg_scores`",
+        choices=("drop", "promote", "soft"),
+    )
+    relabel_margin: float | None = flag(
+        None,
+        RELABELLING,
+        "the cross_encoder takes a negative for a positive if its score exceeds the row's best positive by more than "
+        "this; default: 0",
+    )
+    judge_url: str | None = flag(
+        None,
+        RELABELLING,
+        "OpenAI-compatible endpoint of a language model that judges the negatives, such as http://localhost:8000/v1; "
+        "its key is read from RAYBGE_API_KEY",
+    )
+    judge_model: str | None = flag(None, RELABELLING, "name of the judge at judge_url")
+    judge_concurrency: int = flag(8, RELABELLING, "requests to judge_url at a time")
+    judge_timeout: float = flag(120.0, RELABELLING, "seconds until an answer of the judge must be complete")
+    judge_parameters: dict[str, Any] | None = flag(
+        None, RELABELLING, 'further fields of each request to judge_url; default: {"temperature": 0}'
     )
     overwrite: bool = flag(False, RUN, "replace an existing output_file; results in storage_path are still reused")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 
 class MineKeywords(TypedDict, total=False):
@@ -46,6 +46,13 @@ class MineKeywords(TypedDict, total=False):
     reranker_max_length: int | None
     reranker_query_max_length: int | None
     normalize_scores: bool  # False
+    relabel: Literal["drop", "promote", "soft", None]
+    relabel_margin: float | None
+    judge_url: str | Path | None
+    judge_model: str | Path | None
+    judge_concurrency: int  # 8
+    judge_timeout: float  # 120.0
+    judge_parameters: dict[str, Any] | str | Path | None
     use_gpu_for_searching: bool | None
     search_batch_size: int | None
     shard_size: int  # 250000
