@@ -143,7 +143,9 @@ class Encoder:
         )
         self.lora = lora
         if self.backend.exported:
-            backbone = open_exported(self._source, self.backend, self._devices, lora, tokenizer_name, export_dir)
+            backbone = open_exported(
+                self._source, self.backend, self._devices, lora, tokenizer_name, use_fast_tokenizer, export_dir
+            )
         else:
             backbone = load_backbone(self._source, self.dtype, lora)
         self._weight_names = frozenset(backbone.state_dict())

@@ -23,6 +23,7 @@ def open_exported(
     devices: Sequence[torch.device],
     lora: Lora | None,
     tokenizer_name: str | None,
+    use_fast_tokenizer: bool,
     export_dir: str | None,
 ) -> ExportedBackbone:
     """Open the exported model of `source`, and export it first if there is none.
@@ -33,6 +34,7 @@ def open_exported(
         devices: the one CPU.
         lora: None, since an exported model is not trained.
         tokenizer_name: another tokenizer than the model's own, for the sample texts of an export.
+        use_fast_tokenizer: use the tokenizer written in Rust.
         export_dir: folder of exported models; None: in the user's cache folder.
 
     Returns:
@@ -54,6 +56,7 @@ def open_exported(
         "model_name_or_path": source.name,
         "config_name": source.config_name,
         "tokenizer_name": tokenizer_name,
+        "use_fast_tokenizer": use_fast_tokenizer,
         "export_dir": export_dir,
     }
     exported = find_or_export(keywords, choice)
