@@ -143,7 +143,7 @@ class Encoder:
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        place = tokenizer_name, export_dir
+        place = tokenizer_name, use_fast_tokenizer, export_dir
         backbone = open_backbone(self._source, self.backend, self.dtype, self._devices, lora, *place)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)

@@ -1,5 +1,5 @@
-"""Mining with --rescore on one Ray, against plain numpy over the whole pool: the order of fp32 among the candidates of
-a cheap model, whose vectors have one bit per number here.
+"""Mining with --rescore on one Ray, against plain numpy over the whole pool: the order of fp32 among candidates of a
+cheap model, whose vectors have one bit per number here.
 """
 
 import json

@@ -80,7 +80,7 @@ def find_exported(keywords: Mapping[str, Any], choice: BackendChoice) -> Exporte
     """Find the export of a model: in its own folder if `raybge.export` wrote that, else in the cache.
 
     Args:
-        keywords: keyword arguments of the `Encoder`, `export_dir` among them.
+        keywords: all keyword arguments of the `Encoder`, or those that an export depends on and `export_dir`.
         choice: backend and precision.
 
     Returns:
@@ -104,7 +104,7 @@ def find_or_export(keywords: Mapping[str, Any], choice: BackendChoice) -> Export
     """Find the export of a model like `find_exported`, or make it in the cache.
 
     Args:
-        keywords: keyword arguments of the `Encoder`, `export_dir` among them.
+        keywords: all keyword arguments of the `Encoder`, or those that an export depends on and `export_dir`.
         choice: backend and precision.
 
     Returns:
@@ -155,7 +155,7 @@ def _cache_folder(keywords: Mapping[str, Any], choice: BackendChoice) -> str:
     export_dir = keywords.get("export_dir") or str(
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "raybge", "exports")
     )
-    settings = {name: keywords.get(name) for name in _SETTINGS}
+    settings = {name: keywords[name] for name in _SETTINGS}
     packages = ("torch", "transformers", *(("onnx",) if choice.backend == ONNX else ("openvino", "nncf")))
     identity = model_identity(keywords["model_name_or_path"], keywords.get("cache_dir"))
     return append_to_path(export_dir, f"/{digest(identity, choice.file, settings, [*map(_version, packages)])}")

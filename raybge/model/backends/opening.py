@@ -25,6 +25,7 @@ def open_backbone(
     devices: Sequence[torch.device],
     lora: Lora | None,
     tokenizer_name: str | None,
+    use_fast_tokenizer: bool,
     export_dir: str | None,
 ) -> nn.Module:
     """Load a model in torch, or open its export in another backend, which is made first if there is none.
@@ -36,6 +37,7 @@ def open_backbone(
         devices: devices of the model: one CPU, except in torch.
         lora: adapters to train; None for an exported model.
         tokenizer_name: another tokenizer than the model's own, for the sample texts of an export.
+        use_fast_tokenizer: use the tokenizer written in Rust.
         export_dir: folder of exported models; None: in the user's cache folder.
 
     Returns:
@@ -60,6 +62,7 @@ def open_backbone(
         "model_name_or_path": source.name,
         "config_name": source.config_name,
         "tokenizer_name": tokenizer_name,
+        "use_fast_tokenizer": use_fast_tokenizer,
         "export_dir": export_dir,
     }
     exported = find_or_export(keywords, choice)
