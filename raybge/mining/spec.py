@@ -9,7 +9,7 @@ from typing import Any
 
 from raybge.cli.checks import check_at_least
 from raybge.cli.options import MineOptions
-from raybge.cli.parser import changed_values
+from raybge.cli.parser import changed_values, preset_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
@@ -41,6 +41,7 @@ class MiningSpec:
         scale: workers and cluster.
         options: all options, for the metadata.
         flags: options that differ from their defaults, for the report.
+        preset: line on the preset and the values of its flags; empty without one.
     """
 
     model: EncoderSpec | None
@@ -55,6 +56,7 @@ class MiningSpec:
     scale: ScaleSpec
     options: Mapping[str, Any]
     flags: Mapping[str, Any]
+    preset: str = ""
 
     @classmethod
     def from_options(cls, options: MineOptions, has_embedder: bool = False) -> MiningSpec:
@@ -86,6 +88,7 @@ class MiningSpec:
             scale=ScaleSpec.from_options(options),
             options=asdict(options),
             flags=changed_values(options),
+            preset=_describe_preset(options),
         )
 
 
@@ -147,6 +150,16 @@ def parse_rank_range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _describe_preset(options: MineOptions) -> str:
+    """Return the line on the flags that the preset determines, and on those that the command sets to another value."""
+    preset, changed = preset_values(MineOptions, options.preset), []
+    for name, value in preset.items():
+        if getattr(options, name) != value:
+            changed.append(f"--{name} {getattr(options, name)} in place of {value}")
+    unchanged = " ".join(f"--{name} {value}" for name, value in preset.items() if getattr(options, name) == value)
+    return "; ".join([f"preset {options.preset}: {unchanged}".rstrip(), *changed]) if preset else ""
+
+
 def _check_scores(options: MineOptions) -> None:
     for name in ("absolute_margin", "relative_margin"):
         if (value := getattr(options, name)) is not None and not 0 <= value < float("inf"):
@@ -157,6 +170,8 @@ def _check_scores(options: MineOptions) -> None:
 
 
 def _check_cross_encoder(options: MineOptions) -> None:
+    if options.score_only and options.preset:
+        raise UserError("--preset chooses negatives, --score_only mines nothing; omit one of the two")
     mining_only = ("corpus_data", "absolute_margin", "relative_margin", "max_score", "min_score", "keep_scores")
     for name in mining_only if options.score_only else ():
         if getattr(options, name) not in (None, False):
