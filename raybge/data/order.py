@@ -4,8 +4,8 @@ An epoch's rows are one shuffled sequence, or one for each data set (`mixture.py
 lanes whose lengths differ by at most one; M is the largest divisor of the global batch not above 1,024. Each step takes
 global_batch / M rows from every lane, so global batch k is the same rows for any number of workers: worker r of W reads
 lanes j with j * W // M == r. With several sequences a seeded schedule selects the one of each step.
-With clusters of similar rows (`similar_rows.py`), a sequence is cut into steps inside of clusters; lanes share each step
-as before.
+With clusters of similar rows (`similar_rows.py`) a sequence is cut into steps inside of clusters, which the lanes share
+in the same way.
 Inside a lane, windows of a fixed number of steps are permuted: to start at step k, nothing before its window is read.
 
 Memory: a process that reads a window for all lanes holds its rows: at most 32,768, of about 64 MiB of text, or one
@@ -18,6 +18,7 @@ Letters in array names: D pools (sequences), S steps of an epoch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -147,6 +148,12 @@ class Order:
         self.steps_D = self.total_D // global_batch if drop_last else -(-longest_D // self.rows_a_step)
         self.steps = int(self.steps_D.sum())
         self.known: tuple[int, np.ndarray, np.ndarray] | None = None  # the latest schedule
+
+    def with_similar(self, similar: SimilarRows) -> Order:
+        """Return the order of the same rows in steps of similar ones."""
+        order = copy.copy(self)
+        order.similar = similar
+        return order
 
     def identity(self) -> str:
         """Return a fingerprint of the order, which does not depend on the place of its files."""

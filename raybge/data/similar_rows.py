@@ -1,10 +1,10 @@
 """Rows sorted by cluster, and the order of an epoch in which the rows of a step are similar.
 
 The clusters of a sequence form a chain in which neighbors are similar. An epoch shuffles the rows inside of each
-cluster, rotates the chain by a random number of rows, cuts it into steps of a global batch, and shuffles the steps. So a
-step is a random part of one cluster, or of neighbors in the chain where it crosses a border. All steps are full but one,
-whatever the sizes of the clusters, and each row occurs once. Queries of one cluster have hard negatives in each other's
-passages: TAS-B (https://arxiv.org/abs/2104.06967), B3 (https://arxiv.org/abs/2505.11293).
+cluster, rotates the chain by a random number of rows, cuts it into steps of a global batch, and shuffles the steps. So
+a step is a random part of one cluster, or of neighbors in the chain where it crosses a border. All steps are full but
+one, whatever the sizes of the clusters, and each row occurs once. Queries of one cluster have hard negatives in each
+other's passages: TAS-B (https://arxiv.org/abs/2104.06967), B3 (https://arxiv.org/abs/2505.11293).
 
 A row takes 8 bytes of a file that processes map into their memory: a window touches the pages of its own clusters.
 

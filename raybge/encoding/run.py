@@ -23,6 +23,7 @@ from raybge.search.actor_pool import blocks_in_progress
 from raybge.search.embedder import Embedder, make_embedder
 from raybge.search.inputs import open_inputs
 from raybge.search.metadata import write_metadata
+from raybge.search.model_identity import model_identity
 from raybge.search.plan_lines import describe_model
 from raybge.search.stage_clock import StageClock
 from raybge.search.store import Store, run_store
@@ -129,6 +130,7 @@ def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, counts: M
         spec.options,
         {
             "embedder": embedder,
+            "model": spec.model and model_identity(spec.model.model_name_or_path, spec.model.cache_dir),
             "counts": counts,
             "dim": layout.width,
             "ranges": None if layout.ranges_2D is None else layout.ranges_2D.tolist(),

@@ -39,7 +39,7 @@ class MineOptions(
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.MINING
     # Values that --preset gives to flags that are unset. Top negatives below 95% of the positive's score are the best
-    # choice of NV-Retriever (https://arxiv.org/abs/2407.15831); from rank 0, since the margin leaves out the false ones.
+    # choice of NV-Retriever (https://arxiv.org/abs/2407.15831). From rank 0: the margin leaves out the false ones.
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "strong": {
             "sampling_strategy": "top",
@@ -69,8 +69,8 @@ class MineOptions(
     preset: str | None = flag(
         None,
         MINING,
-        "strong: --sampling_strategy top --range_for_sampling 0-200 --relative_margin 0.05 --keep_scores, each of which "
-        "may be set to another value; default: FlagEmbedding's choice",
+        "strong: --sampling_strategy top --range_for_sampling 0-200 --relative_margin 0.05 --keep_scores, each of "
+        "which may be set to another value; default: FlagEmbedding's choice",
         choices=("strong",),
     )
     range_for_sampling: str = flag(
