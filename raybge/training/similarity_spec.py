@@ -123,12 +123,12 @@ class SimilaritySpec:
         """Return the plan line."""
         source = f"the vectors of {self.vectors.path}" if self.vectors else "the model's vectors before training"
         known = "known positives are masked" if self.masks_known else "known positives are not masked"
-        margin = "no margin excludes others"
+        margin = "no others"
         if self.margin is not None:
-            margin = f"passages with a cosine above the positive's minus {self.margin:g} too (--false_negative_margin)"
+            margin = f"passages whose cosine is above the positive's minus {self.margin:g} (--false_negative_margin)"
         return (
             f"batches: of similar queries, from {self.cluster_count(order):,} clusters by {source}; false negatives: "
-            f"{known}, {margin}"
+            f"{known}, and {margin}"
         )
 
 
@@ -142,7 +142,7 @@ def _saved_vectors(options: TrainOptions) -> SavedQueryVectors:
         with open(metadata_path(path), encoding="utf-8") as file:
             content: dict[str, Any] = json.load(file)
         vectors_ND = np.load(path, mmap_mode="r")
-        flags, model = content["options"], content["model"]
+        flags, model = dict(content["options"]), content["model"]
     except OSError as error:
         raise UserError(f"{subject}: {error.filename or path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError):
