@@ -72,6 +72,7 @@ bench: venv
 	$(BIN)/python benchmarks/train_speed.py --passage_len 512 --groups 16 --out runs/bench/speed-512.json
 	$(BIN)/python benchmarks/train_commands.py --out runs/bench/train-commands.json
 	$(BIN)/python benchmarks/memory.py --out runs/bench/memory.json
+	$(BIN)/python benchmarks/similar_batches.py --out runs/bench/similar-batches.json
 	$(BIN)/python benchmarks/quality.py --out runs/bench/quality.json
 	$(BIN)/python benchmarks/mining.py speed --out runs/bench/mining-speed.json
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json

@@ -84,11 +84,18 @@ def build_options(
             report(f"--{f.name} has no effect: {f.no_effect}")
         elif f.group != FLAGEMBEDDING:
             converted[f.name] = value
+    converted = {**preset_values(options_class, converted.get("preset")), **converted}
     missing = [f"--{f.name}" for f in flags.values() if f.required and f.name not in converted]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}")
     training = {f.name: converted.pop(f.name) for f in flags.values() if f.transformers and f.name in converted}
     return options_class(**converted, **({"training": training} if _takes_training(options_class) else {}))
+
+
+def preset_values(options_class: type, preset: str | None) -> dict[str, Any]:
+    """Return the values that a preset of `options_class.presets` gives to unset flags; none without a preset."""
+    values: dict[str, Any] = getattr(options_class, "presets", {}).get(preset, {})
+    return values
 
 
 def declared_flags(options_class: type) -> dict[str, Flag]:

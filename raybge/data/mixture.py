@@ -158,14 +158,18 @@ class RowSequence:
     def _shuffled(self, place: int) -> np.ndarray:
         """Return the numbers of a block's rows in the order in which the rounds take them."""
         own, copy = int(self.own[place]), int(self.copy[place])
-        block, rows, used = int(self.blocks_B[own]), int(self.rows_B[own]), int(self.used_B[own])
-        if rows == 1:
+        if int(self.rows_B[own]) == 1:
             return np.zeros(1, np.int64)
         seed, epoch, _ = self.random
-        numbers = np.arange(rows)
-        if used < rows:
-            numbers = generator("sample", seed, block).choice(rows, used, replace=False)
-        return generator("rows", seed, epoch, block, copy).permutation(numbers)
+        block = int(self.blocks_B[own])
+        return generator("rows", seed, epoch, block, copy).permutation(self.used_rows(own))
+
+    def used_rows(self, index: int) -> np.ndarray:
+        """Return the numbers of the used rows of the sequence's block `index`, the same in every epoch."""
+        rows, used = int(self.rows_B[index]), int(self.used_B[index])
+        if used == rows:
+            return np.arange(rows)
+        return generator("sample", self.random[0], int(self.blocks_B[index])).choice(rows, used, replace=False)
 
 
 def _spread(rows_B: np.ndarray, file_B: np.ndarray, take_F: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,8 @@ An epoch's rows are one shuffled sequence, or one for each data set (`mixture.py
 lanes whose lengths differ by at most one; M is the largest divisor of the global batch not above 1,024. Each step takes
 global_batch / M rows from every lane, so global batch k is the same rows for any number of workers: worker r of W reads
 lanes j with j * W // M == r. With several sequences a seeded schedule selects the one of each step.
+With clusters of similar rows (`similar_rows.py`) a sequence is cut into steps inside of clusters, which the lanes share
+in the same way.
 Inside a lane, windows of a fixed number of steps are permuted: to start at step k, nothing before its window is read.
 
 Memory: a process that reads a window for all lanes holds its rows: at most 32,768, of about 64 MiB of text, or one
@@ -16,12 +18,15 @@ Letters in array names: D pools (sequences), S steps of an epoch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from raybge.data.mixture import Mixture, RowSequence, Span, generator
+from raybge.data.similar_rows import SimilarRows
+from raybge.util.digest import fingerprint
 from raybge.util.errors import UserError
 
 MAX_LANES = 1024
@@ -51,12 +56,12 @@ class LaneWindow:
     Args:
         lane: number of the lane.
         spans: the rows in lane order.
-        seed: seed of the window's permutation.
+        seed: seed of the window's permutation; None: the spans are in the order of training.
     """
 
     lane: int
     spans: tuple[Span, ...]
-    seed: tuple[int, ...]
+    seed: tuple[int, ...] | None
 
     @property
     def rows(self) -> int:
@@ -65,6 +70,8 @@ class LaneWindow:
 
     def permutation(self) -> np.ndarray:
         """Return the order in which the window's rows are trained."""
+        if self.seed is None:
+            return np.arange(self.rows)
         return generator("window", *self.seed).permutation(self.rows)
 
 
@@ -112,6 +119,7 @@ class Order:
         drop_last: drop the last step of a sequence if it is not full.
         mixture: rows per epoch of each file; default: each row once, in one sequence.
         window_rows: rows of a window, rounded down to whole steps, at least one step.
+        similar: rows by cluster, for steps of similar rows; then each row occurs once. None: steps of random rows.
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class Order:
         drop_last: bool = False,
         mixture: Mixture | None = None,
         window_rows: int = WINDOW_ROWS,
+        similar: SimilarRows | None = None,
     ):
         self.rows = np.asarray(rows, dtype=np.int64)
         self.mixture = mixture or Mixture.of_everything(self.rows)
@@ -130,6 +139,7 @@ class Order:
         self.lanes = lane_count(global_batch)
         self.rows_a_step = global_batch // self.lanes
         self.window_steps = max(1, window_rows // global_batch)
+        self.similar = similar
         used = self.mixture.pool_F >= 0
         total_D = np.bincount(self.mixture.pool_F[used], self.mixture.total_F[used], self.mixture.pools)
         self.total_D = total_D.astype(np.int64)
@@ -138,6 +148,17 @@ class Order:
         self.steps_D = self.total_D // global_batch if drop_last else -(-longest_D // self.rows_a_step)
         self.steps = int(self.steps_D.sum())
         self.known: tuple[int, np.ndarray, np.ndarray] | None = None  # the latest schedule
+
+    def with_similar(self, similar: SimilarRows) -> Order:
+        """Return the order of the same rows in steps of similar ones."""
+        order = copy.copy(self)
+        order.similar = similar
+        return order
+
+    def identity(self) -> str:
+        """Return a fingerprint of the order, which does not depend on the place of its files."""
+        fields = {name: value for name, value in vars(self).items() if name != "similar"}
+        return fingerprint({**fields, "similar": self.similar.digest} if self.similar else fields)
 
     def owned(self, rank: int, world: int) -> range:
         """Return the lanes that worker `rank` of `world` reads; UserError if there are more workers than lanes."""
@@ -204,8 +225,11 @@ class Order:
             for pool, nth in steps:
                 begin.setdefault(pool, nth)
             ends = {pool: nth + 1 for pool, nth in steps}
-            parts = []
+            parts: list[LaneWindow] = []
             for pool in begin:
+                if self.similar:
+                    parts += self._similar_lanes(self.similar, epoch, pool, lanes, begin[pool], ends[pool])
+                    continue
                 if pool not in sequences:
                     sequences[pool] = RowSequence(self.rows, self.mixture, pool, self.seed, epoch)
                 for lane in lanes:
@@ -221,3 +245,28 @@ class Order:
         start, stop = (int(j * self.total_D[pool] // self.lanes) for j in (lane, lane + 1))
         low = min(start + first * self.rows_a_step, stop)
         return low, min(start + last * self.rows_a_step, stop)
+
+    def _similar_lanes(
+        self, similar: SimilarRows, epoch: int, pool: int, lanes: range, first: int, last: int
+    ) -> list[LaneWindow]:
+        """Return the rows of the lanes in the pool's steps [first, last).
+
+        The steps are a permutation of the parts of the chain; the part that is not a full step is the last one.
+        """
+        full = int(self.total_D[pool]) // self.global_batch
+        part_S = np.append(generator("parts", self.seed, epoch, pool).permutation(full), full)[first:last]
+        positions = []
+        for lane in lanes:
+            start, stop = (j * int(self.total_D[pool]) // self.lanes for j in (lane, lane + 1))
+            # rows of earlier lanes in the step: the last step has what full ones leave of each lane
+            before_S = np.where(part_S < full, lane * self.rows_a_step, start - lane * full * self.rows_a_step)
+            size_S = np.where(part_S < full, self.rows_a_step, stop - start - full * self.rows_a_step)
+            begin_S = part_S * self.global_batch + before_S
+            positions.append(np.concatenate([np.arange(b, b + n) for b, n in zip(begin_S, size_S, strict=True)]))
+        rows_N2 = similar.rows(np.concatenate(positions), pool, self.seed, epoch)
+        spans = [Span(block, 0, (number,)) for block, number in rows_N2.tolist()]
+        ends = np.cumsum([len(each) for each in positions]).tolist()
+        return [
+            LaneWindow(lane, tuple(spans[end - len(each) : end]), None)
+            for lane, each, end in zip(lanes, positions, ends, strict=True)
+        ]

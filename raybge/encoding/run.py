@@ -20,6 +20,7 @@ from raybge.encoding.fields import column_type
 from raybge.encoding.row_encoder import EncodedRows, RowEncoding, encode_rows
 from raybge.encoding.spec import EncodingSpec
 from raybge.encoding.vector_writer import Layout
+from raybge.model.model_identity import model_identity
 from raybge.search.actor_pool import blocks_in_progress
 from raybge.search.embedder import Embedder, make_embedder, with_export_dir
 from raybge.search.inputs import open_inputs
@@ -131,6 +132,7 @@ def _write_metadata(spec: EncodingSpec, embedder: str, layout: Layout, counts: M
         spec.options,
         {
             "embedder": embedder,
+            "model": spec.model and model_identity(spec.model.model_name_or_path, spec.model.cache_dir),
             "counts": counts,
             "dim": layout.width,
             "ranges": None if layout.ranges_2D is None else layout.ranges_2D.tolist(),

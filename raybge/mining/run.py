@@ -203,6 +203,8 @@ def _print_plan(run: MiningRun, data: SearchData, memory: SearchMemory, sampling
     if place := run.index.describe_place():
         run.console.info(place)
     run.console.detail(memory.describe(data, sampling.hi))
+    if run.spec.preset:
+        run.console.info(run.spec.preset)
     run.console.info(f"sampling: {sampling.describe()}")
     _print_relabelling(run.spec, run.console)
 

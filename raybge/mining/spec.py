@@ -10,7 +10,7 @@ from typing import Any
 
 from raybge.cli.checks import check_at_least, check_requires
 from raybge.cli.options import MineOptions
-from raybge.cli.parser import changed_values
+from raybge.cli.parser import changed_values, preset_values
 from raybge.cluster.spec import ScaleSpec
 from raybge.data.groups import parse_group, parse_passage
 from raybge.data.prompts import Instructions
@@ -49,6 +49,7 @@ class MiningSpec:
         scale: workers and cluster.
         options: all options, for the metadata.
         flags: options that differ from their defaults, for the report.
+        preset: line on the preset and the values of its flags; empty without one.
     """
 
     model: EncoderSpec | None
@@ -66,6 +67,7 @@ class MiningSpec:
     scale: ScaleSpec
     options: Mapping[str, Any]
     flags: Mapping[str, Any]
+    preset: str = ""
 
     @property
     def search_depth(self) -> int:
@@ -105,6 +107,7 @@ class MiningSpec:
             scale=ScaleSpec.from_options(options, on_cpu=model is not None and model.backend.exported),
             options=asdict(options),
             flags=changed_values(options),
+            preset=_describe_preset(options),
         )
 
 
@@ -180,6 +183,16 @@ def _check_rescore(options: MineOptions) -> None:
         )
 
 
+def _describe_preset(options: MineOptions) -> str:
+    """Return the line on the flags that the preset determines, and on those that the command sets to another value."""
+    preset, changed = preset_values(MineOptions, options.preset), []
+    for name, value in preset.items():
+        if getattr(options, name) != value:
+            changed.append(f"--{name} {getattr(options, name)} in place of {value}")
+    unchanged = " ".join(f"--{name} {value}" for name, value in preset.items() if getattr(options, name) == value)
+    return "; ".join([f"preset {options.preset}: {unchanged}".rstrip(), *changed]) if preset else ""
+
+
 def _check_scores(options: MineOptions) -> None:
     for name in ("absolute_margin", "relative_margin"):
         if (value := getattr(options, name)) is not None and not 0 <= value < float("inf"):
@@ -190,6 +203,8 @@ def _check_scores(options: MineOptions) -> None:
 
 
 def _check_cross_encoder(options: MineOptions) -> None:
+    if options.score_only and options.preset:
+        raise UserError("--preset chooses negatives, --score_only mines nothing; omit one of the two")
     mining_only = (
         "corpus_data",
         "judge_url",

@@ -32,6 +32,7 @@ from raybge.training.checkpoint.manifest import (
 from raybge.training.elastic import ElasticPolicy, limit_to_lanes
 from raybge.training.ray_runtime import RayRuntime
 from raybge.training.schedule_check import check_rates, update_count
+from raybge.training.similar_batches import with_similar_batches
 from raybge.training.spec import RunSpec, TrainingSpec
 from raybge.training.tasks.finetune_spec import FinetuneSpec
 from raybge.training.tasks.pretrain_spec import PretrainSpec
@@ -118,7 +119,7 @@ def run(options: LoopOptions, task: type[TaskSpec], console: Console, context: T
         console.info(f"cluster: {cluster.describe()}; {plan.describe('training worker')}")
         for line in (*_description(planned), *spec.task.row_notes(survey), *warnings):
             console.info(line)
-        metrics = _launch(planned, runtime, console)
+        metrics = _launch(with_similar_batches(planned, console), runtime, console)
     if metrics:
         _summarize(spec, metrics, console)
     return TrainingResult.of(spec, metrics)
@@ -195,6 +196,8 @@ def _description(planned: PlannedRun) -> Iterator[str]:
         f"{plural(order.steps, 'step')} an epoch of {plural(order.global_batch, row)}{step}"
     )
     yield from planned.data.data_sets.describe(survey, order)
+    if spec.similarity:
+        yield spec.similarity.describe(order)
     yield from spec.averaging.describe()
     if spec.trainer.flags.get("fp16") and not planned.plan.gpus:
         yield "--fp16 is off: there is no GPU, and fp16 gains nothing on a CPU; --bf16 does on some"

@@ -21,6 +21,7 @@ from raybge.cluster.spec import ScaleSpec
 from raybge.training.averaging_spec import AveragingSpec
 from raybge.training.card_spec import CardSpec
 from raybge.training.checkpoint.manifest import resume_requested
+from raybge.training.similarity_spec import SimilaritySpec
 from raybge.training.trainer_arguments import check_trainer_flags
 from raybge.util.errors import UserError
 from raybge.util.filesystem import STATE_FOLDER, filesystem, is_local
@@ -314,7 +315,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class InputPaths:
-    """Paths that every worker reads in addition to the rows to train on, by the name of their flag."""
+    """Paths that every node reads in addition to the rows to train on, by the name of their flag."""
 
     data: Mapping[str, Sequence[str]]
     models: Mapping[str, str | None]
@@ -322,7 +323,7 @@ class InputPaths:
     @classmethod
     def from_options(cls, options: LoopOptions) -> InputPaths:
         """Read the paths as they were given."""
-        models = ("model_name_or_path", "config_name", "tokenizer_name", "guide_model")
+        models = ("model_name_or_path", "config_name", "tokenizer_name", "guide_model", "batch_vectors")
         return cls(
             {name: tuple(getattr(options, name, None) or ()) for name in ("eval_data", "eval_corpus")},
             {name: getattr(options, name, None) for name in models},
@@ -361,6 +362,7 @@ class TrainingSpec:
     scale: ScaleSpec
     card: CardSpec
     averaging: AveragingSpec
+    similarity: SimilaritySpec | None = None
 
     @classmethod
     def from_options(cls, options: LoopOptions, task: type[TaskSpec]) -> TrainingSpec:
@@ -387,4 +389,5 @@ class TrainingSpec:
             scale=replace(scale, use_gpu=False) if options.training.get("use_cpu") else scale,
             card=CardSpec.from_options(options),
             averaging=AveragingSpec.from_options(options),
+            similarity=SimilaritySpec.from_options(options),
         )

@@ -12,7 +12,7 @@ import stub
 
 from raybge import encode_dataset, quantize_embeddings
 from raybge.cli.console import Console
-from raybge.cli.options import EncodeOptions
+from raybge.cli.options import EncodeOptions, TrainOptions
 from raybge.cli.parser import build_options
 from raybge.encode import main
 from raybge.encoding import vector_writer
@@ -20,6 +20,7 @@ from raybge.encoding.ray_dataset import ColumnEncoder
 from raybge.encoding.run import encode
 from raybge.encoding.spec import EncodingSpec
 from raybge.search import inputs
+from raybge.training.similarity_spec import SimilaritySpec
 from raybge.util.errors import UserError
 
 ROWS = 130
@@ -287,3 +288,15 @@ def test_each_flag_reaches_the_encoder(data, tiny_model):
     for name, value in changed.items():
         keywords = EncodingSpec.from_options(build_options(EncodeOptions, {**flags, name: value})).model.keywords()
         assert {key for key in plain if plain[key] != keywords[key]} == {name} and keywords[name] == value
+
+
+def test_training_accepts_the_vectors_of_queries(small_blocks, tiny_model, words, tmp_path):
+    """Batches of similar queries (`--batch_vectors`) read the metadata."""
+    rows = [{"query": word, "pos": [word]} for word in words[:9]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = str(tmp_path / "queries.npy")
+    data = {"model_name_or_path": tiny_model, "input_file": str(tmp_path / "rows.jsonl"), "output_file": path}
+    encode_dataset(**data, kind="query", text_field="query", num_workers=2)
+    flags = {"model_name_or_path": tiny_model, "train_data": ["d"], "output_dir": "o", "batch_by": "similarity"}
+    spec = SimilaritySpec.from_options(build_options(TrainOptions, {**flags, "batch_vectors": path}))
+    assert (spec.vectors.rows, spec.vectors.dim, spec.vectors.path) == (9, 32, path)

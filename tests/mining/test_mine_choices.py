@@ -108,6 +108,13 @@ def test_top_with_margins(files, rows, tmp_path):
     assert 0 < cut < len(rows) and short < len(rows)
 
 
+def test_the_strong_preset_equals_its_flags(files, tmp_path):
+    strong = {"sampling_strategy": "top", "relative_margin": 0.05, "keep_scores": True, "range_for_sampling": "0-200"}
+    mined(files, tmp_path / "flags.jsonl", **strong)
+    mined(files, tmp_path / "preset.jsonl", preset="strong", range_for_sampling=None)
+    assert (tmp_path / "preset.jsonl").read_bytes() == (tmp_path / "flags.jsonl").read_bytes()
+
+
 def test_shared_positives_and_their_spellings_are_never_negatives(files, rows, tmp_path):
     """With as many negatives as the pool holds, every allowed passage is one."""
     out_rows, result = mined(files, tmp_path / "out.jsonl", range_for_sampling="0-301", negative_number=400)

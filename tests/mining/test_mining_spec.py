@@ -72,3 +72,35 @@ def test_flags_of_the_judge_reach_its_spec(values):
     more = {"judge_concurrency": 3, "judge_timeout": 5.0, "judge_parameters": {"max_tokens": 9}}
     assert spec(values, **judge, **more).judge == ChatSpec("http://h/v1", "m", 3, 5.0, {"max_tokens": 9})
     assert spec(values, **judge).relabel == RelabelSpec("soft")
+
+
+def test_a_preset_gives_values_to_unset_flags(values):
+    strong = spec(values, preset="strong")
+    chosen = strong.sampling
+    assert (chosen.strategy, chosen.lo, chosen.hi, chosen.relative_margin) == ("top", 0, 200, 0.05)
+    assert strong.keep_scores and chosen.number == spec(values).sampling.number
+    assert strong.preset == (
+        "preset strong: --sampling_strategy top --range_for_sampling 0-200 --relative_margin 0.05 --keep_scores True"
+    )
+    assert not spec(values).preset and spec(values).sampling.strategy == "random"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("sampling_strategy", "random"),  # FlagEmbedding's values too
+        ("range_for_sampling", "10-210"),
+        ("relative_margin", 0.1),
+        ("keep_scores", False),
+    ],
+)
+def test_each_flag_of_a_preset_may_be_set(values, flag, value):
+    strong, changed = spec(values, preset="strong"), spec(values, preset="strong", **{flag: value})
+    assert changed.options == {**strong.options, flag: value}
+    old = strong.options[flag]
+    assert changed.preset.endswith(f"; --{flag} {value} in place of {old}") and f"--{flag} {old}" not in changed.preset
+
+
+def test_a_preset_with_score_only_is_refused(values):
+    with pytest.raises(UserError, match="--preset chooses negatives, --score_only mines nothing"):
+        spec(values, preset="strong", score_only=True, cross_encoder="c")

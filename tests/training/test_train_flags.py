@@ -32,6 +32,9 @@ VALUES = {
     "drop_threshold": None,
     "same_dataset_within_batch": None,
     "dataset_weights": None,
+    "batch_by": None,  # these three: test_similar_batches.py
+    "batch_clusters": None,
+    "batch_vectors": None,
     "resume": None,  # test_restarts.py
     "cache_path": None,  # test_run_checks.py
     "max_failures": None,

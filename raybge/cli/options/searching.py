@@ -39,6 +39,16 @@ class MineOptions(
     """Mine hard negatives: passages that the model ranks high for a query although they do not answer it."""
 
     other_flags: ClassVar[tuple[Flag, ...]] = flagembedding.MINING
+    # Values that --preset gives to flags that are unset. Top negatives below 95% of the positive's score are the best
+    # choice of NV-Retriever (https://arxiv.org/abs/2407.15831). From rank 0: the margin leaves out the false ones.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "strong": {
+            "sampling_strategy": "top",
+            "range_for_sampling": "0-200",
+            "relative_margin": 0.05,
+            "keep_scores": True,
+        }
+    }
 
     model_name_or_path: str | None = flag(None, MODEL, "embedding model: folder or hub name", aliases=MODEL_NAMES)
     input_file: list[str] = flag(..., DATA, "groups {query, pos, neg}: files, folders or globs")
@@ -57,6 +67,13 @@ class MineOptions(
         None, MODEL, "maximum passage length in tokens; default: the model's own", aliases=PASSAGE_LENGTHS
     )
 
+    preset: str | None = flag(
+        None,
+        MINING,
+        "strong: --sampling_strategy top --range_for_sampling 0-200 --relative_margin 0.05 --keep_scores, each of "
+        "which may be set to another value; default: FlagEmbedding's choice",
+        choices=("strong",),
+    )
     range_for_sampling: str = flag(
         "10-210", MINING, "range lo-hi of the ranks to sample from: 0-based, lo to hi-1 of the full ranking"
     )

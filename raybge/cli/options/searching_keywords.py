@@ -30,6 +30,7 @@ class MineKeywords(TypedDict, total=False):
     on_bad_rows: Literal["stop", "skip"]  # 'stop'
     accept_any_text: bool  # False
     corpus_data: str | Path | Sequence[str | Path] | None
+    preset: Literal["strong", None]
     range_for_sampling: str | Path  # '10-210'
     negative_number: int  # 15
     sampling_strategy: Literal["random", "top"]  # 'random'

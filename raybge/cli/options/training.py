@@ -191,6 +191,25 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         False, VALIDATION, "with --ema or --average_checkpoints: save the last weights if they are the better ones"
     )
 
+    batch_by: str = flag(
+        "random",
+        DATA,
+        "rows of a step: random ones, or groups with similar queries (similarity), whose passages are hard negatives "
+        "of each other",
+        choices=("random", "similarity"),
+    )
+    batch_clusters: int | None = flag(
+        None,
+        DATA,
+        "clusters of queries for --batch_by similarity; default: one for 8 global batches, at least 2, at most 2,048",
+    )
+    batch_vectors: str | None = flag(
+        None,
+        DATA,
+        "vectors of the queries for --batch_by similarity: the .npy file that raybge.encode --kind query --text_field "
+        "query makes of train_data; default: the model encodes the queries before training",
+    )
+
     temperature: float = flag(0.02, OBJECTIVE, "divisor of the scores")
     negatives_cross_device: bool = flag(True, OBJECTIVE, "use the groups of all workers as negatives")
     use_inbatch_neg: bool = flag(True, OBJECTIVE, "use the passages of other groups as negatives")
@@ -251,7 +270,10 @@ class TrainOptions(InstructionOptions, PoolingOptions, LoopOptions):
         "exclude passages with the text of one of the query's positives from its negatives, and equal queries",
     )
     false_negative_margin: float | None = flag(
-        None, OBJECTIVE, "exclude negatives whose cosine is above the positive's minus this margin"
+        None,
+        OBJECTIVE,
+        "exclude negatives whose cosine is above the positive's minus this margin; default: none, and 0 with "
+        "--batch_by similarity (-2: none)",
     )
     guide_model: str | None = flag(
         None, OBJECTIVE, "model that computes the cosines for the margin; default: the model in training"

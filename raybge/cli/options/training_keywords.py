@@ -123,6 +123,9 @@ class TrainKeywords(TrainingArgumentKeywords, total=False):
     passage_max_len: int  # 128
     pad_to_multiple_of: int | None
     shuffle_ratio: float  # 0.0
+    batch_by: Literal["random", "similarity"]  # 'random'
+    batch_clusters: int | None
+    batch_vectors: str | Path | None
     average_checkpoints: int | None
     global_batch_size: int | None
     temperature: float  # 0.02

@@ -60,7 +60,7 @@ class RunIdentity:
             global_batch=order.global_batch,
             seed=order.seed,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            order=fingerprint(vars(order)),
+            order=order.identity(),
         )
 
 

@@ -15,7 +15,11 @@ from raybge.model.folder import read_settings
 from raybge.model.folder_checks import check_model_folder
 from raybge.model.spec import EncoderSpec, absolute_model_path
 from raybge.training.spec import data_seed_of
-from raybge.training.tasks.objective_spec import ObjectiveSpec, check_objective_options
+from raybge.training.tasks.objective_spec import (
+    ObjectiveSpec,
+    check_objective_options,
+    false_negative_margin,
+)
 from raybge.util.errors import UserError
 from raybge.util.plural import plural
 
@@ -227,7 +231,8 @@ def _check_finetune_options(options: TrainOptions) -> None:
     if options.sub_batch_tokens is not None and options.sub_batch_size is not None:
         raise UserError("--sub_batch_size and --sub_batch_tokens limit the same memory: give one")
     check_objective_options(options)
-    check_requires(options, "guide_model", "false_negative_margin")
+    if options.guide_model and false_negative_margin(options) is None:
+        raise UserError("--guide_model requires --false_negative_margin, above -2")
 
 
 def _check_lora_options(options: TrainOptions) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HIGHEST_TEMPERATURE = 0.5
 # Strengths with which the weights were published, see `HardnessWeights`.
 _STRENGTHS = {"in_batch_negatives": 9.0, "hard_negatives": 5.0, "all_negatives": 5.0}
+NO_MARGIN = -2.0  # two cosines never differ by more
 _FIRST_DIRECTION = "query_to_doc"
 _UNSCALED = {"cosent": "compares the order of the teacher's scores alone", "soft_labels": "has --score_bands"}
 
@@ -86,7 +87,7 @@ class ObjectiveSpec:
             score_bands=_score_bands(options),
             mrl_dims=tuple(options.mrl_dims or ()),
             mask_known=options.mask_known_positives,
-            margin=options.false_negative_margin,
+            margin=false_negative_margin(options),
             score_block=options.score_block,
         )
 
@@ -95,6 +96,14 @@ class ObjectiveSpec:
         from raybge.losses.objective import Objective
 
         return Objective(**vars(self), normalized=normalized)
+
+
+def false_negative_margin(options: TrainOptions) -> float | None:
+    """Return --false_negative_margin, by default 0 for batches of similar queries; None if it excludes nothing."""
+    margin = options.false_negative_margin
+    if margin is None:
+        return 0.0 if options.batch_by == "similarity" else None
+    return margin if margin > NO_MARGIN else None
 
 
 def _score_bands(options: TrainOptions) -> tuple[tuple[float, float], ...]:
