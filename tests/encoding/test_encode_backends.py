@@ -1,4 +1,4 @@
-"""Encoding by an exported model on one Ray: the same bytes for any number of actors, one export under the storage path."""
+"""Encoding by an exported model on one Ray: the same bytes for any number of actors, one export in the storage path."""
 
 import json
 from pathlib import Path
