@@ -78,6 +78,14 @@ def test_int8_is_near_to_torch_and_stated(folder, exports, backend):
     assert "precision='int8'" in repr(exported)
 
 
+def test_int8_of_openvino_does_not_depend_on_padding(folder, exports):
+    """Its ranges are fixed: a text has one vector, whatever the longest text of its chunk is."""
+    encoder = Encoder(folder, encode_backend="openvino", encode_precision="int8", export_dir=exports)
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    padded = np.concatenate([encoder.encode([text, " ".join(PIECES * 2)])[:1] for text in TEXTS])
+    np.testing.assert_allclose(alone, padded, atol=1e-5)
+
+
 def test_a_model_is_exported_once(folder, exports, in_this_process):
     first = Encoder(folder, encode_backend="openvino", encode_precision="fp32", export_dir=exports)
     made = len(in_this_process)
