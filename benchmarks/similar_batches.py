@@ -1,12 +1,12 @@
-"""Cost of `--batch_by similarity`: time and memory of a training on generated groups, with and without it.
+"""Cost of `--batch_by similarity` on generated groups: clusters, reading in their order, and the driver's memory.
 
     python benchmarks/similar_batches.py --groups 1000000 --out runs/bench/similar-batches.json
     python benchmarks/similar_batches.py --groups 100000
 
-A tiny BERT trains one epoch twice, in random and in similar batches of 64 groups of 2, each run a process of its own.
-It takes at most 10% more time, and the driver at most 600 MB. This is the hardest case for the time: a larger model
-takes more time for each step and no more for reading, and encodes the queries in a smaller share of its training.
-Queries have words of one of a thousand topics.
+Clusters come from vectors of 384 numbers around a thousand directions, as `--batch_vectors` reads them; without them
+the encoding of the queries is added. Then one process reads an epoch of steps of 64 groups without tokenizing, once in
+random and once in similar batches. Clustering and additional reading take at most 10% of a training at `--rate` groups
+a second (default: MiniLM on two cores, train_speed.py), and the process that starts them at most 600 MB.
 """
 
 from __future__ import annotations
@@ -18,95 +18,116 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import common
 
-RATIO, DRIVER_LIMIT = 1.1, 600e6
-TOPICS, BATCH = 1000, 64
+SHARE, DRIVER_LIMIT = 0.1, 600e6
+TOPICS, BATCH, DIM, CHUNK = 1000, 64, 384, 50_000
 
 
-def write_groups(path: Path, count: int) -> None:
-    """Write groups of number words: a query of 8, passages of 24."""
-    rng = random.Random(0)
+def write_groups(folder: Path, count: int) -> None:
+    """Write groups of number words, a query of 8 and passages of 100, and the vectors of their queries."""
+    import numpy as np
 
-    def text(topic: int, words: int) -> str:
-        return " ".join(str((topic * 25 + rng.randrange(25)) % common.WORDS) for _ in range(words))
-
-    with path.open("w") as file:
-        for _ in range(count):
-            topic = rng.randrange(TOPICS)
-            row = {"query": text(topic, 8), "pos": [text(topic, 24)], "neg": [text(rng.randrange(TOPICS), 24)]}
-            file.write(json.dumps(row) + "\n")
-
-
-def write_model(folder: Path) -> None:
-    """Write a BERT of two layers of 64 with random weights."""
-    import torch
-    import transformers
-
-    from raybge.model.folder import FolderSettings, write_settings
-
-    common.write_words(folder)
-    torch.manual_seed(0)
-    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    model = transformers.BertModel(transformers.BertConfig(**size), add_pooling_layer=False)
-    model.save_pretrained(folder)
-    write_settings(folder, FolderSettings(pooling="mean", normalize=True, max_length=32), 64, {})
+    rng, vector_rng = random.Random(0), np.random.default_rng(0)
+    directions = vector_rng.standard_normal((TOPICS, DIM)).astype(np.float32)
+    vectors_ND = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (count, DIM))
+    with (folder / "groups.jsonl").open("w") as file:
+        for first in range(0, count, CHUNK):
+            topics = [rng.randrange(TOPICS) for _ in range(min(CHUNK, count - first))]
+            noise = vector_rng.standard_normal((len(topics), DIM), np.float32)
+            vectors_ND[first : first + len(topics)] = directions[topics] + noise
+            for topic in topics:
+                words = [[str(topic * 25 + rng.randrange(25)) for _ in range(n)] for n in (8, 100, 100)]
+                query, pos, neg = (" ".join(each) for each in words)
+                file.write(json.dumps({"query": query, "pos": [pos], "neg": [neg]}) + "\n")
 
 
-def train(folder: Path, batch_by: str, workers: int) -> dict[str, float]:
-    """Train one epoch; return seconds of the command and of the training in it, and peaks in bytes."""
-    output = folder / batch_by
-    flags = {
-        "model_name_or_path": folder / "model",
-        "train_data": folder / "groups.jsonl",
-        "output_dir": output,
-        "batch_by": batch_by,
-        "global_batch_size": BATCH,
-        "train_group_size": 2,
-        "query_max_len": 16,
-        "passage_max_len": 32,
-        "num_workers": workers,
-        "save_strategy": "no",
-        # the same objective in both
-        "false_negative_margin": 0,
-    }
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+class NoTokenizer:
+    """Stands for a tokenizer in the reader of steps: parses the groups and returns the number of rows."""
+
+    def __init__(self) -> None:
+        from raybge.data.groups import parse_group
+
+        self.parse = parse_group
+
+    def __call__(self, epoch: int, step: int, rows: Sequence[Any], copies: Sequence[int] | None = None) -> int:
+        return len(rows)
+
+
+def read_seconds(survey: Any, order: Any) -> float:
+    """Return the seconds that reading an epoch takes."""
+    from raybge.data.stream import StepReader
+
+    reader: Any = StepReader.of(survey, order, NoTokenizer())  # type: ignore[arg-type]
     start = time.monotonic()
-    driver = subprocess.Popen([sys.executable, "-m", "raybge.train", *words], stdout=subprocess.DEVNULL)
-    peaks = common.peaks(driver)
-    results = json.loads((output / "train_results.json").read_text())
-    return {
-        "seconds": time.monotonic() - start,
-        "training_seconds": results["train_runtime"],
-        "driver": peaks["driver"],
-        "largest": max(peaks.values()),
-    }
+    rows = sum(sum(reader.steps(0, window)) for window in order.windows(0, 0, 1))
+    assert rows == order.total
+    return time.monotonic() - start
+
+
+def measure(folder: Path) -> None:
+    """Cluster and read in this process, on a Ray of its own; write the seconds to result.json."""
+    import numpy as np
+    import ray
+
+    from raybge.cli.console import Console
+    from raybge.cluster.resources import Plan
+    from raybge.data.groups import parse_group
+    from raybge.data.order import Order, block_bytes, window_rows
+    from raybge.data.similar_rows import sort_by_cluster
+    from raybge.data.source_files import list_files
+    from raybge.data.survey import survey
+    from raybge.search.query_clusters import QueryVectors, cluster_queries
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    files = list_files([str(folder / "groups.jsonl")], "--train_data")
+    size = sum(file.size for file in files)
+    data = survey(files, block_bytes(size), parse_group)
+    window = window_rows(size, data.total_rows)
+    order = Order(data.rows, BATCH, 0, window_rows=window)
+    clusters = min(max(order.total // (8 * BATCH), 2), 2048)
+    start = time.monotonic()
+    label_N = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint16, (data.total_rows,))
+    vectors = QueryVectors(DIM, path=str(folder / "vectors.npy"))
+    cluster_queries(data, parse_group, vectors, clusters, 0, Plan(2, 1, 0), label_N, Console(True, True, False))
+    clustered = time.monotonic()
+    rows = str(folder / "rows.npy")
+    similar = sort_by_cluster(rows, lambda a, b: np.array(label_N[a:b]), data.rows, order.mixture, clusters, 0)
+    result = {"clusters": clusters, "cluster": clustered - start, "sort": time.monotonic() - clustered}
+    ray.shutdown()
+    result["read_random"] = read_seconds(data, order)
+    result["read_similar"] = read_seconds(data, order.with_similar(similar))
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--groups", type=int, default=1_000_000)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=3.7, help="groups that a training takes a second")
+    parser.add_argument("--folder", help="of the inputs: measure in this process")
     args: argparse.Namespace = parser.parse_args()
+    if args.folder:
+        measure(Path(args.folder))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_groups(folder / "groups.jsonl", args.groups)
-        write_model(folder / "model")
-        runs: dict[str, Any] = {each: train(folder, each, args.workers) for each in ("random", "similarity")}
-    for each, figures in runs.items():
-        print(
-            f"{each:<11}{figures['seconds']:8.1f} s, of which training {figures['training_seconds']:8.1f} s; driver "
-            f"{figures['driver'] / 1e6:,.0f} MB, largest process {figures['largest'] / 1e6:,.0f} MB"
-        )
-    ratio = runs["similarity"]["seconds"] / runs["random"]["seconds"]
+        write_groups(folder, args.groups)
+        peaks = common.peaks(subprocess.Popen([sys.executable, __file__, "--folder", name]))
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    print({key: round(value, 1) for key, value in result.items()})
+    for process, size in sorted(peaks.items(), key=lambda each: -each[1])[:6]:
+        print(f"{size / 1e6:8,.0f} MB  {process}")
+    seconds = result["cluster"] + result["sort"] + max(result["read_similar"] - result["read_random"], 0)
+    share = seconds * args.rate / args.groups
     claims = [
-        common.Claim(f"time of {args.groups:,} groups, times that in random batches", ratio, RATIO, at_most=True),
-        common.Claim("MB of the driver", runs["similarity"]["driver"] / 1e6, DRIVER_LIMIT / 1e6, at_most=True),
+        common.Claim(f"share of training {args.groups:,} groups at {args.rate:g}/s", share, SHARE, at_most=True),
+        common.Claim("MB of the driver", peaks["driver"] / 1e6, DRIVER_LIMIT / 1e6, at_most=True),
     ]
-    common.write_result({"groups": args.groups, "runs": runs}, args.out, claims)
+    common.write_result({"groups": args.groups, "seconds": result, "rate": args.rate}, args.out, claims)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Steps of similar rows: the same for any number of workers and any start, each row once, and rows of one cluster."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -97,6 +98,31 @@ def test_most_steps_are_of_one_cluster(tmp_path):
     order, label_N = simple_order(tmp_path)
     mixed = sum(len({label_N[20 * block + row] for block, row, _ in step}) > 1 for step in batches(order, 1))
     assert mixed <= 5 + 2  # one for each border, one at the end of the chain and one where it is rotated
+
+
+def test_the_parts_of_the_chain_are_shuffled(tmp_path):
+    """With the parts in the order of the chain, the cluster would change five times in 62 steps."""
+    order, label_N = simple_order(tmp_path)
+    labels = [
+        Counter(label_N[20 * block + row] for block, row, _ in step).most_common(1)[0][0] for step in batches(order, 1)
+    ]
+    assert sum(a != b for a, b in itertools.pairwise(labels)) > 30
+
+
+def test_rows_of_a_step_are_in_different_steps_of_the_next_epoch(tmp_path):
+    order, _ = simple_order(tmp_path)
+    one, two = (
+        {row: number for number, step in enumerate(batches(order, 1, epoch)) for row in step} for epoch in (0, 1)
+    )
+    pairs = Counter((one[row], two[row]) for row in one)
+    assert max(pairs.values()) < 10  # of 16 rows of a step; a step's cluster has about 13 steps
+
+
+def test_the_step_that_is_not_full_moves_along_the_chain(tmp_path):
+    """Its rows, which --dataloader_drop_last leaves out, are of another cluster in another epoch."""
+    order, label_N = simple_order(tmp_path)
+    last = [{int(label_N[20 * block + row]) for block, row, _ in batches(order, 1, epoch)[-1]} for epoch in range(12)]
+    assert len(set.union(*last)) >= 4
 
 
 def test_epochs_and_seeds_differ(tmp_path):
