@@ -135,27 +135,18 @@ class Encoder:
         self._devices = pick_devices("cpu" if self.backend.exported and devices is None else devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
-        precision = self.backend.precision
-        self.dtype = inference_dtype(self._on_cpu, use_fp16 and precision != "fp32", precision == "bf16")
+        self.dtype = inference_dtype(self._on_cpu, *self.backend.half_precision(use_fp16))
         self.use_fp16 = self.dtype == torch.float16
         self._source = ModelLocation(
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code
         )
         self.lora = lora
-        if self.backend.exported:
-            backbone = open_exported(
-                self._source, self.backend, self._devices, lora, tokenizer_name, use_fast_tokenizer, export_dir
-            )
-        else:
-            backbone = load_backbone(self._source, self.dtype, lora)
+        backbone = self._load_backbone(tokenizer_name, use_fast_tokenizer, export_dir)
         self._weight_names = frozenset(backbone.state_dict())
         self.tokenizer = load_tokenizer(self._source, tokenizer_name, use_fast_tokenizer)
         check_token_ids(self.tokenizer, tokenizer_name or model_name_or_path, backbone, model_name_or_path)
-        self.model = EmbeddingModel(
-            backbone,
-            pooling_method or self.settings.pooling,
-            self.settings.normalize if normalize_embeddings is None else normalize_embeddings,
-        ).to(self.device)
+        normalize = self.settings.normalize if normalize_embeddings is None else normalize_embeddings
+        self.model = EmbeddingModel(backbone, pooling_method or self.settings.pooling, normalize).to(self.device)
         self.model.eval()
         self.query_max_length = self._limit(query_max_length)
         self.passage_max_length = self._limit(passage_max_length)
@@ -163,6 +154,13 @@ class Encoder:
         self.convert_to_numpy = convert_to_numpy
         self.truncate_dim = self._width(truncate_dim) if truncate_dim is not None else None
         self._copy_to_devices()
+
+    def _load_backbone(self, tokenizer_name: str | None, use_fast_tokenizer: bool, export_dir: str | None) -> Any:
+        """Load the model into torch, or open its export."""
+        if not self.backend.exported:
+            return load_backbone(self._source, self.dtype, self.lora)
+        options = tokenizer_name, use_fast_tokenizer, export_dir
+        return open_exported(self._source, self.backend, self._devices, self.lora, *options)
 
     def __repr__(self) -> str:
         computes = self.backend if self.backend.exported else f"dtype={self.dtype}"
