@@ -78,6 +78,7 @@ bench: venv
 	$(BIN)/python benchmarks/mining.py memory --out runs/bench/mining-memory.json
 	$(BIN)/python benchmarks/encoding.py --out runs/bench/encoding.json
 	$(BIN)/python benchmarks/precision.py --out runs/bench/precision.json
+	$(BIN)/python benchmarks/encoding.py backends --out runs/bench/encoding-backends.json
 	$(BIN)/python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
 	$(BIN)/python benchmarks/masking.py --out runs/bench/masking.json
 	$(BIN)/python benchmarks/pretraining.py --out runs/bench/pretraining.json

@@ -3,11 +3,16 @@
     python benchmarks/encoding.py --out runs/bench/encoding.json
     python benchmarks/encoding.py --rows 2000
     python benchmarks/encoding.py memory --out runs/bench/encoding-memory.json
+    python benchmarks/encoding.py backends --out runs/bench/encoding-backends.json
 
 speed: on medquad's passages (at most 256 tokens, all-MiniLM-L6-v2, fp32), `raybge.Encoder` is at least 1.15 times as
 fast as `SentenceTransformer.encode` with its defaults (batches of 32; `--batch_size` for others). The time includes
 tokenizing and excludes loading. Both encode the passages in `--parts` parts, alternately, so that other load on the
 machine affects both. The script stops if their vectors differ.
+
+backends: all backends and precisions, against sentence-transformers as it comes, with bf16 weights and, where
+`--onnx_python` and `--openvino_python` name interpreters that have optimum, by its own int8 backends (see
+encoding_backends.py). CPU seconds; no claim, since CPUs differ.
 
 memory: `raybge.encode` of --rows short texts to Parquet, and of four times as many, with an embedder of fixed vectors
 (the stub of the tests, 384 numbers): no process is larger by 15% with four times the texts. Memory is the
@@ -31,6 +36,7 @@ import numpy as np
 CLAIM = 1.15
 LENGTH = 256
 TOLERANCE = 1e-5  # for unit vectors in fp32 that were padded and batched differently
+BACKEND_TEXTS, SAMPLES = 256, 512
 GROWTH, TIMES, TEXTS = 1.15, 4, 250_000
 
 
@@ -114,18 +120,32 @@ def memory(rows: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("part", nargs="?", choices=("speed", "memory", "stub"), default="speed")
+    parser.add_argument("part", nargs="?", choices=("speed", "memory", "backends", "stub"), default="speed")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--data", default=common.medquad("corpus.jsonl.gz"), help="passages; default: medquad's")
     parser.add_argument("--rows", type=int, help="number of passages; default: all")
     parser.add_argument("--batch_size", type=int, default=32, help="batch size of sentence-transformers")
     parser.add_argument("--parts", type=int, default=4)
+    for backend in ("onnx", "openvino"):
+        parser.add_argument(
+            f"--{backend}_python", help=f"interpreter that has sentence-transformers' {backend} backend"
+        )
     args = parser.parse_args()
     if args.part == "stub":
         encode_stub(args.folder)
         return
     if args.part == "memory":
         result = memory(args.rows or TEXTS)
+    elif args.part == "backends":
+        import encoding_backends
+
+        count = args.rows or BACKEND_TEXTS
+        texts = [row["text"] for row in common.rows(args.data, count + SAMPLES)]
+        peers = {"onnx": args.onnx_python, "openvino": args.openvino_python}
+        peers = {backend: python for backend, python in peers.items() if python}
+        result = encoding_backends.run(
+            texts[SAMPLES:], texts[:SAMPLES], common.minilm(), args.parts, args.threads, peers
+        )
     else:
         texts = [row["text"] for row in common.rows(args.data, args.rows)]
         result = speed(texts, args.batch_size, args.parts, args.threads)

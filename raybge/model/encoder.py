@@ -136,8 +136,7 @@ class Encoder:
         self._devices = pick_devices("cpu" if self.backend.exported and devices is None else devices)
         self.device = self._devices[0]
         self._on_cpu = any(device.type == "cpu" for device in self._devices)
-        precision = self.backend.precision
-        self.dtype = inference_dtype(self._on_cpu, use_fp16 and precision != "fp32", precision == "bf16")
+        self.dtype = inference_dtype(self._on_cpu, *self.backend.half_precision(use_fp16))
         self.use_fp16 = self.dtype == torch.float16
         self._source = ModelLocation(
             model_name_or_path, self.settings, config_name, cache_dir, token, trust_remote_code

@@ -198,8 +198,8 @@ def _precision_values(choice: BackendChoice, use_fp16: bool | None) -> dict[str,
     """Return the fields of a choice: precisions of torch are stated by `use_fp16` and `use_bf16` alone."""
     if choice.exported:
         return {"encode_precision": choice.precision, "use_fp16": None, "use_bf16": None}
-    use_fp16 = False if choice.precision == "fp32" else use_fp16
-    return {"encode_precision": None, "use_fp16": use_fp16, "use_bf16": choice.precision == "bf16"}
+    use_fp16, use_bf16 = choice.half_precision(use_fp16)
+    return {"encode_precision": None, "use_fp16": use_fp16, "use_bf16": use_bf16}
 
 
 def absolute_model_path(name: str) -> str:

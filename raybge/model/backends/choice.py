@@ -82,6 +82,17 @@ class BackendChoice:
         """True if the model is exported, and runs outside of torch."""
         return self.backend != TORCH
 
+    def half_precision(self, use_fp16: bool | None) -> tuple[bool | None, bool]:
+        """Return `use_fp16` and `use_bf16` of a model in torch: the precision, if there is one, decides.
+
+        Args:
+            use_fp16: --use_fp16; None: fp16 on GPUs.
+
+        Returns:
+            Both.
+        """
+        return (False if self.precision == "fp32" else use_fp16), self.precision == "bf16"
+
     @property
     def file(self) -> str:
         """Path of the exported model in a folder, as sentence-transformers names it; bf16 is computed from fp32's."""

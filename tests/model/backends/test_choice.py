@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+import torch
 
 from raybge.cli.options import EncodeOptions, EvaluateOptions, MineOptions
 from raybge.cli.parser import build_options
@@ -11,6 +12,7 @@ from raybge.mining.spec import MiningSpec
 from raybge.model.backends import choice
 from raybge.model.backends.choice import BackendChoice
 from raybge.model.encoder import Encoder
+from raybge.model.precision import inference_dtype
 from raybge.model.spec import EncoderSpec
 from raybge.util.errors import UserError
 
@@ -28,6 +30,21 @@ def test_flags_of_one_precision_give_one_spec():
     assert exported == spec(encode_backend="openvino", encode_precision="bf16")
     assert (exported.encode_precision, exported.use_bf16, exported.use_fp16) == ("bf16", None, None)
     assert spec(encode_backend="onnx").encode_precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "use_fp16", "dtype"),
+    [
+        (None, None, torch.float16),
+        (None, False, torch.float32),
+        ("fp32", None, torch.float32),
+        ("fp32", True, torch.float32),
+        ("bf16", None, torch.bfloat16),
+        ("bf16", False, torch.bfloat16),
+    ],
+)
+def test_a_precision_decides_on_gpus_too(precision, use_fp16, dtype):
+    assert inference_dtype(False, *BackendChoice.of("torch", precision, None).half_precision(use_fp16)) == dtype
 
 
 def test_the_spec_in_fp32_is_that_of_torch():
