@@ -5,6 +5,7 @@ Rows are read by Ray Data, or by a thread of the worker if there are few.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections import deque
@@ -121,7 +122,9 @@ def read_in_process(stream: StepStream) -> Iterator[pa.Table]:
     Yields:
         The steps, each as the tokenizer's table of one row.
     """
-    reader = StepReader.of(stream.survey, stream.order, stream.tokenizer, stream.token_cache)
+    # A tokenizer serves one thread at a time, and an evaluation may use it meanwhile.
+    tokenizer = copy.deepcopy(stream.tokenizer)
+    reader = StepReader.of(stream.survey, stream.order, tokenizer, stream.token_cache)
     tables = itertools.chain.from_iterable(
         reader.tables(stream.epoch, stream.rank, stream.world, max(first, stream.start_step))
         for first, _ in stream.order.window_bounds(stream.start_step)

@@ -22,6 +22,7 @@ from raybge.cluster.resources import Plan
 from raybge.data.groups import parse_group
 from raybge.data.ray_datasets import BlockRead, batches_of, dataset_of_reads
 from raybge.search import topk
+from raybge.search.actor_pool import map_on_actors
 from raybge.search.columns import keys_of, vectors_column, vectors_of
 from raybge.search.embedder import Embedder, TextEncoder, device_of
 from raybge.search.index import PassageLookup, SearchHits, ShardedIndex, search
@@ -47,7 +48,7 @@ def rescore_candidates(
     """Encode the queries, their candidates and their known passages in fp32.
 
     Args:
-        index: the cheap model's index.
+        index: the cheap model's index; it is closed, since its actors would hold the CPUs or GPUs of the model in fp32.
         queries: the cheap model's blocks of queries.
         depth: candidates per query.
         exact: the model in fp32.
@@ -59,9 +60,8 @@ def rescore_candidates(
     """
     needed = np.zeros(-(-index.passages // 8), np.uint8)  # a bit per passage
     total = sum(block.rows for block in queries)
-    with console.bar("search", total, "row", start_up="loading the index") as bar:
-        found = search(index, queries, depth, _passages_of)
-        for block, ids in zip(queries, found, strict=True):
+    with index, console.bar("search", total, "row", start_up="loading the index") as bar:
+        for block, ids in zip(queries, search(index, queries, depth, _passages_of), strict=True):
             np.bitwise_or.at(needed, ids >> 3, (1 << (ids & 7)).astype(np.uint8))
             bar.update(block.rows)
     works = [pa.table([[block.name], [_target(exact, block.name)], [None]], schema=_WORK) for block in queries]
@@ -92,17 +92,8 @@ def _passages_of(hits: SearchHits) -> np.ndarray:
 
 
 def _encode(works: list[pa.Table], texts: int, exact: Embedder, store: Store, plan: Plan, console: Console) -> None:
-    import ray
-
-    encoded = dataset_of_reads([BlockRead(partial(list, [work])) for work in works], _WORK).map_batches(
-        RescoringActor,
-        fn_constructor_args=(exact, store, device_of(plan)),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(plan.workers, len(works))),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-    )
+    dataset = dataset_of_reads([BlockRead(partial(list, [work])) for work in works], _WORK)
+    encoded = map_on_actors(dataset, RescoringActor, (exact, store, device_of(plan)), plan, blocks=len(works))
     progress = console.bar("rescore", texts, "text", start_up=LOADING)
     with unwrap_user_errors(), progress as bar, batches_of(encoded) as batches:
         for batch in batches:

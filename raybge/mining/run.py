@@ -130,7 +130,7 @@ def _mine_negatives(
     clock.count("deduplicate", int(data.unique.total_B.sum()), "passage")
     sampling = _clipped_sampling(spec.sampling, data.unique.passages, console)
     memory = SearchMemory.plan(
-        run.index, run.cluster, run.plan, data.unique.passages, embedder.dim, with_model=scorer is not None
+        run.index, run.cluster, run.plan, data.unique.passages, embedder.dim, with_model=bool(scorer or exact)
     )
     _print_plan(run, data, memory, sampling)
     summary: dict[str, Any] = {
@@ -146,15 +146,19 @@ def _mine_negatives(
         with clock("encode"):
             passages, queries = encode(data, embedder, run.store, run.plan, console)
         clock.count("encode", data.texts, "text")
-        on_actors = scorer is not None or exact is not None
-        with clock("index"), console.phase("building the index"):
-            index = build_index(
-                passages, run.store, run.index, run.plan, memory.resident_shards, process_on_actors=on_actors
-            )
-        with index, clock("search"):
-            rescorer = None
-            if exact:
+
+        def indexed(on_actors: bool) -> ShardedIndex:
+            with clock("index"), console.phase("building the index"):
+                return build_index(
+                    passages, run.store, run.index, run.plan, memory.resident_shards, process_on_actors=on_actors
+                )
+
+        rescorer = None
+        if exact:
+            index = indexed(on_actors=False)
+            with clock("rescore"):
                 rescorer = rescore_candidates(index, queries, spec.search_depth, exact, run.plan, console)
+        with indexed(on_actors=bool(scorer or rescorer)) as index, clock("search"):
             statistics = _search_and_write(run, sampling, index, queries, scorer, rescorer, out)
             recall = report_recall(index, queries, sampling.hi, console)
         clock.count("search", summary["rows"], "row")

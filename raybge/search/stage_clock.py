@@ -20,10 +20,10 @@ class StageClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the block as stage `name`."""
+        """Measure the block as stage `name`, or add it to that stage."""
         start = time.monotonic()
         yield
-        self.seconds[name] = round(time.monotonic() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
 
     def count(self, name: str, amount: int, unit: str) -> None:
         """Record how many items a stage processed; `unit` is the singular name of one."""

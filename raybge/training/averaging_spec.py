@@ -132,6 +132,7 @@ def checkpoint_steps(flags: Mapping[str, Any], updates: int, updates_per_epoch: 
     if flags.get("save_strategy", "steps") == "steps":
         every = flags.get("save_steps", SAVE_STEPS)
         every = math.ceil(updates * every) if every < 1 else int(every)  # as transformers reads a share of the run
+        every = max(every, 1)  # transformers refuses 0
     return sorted({*range(int(every), updates + 1, int(every)), updates})
 
 

@@ -84,8 +84,9 @@ def _evaluate_averages(trainer: StreamTrainer, last: Mapping[str, float]) -> lis
     if averaging.steps:
         wanted = {checkpoint_name(checkpoint_path("", step)) for step in averaging.steps}
         paths = [path for path in reversed(list_checkpoints(trainer.storage)) if checkpoint_name(path) in wanted]
-        name = f"mean of {len(paths)} checkpoints"
-        versions.append(_Version(name, mean_of_checkpoints(trainer, paths), {}))
+        if paths:  # none only if another program deleted them
+            name = f"mean of {len(paths)} checkpoints"
+            versions.append(_Version(name, mean_of_checkpoints(trainer, paths), {}))
     for version in versions[1:]:
         set_weights(trainer.model, version.weights)
         if validation is not None:

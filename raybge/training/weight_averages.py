@@ -86,7 +86,7 @@ class WeightEma:
             if is_main:
                 whole[name] = tensor.cpu()
         if is_main:
-            write(lambda: torch.save(whole, Path(folder, EMA_FILE)))
+            write(lambda: torch.save({"decay": self.decay, "averages": whole}, Path(folder, EMA_FILE)))
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
@@ -96,7 +96,7 @@ class WeightEma:
             folder: local folder of the checkpoint.
 
         Raises:
-            UserError: the checkpoint has none, or those of another model.
+            UserError: the checkpoint has none, or those of another model or another decay.
         """
         path = Path(folder, EMA_FILE)
         if not path.is_file():
@@ -105,7 +105,10 @@ class WeightEma:
                 "with --overwrite_output_dir"
             )
         with safe_loading(folder, "moving average"):
-            whole: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        whole: dict[str, Tensor] = saved["averages"]
+        if saved["decay"] != self.decay:
+            raise UserError(f"--ema {self.decay:g}: the run to continue has --ema {saved['decay']:g}; use the same")
         shapes, expected = ({name: each.shape for name, each in w.items()} for w in (whole, self._averages))
         if shapes != expected:
             raise UserError(f"{path} has the averages of another model; expected a checkpoint of the same run")

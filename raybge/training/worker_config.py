@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from raybge.data.token_cache import TokenCache
 from raybge.training.averaging_spec import AveragingPlan
-from raybge.training.checkpoint.manifest import RunIdentity, load_checkpoint
+from raybge.training.checkpoint.manifest import RunIdentity, checkpoint_path, is_complete, load_checkpoint
 from raybge.training.row_records import RowLog
 from raybge.training.schedule_check import update_count
 from raybge.training.trainer_arguments import training_arguments
 from raybge.util.digest import fingerprint
+from raybge.util.errors import UserError
 from raybge.util.filesystem import last_part
 from raybge.util.versions import versions
 
@@ -72,10 +73,18 @@ class PlannedRun:
     reads_in_process: bool = False
 
     def averaging(self) -> AveragingPlan:
-        """Return the averages of the weights; UserError if the run writes too few checkpoints for them."""
+        """Return the averages of the weights; UserError if the run does not have the checkpoints for them."""
         trainer, steps = self.spec.trainer, self.data.order.steps
         per_epoch = max(1, -(-steps // trainer.accumulation))
-        return self.spec.averaging.plan(trainer.flags, update_count(trainer, steps), per_epoch)
+        plan = self.spec.averaging.plan(trainer.flags, update_count(trainer, steps), per_epoch)
+        storage = self.spec.run.storage
+        earlier = [step for step in plan.steps if self.start and step <= self.start.step]
+        if lost := [step for step in earlier if not is_complete(checkpoint_path(storage, step))]:
+            raise UserError(
+                f"--average_checkpoints {len(plan.steps)}: the run to continue has no checkpoint of update {lost[0]:,} "
+                f"in {storage}; lower it, or use --save_steps and --save_total_limit of that run"
+            )
+        return plan
 
 
 @dataclass(frozen=True, repr=False)  # Ray Train shows str() of it on the dashboard: no token may be in it

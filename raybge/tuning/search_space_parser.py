@@ -24,7 +24,9 @@ NOT_SEARCHED = {
     r"model_name_or_path|config_name|tokenizer_name|use_fast_tokenizer": (
         "all trials start from the same model; run one search per model"
     ),
-    r".*_dir|.*_file|.*_path|resume_from_checkpoint|guide_model|cross_encoder": "it is a path, not a setting",
+    r".*_dir|.*_file|.*_path|resume_from_checkpoint|guide_model|cross_encoder|batch_vectors": (
+        "it is a path, not a setting"
+    ),
     r".*token|trackio_.*|run_name|project": "it identifies an account or a run, and is not a setting",
     r"num_workers|use_gpu.*|cpus_per_worker|max_failures|address|use_cpu|ddp_.*|fsdp|shard_size|shards_per_actor": (
         "training results do not depend on the machine"

@@ -183,6 +183,11 @@ class TuningSpec:
                 raise UserError(
                     f"--{name}: trials are compared by their last weights; train with it and the best trial's flags"
                 )
+        if options.batch_vectors and not options.eval_data:
+            raise UserError(
+                "--batch_vectors has a vector for each row of --train_data, and trials train on a part of them: give "
+                "--eval_data too"
+            )
         if not 0 < options.held_out < 1:
             raise UserError(f"--held_out must be between 0 and 1, found {options.held_out:g}")
         training = training_flags(options)

@@ -31,7 +31,7 @@ OPTIMIZER_FLAGS = {
 }
 _TRAINING_PATHS = (
     *("model_name_or_path", "config_name", "tokenizer_name", "cache_dir"),
-    *("guide_model", "deepspeed"),
+    *("guide_model", "deepspeed", "batch_vectors"),
 )
 _WRITTEN_PATHS = ("logging_dir", "cache_path")
 _MINING_PATHS = ("model_name_or_path", "cross_encoder", "cache_dir")

@@ -88,6 +88,20 @@ def test_reading_in_process_is_a_few_steps_ahead_and_ends_with_its_reader(data):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
 
 
+def test_reading_in_process_leaves_the_tokenizer_to_other_threads(data):
+    """A tokenizer keeps the truncation of its last call: an evaluation between two steps would change them."""
+    stream, used = stream_of(data), []
+
+    class RecordingTokenizer(GroupTokenizer):
+        def __call__(self, *args):
+            used.append(self.texts.tokenizer)
+            return super().__call__(*args)
+
+    stream.tokenizer = RecordingTokenizer(stream.tokenizer.texts, 2, 0)
+    assert len(list(stream)) == len(used) == len(stream)
+    assert all(each is used[0] and each is not stream.tokenizer.texts.tokenizer for each in used)
+
+
 def test_reading_in_process_raises_the_error_of_its_thread(data):
     stream = stream_of(data)
     (data / "a.jsonl").write_text("")

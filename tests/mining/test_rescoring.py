@@ -111,6 +111,14 @@ def test_share_of_changed_ranks(rankings, tmp_path, capsys):
     assert f"{changed:,} ({100 * share:.1f}%)" in page
 
 
+def test_actors_that_take_more_than_half_of_the_cpus(tmp_path, ray_cluster):
+    """Those of the search end before those of the model in fp32 start: both together would wait for ever."""
+    cpus = int(ray_cluster.cluster_resources()["CPU"])
+    assert cpus >= 3
+    large = mined(tmp_path / "large", num_workers=1, cpus_per_worker=cpus // 2 + 1, keep_scores=True)[0]
+    assert large == mined(tmp_path / "small", num_workers=2, cpus_per_worker=1, keep_scores=True)[0]
+
+
 def test_bytes_do_not_depend_on_actors_or_shards(tmp_path):
     """With score limits that few candidates satisfy: random passages are scored too."""
     flags = {"min_score": 0.1, "max_score": 0.45, "keep_scores": True, "negative_number": 30}

@@ -125,6 +125,13 @@ def test_ema_of_a_run_without_one_cannot_be_continued(inputs, tmp_path):
         other.train(resume_from_checkpoint=latest_checkpoint(tmp_path / "out").path)
 
 
+def test_ema_of_another_decay_cannot_be_continued(inputs, tmp_path):
+    trainer_of(inputs, tmp_path / "out", AveragingPlan(ema=0.5), max_steps=4).train()
+    other = trainer_of(inputs, tmp_path / "out", AveragingPlan(ema=0.9), max_steps=8)
+    with pytest.raises(UserError, match="--ema 0.9: the run to continue has --ema 0.5; use the same"):
+        other.train(resume_from_checkpoint=latest_checkpoint(tmp_path / "out").path)
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +196,7 @@ def test_adapters_are_averaged_alone(inputs, tmp_path):
     trainer = trainer_of(inputs, tmp_path / "out", plan, recorder, lora=Lora(4, 8, 0.1, None))
     before = weights(trainer)
     after = saved_weights(trainer)
-    state = torch.load(tmp_path / "out" / "checkpoint-4" / "ema.pt", weights_only=True)
+    state = torch.load(tmp_path / "out" / "checkpoint-4" / "ema.pt", weights_only=True)["averages"]
     assert state and all("lora" in name for name in state)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed and all("lora" in name for name in changed)

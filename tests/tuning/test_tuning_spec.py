@@ -47,6 +47,8 @@ def argv(flags: dict) -> list[str]:
     ("flags", "message"),
     [
         ({"search": ["learning_rat=uniform(1,2)"]}, "learning_rate"),
+        ({"batch_by": "similarity", "batch_vectors": "q.npy"}, "on a part of them: give --eval_data too"),
+        ({"search": ["batch_vectors=choice('a','b')"]}, "it is a path"),
         ({"search": ["learning_rate=loguniform(0,1)"]}, "^"),
         ({"search": ["temperature=uniform(0.1,0.9)"]}, "--search temperature=uniform(0.1,0.9): --temperature"),
         ({"search": ["train_group_size=choice(0,2)"]}, "--train_group_size must be at least 1, found 0"),

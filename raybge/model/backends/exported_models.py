@@ -29,6 +29,7 @@ from raybge.util.filesystem import append_to_path, filesystem
 
 # Arguments of an Encoder that an export depends on, besides the model's files.
 _SETTINGS = ("config_name", "tokenizer_name", "use_fast_tokenizer", "trust_remote_code")
+_PLACE = ("model_name_or_path", "cache_dir", "token")  # where the model is loaded from
 _SUCCESS = "_SUCCESS"  # written last into a folder at a URI
 
 
@@ -121,7 +122,9 @@ def find_or_export(keywords: Mapping[str, Any], choice: BackendChoice) -> Export
     with tempfile.TemporaryDirectory(prefix="raybge-export-") as scratch:
         with atomic_folder(folder, "--storage_path", last=None if local else _SUCCESS, keep_existing=True) as partial:
             target = partial if local else scratch
-            run_export(export_request(keywords, choice, target))
+            # Lengths and instructions of this call would change what int8 is calibrated on.
+            shared = {name: keywords[name] for name in (*_SETTINGS, *_PLACE) if name in keywords}
+            run_export(export_request(shared, choice, target))
             if not local:
                 pafs.copy_files(scratch, partial, destination_filesystem=filesystem(folder)[0])
     exported = _read(folder, choice)

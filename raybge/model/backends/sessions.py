@@ -5,6 +5,7 @@ Letters in tensor names: B texts of a chunk, T tokens of its longest, D width of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -102,9 +103,11 @@ def _openvino(path: str, precision: str, threads: int) -> Run:
     }
     core = openvino.Core()
     request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
+    lock = threading.Lock()  # a request runs once at a time
 
     def run(ids_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-        h_BTD: np.ndarray = request.infer(dict(zip(INPUTS, (ids_BT, mask_BT), strict=True)))[OUTPUT]
+        with lock:
+            h_BTD: np.ndarray = request.infer(dict(zip(INPUTS, (ids_BT, mask_BT), strict=True)))[OUTPUT]
         return h_BTD  # a copy of the request's memory
 
     return run
