@@ -198,7 +198,7 @@ def test_sharded_checkpoint_is_not_unpickled(make_trainer, tmp_path, monkeypatch
     with pytest.raises(UserError, match=f"the state in {folder} is refused"):
         make_trainer(tmp_path, **EVERY_4).train(resume_from_checkpoint=str(folder))
     trainer.is_fsdp_enabled, trainer.state.best_model_checkpoint = True, str(folder)
-    with pytest.raises(UserError, match=f"the best model in {folder} is refused"):
+    with pytest.raises(UserError, match=f"the model in {folder} is refused"):
         trainer.load_best_model()
     assert not (tmp_path / "created").exists()
 
