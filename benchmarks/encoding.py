@@ -12,7 +12,7 @@ machine affects both. The script stops if their vectors differ.
 
 backends: all backends and precisions, against sentence-transformers as it comes, with bf16 weights and, where
 `--onnx_python` and `--openvino_python` name interpreters that have optimum, by its own int8 backends (see
-encoding_backends.py). CPU seconds; no claim, since CPUs differ.
+encoding_backends.py). CPU seconds, since CPUs and their load differ.
 
 memory: `raybge.encode` of --rows short texts to Parquet, and of four times as many, with an embedder of fixed vectors
 (the stub of the tests, 384 numbers): no process is larger by 15% with four times the texts. Memory is the
@@ -79,7 +79,6 @@ def speed(texts: list[str], batch_size: int, parts: int, threads: int) -> dict[s
         "passages": len(texts),
         "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
         "ratio": round(ratio, 3),
-        "holds": ratio >= CLAIM,
     }
 
 
@@ -115,7 +114,7 @@ def memory(rows: int) -> dict[str, Any]:
     )
     print(f"with {TIMES} times as many texts a process has {growth:.2f} times the memory (claim: at most {GROWTH})")
     peaks = {count: {name: round(size / 1e6) for name, size in each.items()} for count, each in sizes.items()}
-    return {"peak_mb": peaks, "growth": round(growth, 3), "holds": growth <= GROWTH}
+    return {"peak_mb": peaks, "growth": round(growth, 3)}
 
 
 def main() -> None:
@@ -136,6 +135,7 @@ def main() -> None:
         return
     if args.part == "memory":
         result = memory(args.rows or TEXTS)
+        claims = [common.Claim("memory of `raybge.encode` with four times the texts", result["growth"], GROWTH, True)]
     elif args.part == "backends":
         import encoding_backends
 
@@ -146,12 +146,20 @@ def main() -> None:
         result = encoding_backends.run(
             texts[SAMPLES:], texts[:SAMPLES], common.minilm(), args.parts, args.threads, peers
         )
+        ratios, peer = result["ratios"], "sentence-transformers"
+        claims = [
+            common.Claim(f"passages per CPU second in bf16, against {peer} as it comes", ratios["bf16 as it comes"], 5),
+            common.Claim(f"in bf16, against {peer} with bf16 weights", ratios["bf16"], 1.5),
+            common.Claim(f"in int8, against {peer} as it comes", ratios["int8 as it comes"]),
+            common.Claim(f"in int8, against {peer} at its best here", ratios["int8"], 1.2),
+        ]
     else:
         texts = [row["text"] for row in common.rows(args.data, args.rows)]
         result = speed(texts, args.batch_size, args.parts, args.threads)
-    common.write_result(result, args.out)
-    if not result["holds"]:
-        raise SystemExit("the claim does not hold")
+        claims = [
+            common.Claim("texts per second, raybge.Encoder against sentence-transformers", result["ratio"], CLAIM)
+        ]
+    common.write_result(result, args.out, claims)
 
 
 if __name__ == "__main__":
