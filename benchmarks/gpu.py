@@ -211,11 +211,11 @@ def main() -> None:
             tokens, work = sum(map(len, batch.texts)), operations(config, batch)
             for kind, build, share in ((TRAINED, training_calls, 1.0), (ENCODED, encoding_calls, 1 / 3)):
                 calls = build(folder, batch, args)
-                found = measure_calls(calls, args.rounds, args.device)
+                peers = measure_calls(calls, args.rounds, args.device)
                 if kind == TRAINED and args.device == "cuda":
                     results.append(print_waits(calls["raybge"], length))
-                table(kind, length, found, tokens, work * share, rate)
-                results.append({"kind": kind, "length": length, "tokens": tokens, "peers": found})
+                table(kind, length, peers, tokens, work * share, rate)
+                results.append({"kind": kind, "length": length, "tokens": tokens, "peers": peers})
     common.write_result({"settings": vars(args), "matmul_tflops": rate and rate / 1e12, "results": results}, args.out)
 
 

@@ -62,7 +62,8 @@ def read_seconds(survey: Any, order: Any) -> float:
     """Return the seconds that reading an epoch takes."""
     from raybge.data.stream import StepReader
 
-    reader: Any = StepReader.of(survey, order, NoTokenizer())  # type: ignore[arg-type]
+    tokenizer: Any = NoTokenizer()
+    reader: Any = StepReader.of(survey, order, tokenizer)
     start = time.monotonic()
     rows = sum(sum(reader.steps(0, window)) for window in order.windows(0, 0, 1))
     assert rows == order.total

@@ -104,8 +104,8 @@ def mine(
         if embedder is None:
             assert model is not None
             embedder = make_embedder(model, plan)
-            exact = make_embedder(model.in_fp32(), plan)
-        return _mine_negatives(run, embedder, exact if spec.rescore else None, scorer)
+            exact = make_embedder(model.in_fp32(), plan) if spec.rescore else None
+        return _mine_negatives(run, embedder, exact, scorer)
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class AveragingSpec:
     @property
     def flags(self) -> list[str]:
         """Names of the flags that request an average, with dashes."""
-        given = (("--ema", self.ema), ("--average_checkpoints", self.checkpoints))
-        return [name for name, value in given if value is not None]
+        values = {"--ema": self.ema, "--average_checkpoints": self.checkpoints}
+        return [name for name, value in values.items() if value is not None]
 
     def describe(self) -> list[str]:
         """Return the plan's line on the weights that are saved, if there is an average."""

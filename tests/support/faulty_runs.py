@@ -1,10 +1,12 @@
 """Small runs of two workers, and faults in the middle of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from tiny import make_tiny
 
@@ -68,6 +70,19 @@ def before_each_step(monkeypatch, action: Callable[[StreamTrainer, dict], None])
             StreamTrainer.training_step = original
 
     monkeypatch.setattr(controller, "_train_worker", train_worker)
+
+
+@contextmanager
+def full_disk_after_step(step: int) -> Iterator[None]:
+    """Expect that a run in the block ends for want of disk space before the step after `step`."""
+
+    def fail(trainer: StreamTrainer, inputs: dict) -> None:
+        if trainer.state.global_step == step:
+            raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="No space left"):
+        before_each_step(patch, fail)
+        yield
 
 
 def assert_same_model(output: Path, expected: Path) -> None:
